@@ -1,0 +1,40 @@
+"""The exceptions of the core. They know nothing of gRPC or of exit codes.
+
+    PawprintError                something a user or a caller can put right; the message says how
+    ├── InvalidRequest           the call itself is wrong (no photos, top_k out of range, ...)
+    ├── InvalidImage             one photo can't be read; its neighbours are unharmed
+    ├── NotFound                 no such model, version or alias
+    ├── BrokenVersion            a version that must not be served: missing, altered or malformed
+    ├── Overloaded               the queue is full; try again later
+    └── DeadlineExceeded         the answer would come too late
+
+Everything else that is raised is a defect of ours.
+"""
+
+
+class PawprintError(Exception):
+    """Something a user or a caller can put right; str(error) says what to do."""
+
+
+class InvalidRequest(PawprintError):
+    """The call itself is wrong."""
+
+
+class InvalidImage(PawprintError):
+    """One photo can't be read."""
+
+
+class NotFound(PawprintError):
+    """No such model, version or alias."""
+
+
+class BrokenVersion(PawprintError):
+    """A version that must not be served: a file is missing, altered or malformed."""
+
+
+class Overloaded(PawprintError):
+    """The queue is full."""
+
+
+class DeadlineExceeded(PawprintError):
+    """The caller's deadline has passed, or would pass before the answer."""

@@ -1,0 +1,184 @@
+"""What a version of a model is, and its manifest.json, read and written without leniency.
+
+Every field is required and no other is allowed: a missing one is an error, never a default.
+"""
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from serving.errors import BrokenVersion
+
+SCHEMA_VERSION = 1
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    sha256: str  # hex
+    size: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Upright RGB, shorter side to `size`, centre crop of `size` x `size`, uint8."""
+
+    size: int  # pixels
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise ValueError(f"size must be 16 to 4096 pixels, got {self.size}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
+                f"got {self.interpolation!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """(pixel / 255 - mean) / std by channel; in the graph, kept here to rebuild it in PyTorch."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    digest: str  # sha256 over split, label, name and content of every photo used
+    counts: dict[str, dict[str, int]]  # split -> label -> photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Measured on the test photos through the ONNX file and serving's preprocessing."""
+
+    photos: int
+    correct: int
+    accuracy: float
+    accuracy_low: float  # 95 % Wilson interval
+    accuracy_high: float
+    nll: float  # mean negative log-likelihood, nats
+    ece: float  # expected calibration error, 15 equal-width bins
+    per_class: dict[str, tuple[int, int]]  # label -> (correct, photos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """ONNX Runtime against PyTorch on the same photos."""
+
+    photos: int
+    batch_sizes: tuple[int, ...]
+    logit_scale: float  # largest absolute logit
+    max_logit_error: float  # largest absolute difference, in logits
+    top1_agreement: float  # share of photos with the same first label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One precision of the model: the same inputs and outputs in another file."""
+
+    file: str
+    metrics: Metrics
+    parity: Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    schema_version: int
+    name: str
+    version: int
+    created: str  # ISO 8601, UTC
+    backbone: str
+    labels: tuple[str, ...]  # in the order of the outputs
+    preprocessing: Preprocessing
+    normalisation: Normalisation
+    temperature: float  # the graph divides its logits by it
+    opset: int
+    dataset: Dataset
+    configuration: dict[str, Any]  # the training run's, as JSON
+    training_seconds: float
+    variants: dict[str, Variant]  # precision -> variant; "fp32" is always there
+    software: dict[str, str]  # package -> version
+    files: dict[str, FileEntry]  # relative POSIX path -> digest and size
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {self.schema_version}; this Pawprint reads {SCHEMA_VERSION}"
+            )
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be two or more and distinct, got {list(self.labels)}")
+        if "fp32" not in self.variants:
+            raise ValueError("variants must hold fp32")
+        for variant in self.variants.values():
+            if variant.file not in self.files:
+                raise ValueError(f"the file of a variant is not listed in files: {variant.file}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Raises BrokenVersion naming the first field that is missing, unknown or malformed."""
+        try:
+            value = json.loads(text)
+            return read_strictly(cls, value, "manifest")
+        except (ValueError, RecursionError) as error:
+            raise BrokenVersion(f"manifest.json is malformed: {error}") from error
+
+
+def read_strictly(kind: type[T], value: Any, where: str) -> T:
+    """Turn parsed JSON into `kind`: a dataclass, dict[str, X], tuple[X, ...] or a JSON type.
+
+    Raises ValueError, naming the place, where a field is missing, unknown or of another type.
+    """
+    read: Any = _read(kind, value, where)
+    return read  # type: ignore[no-any-return]
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (a for a in arguments if a is not type(None))
+        return _read(kind, value, where)
+    if dataclasses.is_dataclass(kind):
+        _expect(isinstance(value, Mapping), where, "an object", value)
+        hints = get_type_hints(kind)
+        missing, unknown = sorted(hints.keys() - value.keys()), sorted(value.keys() - hints.keys())
+        if missing or unknown:
+            raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
+        fields = {name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+        try:
+            return kind(**fields)  # type: ignore[operator]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if origin is dict:
+        _expect(isinstance(value, Mapping), where, "an object", value)
+        return {k: _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        _expect(len(value) == len(kinds), where, f"{len(kinds)} items", value)
+        return tuple(
+            _read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
+    if kind is float and type(value) is int:
+        return float(value)
+    _expect(type(value) is kind, where, kind.__name__, value)
+    return value
+
+
+def _expect(condition: bool, where: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"{where}: expected {expected}, got {str(got)[:80]!r}")

@@ -1,0 +1,80 @@
+"""Photo bytes to the pixels that a model sees. The only copy: server, trainer and analysis use it.
+
+An S×S RGB PNG passes through to the bit, so an adversarial image saved as PNG is judged as made.
+"""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from serving.errors import InvalidImage
+from serving.modelspec import Preprocessing
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 64_000_000
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def preprocess(
+    data: bytes, spec: Preprocessing, *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Decode one photo and return uint8 [S, S, 3]: upright, RGB, shorter side S, centre crop.
+
+    Raises InvalidImage with a sentence fit for the caller if the bytes are not a whole image of an
+    allowed format within `max_pixels`.
+    """
+    return np.asarray(_square(decode(data, max_pixels=max_pixels, draft=spec.size), spec))
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
+    """Decode one photo to an upright RGB picture, each side at least `draft` px if it was before.
+
+    A JPEG much larger than `draft` is decoded at a half, a quarter or an eighth of its size
+    (Pillow's draft mode). Raises InvalidImage.
+    """
+    if not data:
+        raise InvalidImage("the photo is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise InvalidImage(
+                f"the photo has {image.width} x {image.height} pixels; "
+                f"at most {max_pixels:,} are allowed"
+            )
+        if draft is not None and image.format == "JPEG":
+            image.draft("RGB", (draft, draft))
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    except InvalidImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidImage(f"the photo has more than {max_pixels:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        raise InvalidImage(f"the photo is damaged or truncated ({error})") from error
+
+
+def _square(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode that the allowed formats bring, as RGB; what is transparent becomes white."""
+    if image.mode.startswith("I"):  # 16-bit grey PNG; convert("L") would clip it to white
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

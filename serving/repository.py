@@ -1,0 +1,318 @@
+"""The model repository: <root>/<name>/<version>/; a version never changes once published.
+
+<root>/cats/1/manifest.json     what the version is, with the digest of every other file
+<root>/cats/1/manifest.sha256   the manifest's own digest, as `sha256sum -c` reads it
+<root>/cats/1/model.onnx ...
+<root>/cats/1/analysis/         added later by analyze, as a whole, with digests.json of its own
+<root>/cats/aliases/stable      the version it names, and beneath it those it named before
+<root>/cats/.staging-*          a publication under way, or one that was killed: never served
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.modelspec import FileEntry, Manifest, read_strictly
+
+MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.sha256"
+ANALYSIS = "analysis"
+ANALYSIS_DIGESTS = "analysis/digests.json"
+DEFAULT_ALIAS = "stable"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STALE_STAGING_S = 24 * 3600.0
+
+
+class Repository:
+    """Reads need no lock: a version is seen whole or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # --- what is there
+
+    def names(self) -> list[str]:
+        """The models that have at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+        return sorted(name for name in found if self.versions(name))
+
+    def versions(self, name: str) -> list[int]:
+        """Published versions, ascending; none if there is no such model."""
+        folder = self.root / check_name(name)
+        if not folder.is_dir():
+            return []
+        return sorted(
+            int(p.name)
+            for p in folder.iterdir()
+            if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and p.is_dir()
+        )
+
+    def path(self, name: str, version: int) -> Path:
+        """The folder of a published version. Raises NotFound, naming those that exist."""
+        versions = self.versions(name)
+        if version not in versions:
+            if not versions:
+                known = ", ".join(self.names()) or "none"
+                raise NotFound(f"no model {name!r}; models here: {known}")
+            raise NotFound(
+                f"model {name!r} has no version {version}; it has {', '.join(map(str, versions))}"
+            )
+        return self.root / name / str(version)
+
+    def resolve(self, name: str, reference: str = "") -> int:
+        """A version number, an alias, or "": the alias `stable` if there is one, else the newest.
+
+        Raises NotFound.
+        """
+        if reference.isascii() and reference.isdigit():
+            self.path(name, int(reference))
+            return int(reference)
+        aliases = self.aliases(name)
+        if reference in aliases:
+            return aliases[reference]
+        versions = self.versions(name)
+        if reference or not versions:
+            self.path(name, versions[-1] if versions else 0)
+            known = ", ".join(aliases) or "none"
+            raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
+        return aliases.get(DEFAULT_ALIAS, versions[-1])
+
+    # --- whole and unaltered
+
+    def manifest(self, name: str, version: int) -> Manifest:
+        """Raises NotFound or BrokenVersion (altered or malformed)."""
+        folder = self.path(name, version)
+        data = _read_inside(folder, MANIFEST)
+        if _read_inside(folder, MANIFEST_DIGEST) != _digest_line(data):
+            raise BrokenVersion(f"{name}/{version}: {MANIFEST} does not match {MANIFEST_DIGEST}")
+        manifest = Manifest.from_json(data)
+        if (manifest.name, manifest.version) != (name, version):
+            raise BrokenVersion(
+                f"{name}/{version}: the manifest is that of {manifest.name}/{manifest.version}"
+            )
+        return manifest
+
+    def read_file(self, manifest: Manifest, file: str) -> bytes:
+        """The content of one file of a version, read once and checked against its digest.
+
+        Raises BrokenVersion.
+        """
+        folder = self.path(manifest.name, manifest.version)
+        where = f"{manifest.name}/{manifest.version}/{file}"
+        if file not in manifest.files:
+            raise BrokenVersion(f"{where} is not listed in {MANIFEST}")
+        data = _read_inside(folder, file)
+        entry = manifest.files[file]
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BrokenVersion(f"{where} is altered: it does not match its digest in {MANIFEST}")
+        return data
+
+    def verify(self, name: str, version: int) -> list[str]:
+        """Every problem with a version, one sentence each; none if it is whole and unaltered."""
+        folder = self.path(name, version)
+        try:
+            manifest = self.manifest(name, version)
+        except BrokenVersion as error:
+            return [str(error)]
+        problems = _compare(folder, manifest.files)
+        expected = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
+        if (folder / ANALYSIS).exists():
+            expected.add(ANALYSIS_DIGESTS)
+            try:
+                files = read_strictly(
+                    dict[str, FileEntry],
+                    json.loads(_read_inside(folder, ANALYSIS_DIGESTS)),
+                    ANALYSIS_DIGESTS,
+                )
+            except (BrokenVersion, ValueError) as error:
+                return [*problems, f"{ANALYSIS_DIGESTS} can't be read: {error}"]
+            problems += _compare(folder, files)
+            expected |= files.keys()
+        for file in sorted(files_below(folder) - expected):
+            problems.append(f"{file} is not part of the version")
+        return problems
+
+    # --- publishing
+
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """A folder beside the versions to write a new one in; removed again at the end."""
+        parent = self.root / check_name(name)
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".staging-*"):
+            if time.time() - left.stat().st_mtime > _STALE_STAGING_S:
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
+        folder.chmod(0o755)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not any(parent.iterdir()):
+                parent.rmdir()
+
+    def publish(
+        self,
+        name: str,
+        staging: Path,
+        describe: Callable[[int, dict[str, FileEntry]], Manifest],
+    ) -> int:
+        """Publish what lies in `staging` as the next version, in one rename, and return its number.
+
+        `describe` makes the manifest from the version number and the entries of all files. Two
+        publishers at once get two numbers: the rename onto an existing version fails, and the loser
+        tries the next.
+        """
+        files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
+        while True:
+            version = max(self.versions(name), default=0) + 1
+            data = describe(version, files).to_json().encode()
+            (staging / MANIFEST).write_bytes(data)
+            (staging / MANIFEST_DIGEST).write_bytes(_digest_line(data))
+            sync_tree(staging)
+            try:
+                os.rename(staging, self.root / name / str(version))
+            except OSError:
+                if not (self.root / name / str(version)).exists():
+                    raise
+                continue
+            _sync(self.root / name)
+            return version
+
+    # --- aliases
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Alias -> version, sorted. Those that name a version that is gone are left out."""
+        folder = self.root / check_name(name) / "aliases"
+        if not folder.is_dir():
+            return {}
+        found = {
+            p.name: self._alias_history(name, p.name)[0]
+            for p in sorted(folder.iterdir())
+            if _NAME.fullmatch(p.name)
+        }
+        versions = self.versions(name)
+        return {alias: version for alias, version in found.items() if version in versions}
+
+    def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
+        """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""
+        if check_name(alias).isdigit():
+            raise InvalidRequest(f"an alias can't be a number, got {alias!r}")
+        problems = self.verify(name, version)
+        if problems:
+            raise BrokenVersion(f"{name}/{version} is not promoted: {'; '.join(problems)}")
+        history = self._alias_history(name, alias)
+        if history[:1] != [version]:
+            self._write_alias(name, alias, [version, *history])
+
+    def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> int:
+        """Let `alias` name again what it named before; returns that version. Raises NotFound."""
+        history = self._alias_history(name, alias)
+        if len(history) < 2:
+            raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
+        self.path(name, history[1])
+        self._write_alias(name, alias, history[1:])
+        return history[1]
+
+    def _alias_history(self, name: str, alias: str) -> list[int]:
+        path = self.root / check_name(name) / "aliases" / check_name(alias)
+        if not path.is_file():
+            return []
+        try:
+            return [int(line) for line in path.read_text().split()] or [0]
+        except ValueError as error:
+            raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed") from error
+
+    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
+        folder = self.root / name / "aliases"
+        folder.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", delete=False) as file:
+            file.write("".join(f"{version}\n" for version in history))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, folder / alias)
+        _sync(folder)
+
+
+def check_name(name: str) -> str:
+    """The name, if it may be one of a model or an alias. Raises InvalidRequest."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit; "
+            f"got {name!r}"
+        )
+    return name
+
+
+def files_below(folder: Path) -> set[str]:
+    """Relative POSIX paths of all that is not a folder."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+
+
+def file_entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, size=path.stat().st_size)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below, so that the rename that follows publishes all."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest_line(data: bytes) -> bytes:
+    return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _compare(folder: Path, files: dict[str, FileEntry]) -> list[str]:
+    problems = []
+    for file, entry in files.items():
+        try:
+            path = _inside(folder, file)
+            if file_entry(path) != entry:
+                problems.append(f"{file} is altered: it does not match its digest")
+        except (BrokenVersion, OSError) as error:
+            problems.append(str(error))
+    return problems
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """The path of a file that is listed in a manifest, if it lies in the version's own folder."""
+    pure = PurePosixPath(file)
+    path = folder / pure
+    if pure.is_absolute() or ".." in pure.parts or path.is_symlink():
+        raise BrokenVersion(f"{file!r} leads out of the version")
+    if not path.is_file():
+        raise BrokenVersion(f"{file} is missing")
+    if folder.resolve() not in path.resolve().parents:
+        raise BrokenVersion(f"{file!r} leads out of the version")
+    return path
+
+
+def _read_inside(folder: Path, file: str) -> bytes:
+    try:
+        return _inside(folder, file).read_bytes()
+    except OSError as error:
+        raise BrokenVersion(f"{file} can't be read: {error}") from error
