@@ -8,6 +8,8 @@
 <root>/cats/.staging-*          a publication under way, or one that was killed: never served
 """
 
+import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -130,11 +132,7 @@ class Repository:
         if (folder / ANALYSIS).exists():
             expected.add(ANALYSIS_DIGESTS)
             try:
-                files = read_strictly(
-                    dict[str, FileEntry],
-                    json.loads(_read_inside(folder, ANALYSIS_DIGESTS)),
-                    ANALYSIS_DIGESTS,
-                )
+                files = _read_analysis_digests(folder)
             except (BrokenVersion, ValueError) as error:
                 return [*problems, f"{ANALYSIS_DIGESTS} can't be read: {error}"]
             problems += _compare(folder, files)
@@ -189,6 +187,37 @@ class Repository:
                 continue
             _sync(self.root / name)
             return version
+
+    def attach_analysis(self, name: str, version: int, staging: Path) -> None:
+        """Make what lies in `staging` the analysis of a version, in one step, whole."""
+        folder = self.path(name, version)
+        entries = {
+            f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
+        }
+        (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(_analysis_digests(entries))
+        sync_tree(staging)
+        if (folder / ANALYSIS).exists():
+            _exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
+        else:
+            os.rename(staging, folder / ANALYSIS)
+        _sync(folder)
+
+    def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
+        """One file of a version's analysis, checked against its digest; None if there is none.
+
+        Raises NotFound, BrokenVersion.
+        """
+        folder = self.path(name, version)
+        if not (folder / ANALYSIS).exists():
+            return None
+        try:
+            entry = _read_analysis_digests(folder)[f"{ANALYSIS}/{file}"]
+        except (KeyError, ValueError) as error:
+            raise BrokenVersion(f"{name}/{version}: {ANALYSIS_DIGESTS}: {error}") from error
+        data = _read_inside(folder, f"{ANALYSIS}/{file}")
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BrokenVersion(f"{name}/{version}/{ANALYSIS}/{file} is altered")
+        return data
 
     # --- aliases
 
@@ -284,6 +313,34 @@ def _sync(path: Path) -> None:
 
 def _digest_line(data: bytes) -> bytes:
     return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _analysis_digests(entries: dict[str, FileEntry]) -> bytes:
+    value = {file: dataclasses.asdict(entries[file]) for file in sorted(entries)}
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read_analysis_digests(folder: Path) -> dict[str, FileEntry]:
+    """Raises BrokenVersion or ValueError, also for a byte that JSON would forgive."""
+    data = _read_inside(folder, ANALYSIS_DIGESTS)
+    entries = read_strictly(dict[str, FileEntry], json.loads(data), ANALYSIS_DIGESTS)
+    if _analysis_digests(entries) != data:
+        raise ValueError("not as it was written")
+    return entries
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders in one step (renameat2 of Linux), so that a reader never finds neither."""
+    at_cwd, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    if swap and swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
+        return
+    # Another system, or a file system that can't: two renames, a moment apart.
+    aside = one.with_name(one.name + "-aside")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def _compare(folder: Path, files: dict[str, FileEntry]) -> list[str]:

@@ -1,0 +1,51 @@
+"""Finished pieces of an analysis on disk, so that one that was stopped goes on where it was.
+
+A piece is a set of arrays with a name. It is written beside and renamed, so it is there whole or
+not at all. Pieces are kept by a key made of all that they depend on: another model, other photos,
+settings or code never meet them. Processes that share the folder share the pieces.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Piece = dict[str, np.ndarray]
+
+_FORGOTTEN_AFTER_S = 7 * 24 * 3600.0
+
+
+class Workspace:
+    def __init__(self, parent: Path, key: dict[str, Any]) -> None:
+        """`key`: JSON values; all that the pieces depend on."""
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = parent / f".analysis-{digest}"
+        for left in parent.glob(".analysis-*"):
+            if left != self.folder and time.time() - left.stat().st_mtime > _FORGOTTEN_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '~')}.npz"
+
+    def has(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def load(self, name: str) -> Piece:
+        with np.load(self._path(name), allow_pickle=False) as archive:
+            return dict(archive)
+
+    def save(self, name: str, piece: Piece) -> None:
+        path = self._path(name)
+        beside = path.with_name(f"{path.stem}.{os.getpid()}.part")
+        with beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **piece)
+        os.replace(beside, path)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
