@@ -6,7 +6,8 @@
     ├── NotFound                 no such model, version or alias
     ├── BrokenVersion            a version that must not be served: missing, altered or malformed
     ├── Overloaded               the queue is full; try again later
-    └── DeadlineExceeded         the answer would come too late
+    ├── DeadlineExceeded         the answer would come too late
+    └── Unavailable              the server, or the device asked for, is not there
 
 Everything else that is raised is a defect of ours.
 """
@@ -38,3 +39,7 @@ class Overloaded(PawprintError):
 
 class DeadlineExceeded(PawprintError):
     """The caller's deadline has passed, or would pass before the answer."""
+
+
+class Unavailable(PawprintError):
+    """The server can't be reached or is not ready, or the device asked for is not there."""

@@ -1,0 +1,39 @@
+"""Where inference runs: CUDA where it works, else the CPU, and never silently another."""
+
+import contextlib
+import ctypes
+import io
+from typing import Literal
+
+import onnxruntime
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA can't be used here, as a phrase for a person; None if nothing stands against it.
+
+    Asked before ONNX Runtime is, which would write several lines to stderr and use the CPU.
+    """
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "the installed onnxruntime is built without CUDA"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1)"
+    status = driver.cuInit(0)
+    if status != 0:
+        return f"the NVIDIA driver does not start (cuInit returns {status})"
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver sees no GPU"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        onnxruntime.preload_dlls(msvc=False)
+    if said.getvalue():
+        return (
+            f"{said.getvalue().splitlines()[0]} "
+            "(pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries)"
+        )
+    return None

@@ -1,0 +1,95 @@
+"""Finds external data in an ONNX file, from its bytes alone (the serving environment has no onnx).
+
+A tensor may name another file to hold its values; ONNX Runtime would open that path, unchecked by
+any digest of ours. So the file is walked in protobuf's wire format
+(protobuf.dev/programming-guides/encoding) along the fields of onnx.proto that lead to tensors.
+"""
+
+from collections.abc import Iterator
+
+from serving.errors import BrokenVersion
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# message -> field number -> message in that field, after onnx.proto of ONNX 1.19
+_CHILDREN = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {
+        5: "Tensor",
+        6: "Graph",
+        10: "Tensor",
+        11: "Graph",
+        22: "SparseTensor",
+        23: "SparseTensor",
+    },
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {},
+}
+_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
+
+
+def refuse_external_data(data: bytes, file: str) -> None:
+    """Raises BrokenVersion if any tensor of the model names another file, or on malformed bytes.
+
+    Stricter than ONNX Runtime: any external_data entry or data_location but the default counts.
+    """
+    try:
+        found = _has_external_tensor(memoryview(data), "Model")
+    except (IndexError, ValueError, RecursionError) as error:
+        raise BrokenVersion(f"{file} is not an ONNX file: {error}") from error
+    if found:
+        raise BrokenVersion(
+            f"{file} keeps tensors in external files; export it as one file without external data"
+        )
+
+
+def _has_external_tensor(message: memoryview, kind: str) -> bool:
+    children = _CHILDREN[kind]
+    for number, value in _fields(message):
+        if kind == "Tensor" and (
+            number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0)
+        ):
+            return True
+        if number in children:
+            if not isinstance(value, memoryview):
+                raise ValueError(f"field {number} of {kind} is not a message")
+            if _has_external_tensor(value, children[number]):
+                return True
+    return False
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Field number and value of each field: an int, or the bytes of a length-delimited one."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if wire_type == _BYTES:
+            length, at = _varint(message, at)
+        elif wire_type in (_FIXED64, _FIXED32):
+            length = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {at}")
+        if at + length > len(message):
+            raise ValueError("it ends in the middle of a field")
+        yield number, message[at : at + length]
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError(f"a number of more than 64 bits at byte {at}")

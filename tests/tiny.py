@@ -1,0 +1,175 @@
+"""A tiny but real version of a model, made with onnx alone: no torch, a few milliseconds.
+
+The graph divides the pixels by 255, normalises, averages 4 x 4 patches, applies a seeded linear
+layer and a softmax. `logits_of` computes the same in numpy, as an oracle of its own.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.modelspec import (
+    SCHEMA_VERSION,
+    Dataset,
+    FileEntry,
+    Manifest,
+    Metrics,
+    Normalisation,
+    Parity,
+    Preprocessing,
+    Variant,
+)
+from serving.repository import Repository
+
+OPSET = 20
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PATCHES = 4  # a side
+LABELS = ("cat", "dog")
+
+
+def linear_layer(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights float32 [3 * PATCHES**2, K] and bias float32 [K]; the outputs spread by about 3."""
+    generator = np.random.default_rng(seed)
+    features = 3 * PATCHES**2
+    weights = generator.normal(0, 3 / np.sqrt(features), (features, classes))
+    bias = generator.normal(0, 0.1, classes)
+    return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def tiny_model(classes: int = 2, size: int = 32, seed: int = 0) -> onnx.ModelProto:
+    """uint8 [N, S, S, 3] -> `probabilities` and `logits`, float32 [N, K]."""
+    weights, bias = linear_layer(classes, seed)
+    side = size // PATCHES
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "full"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["normal"]),
+        helper.make_node("Transpose", ["normal"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool", ["planes"], ["pooled"], kernel_shape=[side, side], strides=[side, side]
+        ),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+        helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    constants = {
+        "full": np.float32(255),
+        "mean": np.array(MEAN, np.float32),
+        "std": np.array(STD, np.float32),
+        "weights": weights,
+        "bias": bias,
+    }
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
+            for name in ("probabilities", "logits")
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="tests"
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def logits_of(images: np.ndarray, classes: int = 2, seed: int = 0) -> np.ndarray:
+    """What tiny_model must answer: uint8 [n, S, S, 3] -> float32 [n, K], in float64 on the way."""
+    weights, bias = linear_layer(classes, seed)
+    n, size = images.shape[:2]
+    side = size // PATCHES
+    normal = (images / 255.0 - MEAN) / STD
+    patches = normal.reshape(n, PATCHES, side, PATCHES, side, 3).mean(axis=(2, 4))
+    features = patches.transpose(0, 3, 1, 2).reshape(n, -1)
+    return (features @ weights + bias).astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def golden_of(classes: int = 2, size: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
+    images = np.random.default_rng(seed + 1).integers(0, 256, (4, size, size, 3), np.uint8)
+    logits = logits_of(images, classes, seed)
+    return {"images": images, "logits": logits, "probabilities": softmax(logits)}
+
+
+def build_version(
+    root: Path,
+    name: str,
+    labels: Sequence[str] = LABELS,
+    size: int = 32,
+    seed: int = 0,
+    *,
+    model: onnx.ModelProto | bytes | None = None,
+    golden: dict[str, np.ndarray] | None = None,
+    extra_files: dict[str, bytes] | None = None,
+) -> int:
+    """Publish a tiny version and return its number; `model` and `golden` replace the sound ones."""
+    repository = Repository(root)
+    if model is None:
+        model = tiny_model(len(labels), size, seed)
+    with repository.staging(name) as folder:
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        (folder / "model.onnx").write_bytes(data)
+        archive = io.BytesIO()
+        np.savez(archive, **(golden or golden_of(len(labels), size, seed)))
+        (folder / "golden.npz").write_bytes(archive.getvalue())
+        for file, content in (extra_files or {}).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return repository.publish(
+            name,
+            folder,
+            lambda version, files: manifest_of(name, version, tuple(labels), size, files),
+        )
+
+
+def manifest_of(
+    name: str, version: int, labels: tuple[str, ...], size: int, files: dict[str, FileEntry]
+) -> Manifest:
+    metrics = Metrics(
+        photos=10,
+        correct=9,
+        accuracy=0.9,
+        accuracy_low=0.596,
+        accuracy_high=0.982,
+        nll=0.3,
+        ece=0.05,
+        per_class={label: (0, 0) for label in labels} | {labels[0]: (9, 10)},
+    )
+    parity = Parity(
+        photos=10,
+        batch_sizes=(1, 2, 7),
+        logit_scale=3.0,
+        max_logit_error=1e-6,
+        top1_agreement=1.0,
+    )
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        version=version,
+        created="2026-01-01T00:00:00+00:00",
+        backbone="tiny",
+        labels=labels,
+        preprocessing=Preprocessing(size=size, interpolation="bilinear"),
+        normalisation=Normalisation(mean=MEAN, std=STD),
+        temperature=1.0,
+        opset=OPSET,
+        dataset=Dataset(digest="0" * 64, counts={"test": dict.fromkeys(labels, 5)}),
+        configuration={"backbone": "tiny"},
+        training_seconds=0.0,
+        variants={"fp32": Variant(file="model.onnx", metrics=metrics, parity=parity)},
+        software={"onnx": onnx.__version__},
+        files=files,
+    )
