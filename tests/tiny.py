@@ -169,7 +169,9 @@ def manifest_of(
         dataset=Dataset(digest="0" * 64, counts={"test": dict.fromkeys(labels, 5)}),
         configuration={"backbone": "tiny"},
         training_seconds=0.0,
-        variants={"fp32": Variant(file="model.onnx", metrics=metrics, parity=parity)},
+        variants={
+            "fp32": Variant(file="model.onnx", metrics=metrics, parity=parity, latency_ms=0.1)
+        },
         software={"onnx": onnx.__version__},
         files=files,
     )

@@ -1,0 +1,111 @@
+"""One static page over a whole model repository: versions side by side, linked to their reports."""
+
+import json
+from html import escape
+
+from serving.errors import PawprintError
+from serving.modelspec import Manifest
+from serving.repository import ANALYSIS, Repository, files_below
+
+PICTURES_A_VERSION = 8
+
+_STYLE = """
+:root { --ink:#1c2024; --soft:#5d6872; --line:#dfe4e8; --lead:#1f6f8b; --bad:#b3261e }
+body { margin:0; font:16px/1.5 system-ui,sans-serif; color:var(--ink) }
+main { max-width:1000px; margin:0 auto; padding:1.2rem 1rem 4rem }
+h2 { margin:2rem 0 .3rem; border-top:1px solid var(--line); padding-top:1rem }
+a { color:var(--lead) } .soft { color:var(--soft); font-size:.9rem } .bad { color:var(--bad) }
+.wide { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:.9rem }
+th,td { text-align:right; padding:.3rem .6rem; border-bottom:1px solid var(--line);
+  white-space:nowrap }
+th:first-child,td:first-child { text-align:left } thead th { color:var(--soft); font-weight:600 }
+.pictures { display:flex; gap:.5rem; flex-wrap:wrap; margin:.6rem 0 }
+.pictures figure { margin:0; width:112px } .pictures img { width:112px; border-radius:8px }
+figcaption { font-size:.8rem; color:var(--soft); overflow-wrap:anywhere }
+"""
+_HEAD = (
+    "version", "made", "backbone", "accuracy", "95 % interval", "ECE", "robust", "corrupted",
+    "size", "one photo", "report",
+)  # fmt: skip
+
+
+def render_page(repository: Repository) -> str:
+    """The page; its links and pictures are relative to the repository's root."""
+    names = repository.names()
+    sections = "\n".join(_model(repository, name) for name in names)
+    empty = "<p>No models yet: <code>train --data FOLDER --name NAME</code> makes one.</p>"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Models</title><style>{_STYLE}</style></head><body><main>\n"
+        f"<h1>Models</h1>\n{sections or empty}\n</main></body></html>\n"
+    )
+
+
+def _model(repository: Repository, name: str) -> str:
+    aliases = repository.aliases(name)
+    rows, pictures = [], ""
+    for version in reversed(repository.versions(name)):
+        named = " ".join(alias for alias, target in aliases.items() if target == version)
+        title = f"{version} <b>{escape(named)}</b>" if named else str(version)
+        try:
+            manifest = repository.manifest(name, version)
+            rows.append(_row(repository, manifest, title))
+            pictures = pictures or _pictures(repository, name, version)
+        except PawprintError as error:
+            rows.append(
+                f'<tr><td>{title}</td><td class="bad" colspan="{len(_HEAD) - 1}">'
+                f"{escape(str(error))}</td></tr>"
+            )
+    head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
+    return (
+        f'<h2 id="{escape(name)}">{escape(name)}</h2>\n{pictures}<div class="wide"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+    )
+
+
+def _row(repository: Repository, manifest: Manifest, title: str) -> str:
+    name, version = manifest.name, manifest.version
+    robust = corrupted = report = ""
+    summary = repository.read_analysis(name, version, "summary.json")
+    if summary is not None:
+        figures = json.loads(summary)
+        points = [p for p in figures["robust_accuracy"] if p["norm"] == "linf"]
+        robust = ", ".join(
+            f"{100 * p['accuracy']:.0f} % at {255 * p['epsilon']:.3g}/255" for p in points
+        )
+        corrupted = f"{100 * figures['corruption_accuracy']:.1f} %"
+        report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
+    rows = []
+    for precision, variant in manifest.variants.items():
+        metrics = variant.metrics
+        first = precision == "fp32"
+        cells = (
+            title if first else f"&nbsp;&nbsp;{escape(precision)}",
+            escape(manifest.created[:10]) if first else "",
+            escape(manifest.backbone) if first else "",
+            f"{100 * metrics.accuracy:.1f} %",
+            f"{100 * metrics.accuracy_low:.1f} to {100 * metrics.accuracy_high:.1f} %, "
+            f"n = {metrics.photos}",
+            f"{metrics.ece:.3f}",
+            robust if first else "",
+            corrupted if first else "",
+            f"{manifest.files[variant.file].size / 1e6:.1f} MB",
+            f"{variant.latency_ms:.1f} ms",
+            report if first else "",
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "\n".join(rows)
+
+
+def _pictures(repository: Repository, name: str, version: int) -> str:
+    """The ideal images of a version, if it was analysed: what it is surest of."""
+    folder = repository.path(name, version) / ANALYSIS / "ideal"
+    files = sorted(f for f in files_below(folder) if f.endswith(".png")) if folder.is_dir() else []
+    figures = "".join(
+        f'<figure><img src="{name}/{version}/{ANALYSIS}/ideal/{escape(file)}" '
+        f'alt="ideal {escape(file[:-4])}" loading="lazy">'
+        f"<figcaption>{escape(file[:-4])}</figcaption></figure>"
+        for file in files[:PICTURES_A_VERSION]
+    )
+    return f'<div class="pictures">{figures}</div>\n' if figures else ""
