@@ -3,11 +3,9 @@
 import contextlib
 import ctypes
 import io
-from typing import Literal
 
 import onnxruntime
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
 DEVICES = ("auto", "cpu", "cuda")
 
 

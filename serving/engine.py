@@ -1,17 +1,20 @@
 """One version of a model in ONNX Runtime, proven against its golden answers before it is used."""
 
 import io
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from serving.device import DeviceChoice, cuda_problem
+from serving.device import cuda_problem
 from serving.errors import BrokenVersion, Unavailable
 from serving.modelspec import Manifest
 from serving.onnxfile import refuse_external_data
 from serving.repository import Repository
+
+log = logging.getLogger(__name__)
 
 PRECISION = "fp32"
 GOLDEN = "golden.npz"
@@ -49,7 +52,7 @@ def load_engine(
     name: str,
     version: int,
     *,
-    device: DeviceChoice = "auto",
+    device: str = "auto",
     threads: int,
     warm_sizes: Sequence[int] = (1,),
 ) -> Engine:
@@ -76,7 +79,7 @@ def load_engine(
 
 
 def _open(
-    data: bytes, where: str, device: DeviceChoice, threads: int
+    data: bytes, where: str, device: str, threads: int
 ) -> tuple[onnxruntime.InferenceSession, str]:
     if device != "cpu":
         problem = cuda_problem()
@@ -86,6 +89,8 @@ def _open(
             if session.get_providers()[0] == "CUDAExecutionProvider":
                 return session, "cuda"
             problem = "ONNX Runtime can't start its CUDA provider"
+            if device == "auto":
+                log.warning("%s runs on the CPU: %s", where, problem)
         if device == "cuda":
             raise Unavailable(f"CUDA is asked for, but {problem}; use --device cpu or auto")
     return _session(data, where, threads, cuda=False), "cpu"

@@ -135,6 +135,24 @@ class Manifest:
             raise BrokenVersion(f"manifest.json is malformed: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class RobustAccuracy:
+    norm: str  # "linf" or "l2"
+    epsilon: float  # pixel units of [0, 1]
+    accuracy: float  # share of photos still right under the worst attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessSummary:
+    """analysis/summary.json: the headline figures of a robustness report."""
+
+    photos: int
+    clean_accuracy: float
+    robust_accuracy: tuple[RobustAccuracy, ...]
+    corruption_accuracy: float
+    created: str  # ISO 8601, UTC
+
+
 def read_strictly(kind: type[T], value: Any, where: str) -> T:
     """Turn parsed JSON into `kind`: a dataclass, dict[str, X], tuple[X, ...] or a JSON type.
 

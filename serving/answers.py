@@ -1,0 +1,81 @@
+"""What a caller gets: plain values, the same from the core and from the client."""
+
+from dataclasses import dataclass
+
+from serving.modelspec import RobustnessSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    name: str
+    index: int  # among the outputs of the model
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Of one photo: labels, best first, or the reason why there are none."""
+
+    labels: tuple[Label, ...]
+    error: str | None
+
+    @property
+    def label(self) -> Label:
+        """The best one. Raises ValueError where the photo could not be classified."""
+        if self.error is not None:
+            raise ValueError(self.error)
+        return self.labels[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Milliseconds in the server; see Timings in classifier.proto."""
+
+    decode_ms: float
+    queue_ms: float
+    inference_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    results: tuple[Result, ...]  # in the order of the photos
+    model: str
+    version: int
+    timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedResult:
+    index: int  # of the photo among those given
+    result: Result
+    response: Response | None  # None where the photo was refused
+    latency_s: float  # from sending to answer, as the caller sees it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    name: str
+    versions: tuple[int, ...]
+    default_version: int
+    aliases: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """See GetModelResponse in classifier.proto."""
+
+    model: str
+    version: int
+    labels: tuple[str, ...]
+    input_size: int
+    backbone: str
+    created: str
+    precision: str
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    expected_calibration_error: float
+    photos: int  # that these were measured on
+    digests: dict[str, str]
+    robustness: RobustnessSummary | None

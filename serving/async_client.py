@@ -1,0 +1,142 @@
+"""The client for asyncio; import it from serving.client."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.answers import Model, ModelDescription, Response, StreamedResult
+from serving.client_messages import (
+    CHANNEL_OPTIONS,
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_TIMEOUT_S,
+    Photo,
+    classify_request,
+    description_of,
+    encoded,
+    exception_of,
+    models_of,
+    response_of,
+)
+from serving.client_stream import StreamState
+from serving.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """The same as Client, for asyncio."""
+
+    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def classify(
+        self,
+        photos: Sequence[Photo],
+        *,
+        model: str,
+        version: str | int = "",
+        top_k: int = 1,
+        timeout_s: float | None = None,
+    ) -> Response:
+        request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
+        return response_of(await self._call(self._stub.Classify, request, timeout_s))
+
+    async def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        message = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
+        return models_of(message)
+
+    async def get_model(
+        self, model: str, version: str | int = "", *, timeout_s: float | None = None
+    ) -> ModelDescription:
+        request = pb.GetModelRequest(model=model, version=str(version))
+        return description_of(await self._call(self._stub.GetModel, request, timeout_s))
+
+    async def stream(
+        self,
+        photos: Iterable[Photo],
+        *,
+        model: str,
+        version: str | int = "",
+        top_k: int = 1,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamedResult]:
+        """See Client.stream."""
+        state = StreamState(self.address, model, version, top_k)
+        arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(in_flight)
+        call = self._stub.ClassifyStream()
+
+        async def send() -> None:
+            try:
+                for index, photo in enumerate(photos):
+                    await slots.acquire()
+                    request = await asyncio.to_thread(state.send, index, photo)
+                    if isinstance(request, StreamedResult):
+                        arrived.put_nowait(request)
+                    else:
+                        await call.write(request)
+                await call.done_writing()
+            except asyncio.InvalidStateError:
+                pass  # the call has ended: receive says why
+            except Exception as error:
+                arrived.put_nowait(error)
+
+        async def receive() -> None:
+            try:
+                async for message in call:
+                    arrived.put_nowait(state.receive(message))
+                arrived.put_nowait(None)
+            except grpc.aio.AioRpcError as error:
+                arrived.put_nowait(exception_of(error.code(), error.details(), self.address))
+            except Exception as error:
+                arrived.put_nowait(error)
+
+        tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            while (result := await _next(arrived, wait_s)) is not None:
+                if isinstance(result, BaseException):
+                    raise result
+                slots.release()
+                yield result
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return await method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise exception_of(error.code(), error.details(), self.address) from None
+
+
+async def _next(arrived: "asyncio.Queue[T]", wait_s: float) -> T:
+    try:
+        return await asyncio.wait_for(arrived.get(), wait_s)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer came for {wait_s:g} s") from None

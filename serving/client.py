@@ -1,0 +1,161 @@
+"""Calls a Pawprint server.
+
+    with Client("localhost:50051") as client:
+        response = client.classify(["cat.jpg", "dog.jpg"], model="pets")
+        print(response.results[0].label)
+
+A photo is a path, encoded bytes, or a Pillow image. Every method raises the exceptions of
+serving.errors: InvalidRequest (also for a call whose only photo can't be read), NotFound,
+Overloaded, DeadlineExceeded, Unavailable; PawprintError for a fault of the server.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.answers import Model, ModelDescription, Response, StreamedResult
+from serving.async_client import AsyncClient
+from serving.client_messages import (
+    CHANNEL_OPTIONS,
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_TIMEOUT_S,
+    Photo,
+    classify_request,
+    description_of,
+    encoded,
+    exception_of,
+    models_of,
+    response_of,
+)
+from serving.client_stream import StreamState
+from serving.errors import DeadlineExceeded
+
+__all__ = ["AsyncClient", "Client"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """Blocking; may be used from several threads. timeout_s: of each call, unless given there."""
+
+    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def classify(
+        self,
+        photos: Sequence[Photo],
+        *,
+        model: str,
+        version: str | int = "",
+        top_k: int = 1,
+        timeout_s: float | None = None,
+    ) -> Response:
+        """One call. version: a number, an alias, or "" for the default. Raises OSError for a file
+        that can't be read."""
+        request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
+        return response_of(self._call(self._stub.Classify, request, timeout_s))
+
+    def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        return models_of(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
+
+    def get_model(
+        self, model: str, version: str | int = "", *, timeout_s: float | None = None
+    ) -> ModelDescription:
+        request = pb.GetModelRequest(model=model, version=str(version))
+        return description_of(self._call(self._stub.GetModel, request, timeout_s))
+
+    def stream(
+        self,
+        photos: Iterable[Photo],
+        *,
+        model: str,
+        version: str | int = "",
+        top_k: int = 1,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamedResult]:
+        """Classify any number of photos, `in_flight` at a time; each result comes once it is ready.
+
+        A photo that can't be read, here or there, has its error in its result. timeout_s: the
+        longest wait for the next answer.
+        """
+        state = StreamState(self.address, model, version, top_k)
+        arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
+        slots = threading.Semaphore(in_flight)
+        ended = threading.Event()
+
+        def requests() -> Iterator[pb.ClassifyStreamRequest]:
+            try:
+                for index, photo in enumerate(photos):
+                    slots.acquire()
+                    if ended.is_set():
+                        return
+                    request = state.send(index, photo)
+                    if isinstance(request, StreamedResult):
+                        arrived.put(request)
+                    else:
+                        yield request
+            except Exception as error:  # of the caller's own iterable: raised where it waits
+                arrived.put(error)
+
+        def receive() -> None:
+            try:
+                for message in call:
+                    arrived.put(state.receive(message))
+                arrived.put(None)
+            except grpc.RpcError as error:
+                arrived.put(exception_of(error.code(), error.details(), self.address))
+            except Exception as error:
+                arrived.put(error)
+
+        call = self._stub.ClassifyStream(requests())
+        receiver = threading.Thread(target=receive, daemon=True)
+        receiver.start()
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            while (result := _next(arrived, wait_s)) is not None:
+                if isinstance(result, BaseException):
+                    raise result
+                slots.release()
+                yield result
+        finally:
+            ended.set()
+            slots.release()
+            call.cancel()
+            receiver.join()
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise exception_of(error.code(), error.details(), self.address) from None
+
+
+def _next(arrived: "queue.SimpleQueue[T]", wait_s: float) -> T:
+    try:
+        return arrived.get(timeout=wait_s)
+    except queue.Empty:
+        raise DeadlineExceeded(f"no answer came for {wait_s:g} s") from None

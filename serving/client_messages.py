@@ -1,0 +1,143 @@
+"""The client's edge: photos -> message, message -> values, status codes -> exceptions."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from PIL import Image
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.answers import Label, Model, ModelDescription, Response, Result, Timings
+from serving.errors import (
+    BrokenVersion,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PawprintError,
+    Unavailable,
+)
+from serving.modelspec import RobustAccuracy, RobustnessSummary
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_IN_FLIGHT = 16
+# The server limits what it takes; the client need not.
+CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+Photo = bytes | str | os.PathLike[str] | Image.Image
+
+EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: BrokenVersion,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,  # we cancel no call that we wait for: the server did
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def encoded(photo: Photo) -> bytes:
+    """The bytes to send: a file as it is, a Pillow image as PNG. Raises OSError."""
+    if isinstance(photo, bytes):
+        return photo
+    if isinstance(photo, Image.Image):
+        buffer = io.BytesIO()
+        photo.save(buffer, "PNG")
+        return buffer.getvalue()
+    return Path(photo).read_bytes()
+
+
+def classify_request(
+    photos: Sequence[bytes], model: str, version: str | int, top_k: int
+) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(model=model, version=str(version), images=photos, top_k=top_k)
+
+
+def exception_of(code: Any, details: str | None, address: str) -> PawprintError:
+    """The exception for a status; `code` is a grpc.StatusCode or its number."""
+    code = _CODES.get(code, code)
+    details = details or ""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return InvalidRequest(f"the message is larger than the server takes ({details})")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details = f"the server at {address} does not answer: {details}"
+    kind = EXCEPTIONS.get(code)
+    if kind is None:
+        return PawprintError(f"the server answers {getattr(code, 'name', code)}: {details}")
+    return kind(details)
+
+
+def response_of(message: pb.ClassifyResponse) -> Response:
+    timings = message.timings
+    return Response(
+        results=tuple(_result(result) for result in message.results),
+        model=message.model,
+        version=message.version,
+        timings=Timings(
+            decode_ms=timings.decode_ms,
+            queue_ms=timings.queue_ms,
+            inference_ms=timings.inference_ms,
+            total_ms=timings.total_ms,
+        ),
+    )
+
+
+def _result(message: pb.ImageResult) -> Result:
+    if message.WhichOneof("outcome") == "error":
+        return Result(labels=(), error=message.error.message)
+    return Result(
+        labels=tuple(
+            Label(name=label.name, index=label.index, probability=label.probability)
+            for label in message.classification.labels
+        ),
+        error=None,
+    )
+
+
+def models_of(message: pb.ListModelsResponse) -> tuple[Model, ...]:
+    return tuple(
+        Model(
+            name=model.name,
+            versions=tuple(model.versions),
+            default_version=model.default_version,
+            aliases=dict(model.aliases),
+        )
+        for model in message.models
+    )
+
+
+def description_of(message: pb.GetModelResponse) -> ModelDescription:
+    return ModelDescription(
+        model=message.model,
+        version=message.version,
+        labels=tuple(message.labels),
+        input_size=message.input_size,
+        backbone=message.backbone,
+        created=message.created,
+        precision=message.precision,
+        accuracy=message.metrics.accuracy,
+        accuracy_low=message.metrics.accuracy_low,
+        accuracy_high=message.metrics.accuracy_high,
+        expected_calibration_error=message.metrics.expected_calibration_error,
+        photos=message.metrics.photos,
+        digests=dict(message.digests),
+        robustness=_robustness(message.robustness) if message.HasField("robustness") else None,
+    )
+
+
+def _robustness(message: pb.RobustnessSummary) -> RobustnessSummary:
+    return RobustnessSummary(
+        photos=message.photos,
+        clean_accuracy=message.clean_accuracy,
+        robust_accuracy=tuple(
+            RobustAccuracy(norm=r.norm, epsilon=r.epsilon, accuracy=r.accuracy)
+            for r in message.robust_accuracy
+        ),
+        corruption_accuracy=message.corruption_accuracy,
+        created=message.created,
+    )

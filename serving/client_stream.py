@@ -1,0 +1,53 @@
+"""The bookkeeping of a stream of photos, shared by the blocking and the asyncio client."""
+
+import time
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.answers import Result, StreamedResult
+from serving.client_messages import Photo, classify_request, encoded, exception_of, response_of
+from serving.errors import InvalidRequest, Overloaded
+
+# One message over the server's limit would end the whole stream: `serve --max-message-mib`, 64.
+MAX_PHOTO_BYTES = 64 * 1024 * 1024
+
+
+class StreamState:
+    def __init__(self, address: str, model: str, version: str | int, top_k: int) -> None:
+        self._address = address
+        self._model = model
+        self._version = version
+        self._top_k = top_k
+        self._sent_at: dict[int, float] = {}
+
+    def send(self, index: int, photo: Photo) -> pb.ClassifyStreamRequest | StreamedResult:
+        """The message for a photo, or its result at once if it can't be read here."""
+        try:
+            data = encoded(photo)
+            if len(data) > MAX_PHOTO_BYTES:
+                raise OSError(f"{len(data):,} bytes; at most {MAX_PHOTO_BYTES:,} can be streamed")
+        except OSError as error:
+            return _refused(index, f"can't be read: {error}", 0.0)
+        self._sent_at[index] = time.monotonic()
+        return pb.ClassifyStreamRequest(
+            request_id=index,
+            request=classify_request([data], self._model, self._version, self._top_k),
+        )
+
+    def receive(self, message: pb.ClassifyStreamResponse) -> StreamedResult:
+        """Raises the exception of a refusal that is not this photo's own."""
+        index = message.request_id
+        latency_s = time.monotonic() - self._sent_at.pop(index)
+        if message.WhichOneof("outcome") == "response":
+            response = response_of(message.response)
+            return StreamedResult(
+                index=index, result=response.results[0], response=response, latency_s=latency_s
+            )
+        error = exception_of(message.error.code, message.error.message, self._address)
+        if not isinstance(error, InvalidRequest | Overloaded):
+            raise error
+        return _refused(index, str(error), latency_s)
+
+
+def _refused(index: int, error: str, latency_s: float) -> StreamedResult:
+    result = Result(labels=(), error=error)
+    return StreamedResult(index=index, result=result, response=None, latency_s=latency_s)

@@ -1,0 +1,87 @@
+"""Values of the core to messages of the protocol."""
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.catalogue import Catalogue, ServedVersion
+from serving.classification import Classified
+from serving.errors import InvalidImage
+from serving.modelspec import RobustnessSummary
+
+
+def classify_response(
+    classified: Classified, served: ServedVersion, total_s: float
+) -> pb.ClassifyResponse:
+    return pb.ClassifyResponse(
+        results=[
+            pb.ImageResult(error=pb.ImageError(message=str(result)))
+            if isinstance(result, InvalidImage)
+            else pb.ImageResult(
+                classification=pb.Classification(
+                    labels=[
+                        pb.Label(name=label.name, index=label.index, probability=label.probability)
+                        for label in result
+                    ]
+                )
+            )
+            for result in classified.results
+        ],
+        model=served.engine.manifest.name,
+        version=served.engine.manifest.version,
+        timings=pb.Timings(
+            decode_ms=1e3 * classified.decode_s,
+            queue_ms=1e3 * classified.queue_s,
+            inference_ms=1e3 * classified.inference_s,
+            total_ms=1e3 * total_s,
+        ),
+    )
+
+
+def list_models_response(catalogue: Catalogue) -> pb.ListModelsResponse:
+    return pb.ListModelsResponse(
+        models=[
+            pb.Model(
+                name=model.name,
+                versions=list(model.versions),
+                default_version=model.default_version,
+                aliases=dict(model.aliases),
+            )
+            for model in catalogue.models.values()
+        ]
+    )
+
+
+def get_model_response(served: ServedVersion) -> pb.GetModelResponse:
+    manifest = served.engine.manifest
+    metrics = manifest.variants[served.engine.precision].metrics
+    return pb.GetModelResponse(
+        model=manifest.name,
+        version=manifest.version,
+        labels=manifest.labels,
+        input_size=manifest.preprocessing.size,
+        backbone=manifest.backbone,
+        created=manifest.created,
+        precision=served.engine.precision,
+        metrics=pb.Metrics(
+            photos=metrics.photos,
+            accuracy=metrics.accuracy,
+            accuracy_low=metrics.accuracy_low,
+            accuracy_high=metrics.accuracy_high,
+            expected_calibration_error=metrics.ece,
+        ),
+        digests={file: entry.sha256 for file, entry in manifest.files.items()},
+        robustness=_robustness(served.robustness),
+    )
+
+
+def _robustness(summary: RobustnessSummary | None) -> pb.RobustnessSummary | None:
+    if summary is None:
+        return None
+    return pb.RobustnessSummary(
+        photos=summary.photos,
+        clean_accuracy=summary.clean_accuracy,
+        robust_accuracy=[
+            pb.RobustAccuracy(norm=r.norm, epsilon=r.epsilon, accuracy=r.accuracy)
+            for r in summary.robust_accuracy
+        ],
+        corruption_accuracy=summary.corruption_accuracy,
+        created=summary.created,
+    )

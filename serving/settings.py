@@ -1,0 +1,155 @@
+"""The settings of `serve`: from flags, then the environment (PAWPRINT_SERVE_...), then a TOML file.
+
+`max_batch` is --max-batch, PAWPRINT_SERVE_MAX_BATCH and max_batch in the file alike. What is not
+known is refused, wherever it comes from.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from serving.commandline import Parser
+from serving.cores import usable_cores
+from serving.device import DEVICES
+from serving.errors import InvalidRequest
+
+ENVIRONMENT = "PAWPRINT_SERVE_"
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    models: Path = _setting(Path("models"), "the model repository")
+    host: str = _setting(
+        "127.0.0.1",
+        "address to listen on; 0.0.0.0 or :: for every network (calls are not encrypted)",
+    )
+    port: int = _setting(50051, "port to listen on; 0 for any that is free")
+    port_file: str = _setting("", "write the port to this file once the server is ready")
+    device: str = _setting(
+        "auto", "cpu, cuda (refuses to start without), or auto: CUDA where it works, else the CPU"
+    )
+    max_batch: int = _setting(16, "photos in one batch")
+    max_delay_ms: float = _setting(
+        2.0, "how long an idle engine waits for photos that are being decoded, to batch them"
+    )
+    max_queue: int = _setting(256, "photos admitted and not yet answered, for each version")
+    threads: int = _setting(0, "cores for one batch on the CPU; 0: all that are usable")
+    decode_threads: int = _setting(0, "threads that decode photos; 0: one for each usable core")
+    max_message_mib: int = _setting(64, "largest message, MiB")
+    max_photos: int = _setting(64, "photos in one call")
+    max_photo_mib: int = _setting(20, "largest encoded photo, MiB")
+    max_megapixels: int = _setting(64, "largest photo, million pixels")
+    max_stream_in_flight: int = _setting(16, "requests of one stream that are answered at once")
+    drain_s: float = _setting(30.0, "how long a stopping server lets running calls finish, seconds")
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise InvalidRequest(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("max_batch", 1, 1024),
+            ("max_delay_ms", 0, 10_000),
+            ("max_queue", 1, 1_000_000),
+            ("threads", 0, 1024),
+            ("decode_threads", 0, 1024),
+            ("max_message_mib", 1, 1024),
+            ("max_photos", 1, 100_000),
+            ("max_photo_mib", 1, 1024),
+            ("max_megapixels", 1, 1000),
+            ("max_stream_in_flight", 1, 100_000),
+            ("drain_s", 0, 3600),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidRequest(f"{name} must be {low} to {high}, got {getattr(self, name)}")
+        if self.max_queue < max(self.max_batch, self.max_photos):
+            raise InvalidRequest(
+                f"max_queue must be at least max_batch ({self.max_batch}) and max_photos "
+                f"({self.max_photos}), got {self.max_queue}"
+            )
+
+    @property
+    def inference_threads(self) -> int:
+        return self.threads or usable_cores()
+
+    @property
+    def decoders(self) -> int:
+        return self.decode_threads or usable_cores()
+
+
+def read_settings(
+    arguments: Sequence[str] | None, environment: Mapping[str, str]
+) -> ServerSettings:
+    """Raises InvalidRequest; exits as argparse does on unknown flags and --help."""
+    given = vars(_parser().parse_args(arguments))
+    settings = {
+        key.removeprefix(ENVIRONMENT).lower(): (value, key)
+        for key, value in environment.items()
+        if key.startswith(ENVIRONMENT)
+    }
+    settings |= {
+        key: (value, "--" + key.replace("_", "-"))
+        for key, value in given.items()
+        if value is not None
+    }
+    config, _ = settings.pop("config", (None, ""))
+    if config is not None:
+        settings = _read_toml(Path(config)) | settings
+    kinds = {f.name: f.type for f in fields(ServerSettings)}
+    unknown = [source for key, (_, source) in settings.items() if key not in kinds]
+    if unknown:
+        raise InvalidRequest(f"unknown setting {unknown[0]}; known: {', '.join(kinds)}")
+    return ServerSettings(
+        **{key: _typed(value, kinds[key], source) for key, (value, source) in settings.items()}
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="serve",
+        description="Answer Classify calls over gRPC with the models of a repository: of each the "
+        "newest sound version, and those that aliases name.",
+        epilog=f"Every setting can also stand in the environment ({ENVIRONMENT}MAX_BATCH=8) or in "
+        "the file of --config (max_batch = 8). A flag comes before the environment, that before "
+        "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. Status 1: "
+        "there is no model to serve. Status 2: a wrong setting.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    for setting in fields(ServerSettings):
+        default = setting.default or "all" if "threads" in setting.name else setting.default
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            metavar=setting.name.rpartition("_")[2].upper(),
+            help=f"{setting.metadata['help']} (default: {default})",
+        )
+    return parser
+
+
+def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"the configuration {path} can't be read: {error}") from error
+    return {key: (value, f"{key} in {path}") for key, value in values.items()}
+
+
+def _typed(value: Any, kind: Any, source: str) -> Any:
+    """A setting from its text (flag, environment) or as TOML gives it. Raises InvalidRequest."""
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}") from error
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}")
+    return value
