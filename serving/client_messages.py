@@ -55,6 +55,8 @@ def encoded(photo: Photo) -> bytes:
 def classify_request(
     photos: Sequence[bytes], model: str, version: str | int, top_k: int
 ) -> pb.ClassifyRequest:
+    if not 0 <= top_k < 2**31:
+        raise InvalidRequest(f"top_k must be 0 to the number of labels, got {top_k}")
     return pb.ClassifyRequest(model=model, version=str(version), images=photos, top_k=top_k)
 
 

@@ -1,7 +1,8 @@
-"""How our commands take a user's mistake: one line on stderr that says what to do, and status 2."""
+"""What our commands have in common: a user's mistake is one line on stderr, and status 2."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -17,3 +18,13 @@ class Parser(argparse.ArgumentParser):
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Lines of text in columns, two spaces apart; the last column is as wide as it needs."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
+    )

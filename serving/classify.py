@@ -1,0 +1,230 @@
+"""The command `classify`: photos and folders of them to a running server, answers as text."""
+
+import argparse
+import asyncio
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from serving.answers import StreamedResult
+from serving.client import AsyncClient
+from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
+from serving.commandline import Parser, aligned, fail
+from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
+from serving.photo_paths import photo_paths
+
+DEFAULT_ADDRESS = "localhost:50051"
+TABLE_LIMIT = 20  # photos; more are printed line by line as they are answered
+CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        paths = photo_paths(options.photos)
+        failed = asyncio.run(classify(paths, options))
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+    except BrokenPipeError:  # `classify ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Unavailable, DeadlineExceeded) as error:
+        fail(str(error), status=1)
+    except PawprintError as error:
+        fail(str(error))
+    if failed:
+        fail(f"{failed} of {len(paths)} photos could not be classified", status=1)
+
+
+async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
+    """Print the answer for each path, in their order; returns how many have none."""
+    async with AsyncClient(options.address, timeout_s=options.timeout) as client:
+        model = options.model or await _only_model(client)
+        answers = client.stream(
+            paths,
+            model=model,
+            version=options.version,
+            top_k=options.top_k,
+            in_flight=options.in_flight,
+        )
+        failed = 0
+        if options.csv:
+            print(_csv([CSV_HEADER]), end="")
+        table: list[tuple[object, ...]] = [("PHOTO", "LABEL", "PROBABILITY", "MS")]
+        with _progress(len(paths)) as advance:
+            async for path, answer in _in_order(paths, answers):
+                failed += answer.result.error is not None
+                if options.csv:
+                    print(_csv(_csv_rows(path, answer)), end="")
+                elif options.json:
+                    print(json.dumps(_json_value(path, answer), ensure_ascii=False))
+                elif len(paths) <= TABLE_LIMIT:
+                    table += _table_rows(path, answer)
+                else:
+                    print(_line(path, answer))
+                advance()
+        if len(table) > 1:
+            print(aligned(table))
+    return failed
+
+
+async def _only_model(client: AsyncClient) -> str:
+    names = [model.name for model in await client.list_models()]
+    if len(names) != 1:
+        raise InvalidRequest(f"the server has {len(names)} models; choose one: --model {names}")
+    return names[0]
+
+
+async def _in_order(
+    paths: Sequence[Path], answers: AsyncIterator[StreamedResult]
+) -> AsyncIterator[tuple[Path, StreamedResult]]:
+    early: dict[int, StreamedResult] = {}
+    following = 0
+    async for answer in answers:
+        early[answer.index] = answer
+        while following in early:
+            yield paths[following], early.pop(following)
+            following += 1
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal and there is more than a glance to wait for."""
+    console = Console(stderr=True)
+    if not console.is_terminal or total <= TABLE_LIMIT:
+        yield lambda: None
+        return
+    columns = (
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else answers for a file would go to the terminal
+    )
+    with bar as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
+    if answer.result.error is not None:
+        return [(path, f"error: {answer.result.error}", "", "")]
+    return [
+        (
+            path if rank == 0 else "",
+            label.name,
+            f"{label.probability:.4f}",
+            f"{1e3 * answer.latency_s:.1f}" if rank == 0 else "",
+        )
+        for rank, label in enumerate(answer.result.labels)
+    ]
+
+
+def _line(path: Path, answer: StreamedResult) -> str:
+    if answer.result.error is not None:
+        return f"{path}: error: {answer.result.error}"
+    labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
+    return f"{path}: {labels}"
+
+
+def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
+    if answer.result.error is not None or answer.response is None:
+        return {"photo": str(path), "error": answer.result.error}
+    return {
+        "photo": str(path),
+        "model": answer.response.model,
+        "version": answer.response.version,
+        "labels": [
+            {"name": label.name, "index": label.index, "probability": round(label.probability, 6)}
+            for label in answer.result.labels
+        ],
+        "latency_ms": round(1e3 * answer.latency_s, 3),
+    }
+
+
+def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
+    if answer.result.error is not None or answer.response is None:
+        return [(path, "", "", "", "", "", answer.result.error)]
+    return [
+        (
+            path,
+            answer.response.model,
+            answer.response.version,
+            rank,
+            label.name,
+            f"{label.probability:.6f}",
+            "",
+        )
+        for rank, label in enumerate(answer.result.labels, 1)
+    ]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="classify",
+        description="Classify photos with a running server (see `serve`). Folders are searched "
+        "for photos and streamed.",
+        epilog="Status 0: every photo was classified. 1: some could not be, or the server does "
+        "not answer. 2: wrong arguments, or no such model.",
+    )
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("PAWPRINT_ADDRESS", DEFAULT_ADDRESS),
+        metavar="HOST:PORT",
+        help=f"the server (default: PAWPRINT_ADDRESS, else {DEFAULT_ADDRESS})",
+    )
+    parser.add_argument(
+        "--model", default="", metavar="NAME", help="may be left out if the server has one model"
+    )
+    parser.add_argument(
+        "--version", default="", metavar="VERSION|ALIAS", help="default: the server's choice"
+    )
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels of each photo")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help="longest wait for the next answer, seconds (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=int,
+        default=DEFAULT_IN_FLIGHT,
+        metavar="N",
+        help="photos sent ahead of their answers (default: %(default)s)",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--csv", action="store_true", help="CSV, one row for each label")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The command `models`: what a model repository holds, whether it is whole, and its aliases."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.commandline import Parser, aligned, fail
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
+from serving.page import render_page
+from serving.repository import DEFAULT_ALIAS, Repository
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    repository = Repository(options.models)
+    try:
+        if not options.models.is_dir():
+            raise NotFound(f"no model repository at {options.models}; see --models")
+        options.command(repository, options)
+    except BrokenVersion as error:
+        fail(str(error), status=1)
+    except PawprintError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(str(error), status=1)
+
+
+# --- the commands
+
+
+def _list(repository: Repository, options: argparse.Namespace) -> None:
+    rows = [
+        _summary(repository, name, version)
+        for name in repository.names()
+        for version in repository.versions(name)
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    lines: list[tuple[object, ...]] = [
+        ("MODEL", "VERSION", "ALIASES", "ACCURACY", "PHOTOS", "BACKBONE", "CREATED")
+    ]
+    for row in rows:
+        if "problem" in row:
+            lines.append((row["name"], row["version"], "", "broken", "", "", "see models verify"))
+            continue
+        lines.append(
+            (
+                row["name"],
+                row["version"],
+                " ".join(row["aliases"]),
+                f"{row['accuracy']:.4f}",
+                row["photos"],
+                row["backbone"],
+                row["created"],
+            )
+        )
+    print(aligned(lines))
+
+
+def _summary(repository: Repository, name: str, version: int) -> dict[str, Any]:
+    try:
+        aliases = [a for a, target in repository.aliases(name).items() if target == version]
+        manifest = repository.manifest(name, version)
+    except BrokenVersion as error:
+        return {"name": name, "version": version, "problem": str(error)}
+    metrics = manifest.variants["fp32"].metrics
+    return {
+        "name": name,
+        "version": version,
+        "aliases": aliases,
+        "accuracy": metrics.accuracy,
+        "photos": metrics.photos,
+        "backbone": manifest.backbone,
+        "created": manifest.created,
+    }
+
+
+def _show(repository: Repository, options: argparse.Namespace) -> None:
+    name, version = _named(repository, options.model)
+    manifest = repository.manifest(name, version)
+    if options.json:
+        print(manifest.to_json(), end="")
+        return
+    aliases = [a for a, target in repository.aliases(name).items() if target == version]
+    size = manifest.preprocessing.size
+    lines = [
+        ("version", f"{name}/{version}"),
+        ("aliases", " ".join(aliases)),
+        ("labels", ", ".join(manifest.labels)),
+        ("backbone", manifest.backbone),
+        ("created", manifest.created),
+        ("input", f"{size} x {size} pixels, {manifest.preprocessing.interpolation}"),
+        ("data set", f"sha256 {manifest.dataset.digest}"),
+    ]
+    for precision, variant in manifest.variants.items():
+        metrics = variant.metrics
+        lines += [
+            (
+                f"accuracy {precision}",
+                f"{metrics.accuracy:.4f} (95 %: {metrics.accuracy_low:.4f} to "
+                f"{metrics.accuracy_high:.4f}) on {metrics.photos} photos",
+            ),
+            (f"ECE {precision}", f"{metrics.ece:.4f}"),
+        ]
+    for file, entry in manifest.files.items():
+        lines.append((file, f"{entry.size:,} bytes, sha256 {entry.sha256}"))
+    print(aligned(lines))
+
+
+def _verify(repository: Repository, options: argparse.Namespace) -> None:
+    if options.model:
+        wanted = [_named(repository, model) for model in options.model]
+    else:
+        wanted = [(n, version) for n in repository.names() for version in repository.versions(n)]
+    problems = {f"{name}/{version}": repository.verify(name, version) for name, version in wanted}
+    if options.json:
+        print(json.dumps(problems, indent=2, ensure_ascii=False))
+    else:
+        for version, found in problems.items():
+            print(f"{version}: {'; '.join(found) or 'whole and unaltered'}")
+    if any(problems.values()):
+        sys.exit(1)
+
+
+def _promote(repository: Repository, options: argparse.Namespace) -> None:
+    if "/" not in options.model:
+        raise InvalidRequest(f"say which version: models promote {options.model}/VERSION")
+    name, version = _named(repository, options.model)
+    repository.promote(name, version, options.alias)
+    _report(options, name, version)
+
+
+def _rollback(repository: Repository, options: argparse.Namespace) -> None:
+    _report(options, options.model, repository.rollback(options.model, options.alias))
+
+
+def _page(repository: Repository, options: argparse.Namespace) -> None:
+    path = repository.root / "index.html"
+    path.write_text(render_page(repository), encoding="utf-8")
+    print(path)
+
+
+def _report(options: argparse.Namespace, name: str, version: int) -> None:
+    if options.json:
+        print(json.dumps({"name": name, "alias": options.alias, "version": version}))
+    else:
+        print(f"{options.alias} of {name} is now version {version}")
+
+
+def _named(repository: Repository, reference: str) -> tuple[str, int]:
+    """NAME, NAME/VERSION or NAME/ALIAS."""
+    name, _, version = reference.partition("/")
+    return name, repository.resolve(name, version)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = Parser(add_help=False)
+    common.add_argument(
+        "--models",
+        type=Path,
+        default=Path(os.environ.get("PAWPRINT_SERVE_MODELS", "models")),
+        metavar="DIR",
+        help="the model repository (default: PAWPRINT_SERVE_MODELS, else models)",
+    )
+    common.add_argument("--json", action="store_true", help="for machines")
+    parser = Parser(
+        prog="models",
+        description="Look after a model repository.",
+        epilog="Status 0: done. 1: a version is broken. 2: wrong arguments, no such version.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=help, description=help)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("list", _list, "Every version with its aliases and accuracy.")
+    add("show", _show, "One version in full.").add_argument("model", metavar="NAME[/VERSION]")
+    add("verify", _verify, "Check every file against its digest; without names, everything.")
+    commands.choices["verify"].add_argument("model", nargs="*", metavar="NAME[/VERSION]")
+    promote = add("promote", _promote, "Let an alias name a version, after verifying it.")
+    promote.add_argument("model", metavar="NAME/VERSION")
+    rollback = add("rollback", _rollback, "Let an alias name again what it named before.")
+    rollback.add_argument("model", metavar="NAME")
+    for sub in (promote, rollback):
+        sub.add_argument("--alias", default=DEFAULT_ALIAS, help="(default: %(default)s)")
+    add("page", _page, "Write index.html: all versions side by side, linked to their reports.")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
