@@ -286,8 +286,12 @@ def check_name(name: str) -> str:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Relative POSIX paths of all that is not a folder."""
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    """Relative POSIX paths of all that is not a folder; a link to a folder counts as a file."""
+    return {
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_symlink() or not p.is_dir()
+    }
 
 
 def file_entry(path: Path) -> FileEntry:

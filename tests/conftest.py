@@ -1,0 +1,117 @@
+"""A repository with a tiny version, and real servers on loopback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from serving.server import Server
+from serving.settings import ServerSettings
+from tests.tiny import build_version
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_WITHIN_S = 60.0
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real photos and weights beside the checkout, or at PAWPRINT_SHARED; skips where absent."""
+    folder = Path(os.environ.get("PAWPRINT_SHARED", ROOT / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}; set PAWPRINT_SHARED")
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A repository that holds pets/1."""
+    root = tmp_path / "models"
+    build_version(root, "pets", size=32)
+    return root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server in this process, on the test's own event loop."""
+
+    address: str
+    server: Server
+
+
+@asynccontextmanager
+async def running_server(models: Path, **settings: object) -> AsyncIterator[Running]:
+    server = Server(ServerSettings(models=models, port=0, device="cpu", **settings))
+    try:
+        port = await server.open()
+        await server.load()
+        yield Running(address=f"127.0.0.1:{port}", server=server)
+    finally:
+        await server.close()
+
+
+@pytest.fixture
+async def running(models: Path) -> AsyncIterator[Running]:
+    async with running_server(models) as server:
+        yield server
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerProcess:
+    """The command `serve` in a process of its own."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 30.0) -> tuple[int, str, str]:
+        """Signal it and wait; returns its status, stdout and stderr."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=within_s)
+        return self.process.returncode, out, err
+
+
+def start_server(
+    models: Path, folder: Path, *flags: str, python: Path | str = sys.executable
+) -> ServerProcess:
+    """Start `serve` on a free port and wait until it is ready; `folder` takes its port file."""
+    port_file = folder / f"port-{time.monotonic_ns()}"
+    process = subprocess.Popen(
+        [
+            *(str(python), "-m", "serving.server", "--models", str(models)),
+            *("--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + READY_WITHIN_S
+    while not port_file.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"serve did not start ({process.returncode}):\n{out}{err}")
+        time.sleep(0.02)
+    return ServerProcess(address=f"127.0.0.1:{port_file.read_text().strip()}", process=process)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """start_server(models, *flags); what still runs at the end is killed."""
+    started: list[ServerProcess] = []
+
+    def begin(models: Path, *flags: str, python: Path | str = sys.executable) -> ServerProcess:
+        started.append(start_server(models, tmp_path, *flags, python=python))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()

@@ -1,0 +1,222 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.errors import InvalidImage
+from serving.modelspec import Preprocessing
+from serving.preprocess import decode, preprocess
+from tests.photos import drawing, encode, jpeg, noise
+
+SPEC = Preprocessing(size=32, interpolation="bilinear")
+
+# What undoes each EXIF orientation (1 to 8), from CIPA DC-008 (EXIF 2.32), table of tag 274, stated
+# as the transposition that a camera would have applied to the upright picture.
+CAMERA = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
+    upright = drawing(90, 60)
+    stored = upright if orientation == 1 else upright.transpose(CAMERA[orientation])
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    seen = decode(encode(stored, kind, exif=exif, **options))
+    assert seen.size == upright.size
+    difference = np.abs(np.asarray(seen, float) - np.asarray(upright, float))
+    assert difference.mean() < (3 if kind == "JPEG" else 1e-9)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_a_square_png_of_the_right_size_passes_to_the_bit(interpolation: str) -> None:
+    image = noise(48)
+    spec = Preprocessing(size=48, interpolation=interpolation)
+    pixels = preprocess(encode(image, "PNG"), spec)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+def test_the_crop_is_the_centre_square() -> None:
+    """Left third red, middle green, right blue: a 96 x 32 picture's centre square is green."""
+    stripes = np.zeros((32, 96, 3), np.uint8)
+    for i in range(3):
+        stripes[:, 32 * i : 32 * (i + 1), i] = 255
+    green = np.broadcast_to(np.uint8([0, 255, 0]), (32, 32, 3))
+    for image in (Image.fromarray(stripes), Image.fromarray(stripes.transpose(1, 0, 2).copy())):
+        np.testing.assert_array_equal(preprocess(encode(image, "PNG"), SPEC), green)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (33, 31), (640, 480), (3, 2000)])
+def test_every_allowed_format_and_odd_size(kind: str, size: tuple[int, int]) -> None:
+    pixels = preprocess(encode(drawing(*size), kind), SPEC)
+    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = drawing(64, 64)
+    seen = preprocess(encode(image.convert("CMYK"), "JPEG", quality=95), SPEC).astype(float)
+    expected = preprocess(encode(image, "PNG"), SPEC).astype(float)
+    assert np.abs(seen - expected).mean() < 4
+
+
+def test_transparency_becomes_white() -> None:
+    white = np.full((32, 32, 3), 255, np.uint8)
+    clear = Image.new("RGBA", (40, 40), (10, 20, 30, 0))
+    grey_alpha = Image.new("LA", (40, 40), (0, 0))
+    palette = Image.new("P", (40, 40), 3)
+    palette.putpalette([1, 2, 3] * 256)
+    colour_key = Image.new("RGB", (40, 40), (9, 8, 7))
+    for data in (
+        encode(clear, "PNG"),
+        encode(clear, "WEBP", lossless=True, exact=True),
+        encode(grey_alpha, "PNG"),
+        encode(palette, "PNG", transparency=3),
+        encode(palette, "PNG", transparency=bytes([255, 255, 255, 0])),
+        encode(palette, "GIF", transparency=3),
+        encode(colour_key, "PNG", transparency=(9, 8, 7)),
+    ):
+        np.testing.assert_array_equal(preprocess(data, SPEC), white)
+
+
+def test_half_transparent_is_blended_with_white() -> None:
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 128))
+    assert set(np.unique(preprocess(encode(image, "PNG"), SPEC))) <= {126, 127, 128}
+
+
+def test_palette_without_transparency_keeps_its_colours() -> None:
+    palette = Image.new("P", (32, 32), 7)
+    palette.putpalette([c for i in range(256) for c in (i, 2 * i % 256, 3 * i % 256)])
+    expected = np.broadcast_to(np.uint8([7, 14, 21]), (32, 32, 3))
+    np.testing.assert_array_equal(preprocess(encode(palette, "PNG"), SPEC), expected)
+
+
+def test_grey_of_one_eight_and_sixteen_bits() -> None:
+    half = np.arange(32) >= 16
+    columns = np.broadcast_to(half, (32, 32))
+    expected = np.repeat(np.where(columns, 255, 0)[..., None], 3, axis=2)
+    one = Image.fromarray(columns.copy()).convert("1")
+    eight = Image.fromarray(np.where(columns, 255, 0).astype(np.uint8))
+    sixteen = Image.fromarray(np.where(columns, 65535, 0).astype(np.uint16))
+    for image in (one, eight, sixteen):
+        np.testing.assert_array_equal(preprocess(encode(image, "PNG"), SPEC), expected)
+
+
+def test_sixteen_bit_grey_keeps_its_tones() -> None:
+    ramp = np.broadcast_to((np.arange(32) * 2048).astype(np.uint16), (32, 32)).copy()
+    seen = preprocess(encode(Image.fromarray(ramp), "PNG"), SPEC)
+    np.testing.assert_array_equal(seen[0, :, 0], np.arange(32) * 8)
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (32, 32), c) for c in ("red", "blue", "green")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert tuple(preprocess(data, SPEC)[16, 16]) == (255, 0, 0)
+
+
+def test_draft_decoding_gives_nearly_what_full_decoding_gives() -> None:
+    """A JPEG of 2000 x 1500 for 224: decoded at a quarter, and not visibly another picture."""
+    data = jpeg(2000, 1500)
+    drafted = decode(data, draft=224)
+    assert drafted.size == (500, 375)
+    spec = Preprocessing(size=224, interpolation="bilinear")
+    full = encode(decode(data), "PNG")
+    difference = preprocess(data, spec).astype(float) - preprocess(full, spec)
+    assert np.abs(difference).mean() < 1.0
+    assert np.abs(difference).max() < 40
+
+
+def test_a_draft_is_never_smaller_than_the_model_needs() -> None:
+    for width, height in ((449, 300), (448, 448), (900, 230), (3000, 256)):
+        assert min(decode(jpeg(width, height), draft=224).size) >= 224
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"\x00" * 100, "not an image"),
+        (b"GIF89a", "not an image|damaged"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (encode(drawing(), "TIFF"), "not an image"),
+        (encode(drawing(), "PPM"), "not an image"),
+        (encode(drawing(), "ICO"), "not an image"),
+        (jpeg()[:-200], "truncated"),
+        (jpeg()[:30], "not an image|damaged"),
+        (encode(drawing(), "PNG")[:-60], "truncated"),
+        (encode(drawing(), "PNG")[:50], "damaged|truncated"),
+        (encode(drawing(), "WEBP")[:-100], "damaged|not an image"),
+        (encode(drawing(), "BMP")[:-100], "truncated"),
+        (encode(drawing(), "GIF")[:-300], "damaged|truncated"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else value.split("|")[0],
+)
+def test_unreadable_photos_are_refused_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(InvalidImage, match=reason):
+        preprocess(data, SPEC)
+
+
+def test_a_flipped_byte_in_a_png_is_noticed() -> None:
+    data = bytearray(encode(noise(64), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(InvalidImage, match="damaged"):
+        preprocess(bytes(data), SPEC)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that claims any size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8001, 10_000, 20_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_decoding(side: int) -> None:
+    with pytest.raises(InvalidImage, match="64,000,000|pixels"):
+        preprocess(bomb(side, side), SPEC)
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    data = encode(drawing(50, 40), "PNG")
+    assert preprocess(data, SPEC, max_pixels=2000).shape == (32, 32, 3)
+    with pytest.raises(InvalidImage, match="50 x 40"):
+        preprocess(data, SPEC, max_pixels=1999)
+
+
+def test_real_photos(shared_data) -> None:
+    photos = sorted((shared_data / "photos").glob("*.jpg"))
+    assert photos
+    spec = Preprocessing(size=224, interpolation="bilinear")
+    for photo in photos:
+        data = photo.read_bytes()
+        pixels = preprocess(data, spec)
+        width, height = Image.open(io.BytesIO(data)).size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        expected = Image.open(io.BytesIO(data)).resize(
+            (224, 224), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
+        )
+        # Draft decoding averages in the frequency domain: most different on a dog's white fur, 3.4.
+        assert np.abs(pixels - np.asarray(expected, float)).mean() < 4.0

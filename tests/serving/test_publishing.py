@@ -1,0 +1,61 @@
+"""Publishing under the worst conditions: two at once, and killed before the rename."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.errors import NotFound
+from serving.repository import Repository
+from tests.conftest import ROOT, running_server
+from tests.tiny import build_version
+
+PUBLISH_MANY = """
+import sys
+from pathlib import Path
+from tests.tiny import build_version
+for seed in range(8):
+    print(build_version(Path(sys.argv[1]), "pets", seed=seed))
+"""
+
+KILL_BEFORE_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from tests.tiny import build_version
+os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+build_version(Path(sys.argv[1]), "pets")
+"""
+
+
+def python(code: str, root: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(root)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_publishers_at_once_get_a_number_each(tmp_path: Path) -> None:
+    publishers = [python(PUBLISH_MANY, tmp_path) for _ in range(2)]
+    numbers = [int(n) for p in publishers for n in p.communicate(timeout=60)[0].split()]
+    assert [p.returncode for p in publishers] == [0, 0]
+    assert sorted(numbers) == list(range(1, 17))
+    repository = Repository(tmp_path)
+    assert repository.versions("pets") == list(range(1, 17))
+    assert all(repository.verify("pets", version) == [] for version in range(1, 17))
+    assert not list((tmp_path / "pets").glob(".staging-*"))
+
+
+async def test_a_publisher_killed_before_the_rename_leaves_nothing_to_load(tmp_path: Path) -> None:
+    publisher = python(KILL_BEFORE_RENAME, tmp_path)
+    publisher.communicate(timeout=60)
+    assert publisher.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "pets").iterdir()
+    assert left.name.startswith(".staging-") and (left / "manifest.json").is_file()
+    assert Repository(tmp_path).names() == []
+    with pytest.raises(NotFound, match="no model to serve"):
+        async with running_server(tmp_path):
+            pass
+    assert build_version(tmp_path, "pets") == 1
+    async with running_server(tmp_path):
+        pass

@@ -1,0 +1,142 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.repository import Repository, files_below
+from tests.tiny import build_version
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """pets/1 to pets/3."""
+    for seed in range(3):
+        build_version(tmp_path, "pets", seed=seed)
+    return Repository(tmp_path)
+
+
+def test_versions_count_up_and_the_newest_answers(repository: Repository) -> None:
+    assert repository.names() == ["pets"]
+    assert repository.versions("pets") == [1, 2, 3]
+    assert repository.resolve("pets") == 3
+    assert repository.resolve("pets", "2") == 2
+
+
+def test_versions_are_sorted_as_numbers(repository: Repository) -> None:
+    os.rename(repository.root / "pets/1", repository.root / "pets/10")
+    assert repository.versions("pets") == [2, 3, 10]
+
+
+def test_promote_and_roll_back(repository: Repository) -> None:
+    repository.promote("pets", 1)
+    assert repository.resolve("pets") == 1
+    repository.promote("pets", 2)
+    repository.promote("pets", 2)  # again: no second entry in the history
+    repository.promote("pets", 3, "canary")
+    assert repository.aliases("pets") == {"canary": 3, "stable": 2}
+    assert repository.resolve("pets", "canary") == 3
+    assert repository.rollback("pets") == 1
+    assert repository.resolve("pets") == 1
+    with pytest.raises(NotFound, match="no earlier version"):
+        repository.rollback("pets")
+    assert repository.resolve("pets") == 1
+
+
+@pytest.mark.parametrize("alias", ["3", "../stable", "", ".hidden", "a/b", "x" * 65])
+def test_a_bad_alias_is_refused(repository: Repository, alias: str) -> None:
+    with pytest.raises(InvalidRequest):
+        repository.promote("pets", 1, alias)
+
+
+def test_a_broken_version_is_not_promoted(repository: Repository) -> None:
+    (repository.root / "pets/2/model.onnx").write_bytes(b"")
+    with pytest.raises(BrokenVersion, match="model.onnx is altered"):
+        repository.promote("pets", 2)
+    assert repository.aliases("pets") == {}
+
+
+def test_unknown_names_say_what_is_known(repository: Repository) -> None:
+    with pytest.raises(NotFound, match="models here: pets"):
+        repository.resolve("pet")
+    with pytest.raises(NotFound, match="it has 1, 2, 3"):
+        repository.resolve("pets", "7")
+    repository.promote("pets", 1)
+    with pytest.raises(NotFound, match="aliases: stable"):
+        repository.resolve("pets", "canary")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".x", "a b", "ü"])
+def test_a_name_can_not_lead_elsewhere(repository: Repository, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        repository.versions(name)
+
+
+def test_a_flipped_byte_in_any_file_is_found(repository: Repository) -> None:
+    folder = repository.root / "pets/1"
+    assert repository.verify("pets", 1) == []
+    for file in sorted(files_below(folder)):
+        path = folder / file
+        sound = path.read_bytes()
+        for position in (0, len(sound) // 2, len(sound) - 1):
+            damaged = bytearray(sound)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            assert repository.verify("pets", 1), (file, position)
+        path.write_bytes(sound)
+    assert repository.verify("pets", 1) == []
+
+
+def test_missing_and_extra_files_are_found(repository: Repository) -> None:
+    folder = repository.root / "pets/1"
+    (folder / "golden.npz").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert repository.verify("pets", 1) == [
+        "golden.npz is missing",
+        "notes.txt is not part of the version",
+    ]
+
+
+def test_a_link_out_of_the_version_is_refused(repository: Repository, tmp_path: Path) -> None:
+    folder = repository.root / "pets/1"
+    outside = tmp_path / "outside.onnx"
+    os.rename(folder / "model.onnx", outside)
+    os.symlink(outside, folder / "model.onnx")
+    assert any("leads out" in problem for problem in repository.verify("pets", 1))
+    manifest = repository.manifest("pets", 1)
+    with pytest.raises(BrokenVersion, match="leads out"):
+        repository.read_file(manifest, "model.onnx")
+
+
+def test_a_linked_folder_is_not_part_of_a_version(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink(tmp_path / "elsewhere", repository.root / "pets/1/plots")
+    assert repository.verify("pets", 1) == ["plots is not part of the version"]
+
+
+def test_a_version_under_another_number_is_refused(repository: Repository) -> None:
+    os.rename(repository.root / "pets/1", repository.root / "pets/9")
+    with pytest.raises(BrokenVersion, match="the manifest is that of pets/1"):
+        repository.manifest("pets", 9)
+
+
+def test_an_alias_of_a_version_that_is_gone_is_left_out(repository: Repository) -> None:
+    repository.promote("pets", 1)
+    os.rename(repository.root / "pets/1", repository.root / "pets/.gone")
+    assert repository.aliases("pets") == {}
+    assert repository.resolve("pets") == 3
+
+
+def test_a_malformed_alias_is_named(repository: Repository) -> None:
+    repository.promote("pets", 1)
+    (repository.root / "pets/aliases/stable").write_text("one\n")
+    with pytest.raises(BrokenVersion, match="alias 'stable' of 'pets' is malformed"):
+        repository.aliases("pets")
+
+
+def test_a_failed_publication_leaves_nothing(repository: Repository) -> None:
+    with pytest.raises(ZeroDivisionError), repository.staging("birds") as folder:
+        (folder / "model.onnx").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert repository.names() == ["pets"]
+    assert not (repository.root / "birds").exists()
