@@ -1,0 +1,44 @@
+import pytest
+
+from serving.errors import InvalidRequest
+from trainer.analysis.gate import measured, parse_condition
+
+REPORT = {
+    "clean": {"fp32": {"accuracy": 0.9}},
+    "corruptions": {"mean_accuracy": 0.6},
+    "attacks": [
+        {"key": "pgd-linf", "points": [{"epsilon": 4 / 255, "accuracy": 0.25}]},
+        {"key": "pgd-l2", "points": [{"epsilon": 0.5, "accuracy": 0.5}]},
+    ],
+    "worst_case": {"linf": [{"epsilon": 4 / 255, "accuracy": 0.125}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "accuracy"),
+    [
+        ("pgd@4/255=0.2", 0.25),
+        ("pgd-l2@0.5=0.2", 0.5),
+        ("pgd-l2@1/2=0.2", 0.5),
+        ("worst@4/255 = 0.2", 0.125),
+        ("clean=0.5", 0.9),
+        ("corruptions=0.5", 0.6),
+    ],
+)
+def test_a_condition_reads_the_figure_it_names(text, accuracy):
+    assert measured(REPORT, parse_condition(text)) == accuracy
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd", "pgd=0.2", "clean@4/255=0.2", "pgd@4/0=0.2", "pgd@4/255=1.5", "pgd@4/255=x", ""]
+)
+def test_a_condition_that_makes_no_sense_says_what_is_expected(text):
+    with pytest.raises(InvalidRequest, match="pgd@4/255=0.2"):
+        parse_condition(text)
+
+
+def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():
+    with pytest.raises(InvalidRequest, match="did you mean pgd-l2"):
+        measured(REPORT, parse_condition("pdg-l2@0.5=0.2"))
+    with pytest.raises(InvalidRequest, match="it was at 4/255"):
+        measured(REPORT, parse_condition("pgd@2/255=0.2"))

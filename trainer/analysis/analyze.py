@@ -1,0 +1,265 @@
+"""The command `analyze`: how far a published version can be trusted, measured and drawn."""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError
+from serving.repository import ANALYSIS, Repository
+from trainer.analysis import compare
+from trainer.analysis.gate import measured, parse_condition
+from trainer.analysis.report import k255, percent
+from trainer.analysis.run import AnalysisConfig, analyse
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
+from trainer.commandline import Parser, fail, progress_bar
+
+_EPILOG = """\
+The result is stored in the version's analysis/ folder: report.html to read, report.json for
+programs, the pictures as PNG. Stopped half-way, the same command goes on where it was.
+
+examples:
+  analyze cats --data photos/                        the default version of cats
+  analyze cats/2 --data photos/ --budget quick       a first look
+  analyze cats/2 --data photos/ --fail-under worst@1/255=0.2 --fail-under clean=0.9
+  analyze --compare cats/1 cats/2 --data photos/     side by side, with transfer
+  torchrun --nproc-per-node 4 -m trainer.analysis.analyze cats/2 --data photos/
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    try:
+        code = _compare(options) if options.compare else _analyse(options)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from what is finished", status=130)
+    except BrokenVersion as error:
+        fail(str(error), status=1)
+    except PawprintError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error}; the version is as it was, and what is finished is kept", status=1)
+    sys.exit(code)
+
+
+def _analyse(options: argparse.Namespace) -> int:
+    conditions = [parse_condition(text) for text in options.fail_under]
+    repository = Repository(options.models)
+    name, version = _version(repository, options.model)
+    config = AnalysisConfig(
+        data=options.data,
+        budget=options.budget,
+        seed=options.seed,
+        photos=options.photos,
+        linf=options.linf,
+        l2=options.l2,
+        ideal=_classes(options.ideal, repository.manifest(name, version).labels),
+        recipe=options.recipe,
+        device=_device(options.device),
+        workers=os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count() or 1,
+    )
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with progress_bar("analysing", shown=rank == 0) as advance:
+        report = analyse(
+            repository,
+            name,
+            version,
+            config,
+            server=options.over_grpc,
+            rank=rank,
+            processes=processes,
+            progress=advance,
+        )
+    if report is None:
+        return 0
+    folder = repository.path(name, version) / ANALYSIS
+    if options.json:
+        print(json.dumps({"report": str(folder / "report.json")} | _headline(report), indent=2))
+    else:
+        print(_text(report, folder))
+    failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
+    for condition, got in failed:
+        print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    repository = Repository(options.models)
+    versions = [_version(repository, text) for text in options.compare]
+    made = compare.compare(
+        repository,
+        versions,
+        options.data,
+        budget=options.budget,
+        photos=options.photos,
+        seed=options.seed,
+        device=_device(options.device),
+        workers=os.cpu_count() or 1,
+    )
+    stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
+    page = Path(f"{stem}.html")
+    page.write_text(compare.render(made), encoding="utf-8")
+    if options.json:
+        print(json.dumps(made, indent=2))
+        return 0
+    for one, row in zip(made["versions"], made["transfer"], strict=True):
+        print(
+            f"{one['version']}: clean {percent(one['clean']['accuracy'])}, left by PGD at "
+            f"{k255(made['epsilon'])} {percent(one['robust']['accuracy'])}; its images turn "
+            + ", ".join(
+                f"{percent(share)} in {other['version']}"
+                for share, other in zip(row, made["versions"], strict=True)
+            )
+        )
+    print(page)
+    return 0
+
+
+def _version(repository: Repository, text: str) -> tuple[str, int]:
+    name, _, reference = text.partition("/")
+    return name, repository.resolve(name, reference)
+
+
+def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The classes named; None for all. Raises InvalidRequest, suggesting the nearest."""
+    if text is None or text == "all":
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip() and text != "none")
+    for name in names:
+        if name not in labels:
+            near = difflib.get_close_matches(name, labels, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(labels)}"
+            raise InvalidRequest(f"no class {name!r}; {hint}")
+    return names
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("no CUDA device is usable here; use --device cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _headline(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "clean": report["clean"]["fp32"]["accuracy"],
+        "worst_case": {
+            norm: {str(p["epsilon"]): p["accuracy"] for p in points}
+            for norm, points in report["worst_case"].items()
+        },
+        "corruptions": report["corruptions"]["mean_accuracy"],
+        "sanity": {check["name"]: check["passed"] for check in report["sanity"]},
+    }
+
+
+def _text(report: dict[str, Any], folder: Path) -> str:
+    clean = report["clean"]["fp32"]
+    lines = [
+        f"clean        {percent(clean['accuracy'])} of {clean['photos']} photos "
+        f"({percent(clean['low'])} to {percent(clean['high'])})"
+    ]
+    for norm, points in report["worst_case"].items():
+        sizes = ", ".join(
+            f"{percent(p['accuracy'])} at "
+            + (k255(p["epsilon"]) if norm == "linf" else f"{p['epsilon']:g}")
+            for p in points
+        )
+        lines.append(f"robust, {norm:<4} {sizes} (worst case over attacks)")
+    lines.append(f"corruptions  {percent(report['corruptions']['mean_accuracy'])} on average")
+    if report["ideal"]:
+        short = [i["label"] for i in report["ideal"] if not i["reached"]]
+        drawn = len(report["ideal"])
+        lines.append(
+            f"ideal        {drawn - len(short)} of {drawn} reach "
+            f"{percent(report['ideal_goal'])}" + (f"; not {', '.join(short)}" if short else "")
+        )
+    failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
+    lines.append(f"sanity       {'FAILED: ' + '; '.join(failed) if failed else 'all checks pass'}")
+    return "\n".join([*lines, str(folder / "report.html")])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="analyze",
+        description="Measure how far a published version can be trusted: attacks, corruptions, "
+        "calibration, and what its classes look like to it. Judged on the served ONNX files.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
+    what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of photos, a folder for each class"
+    )
+    parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
+    parser.add_argument(
+        "--budget", choices=list(BUDGETS), default="standard", help="how thorough (%(default)s)"
+    )
+    parser.add_argument("--photos", type=_positive, help="at most so many (as the budget says)")
+    parser.add_argument(
+        "--linf", type=_sizes(1.0), metavar="SIZES",
+        help=f"L-infinity epsilons, such as 1/255,8/255 ({k255(REFERENCE_EPSILON)} is always one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 epsilons, such as 0.5,1"
+    )
+    parser.add_argument(
+        "--ideal", metavar="CLASSES", help="classes to draw, with commas; all (default) or none"
+    )
+    parser.add_argument(
+        "--recipe", choices=("fourier", "lesson"), default="fourier", help="of the ideal images"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--over-grpc", metavar="HOST:PORT", help="ask a running server about the pictures, too"
+    )
+    parser.add_argument(
+        "--fail-under",
+        action="append",
+        default=[],
+        metavar="WHAT=ACCURACY",
+        help="exit 1 if less is measured, such as pgd@4/255=0.2, worst@1/255=0.5, clean=0.9, "
+        "corruptions=0.6; may be given again",
+    )
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of photos, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
+    """A reader of epsilons with commas, in pixel units of [0, 1]."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            sizes = sorted({float(Fraction(part.strip())) for part in text.split(",")})
+        except (ValueError, ZeroDivisionError):
+            sizes = [0.0]
+        if not 0 < sizes[0] <= sizes[-1] <= most:
+            raise argparse.ArgumentTypeError(
+                f"expected sizes above 0 and up to {most:g} with commas, such as 1/255,4/255 "
+                f"(pixel units of [0, 1]), got {text!r}"
+            )
+        return tuple(sizes)
+
+    return read
+
+
+if __name__ == "__main__":
+    main()

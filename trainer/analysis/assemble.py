@@ -1,0 +1,301 @@
+"""From the finished pieces of an analysis to the figures of report.json. No model is run here."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.analysis.photos import Photos
+from trainer.analysis.robustness import first_to_turn, proportion, worst_case
+from trainer.analysis.settings import REFERENCE_EPSILON, Budget
+from trainer.analysis.sweep import Plan
+from trainer.analysis.workspace import Piece
+from trainer.metrics import confusion_matrix, expected_calibration_error, reliability
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """What the version says of the photos as they are."""
+
+    served: npt.NDArray[np.float32]  # [V, n, K] probabilities
+    torched: npt.NDArray[np.float32]  # [n, K]
+    labels: npt.NDArray[np.int64]  # [n]
+
+    @property
+    def right(self) -> Bools:
+        """[n]: the served fp32 is right; only these are attacked."""
+        result: Bools = self.served[0].argmax(axis=1) == self.labels
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """One attack on the photos that are right, in their order; the arrays are those of `sweep`."""
+
+    plan: Plan
+    piece: Piece
+    targets: npt.NDArray[np.int64]  # [right]
+    seconds: float
+
+    def stands(self, clean: Clean, e: int, precision: int | None = 0) -> Bools:
+        """[n]: the photo was right and the attack did not reach its own goal at epsilon e.
+
+        precision: index of the served file, or None for PyTorch's own verdict.
+        """
+        said = self.said(e, precision)
+        labels = clean.labels[clean.right]
+        return spread(said != self.targets if self.plan.targeted else said == labels, clean.right)
+
+    def harmless(self, clean: Clean, e: int) -> Bools:
+        """[n]: the photo was right and still is: it was not led to any other class either."""
+        return spread(self.said(e) == clean.labels[clean.right], clean.right)
+
+    def said(self, e: int, precision: int | None = 0) -> npt.NDArray[np.int64]:
+        """[right]: the first label at epsilon e."""
+        scores = self.piece["torch"][e] if precision is None else self.piece["served"][e, precision]
+        result: npt.NDArray[np.int64] = scores.argmax(axis=1)
+        return result
+
+
+def spread(values: Bools, right: Bools) -> Bools:
+    """[n] from [right]; False for the photos that were wrong from the start."""
+    result = np.zeros(len(right), bool)
+    result[right] = values
+    return result
+
+
+def clean_section(clean: Clean, precisions: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, NLL and ECE of each precision, and of PyTorch."""
+    scores = {**dict(zip(precisions, clean.served, strict=True)), "torch": clean.torched}
+    return {
+        name: {
+            **proportion(p.argmax(axis=1) == clean.labels),
+            "ece": expected_calibration_error(p, clean.labels),
+            "nll": _nll(p, clean.labels),
+        }
+        for name, p in scores.items()
+    }
+
+
+def _nll(probabilities: Floats, labels: npt.NDArray[np.int64]) -> float:
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.mean(np.log(np.maximum(own, 1e-12))))
+
+
+def attack_section(attacked: Attacked, clean: Clean, precisions: Sequence[str]) -> dict[str, Any]:
+    plan = attacked.plan
+    points = []
+    for e, epsilon in enumerate(plan.epsilons):
+        points.append(
+            {
+                "epsilon": epsilon,
+                **proportion(attacked.stands(clean, e)),
+                "torch_accuracy": float(attacked.stands(clean, e, None).mean()),
+                "by_precision": {
+                    name: float(attacked.stands(clean, e, v).mean())
+                    for v, name in enumerate(precisions)
+                },
+            }
+        )
+    return {
+        "key": plan.key,
+        "name": plan.name,
+        "norm": plan.norm,
+        "goal": "targeted" if plan.targeted else "untargeted",
+        "knowledge": "white-box" if plan.white_box else "black-box",
+        "source": plan.source,
+        "setting": plan.setting,
+        "seconds": attacked.seconds,
+        "points": points,
+    }
+
+
+def left_standing(
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats], norm: str, e: int
+) -> dict[str, Bools]:
+    """Attack -> [n]: which photos it leaves right at the e-th epsilon of a norm.
+
+    smallest: norm -> [right] size of the smallest perturbation found, inf where none.
+    """
+    chosen = [a for a in attacks if a.plan.norm == norm]
+    result = {a.plan.key: a.harmless(clean, e) for a in chosen}
+    if norm in smallest:
+        epsilon = chosen[0].plan.epsilons[e]
+        result[f"smallest-{norm}"] = spread(smallest[norm] > epsilon + 1e-9, clean.right)
+    return result
+
+
+def worst_section(
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats]
+) -> dict[str, list[dict[str, Any]]]:
+    """norm -> points: a photo counts as robust if no attack turned it, image by image."""
+    section = {}
+    for norm in sorted({a.plan.norm for a in attacks}, reverse=True):  # linf first
+        epsilons = next(a.plan.epsilons for a in attacks if a.plan.norm == norm)
+        section[norm] = [
+            {
+                "epsilon": epsilon,
+                **proportion(
+                    worst_case([*left_standing(attacks, clean, smallest, norm, e).values()])
+                ),
+            }
+            for e, epsilon in enumerate(epsilons)
+        ]
+    return section
+
+
+def smallest_section(
+    smallest: Mapping[str, Piece], attack: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    section = {}
+    for norm, piece in smallest.items():
+        sizes = piece["size"]
+        middle = float(np.median(sizes))
+        section[norm] = {
+            "attack": attack[norm],
+            "found": [float(size) for size in np.sort(sizes[np.isfinite(sizes)])],
+            "not_found": int(np.sum(~np.isfinite(sizes))),
+            "median": middle if np.isfinite(middle) else None,
+            "fooled_in_float": float(np.isfinite(piece["float_size"]).mean()),
+            "fooled_after_plain_rounding": float(piece["survived"].mean()),
+        }
+    return section
+
+
+def descent_section(
+    lesson: Piece, targets: npt.NDArray[np.int64], budget: Budget
+) -> dict[str, Any]:
+    """The lesson's plain descent, which knows no ball: how often it arrives, and how far away."""
+    reached = lesson["served"][0].argmax(axis=1) == targets
+    return {
+        "steps": budget.lesson_steps,
+        "reached": proportion(reached),
+        "torch_reached": float((lesson["torch"].argmax(axis=1) == targets).mean()),
+        "median_linf": float(np.median(lesson["linf"][reached])) if reached.any() else None,
+        "median_l2": float(np.median(lesson["l2"][reached])) if reached.any() else None,
+    }
+
+
+def agreement(clean: Clean, attacked: Sequence[Attacked]) -> dict[str, float]:
+    """How far the served fp32 and PyTorch say the same of all pictures that were made."""
+    same = [
+        (a.said(e) == a.said(e, None)).mean() for a in attacked for e in range(len(a.plan.epsilons))
+    ]
+    return {
+        "agreement": float(np.mean(same)),
+        "largest_difference": float(np.abs(clean.served[0] - clean.torched).max()),
+    }
+
+
+def outcome_at_reference(
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats]
+) -> npt.NDArray[np.int64]:
+    """[n]: what each photo is taken for at the reference epsilon by the first attack to turn it."""
+    said: npt.NDArray[np.int64] = clean.served[0].argmax(axis=1)
+    linf = {a.plan.key: a for a in attacks if a.plan.norm == "linf"}
+    epsilons = next(iter(linf.values())).plan.epsilons
+    e = epsilons.index(REFERENCE_EPSILON)
+    standing = {key: a.harmless(clean, e) for key, a in linf.items()}
+    rows = np.cumsum(clean.right) - 1
+    for i, key in enumerate(first_to_turn(standing)):
+        if key is not None and clean.right[i]:
+            said[i] = linf[key].said(e)[rows[i]]
+    return said
+
+
+def class_section(
+    clean: Clean,
+    robust: Bools,
+    outcome: npt.NDArray[np.int64],
+    corrupted: Floats,
+    labels: Sequence[str],
+) -> list[dict[str, Any]]:
+    """corrupted: [n] share of the corruptions under which each photo stays right."""
+    rows = []
+    for k, label in enumerate(labels):
+        own = clean.labels == k
+        if not own.any():
+            continue
+        elsewhere = Counter(int(o) for o in outcome[own] if o != k)
+        rows.append(
+            {
+                "label": label,
+                "photos": int(own.sum()),
+                "clean": float(clean.right[own].mean()),
+                "robust": float(robust[own].mean()),
+                "corrupted": float(corrupted[own].mean()),
+                "leads_to": labels[elsewhere.most_common(1)[0][0]] if elsewhere else None,
+            }
+        )
+    return rows
+
+
+def corruption_section(
+    pieces: Mapping[str, Piece], clean: Clean, source: str
+) -> tuple[dict[str, Any], Floats]:
+    """(section, [n] share of corruptions survived); piece: `served` float32 [5, n, K]."""
+    right = {kind: piece["served"].argmax(axis=2) == clean.labels for kind, piece in pieces.items()}
+    mean = float(np.mean([r.mean() for r in right.values()]))
+    section = {
+        "source": source,
+        "kinds": [
+            {"kind": kind, "accuracy": [float(x) for x in r.mean(axis=1)], "mean": float(r.mean())}
+            for kind, r in right.items()
+        ],
+        "mean_accuracy": mean,
+        "drop": float(clean.right.mean()) - mean,
+        "examples": [],
+    }
+    return section, np.mean([r.mean(axis=0) for r in right.values()], axis=0)
+
+
+def calibration_section(clean: Clean, attacked: Attacked) -> dict[str, Any]:
+    """Reliability on the photos as they are, and on what `attacked` made of them."""
+    e = attacked.plan.epsilons.index(REFERENCE_EPSILON)
+    scores = clean.served[0].copy()
+    scores[clean.right] = attacked.piece["served"][e, 0]
+    return {
+        "clean": _reliability(clean.served[0], clean.labels),
+        "attacked": _reliability(scores, clean.labels),
+    }
+
+
+def _reliability(probabilities: Floats, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    counts, confidence, accuracy = reliability(probabilities, labels)
+    bins = len(counts)
+    return {
+        "ece": expected_calibration_error(probabilities, labels),
+        "bins": [
+            {
+                "low": b / bins,
+                "high": (b + 1) / bins,
+                "count": int(counts[b]),
+                "confidence": float(confidence[b]),
+                "accuracy": float(accuracy[b]),
+            }
+            for b in range(bins)
+        ],
+    }
+
+
+def confusion_section(
+    clean: Clean, outcome: npt.NDArray[np.int64], labels: Sequence[str]
+) -> dict[str, Any]:
+    matrix = confusion_matrix(outcome, clean.labels, len(labels))
+    return {"epsilon": REFERENCE_EPSILON, "matrix": matrix.tolist()}
+
+
+def data_section(photos: Photos, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "folder": photos.folder,
+        "digest": photos.digest,
+        "photos": len(photos.labels),
+        "per_class": {label: int(np.sum(photos.labels == k)) for k, label in enumerate(labels)},
+        "left_out": [{"file": item.file, "reason": item.reason} for item in photos.left_out],
+    }

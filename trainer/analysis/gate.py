@@ -1,0 +1,68 @@
+"""Conditions that a version must meet, for use in a pipeline: --fail-under "pgd@4/255=0.2"."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from serving.errors import InvalidRequest
+
+WORST = "worst"
+_CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<epsilon>[0-9./]+))?=(?P<least>[0-9.]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """`what` at `epsilon` (None for clean and corruptions) must be at least `least`."""
+
+    text: str
+    what: str
+    epsilon: float | None
+    least: float
+
+
+def parse_condition(text: str) -> Condition:
+    """`clean=0.9`, `corruptions=0.6`, `pgd@4/255=0.2`, `worst@4/255=0.1`, `pgd-l2@0.5=0.3`.
+
+    Raises InvalidRequest.
+    """
+    match = _CONDITION.fullmatch(text.replace(" ", ""))
+    try:
+        if match is None:
+            raise ValueError
+        epsilon = match["epsilon"] and float(Fraction(match["epsilon"]))
+        least = float(match["least"])
+        if not 0 <= least <= 1 or (epsilon is None) != (match["what"] in ("clean", "corruptions")):
+            raise ValueError
+    except (ValueError, ZeroDivisionError) as error:
+        raise InvalidRequest(
+            f"expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY or corruptions=ACCURACY, such as "
+            f"pgd@4/255=0.2; got {text!r}"
+        ) from error
+    return Condition(text=text, what=match["what"], epsilon=epsilon, least=least)
+
+
+def measured(report: Mapping[str, Any], condition: Condition) -> float:
+    """The accuracy that a condition speaks of. Raises InvalidRequest if it was not measured."""
+    if condition.what == "clean":
+        return float(report["clean"]["fp32"]["accuracy"])
+    if condition.what == "corruptions":
+        return float(report["corruptions"]["mean_accuracy"])
+    curves = {attack["key"]: attack["points"] for attack in report["attacks"]}
+    curves |= {f"{WORST}-{norm}": points for norm, points in report["worst_case"].items()}
+    name = condition.what if condition.what in curves else f"{condition.what}-linf"
+    if name not in curves:
+        near = difflib.get_close_matches(condition.what, curves, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InvalidRequest(
+            f"no attack {condition.what!r} in the report; {hint}there are {', '.join(curves)}"
+        )
+    for point in curves[name]:
+        if abs(point["epsilon"] - condition.epsilon) < 1e-6:
+            return float(point["accuracy"])
+    sizes = ", ".join(f"{255 * p['epsilon']:.4g}/255" for p in curves[name])
+    raise InvalidRequest(
+        f"{name} was not measured at the epsilon of {condition.text!r}; it was at {sizes}"
+    )

@@ -1,0 +1,127 @@
+"""The photos that a version is judged on: never those that it was trained on."""
+
+import hashlib
+import json
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.modelspec import Manifest
+from serving.repository import Repository
+from trainer.errors import InvalidData
+from trainer.pictures import Photo, as_served
+from trainer.screening import LeftOut, Usable, drop_duplicates, screen
+from trainer.tree import Found, find_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos:
+    folder: str
+    files: tuple[str, ...]
+    pixels: npt.NDArray[np.uint8]  # [n, S, S, 3], as served
+    labels: npt.NDArray[np.int64]  # [n]
+    digest: str  # sha256 over name, label and content of each
+    left_out: tuple[LeftOut, ...]
+
+
+def load_photos(
+    data: Path,
+    repository: Repository,
+    manifest: Manifest,
+    *,
+    limit: int | None,
+    seed: int,
+    workers: int,
+) -> Photos:
+    """The test photos below `data`, at most `limit`, spread over the classes by `seed`.
+
+    `data` has a test folder of class folders, or class folders. Of a folder that the version was
+    trained on, only the photos that its split kept for the test. Raises InvalidData.
+    """
+    found = _test_files(data, json.loads(repository.read_file(manifest, "split.json")))
+    _same_labels(found, manifest, data)
+    chosen = _spread(found, limit, seed)
+    squares = as_served(manifest.preprocessing, workers=workers)
+    results = list(screen(chosen, squares, workers))
+    usable = [result for result in results if isinstance(result, Usable)]
+    kept, duplicates = drop_duplicates(usable)
+    left_out = [result for result in results if isinstance(result, LeftOut)] + duplicates
+    if not kept:
+        reason = f"; {left_out[0].file}: {left_out[0].reason}" if left_out else ""
+        raise InvalidData(f"{data} has no photo that can be used{reason}")
+    photos = [
+        Photo(
+            path=item.found.path,
+            file=item.found.file,
+            label=manifest.labels.index(item.found.label),
+            digest=item.digest,
+        )
+        for item in kept
+    ]
+    digest = hashlib.sha256()
+    for photo in photos:
+        entry = (manifest.labels[photo.label], photo.file, photo.digest)
+        digest.update(json.dumps(entry).encode() + b"\n")
+    return Photos(
+        folder=str(data),
+        files=tuple(photo.file for photo in photos),
+        pixels=np.stack(squares.get(photos)),
+        labels=np.array([photo.label for photo in photos], np.int64),
+        digest=digest.hexdigest(),
+        left_out=tuple(left_out),
+    )
+
+
+def _test_files(data: Path, split: dict[str, dict[str, list[str]]]) -> list[Found]:
+    found = find_files(data)
+    if any(file.split for file in found):
+        tested = [file for file in found if file.split == "test"]
+        if tested:
+            return tested
+    trained = {
+        file for part in ("train", "val") for files in split[part].values() for file in files
+    }
+    if not any(file.file in trained for file in found):
+        return found
+    tests = {file for files in split["test"].values() for file in files}
+    return [file for file in found if file.file in tests]
+
+
+def _same_labels(found: Sequence[Found], manifest: Manifest, data: Path) -> None:
+    here, there = {file.label for file in found}, set(manifest.labels)
+    if not here:
+        raise InvalidData(f"{data} has no test photos of this version")
+    if here - there:
+        raise InvalidData(
+            f"{data} has classes that {manifest.name}/{manifest.version} does not know: "
+            f"{', '.join(sorted(here - there))}; it knows {', '.join(manifest.labels)}"
+        )
+    if there - here:
+        raise InvalidData(
+            f"{data} lacks classes of {manifest.name}/{manifest.version}: "
+            f"{', '.join(sorted(there - here))}"
+        )
+
+
+def _spread(found: Sequence[Found], limit: int | None, seed: int) -> list[Found]:
+    """Classes take turns, each in an order drawn by `seed`, until there are `limit`."""
+    if limit is None or limit >= len(found):
+        return list(found)
+    generator = np.random.default_rng(seed)
+    by_class: dict[str, list[Found]] = defaultdict(list)
+    for file in found:
+        by_class[file.label].append(file)
+    lines = [
+        deque(files[i] for i in generator.permutation(len(files))) for files in by_class.values()
+    ]
+    generator.shuffle(lines)
+    chosen: list[Found] = []
+    while len(chosen) < limit:
+        for line in lines:
+            if line and len(chosen) < limit:
+                chosen.append(line.popleft())
+    return sorted(chosen, key=lambda file: file.file)

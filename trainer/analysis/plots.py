@@ -1,0 +1,133 @@
+"""The plots of a robustness report, each an SVG text to stand in a page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+_COLOURS = ("#1f6f8b", "#e07a5f", "#3d9970", "#8d6cab", "#c9a227", "#7a7a7a", "#b5476b", "#4c78a8")
+
+
+def accuracy_against_epsilon(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    worst: Sequence[Mapping[str, Any]],
+    clean: float,
+    norm: str,
+) -> str:
+    """Accuracy left by each attack and by the worst of them, with its 95 % interval."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    in_pixels = 255 if norm == "linf" else 1
+    for k, (name, points) in enumerate(curves.items()):
+        x = [0, *(p["epsilon"] * in_pixels for p in points)]
+        y = [clean, *(p["accuracy"] for p in points)]
+        axes.plot(x, y, "o-", ms=3.5, lw=1.3, color=_COLOURS[k % len(_COLOURS)], label=name)
+    if worst:
+        x = [0, *(p["epsilon"] * in_pixels for p in worst)]
+        axes.plot(x, [clean, *(p["accuracy"] for p in worst)], "k-", lw=2.2, label="worst case")
+        axes.fill_between(
+            x[1:],
+            [p["low"] for p in worst],
+            [p["high"] for p in worst],
+            color="k",
+            alpha=0.12,
+            lw=0,
+        )
+    axes.set(
+        xlabel="epsilon, k/255 (L-infinity)"
+        if norm == "linf"
+        else "epsilon (L2, pixels in [0, 1])",
+        ylabel="accuracy",
+        ylim=(-0.03, 1.03),
+    )
+    return _svg(figure, axes, legend=True)
+
+
+def smallest_perturbations(found: Mapping[str, Sequence[float]], photos: int) -> str:
+    """The share of photos that a perturbation of at most a size turns, by norm."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    panels = figure.subplots(1, max(1, len(found)), squeeze=False)[0]
+    for axes, (norm, sizes) in zip(panels, found.items(), strict=False):
+        x = np.sort(np.asarray(sizes, float)) * (255 if norm == "linf" else 1)
+        axes.step([0, *x], np.arange(len(x) + 1) / max(photos, 1), where="post", color=_COLOURS[0])
+        axes.set(
+            xlabel="L-infinity, k/255" if norm == "linf" else "L2, pixels in [0, 1]",
+            ylabel="share of photos turned",
+            ylim=(0, 1.03),
+        )
+        axes.grid(alpha=0.25)
+    return _svg(figure)
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Rows: what is on the photo; columns: where the attack led."""
+    counts = np.asarray(matrix)
+    side = min(9.0, max(3.4, 1.8 + 0.24 * len(labels)))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    ticks, size = range(len(labels)), 9 if len(labels) <= 12 else 6
+    axes.set_xticks(ticks, labels, rotation=90, fontsize=size)
+    axes.set_yticks(ticks, labels, fontsize=size)
+    axes.set(xlabel="where the attack leads", ylabel="what it is")
+    if len(labels) <= 12:
+        for row, col in np.ndindex(*counts.shape):
+            dark = counts[row, col] > counts.max() / 2
+            axes.text(
+                col, row, str(counts[row, col]), ha="center", va="center",
+                color="white" if dark else "black", fontsize=9,
+            )  # fmt: skip
+    return _svg(figure)
+
+
+def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy against confidence, one panel each, with how many photos fell in each bin."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(diagrams), squeeze=False)[0]
+    for axes, (name, diagram) in zip(panels, diagrams.items(), strict=True):
+        bins = [b for b in diagram["bins"] if b["count"]]
+        total = sum(b["count"] for b in bins)
+        axes.plot([0, 1], [0, 1], color="#999", lw=1, ls="--")
+        axes.bar(
+            [b["low"] for b in bins],
+            [b["count"] / total for b in bins],
+            width=[b["high"] - b["low"] for b in bins],
+            align="edge", color="#d6e4ea",
+        )  # fmt: skip
+        axes.plot(
+            [b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-",
+            ms=4, color=_COLOURS[1],
+        )  # fmt: skip
+        axes.set(
+            title=f"{name}: ECE {diagram['ece']:.3f}", xlabel="confidence", ylabel="accuracy",
+            xlim=(0, 1), ylim=(0, 1.02),
+        )  # fmt: skip
+        axes.title.set_fontsize(10)
+    return _svg(figure)
+
+
+def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Probability of the class against the step, for each ideal image."""
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for k, (name, points) in enumerate(curves.items()):
+        steps, probabilities = zip(*points, strict=True)
+        axes.plot(steps, probabilities, lw=1.2, color=_COLOURS[k % len(_COLOURS)], label=name)
+    axes.set(xlabel="step", ylabel="probability", ylim=(-0.03, 1.03))
+    return _svg(figure, axes, legend=len(curves) <= 8)
+
+
+def _svg(figure: Figure, axes: Any = None, legend: bool = False) -> str:
+    if axes is not None:
+        axes.grid(alpha=0.25)
+        if legend:
+            axes.legend(fontsize=8, frameon=False)
+    buffer = io.StringIO()
+    # Text stays text (small, searchable); no date and a fixed salt make the same figure the same.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pawprint"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

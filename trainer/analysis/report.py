@@ -1,0 +1,84 @@
+"""report.json to report.html: one file that needs no other, and no network."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from trainer.analysis import plots
+from trainer.analysis.pictures import data_uri
+
+NORMS = {"linf": "L∞", "l2": "L2"}
+
+
+def render(report: Mapping[str, Any], folder: Path) -> str:
+    """The page for a report whose pictures lie in `folder`, all embedded."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "interval": lambda p: f"{percent(p['low'])} to {percent(p['high'])}, n = {p['photos']}",
+        "k255": k255,
+        "epsilon": epsilon_text,
+        "norm": lambda norm: NORMS[norm],
+        "duration": duration,
+        "heat": lambda accuracy: f"hsl({round(120 * accuracy)} 55% 86%)",
+    }
+    clean = report["clean"]["fp32"]
+    reference = report["reference"]["epsilon"]
+    robust = next(p for p in report["worst_case"]["linf"] if p["epsilon"] == reference)
+    template = environment.from_string(
+        resources.files(__package__).joinpath("report.html").read_text()
+    )
+    return template.render(
+        r=report,
+        headline={"clean": clean, "robust": robust},
+        failed=[check for check in report["sanity"] if check["passed"] is False],
+        plots=_plots(report, clean["accuracy"]),
+        embed=lambda file: data_uri(folder / file),
+    )
+
+
+def percent(share: float) -> str:
+    """Enough digits that 0.999 does not read as 100 %."""
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
+
+
+def k255(epsilon: float) -> str:
+    return f"{255 * epsilon:.3g}/255"
+
+
+def epsilon_text(epsilon: float, norm: str) -> str:
+    return k255(epsilon) if norm == "linf" else f"{epsilon:.3g}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _plots(report: Mapping[str, Any], clean: float) -> dict[str, Any]:
+    accuracy = {}
+    for norm, worst in report["worst_case"].items():
+        curves = {
+            f"{a['name']} ({a['goal']})" if a["goal"] != "untargeted" else a["name"]: a["points"]
+            for a in report["attacks"]
+            if a["norm"] == norm
+        }
+        accuracy[norm] = plots.accuracy_against_epsilon(curves, worst, clean, norm)
+    smallest = report["smallest"]
+    return {
+        "accuracy": accuracy,
+        "smallest": plots.smallest_perturbations(
+            {norm: s["found"] for norm, s in smallest.items()},
+            max((len(s["found"]) + s["not_found"] for s in smallest.values()), default=0),
+        ),
+        "confusion": plots.confusion(report["confusion"]["matrix"], report["model"]["labels"]),
+        "reliability": plots.reliability(report["calibration"]),
+        "descent": plots.descent({i["label"]: i["curve"] for i in report["ideal"]})
+        if report["ideal"]
+        else "",
+    }

@@ -1,0 +1,261 @@
+"""One analysis from start to end: photos, pieces, figures, pictures, and the whole attached."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.repository import MANIFEST, Repository
+from trainer.analysis import assemble, corruptions, report
+from trainer.analysis.gallery import write_adversarial, write_fragile
+from trainer.analysis.inside import write_looks, write_sees
+from trainer.analysis.photos import Photos, load_photos
+from trainer.analysis.pictures import captioned
+from trainer.analysis.robustness import worst_case
+from trainer.analysis.sanity import check_all
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
+from trainer.analysis.study import LESSON_STEP_SIZE, Study, run_tasks
+from trainer.analysis.subject import Subject, load_subject
+from trainer.analysis.visions import Visions
+from trainer.analysis.workspace import Workspace
+from trainer.errors import InvalidData
+
+SCHEMA_VERSION = 1
+SMALLEST = {
+    "linf": "FMN (Pintor et al. 2021, arXiv:2102.12827), then level by level with PGD",
+    "l2": "FMN (Pintor et al. 2021, arXiv:2102.12827), then bisected",
+}
+_WAIT_S = 0.2  # between looks for the pieces of other processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """What to analyse and how thoroughly; all that the figures depend on."""
+
+    data: Path
+    budget: str = "standard"
+    seed: int = 0
+    photos: int | None = None  # at most so many; None: as the budget says
+    linf: tuple[float, ...] | None = None  # epsilons; None: as the budget says
+    l2: tuple[float, ...] | None = None
+    ideal: tuple[str, ...] | None = None  # classes to draw; None: all
+    recipe: str = "fourier"
+    device: str = "cpu"
+    workers: int = 2
+
+    def thoroughness(self) -> Budget:
+        """The budget with what was asked for in its place."""
+        budget = BUDGETS[self.budget]
+        return dataclasses.replace(
+            budget,
+            photos=self.photos or budget.photos,
+            linf=tuple(sorted({*self.linf, REFERENCE_EPSILON})) if self.linf else budget.linf,
+            l2=self.l2 or budget.l2,
+        )
+
+
+Progress = Callable[[str, int, int], None]  # what is being done, pieces finished, pieces in all
+
+
+def analyse(
+    repository: Repository,
+    name: str,
+    version: int,
+    config: AnalysisConfig,
+    *,
+    server: str | None = None,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """Analyse a published version and attach the result to it; returns the report (rank 0 only).
+
+    Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, ServerFailed. Whatever happens, the
+    version keeps the analysis that it had until the new one is whole.
+    """
+    start = time.monotonic()
+    subject = load_subject(repository, name, version, torch.device(config.device))
+    budget = config.thoroughness()
+    photos = load_photos(
+        config.data,
+        repository,
+        subject.manifest,
+        limit=budget.photos,
+        seed=config.seed,
+        workers=config.workers,
+    )
+    study = Study(subject, photos, budget, config.seed)
+    if not len(study.rows):
+        raise InvalidData(
+            f"{name}/{version} is wrong on all {len(photos.labels)} photos of {config.data}; "
+            "is this the data it was made for?"
+        )
+    visions = Visions(subject, budget, config.ideal, config.recipe, config.seed)
+    workspace = Workspace(repository.root / name, _key(repository, subject, photos, config))
+    tasks = [*study.tasks(), *visions.tasks()]
+    progress("", sum(workspace.has(task.name) for task in tasks), len(tasks))
+    run_tasks(
+        tasks,
+        workspace,
+        rank=rank,
+        processes=processes,
+        done=lambda task: progress(
+            task.name, sum(workspace.has(t.name) for t in tasks), len(tasks)
+        ),
+    )
+    if rank != 0:
+        return None
+    while not all(workspace.has(task.name) for task in tasks):
+        time.sleep(_WAIT_S)
+    with repository.staging(name) as folder:
+        made = _report(repository, study, visions, workspace, folder, config, server, start)
+        _write_json(folder / "report.json", made)
+        _write_json(folder / "summary.json", summary(made))
+        (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
+        repository.attach_analysis(name, version, folder)
+    workspace.remove()
+    return made
+
+
+def summary(made: dict[str, Any]) -> dict[str, Any]:
+    """The headline figures, as the server's GetModel returns them."""
+    return {
+        "photos": made["data"]["photos"],
+        "clean_accuracy": made["clean"]["fp32"]["accuracy"],
+        "robust_accuracy": [
+            {"norm": norm, "epsilon": point["epsilon"], "accuracy": point["accuracy"]}
+            for norm, points in made["worst_case"].items()
+            for point in points
+        ],
+        "corruption_accuracy": made["corruptions"]["mean_accuracy"],
+        "created": made["run"]["created"],
+    }
+
+
+def _report(
+    repository: Repository,
+    study: Study,
+    visions: Visions,
+    workspace: Workspace,
+    folder: Path,
+    config: AnalysisConfig,
+    server: str | None,
+    start: float,
+) -> dict[str, Any]:
+    subject, clean = study.subject, study.clean
+    manifest, labels, precisions = subject.manifest, subject.labels, subject.precisions
+    attacked = study.attacked(workspace)
+    smallest = {norm: study.smallest(workspace, norm) for norm in SMALLEST}
+    sizes = {norm: piece["size"] for norm, piece in smallest.items()}
+    lesson = study.lesson(workspace)
+    pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
+    corrupted, survived = assemble.corruption_section(pieces, clean, corruptions.SOURCE)
+    outcome = assemble.outcome_at_reference(attacked, clean, sizes)
+    e = study.budget.linf.index(REFERENCE_EPSILON)
+    robust = worst_case([*assemble.left_standing(attacked, clean, sizes, "linf", e).values()])
+    pgd = next(a for a in attacked if a.plan.key == "pgd-linf")
+    made: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "backbone": manifest.backbone,
+            "labels": list(labels),
+            "created": manifest.created,
+            "manifest_sha256": _manifest_digest(repository, subject),
+            "precisions": list(precisions),
+            "defence": manifest.configuration.get("adversarial") or "none",
+        },
+        "data": assemble.data_section(study.photos, labels),
+        "reference": {"norm": "linf", "epsilon": REFERENCE_EPSILON},
+        "clean": assemble.clean_section(clean, precisions),
+        "attacks": [assemble.attack_section(a, clean, precisions) for a in attacked],
+        "worst_case": assemble.worst_section(attacked, clean, sizes),
+        "smallest": assemble.smallest_section(smallest, SMALLEST),
+        "descent": assemble.descent_section(lesson, study.targets[study.rows], study.budget),
+        "confusion": assemble.confusion_section(clean, outcome, labels),
+        "per_class": assemble.class_section(clean, robust, outcome, survived, labels),
+        "corruptions": corrupted,
+        "calibration": assemble.calibration_section(clean, pgd),
+        "adversarial": write_adversarial(
+            folder,
+            study,
+            attacked,
+            lesson,
+            smallest,
+            count=study.budget.triptychs,
+            server=server,
+        ),
+        "fragile": write_fragile(folder, study, smallest),
+        "looks": write_looks(folder, study, pgd),
+        "sees": write_sees(folder, study),
+        **visions.write(folder, workspace),
+    }
+    corrupted["examples"] = _write_corruptions(folder, pieces)
+    probe = {k: float(v) for k, v in workspace.load("probe").items() if k != "seconds"}
+    agreement = assemble.agreement(clean, attacked)
+    made["sanity"] = check_all(made, probe | agreement)
+    settings = {**dataclasses.asdict(study.budget), "descent_step_size": LESSON_STEP_SIZE}
+    made["run"] = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": time.monotonic() - start,
+        "seed": config.seed,
+        "budget": config.budget,
+        "recipe": config.recipe,
+        "device": config.device,
+        "settings": settings,
+        "software": {
+            package: metadata.version(package)
+            for package in ("pawprint", "torch", "torchvision", "onnxruntime-gpu", "pillow")
+        },
+    }
+    return made
+
+
+def _write_corruptions(folder: Path, pieces: dict[str, Any]) -> list[dict[str, str]]:
+    (folder / "corruptions").mkdir()
+    examples = []
+    for kind, piece in pieces.items():
+        picture = f"corruptions/{kind}.webp"
+        captioned([piece["example"]], [""], side=160).crop((0, 0, 160, 160)).save(
+            folder / picture, quality=85
+        )
+        examples.append({"kind": kind, "picture": picture})
+    return examples
+
+
+def _key(
+    repository: Repository, subject: Subject, photos: Photos, config: AnalysisConfig
+) -> dict[str, Any]:
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    settings = dataclasses.asdict(config)
+    del settings["data"], settings["workers"]
+    return {
+        "version": subject.manifest.version,
+        "manifest": _manifest_digest(repository, subject),
+        "photos": photos.digest,
+        "settings": settings,
+        "budget": dataclasses.asdict(config.thoroughness()),
+        "code": code.hexdigest(),
+        "torch": torch.__version__,
+    }
+
+
+def _manifest_digest(repository: Repository, subject: Subject) -> str:
+    folder = repository.path(subject.manifest.name, subject.manifest.version)
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Checks that would expose a wrong evaluation.
+
+After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705, section 4 and
+appendix A), and Tramer et al. 2020 (arXiv:2002.08347).
+
+Each check reads figures that were measured; None means that it does not apply.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.analysis.report import k255, percent
+from trainer.analysis.settings import REFERENCE_EPSILON
+
+_NOTHING = 0.05  # accuracy that counts as none
+_SLACK = 0.05  # by how much a figure may move with more steps and restarts
+_AGREEMENT = 0.99
+
+
+def check_all(report: Mapping[str, Any], probe: Mapping[str, float]) -> list[dict[str, Any]]:
+    """report: the sections measured. probe: the figures of `trainer.analysis.probes`."""
+    curves = {attack["key"]: attack["points"] for attack in report["attacks"]}
+    return [
+        _huge(probe),
+        _iterated(curves),
+        _black_box(report["attacks"]),
+        _converged(probe),
+        _gradient(probe),
+        _agreement(probe),
+        _noise(probe),
+        _undefended(report["worst_case"]["linf"], report["model"]["defence"]),
+    ]
+
+
+def _check(name: str, passed: bool | None, finding: str) -> dict[str, Any]:
+    return {"name": name, "passed": passed, "finding": finding}
+
+
+def _huge(probe: Mapping[str, float]) -> dict[str, Any]:
+    left = probe["huge_accuracy"]
+    return _check(
+        "A large perturbation leaves nothing",
+        left <= _NOTHING,
+        f"At {k255(probe['huge_epsilon'])} the attack leaves {percent(left)}. More than that would "
+        "mean that it can't find what must be there.",
+    )
+
+
+def _iterated(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    worse = [
+        f"{percent(many['accuracy'])} against {percent(one['accuracy'])} at {k255(one['epsilon'])}"
+        for one, many in zip(curves["fgsm-linf"], curves["pgd-linf"], strict=True)
+        if many["correct"] > one["correct"]
+    ]
+    return _check(
+        "Many steps are at least as strong as one",
+        not worse,
+        f"PGD leaves more than FGSM: {'; '.join(worse)}."
+        if worse
+        else "At every size PGD leaves no more photos than FGSM.",
+    )
+
+
+def _black_box(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = []
+    for black in (a for a in attacks if a["knowledge"] == "black-box"):
+        white = [
+            a["points"]
+            for a in attacks
+            if a["knowledge"] == "white-box"
+            and a["norm"] == black["norm"]
+            and a["goal"] == "untargeted"
+        ]
+        for e, point in enumerate(black["points"]):
+            best = min(points[e]["correct"] for points in white)
+            if point["correct"] < best:
+                found.append(
+                    f"{percent(point['accuracy'])} against {percent(best / point['photos'])} "
+                    f"({black['norm']}, epsilon {point['epsilon']:.3g})"
+                )
+    return _check(
+        "An attack without gradients is no stronger than those with them",
+        not found,
+        f"It is: {'; '.join(found)}. The gradients are masked: trust the lower figure."
+        if found
+        else "At no size does Square leave fewer photos than the strongest white-box attack.",
+    )
+
+
+def _converged(probe: Mapping[str, float]) -> dict[str, Any]:
+    usual, more = probe["usual_accuracy"], probe["more_accuracy"]
+    return _check(
+        "More steps and restarts change little",
+        usual - more <= _SLACK,
+        f"PGD with {probe['more_factor']:.0f} times the steps and more restarts leaves "
+        f"{percent(more)}, as it was {percent(usual)} ({probe['photos']:.0f} photos, "
+        f"{k255(REFERENCE_EPSILON)}).",
+    )
+
+
+def _gradient(probe: Mapping[str, float]) -> dict[str, Any]:
+    margin, entropy = probe["zero_margin_gradients"], probe["zero_entropy_gradients"]
+    finding = (
+        f"The gradient of the margin is zero or no number for {percent(margin)} of the photos, "
+        f"that of the cross-entropy for {percent(entropy)}."
+    )
+    return _check("The gradient is not zero", margin == 0 and entropy <= _SLACK, finding)
+
+
+def _agreement(probe: Mapping[str, float]) -> dict[str, Any]:
+    return _check(
+        "The served file agrees with PyTorch",
+        probe["agreement"] >= _AGREEMENT,
+        f"Same first label for {percent(probe['agreement'])} of all attacked pictures; largest "
+        f"difference of a probability on clean photos {probe['largest_difference']:.1e}.",
+    )
+
+
+def _noise(probe: Mapping[str, float]) -> dict[str, Any]:
+    lost, attacked = 1 - probe["noise_accuracy"], 1 - probe["usual_accuracy"]
+    passed = None if attacked == 0 else lost <= attacked / 2
+    return _check(
+        "Noise of the same size is far weaker than the attack",
+        passed,
+        f"Random signs of {k255(REFERENCE_EPSILON)} turn {percent(lost)} of the photos, the attack "
+        f"{percent(attacked)}.",
+    )
+
+
+def _undefended(points: Sequence[Mapping[str, Any]], defence: str) -> dict[str, Any]:
+    point = next(p for p in points if p["epsilon"] == REFERENCE_EPSILON)
+    left = f"At {k255(REFERENCE_EPSILON)} {percent(point['accuracy'])} is left"
+    if defence != "none":
+        return _check(
+            "An undefended net has nothing left", None, f"{left}; this one is defended: {defence}."
+        )
+    return _check(
+        "An undefended net has nothing left",
+        point["accuracy"] <= _NOTHING,
+        f"{left}. A net trained without any defence falls to about nothing there.",
+    )

@@ -1,0 +1,186 @@
+"""An analysis as a list of pieces, each finished on disk before the next: what is done stays done.
+
+Processes under torchrun share the pieces out by number; every random draw of a piece comes from the
+seed and the piece's own name, so who computes it, and after what, makes no difference.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.analysis import sweep
+from trainer.analysis.assemble import Attacked, Clean
+from trainer.analysis.corruptions import KINDS, corrupt
+from trainer.analysis.photos import Photos
+from trainer.analysis.plans import plans
+from trainer.analysis.probes import PHOTOS, probe
+from trainer.analysis.settings import Budget
+from trainer.analysis.subject import Subject
+from trainer.analysis.workspace import Piece, Workspace
+
+CHUNK = 32  # photos attacked together
+SEVERITIES = (1, 2, 3, 4, 5)
+LESSON_STEP_SIZE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    name: str
+    run: Callable[[], Piece]
+
+
+class Study:
+    """Attacks, smallest perturbations, corruptions and probes of one version on given photos."""
+
+    def __init__(self, subject: Subject, photos: Photos, budget: Budget, seed: int) -> None:
+        self.subject, self.photos, self.budget, self.seed = subject, photos, budget, seed
+        served, torched = subject.judge(photos.pixels)
+        self.clean = Clean(served=served, torched=torched, labels=photos.labels)
+        self.rows = np.flatnonzero(self.clean.right)  # the photos to attack
+        self.chunks = [self.rows[i : i + CHUNK] for i in range(0, len(self.rows), CHUNK)]
+        self.targets = sweep.choose_targets(photos.labels, len(subject.labels), seed)
+        self.plans = plans(budget)
+
+    def tasks(self) -> list[Task]:
+        tasks = [
+            Task(name=f"attack/{plan.key}/{c}", run=partial(self._attack, plan, c))
+            for plan in self.plans
+            for c in range(len(self.chunks))
+        ]
+        for c in range(len(self.chunks)):
+            tasks.append(Task(name=f"lesson/{c}", run=partial(self._lesson, c)))
+            for norm in ("linf", "l2"):
+                run = partial(self._smallest, norm, c)
+                tasks.append(Task(name=f"smallest/{norm}/{c}", run=run))
+        tasks += [
+            Task(name=f"corruption/{kind}", run=partial(self._corruption, kind)) for kind in KINDS
+        ]
+        if len(self.rows):
+            tasks.append(Task(name="probe", run=self._probe))
+        return tasks
+
+    # --- what is made of the finished pieces
+
+    def attacked(self, workspace: Workspace) -> list[Attacked]:
+        return [self._joined(plan, workspace) for plan in self.plans]
+
+    def _joined(self, plan: sweep.Plan, workspace: Workspace) -> Attacked:
+        pieces = [workspace.load(f"attack/{plan.key}/{c}") for c in range(len(self.chunks))]
+        return Attacked(
+            plan=plan,
+            piece=join(pieces, {"served": 2, "torch": 1, "adversarial": 0, "turned_at": 0}),
+            targets=self.targets[self.rows],
+            seconds=float(sum(piece["seconds"] for piece in pieces)),
+        )
+
+    def lesson(self, workspace: Workspace) -> Piece:
+        return self._unbounded(workspace, "lesson")
+
+    def smallest(self, workspace: Workspace, norm: str) -> Piece:
+        return self._unbounded(workspace, f"smallest/{norm}")
+
+    def _unbounded(self, workspace: Workspace, name: str) -> Piece:
+        pieces = [workspace.load(f"{name}/{c}") for c in range(len(self.chunks))]
+        axes = {key: 1 if key == "served" else 0 for key in pieces[0] if key != "seconds"}
+        return join(pieces, axes)
+
+    # --- the pieces
+
+    def _attack(self, plan: sweep.Plan, c: int) -> Piece:
+        rows = self.chunks[c]
+        generator = self._generator(f"attack/{plan.key}/{c}")
+        pictures, labels = self.photos.pixels[rows], self.photos.labels[rows]
+        return sweep.sweep(plan, self.subject, pictures, labels, self.targets[rows], generator)
+
+    def _smallest(self, norm: str, c: int) -> Piece:
+        rows = self.chunks[c]
+        return sweep.smallest(
+            norm,  # type: ignore[arg-type]
+            self.subject,
+            self.photos.pixels[rows],
+            self.photos.labels[rows],
+            self.budget.minimal_steps,
+        )
+
+    def _lesson(self, c: int) -> Piece:
+        rows = self.chunks[c]
+        return sweep.plain_descent(
+            self.subject,
+            self.photos.pixels[rows],
+            self.photos.labels[rows],
+            self.targets[rows],
+            self.budget.lesson_steps,
+            LESSON_STEP_SIZE,
+        )
+
+    def _corruption(self, kind: str) -> Piece:
+        """served: float32 [5, n, K]; example: uint8 [S, S, 3], the first photo at severity 3."""
+        served = []
+        for severity in SEVERITIES:
+            generator = np.random.default_rng(self._number(f"corruption/{kind}/{severity}"))
+            pictures = np.stack(
+                [corrupt(picture, kind, severity, generator) for picture in self.photos.pixels]
+            )
+            served.append(self.subject.judge(pictures)[0][0])
+            if severity == 3:
+                example = pictures[0]
+        return {"served": np.stack(served), "example": example}
+
+    def _probe(self) -> Piece:
+        rows = spread_over(self.photos.labels, self.rows, PHOTOS)
+        figures = probe(
+            self.subject,
+            self.photos.pixels[rows],
+            self.photos.labels[rows],
+            self.budget,
+            self._generator("probe"),
+        )
+        return {name: np.array(value) for name, value in figures.items()}
+
+    def _number(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        return int.from_bytes(digest[:7])
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._number(name))
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    workspace: Workspace,
+    *,
+    rank: int,
+    processes: int,
+    done: Callable[[Task], None],
+) -> None:
+    """Compute this process's share of what is not finished yet; `done` hears of each piece."""
+    for task in tasks[rank::processes]:
+        if not workspace.has(task.name):
+            start = time.monotonic()
+            piece = task.run()
+            workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
+        done(task)
+
+
+def join(pieces: Sequence[Piece], axes: dict[str, int]) -> Piece:
+    """Chunks of photos put together again along each array's own axis of photos."""
+    return {
+        key: np.concatenate([piece[key] for piece in pieces], axis) for key, axis in axes.items()
+    }
+
+
+def spread_over(
+    labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
+    """At most `count` of `rows`, one class after the other in turn, ascending."""
+    rank = np.zeros(len(rows), np.int64)
+    for label in np.unique(labels[rows]):
+        own = labels[rows] == label
+        rank[own] = np.arange(own.sum())
+    return np.sort(rows[np.lexsort((rows, rank))[:count]])

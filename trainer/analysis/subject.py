@@ -1,0 +1,80 @@
+"""The version under analysis: its PyTorch net for gradients, its ONNX files for the verdict."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from serving.modelspec import Manifest
+from serving.preprocess import preprocess
+from serving.repository import Repository
+from trainer.analysis.attacks.goal import Goal
+from trainer.analysis.differentiable import logits_of, prepare
+from trainer.analysis.lattice import from_uint8
+from trainer.analysis.pictures import png_bytes
+from trainer.onnx_runner import OnnxRunner
+from trainer.versions import load_version
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    manifest: Manifest
+    net: nn.Module  # as trained, for hooks: float [n, 3, S, S] in [0, 1] -> logits [n, K]
+    model: nn.Module  # the same function made ready for many gradients
+    runners: dict[str, OnnxRunner]  # by precision, fp32 first
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.manifest.labels
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return tuple(self.runners)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def images(self, pictures: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """uint8 [n, S, S, 3] as the net takes it: float32 [n, 3, S, S] in [0, 1], on its device."""
+        return from_uint8(torch.from_numpy(pictures).to(self.device))
+
+    def goal(
+        self, labels: npt.NDArray[np.int64], targets: npt.NDArray[np.int64] | None = None
+    ) -> Goal:
+        """What an attack on these photos is after, on the net's device."""
+        return Goal(
+            labels=torch.from_numpy(labels).to(self.device),
+            targets=None if targets is None else torch.from_numpy(targets).to(self.device),
+        )
+
+    def judge(self, pictures: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """Probabilities for uint8 [n, S, S, 3]: (as served, [V, n, K]; by PyTorch, [n, K]).
+
+        As served: saved as PNG, decoded by serving's preprocessing, run through each ONNX file.
+        """
+        spec = self.manifest.preprocessing
+        decoded = np.stack([preprocess(png_bytes(picture), spec) for picture in pictures])
+        served = np.stack([runner.run(decoded)[0] for runner in self.runners.values()])
+        logits = logits_of(self.model, self.images(pictures))
+        return served, torch.softmax(logits, dim=1).cpu().numpy()
+
+
+def load_subject(repository: Repository, name: str, version: int, device: torch.device) -> Subject:
+    """Raises NotFound, BrokenVersion (a file is missing or does not match its digest)."""
+    net, manifest = load_version(repository, name, version)
+    net.eval().requires_grad_(False).to(device)
+    order = ["fp32", *sorted(set(manifest.variants) - {"fp32"})]
+    return Subject(
+        manifest=manifest,
+        net=net,
+        model=prepare(net),
+        runners={
+            precision: OnnxRunner(repository.read_file(manifest, manifest.variants[precision].file))
+            for precision in order
+        },
+    )
