@@ -1,0 +1,198 @@
+"""The statistics of a report against cases worked by hand."""
+
+import numpy as np
+import pytest
+
+from trainer.analysis import assemble
+from trainer.analysis.assemble import Attacked, Clean
+from trainer.analysis.robustness import first_to_turn, proportion, size_of, worst_case
+from trainer.analysis.sanity import check_all
+from trainer.analysis.settings import REFERENCE_EPSILON
+from trainer.analysis.sweep import Plan, choose_targets
+
+CAT, DOG = [0.9, 0.1], [0.2, 0.8]
+EPSILONS = (1 / 255, REFERENCE_EPSILON)
+
+
+def clean():
+    """Four photos: a cat, a cat taken for a dog, a dog, a dog."""
+    scores = np.array([CAT, DOG, DOG, DOG], np.float32)
+    return Clean(served=scores[None], torched=scores, labels=np.array([0, 0, 1, 1]))
+
+
+def attacked(name, said, torch_said=None, targeted=False):
+    """said: [E][right] what the served model says of the three photos that it has right."""
+    served = np.array([[CAT if s == "c" else DOG for s in row] for row in said], np.float32)
+    torched = served if torch_said is None else attacked(name, torch_said).piece["torch"]
+    plan = Plan(
+        name=name,
+        norm="linf",
+        source="",
+        setting="",
+        attack=lambda *_: None,
+        epsilons=EPSILONS,
+        targeted=targeted,
+        white_box=name != "square",
+    )
+    piece = {"served": served[:, None], "torch": torched}
+    return Attacked(plan=plan, piece=piece, targets=np.array([1, 0, 0]), seconds=0.0)
+
+
+def test_a_photo_that_was_wrong_from_the_start_is_never_robust():
+    section = assemble.attack_section(attacked("pgd", ["cdd", "ddd"]), clean(), ["fp32"])
+    assert [p["correct"] for p in section["points"]] == [3, 2]
+    assert all(p["photos"] == 4 for p in section["points"])
+
+
+def test_what_fools_pytorch_alone_is_no_success():
+    section = assemble.attack_section(
+        attacked("pgd", ["cdd", "cdd"], torch_said=["ddd", "dcc"]), clean(), ["fp32"]
+    )
+    assert [p["accuracy"] for p in section["points"]] == [0.75, 0.75]
+    assert [p["torch_accuracy"] for p in section["points"]] == [0.5, 0.0]
+
+
+def test_the_worst_case_is_taken_photo_by_photo():
+    one, other = attacked("pgd", ["cdd", "ddd"]), attacked("square", ["ccd", "ccd"])
+    points = assemble.worst_section([one, other], clean(), {})["linf"]
+    assert [p["correct"] for p in points] == [2, 1]
+
+
+def test_a_smallest_perturbation_within_the_size_counts_in_the_worst_case():
+    smallest = {"linf": np.array([np.inf, 2 / 255, 1 / 255])}
+    points = assemble.worst_section([attacked("pgd", ["cdd", "cdd"])], clean(), smallest)["linf"]
+    assert [p["correct"] for p in points] == [2, 1]
+
+
+def test_a_targeted_attack_that_leads_elsewhere_has_not_reached_its_goal():
+    led = attacked("pgd", ["ccd", "ccd"], targeted=True)  # targets: dog, cat, cat
+    assert assemble.attack_section(led, clean(), ["fp32"])["points"][0]["correct"] == 2
+
+
+def test_outcome_names_what_the_first_attack_made_of_each_photo():
+    both = [attacked("fgsm", ["cdd", "cdc"]), attacked("pgd", ["ddd", "ddd"])]
+    outcome = assemble.outcome_at_reference(both, clean(), {})
+    assert outcome.tolist() == [1, 1, 1, 0]
+    matrix = assemble.confusion_section(clean(), outcome, ("cat", "dog"))["matrix"]
+    assert matrix == [[0, 2], [1, 1]]
+
+
+def test_classes_without_photos_are_left_out_and_the_others_add_up():
+    rows = assemble.class_section(
+        clean(),
+        np.array([False, False, True, False]),
+        np.array([1, 1, 1, 0]),
+        np.array([0.5, 0.0, 1.0, 0.5]),
+        ("cat", "dog", "bird"),
+    )
+    assert [(r["label"], r["photos"], r["clean"], r["robust"]) for r in rows] == [
+        ("cat", 2, 0.5, 0.0),
+        ("dog", 2, 1.0, 0.5),
+    ]
+    assert rows[0]["leads_to"] == "dog" and rows[1]["leads_to"] == "cat"
+
+
+def test_first_to_turn_and_worst_case():
+    rights = {"a": np.array([True, True, False]), "b": np.array([True, False, False])}
+    assert first_to_turn(rights) == [None, "b", "a"]
+    assert worst_case(list(rights.values())).tolist() == [True, False, False]
+
+
+def test_proportion_and_size_by_hand():
+    p = proportion(np.array([True, True, True, False]))
+    assert (p["correct"], p["photos"], p["accuracy"]) == (3, 4, 0.75)
+    assert p["low"] == pytest.approx(0.3006, abs=1e-3) and p["high"] == pytest.approx(
+        0.9544, abs=1e-3
+    )
+    original = np.zeros((2, 2, 3), np.uint8)
+    altered = original.copy()
+    altered[0, 0] = (3, 4, 0)
+    assert size_of(original, altered) == pytest.approx((4 / 255, 5 / 255))
+
+
+def test_targets_differ_from_labels_and_cover_all_others():
+    labels = np.arange(3).repeat(100)
+    targets = choose_targets(labels, 3, seed=1)
+    assert (targets != labels).all()
+    assert {(label, t) for label, t in zip(labels, targets, strict=True)} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+
+
+# --- sanity: each check can fail
+
+GOOD = {
+    "photos": 16.0,
+    "huge_epsilon": 0.5,
+    "huge_accuracy": 0.0,
+    "usual_accuracy": 0.0,
+    "more_accuracy": 0.0,
+    "more_factor": 4.0,
+    "noise_accuracy": 1.0,
+    "zero_margin_gradients": 0.0,
+    "zero_entropy_gradients": 0.0,
+    "agreement": 1.0,
+    "largest_difference": 1e-6,
+}
+NAMES = {
+    "huge_accuracy": "A large perturbation leaves nothing",
+    "more": "More steps and restarts change little",
+    "noise_accuracy": "Noise of the same size is far weaker than the attack",
+    "zero_margin_gradients": "The gradient is not zero",
+    "agreement": "The served file agrees with PyTorch",
+}
+
+
+def curve(key, correct, knowledge="white-box", goal="untargeted"):
+    points = [
+        {"epsilon": e, "correct": c, "photos": 10, "accuracy": c / 10}
+        for e, c in zip(EPSILONS, correct, strict=True)
+    ]
+    return {"key": key, "norm": "linf", "knowledge": knowledge, "goal": goal, "points": points}
+
+
+def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none"):
+    return {
+        "model": {"defence": defence},
+        "attacks": [
+            curve("fgsm-linf", fgsm),
+            curve("pgd-linf", pgd),
+            curve("square-linf", square, knowledge="black-box"),
+        ],
+        "worst_case": {"linf": [{"epsilon": REFERENCE_EPSILON, "accuracy": worst}]},
+    }
+
+
+def verdicts(made, **probe):
+    return {check["name"]: check["passed"] for check in check_all(made, GOOD | probe)}
+
+
+def test_a_sound_evaluation_passes_every_check():
+    assert set(verdicts(report()).values()) == {True}
+
+
+@pytest.mark.parametrize(
+    ("made", "probe", "name"),
+    [
+        (report(), {"huge_accuracy": 0.5}, NAMES["huge_accuracy"]),
+        (report(), {"usual_accuracy": 0.5, "more_accuracy": 0.2}, NAMES["more"]),
+        (report(), {"noise_accuracy": 0.3}, NAMES["noise_accuracy"]),
+        (report(), {"zero_margin_gradients": 0.1}, NAMES["zero_margin_gradients"]),
+        (report(), {"agreement": 0.9}, NAMES["agreement"]),
+        (report(pgd=(6, 0)), {}, "Many steps are at least as strong as one"),
+        (
+            report(square=(2, 0)),
+            {},
+            "An attack without gradients is no stronger than those with them",
+        ),
+        (report(worst=0.4), {}, "An undefended net has nothing left"),
+    ],
+)
+def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, probe, name):
+    failed = {key for key, passed in verdicts(made, **probe).items() if passed is False}
+    assert failed == {name}
+
+
+def test_a_defended_net_is_not_expected_to_fall():
+    verdict = verdicts(report(worst=0.4, defence="pgd at 4/255"))
+    assert verdict["An undefended net has nothing left"] is None
