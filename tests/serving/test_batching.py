@@ -1,0 +1,308 @@
+"""The laws of the batcher, with a model that answers each row with its own number."""
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from serving.batching import Answer, Batcher, BatchSettings
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.inference_thread import InferenceThread
+
+LONG_S = 10.0
+
+
+class Model:
+    """Answers [n, 1] with twice itself; holds each batch while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray]:
+        self.batches.append([int(row) for row in rows[:, 0]])
+        self.begun.release()
+        assert self.gate.wait(LONG_S)
+        if -1 in rows:
+            raise ZeroDivisionError("a poisoned batch")
+        return (rows * 2,)
+
+
+@pytest.fixture
+async def thread() -> AsyncIterator[InferenceThread]:
+    thread = InferenceThread("test")
+    yield thread
+    await asyncio.to_thread(thread.close)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def batcher(model: Model, thread: InferenceThread, **settings: float) -> Batcher:
+    defaults = {"max_batch": 4, "max_delay_s": LONG_S, "max_queue": 64}
+    return Batcher(model, BatchSettings(**{**defaults, **settings}), thread)  # type: ignore[arg-type]
+
+
+async def ask(batcher: Batcher, *rows: int, **options: object) -> list[Answer]:
+    with batcher.admit(len(rows), **options) as call:
+        return [await f for f in [call.put(np.array([row])) for row in rows]]
+
+
+def values(answers: list[Answer]) -> list[int]:
+    return [int(answer.outputs[0][0]) for answer in answers]
+
+
+async def begun(model: Model) -> None:
+    assert await asyncio.to_thread(model.begun.acquire, timeout=LONG_S)
+
+
+async def occupied(model: Model, batcher: Batcher) -> "asyncio.Task[list[Answer]]":
+    """Let the thread run a batch of one, row 0, until the gate is opened."""
+    model.gate.clear()
+    task = asyncio.create_task(ask(batcher, 0))
+    await begun(model)
+    return task
+
+
+async def queued(*coroutines: object) -> list["asyncio.Task[list[Answer]]"]:
+    tasks = [asyncio.create_task(c) for c in coroutines]  # type: ignore[arg-type]
+    await asyncio.sleep(0)  # each runs until it waits for its answers
+    return tasks
+
+
+async def test_an_idle_engine_starts_at_once(model: Model, thread: InferenceThread) -> None:
+    start = time.monotonic()
+    assert values(await ask(batcher(model, thread), 7)) == [14]
+    assert time.monotonic() - start < LONG_S / 2
+
+
+async def test_a_busy_engine_gathers(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread)
+    tasks = [await occupied(model, b), *await queued(*(ask(b, row) for row in range(1, 7)))]
+    model.gate.set()
+    answers = [values(await task) for task in tasks]
+    assert answers == [[2 * row] for row in range(7)]
+    assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert [(await task)[0].batch_size for task in tasks] == [1, 4, 4, 4, 4, 2, 2]
+
+
+async def test_an_idle_engine_waits_only_for_photos_on_their_way(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    with b.admit(3) as call:
+        futures = [call.put(np.array([1])), call.put(np.array([2]))]
+        await asyncio.sleep(0.05)
+        assert model.batches == []
+        call.skip()  # the third can't be decoded: nothing more to wait for
+        await asyncio.wait_for(asyncio.gather(*futures), LONG_S / 2)
+    assert model.batches == [[1, 2]]
+
+
+async def test_it_waits_no_longer_than_max_delay(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread, max_delay_s=0.05)
+    with b.admit(2) as call:
+        start = time.monotonic()
+        await call.put(np.array([1]))
+        assert time.monotonic() - start >= 0.05
+        await call.put(np.array([2]))
+    assert model.batches == [[1], [2]]
+
+
+async def test_a_caller_that_leaves_while_decoding_holds_nobody_up(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    leaving = b.admit(5)
+    task = asyncio.create_task(ask(b, 1))
+    await asyncio.sleep(0.02)
+    assert model.batches == []
+    with leaving:
+        pass
+    assert values(await asyncio.wait_for(task, LONG_S / 2)) == [2]
+
+
+async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread)
+    with b.admit(5) as call:
+        await asyncio.gather(*[call.put(np.array([row])) for row in range(4)])
+        call.skip()
+
+
+async def test_one_caller_of_many_photos_does_not_starve_another(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    many, one, two = await queued(ask(b, *range(100, 140)), ask(b, 1), ask(b, 2, 3))
+    model.gate.set()
+    await asyncio.gather(first, many, one, two)
+    assert model.batches[1] == [100, 1, 2, 101]
+    assert model.batches[2] == [3, 102, 103, 104]
+
+
+async def test_the_calls_of_one_stream_share_a_turn(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    stream = object()
+    tasks = await queued(*(ask(b, row, caller=stream) for row in range(100, 110)), ask(b, 1))
+    model.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert model.batches[1] == [100, 1, 101, 102]
+
+
+async def test_four_in_a_batch_one_cancelled_three_answered(
+    model: Model, thread: InferenceThread
+) -> None:
+    """While it waits: the cancelled one is not run at all."""
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    tasks = await queued(*(ask(b, row) for row in (1, 2, 3, 4)))
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    model.gate.set()
+    await first
+    assert [values(await t) for t in (tasks[0], tasks[2], tasks[3])] == [[2], [6], [8]]
+    assert tasks[1].cancelled()
+    assert model.batches == [[0], [1, 3, 4]]
+
+
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    model.gate.clear()
+    with b.admit(1):  # a photo on its way: the engine waits until the batch is full
+        tasks = await queued(*(ask(b, row) for row in (1, 2, 3, 4)))
+        await begun(model)
+    assert model.batches == [[1, 2, 3, 4]]
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    model.gate.set()
+    assert [values(await t) for t in (tasks[0], tasks[2], tasks[3])] == [[2], [6], [8]]
+    assert tasks[1].cancelled()
+
+
+async def test_a_full_queue_refuses_and_recovers(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread, max_queue=8)
+    first = await occupied(model, b)
+    (waiting,) = await queued(ask(b, 1, 2, 3, 4, 5))
+    with pytest.raises(Overloaded, match="3 photos asked for, 2 of 8 places free"):
+        b.admit(3)
+    with b.admit(2), pytest.raises(Overloaded):
+        b.admit(1)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    with b.admit(7), pytest.raises(Overloaded):
+        b.admit(1)
+    model.gate.set()
+    await first
+    assert values(await ask(b, *range(8))) == [2 * row for row in range(8)]
+
+
+async def test_what_waits_past_its_deadline_is_told_and_not_run(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    late, patient = await queued(
+        ask(b, 1, 2, deadline=time.monotonic() + 0.05), ask(b, 3, deadline=time.monotonic() + 60)
+    )
+    await asyncio.sleep(0.06)
+    model.gate.set()
+    with pytest.raises(DeadlineExceeded, match="in the queue"):
+        await late
+    assert values(await patient) == [6]
+    await first
+    assert model.batches == [[0], [3]]
+    with pytest.raises(DeadlineExceeded):
+        b.admit(1, deadline=time.monotonic())
+
+
+async def test_a_fault_of_the_model_reaches_every_caller_and_ends_there(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    tasks = await queued(ask(b, 1), ask(b, -1), ask(b, 2, 3))
+    model.gate.set()
+    await first
+    for task in tasks:
+        with pytest.raises(ZeroDivisionError, match="poisoned"):
+            await task
+    assert values(await ask(b, 5)) == [10]
+    gc.collect()  # an exception that nobody took would be logged now, and warnings are errors
+
+
+async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceThread) -> None:
+    settings = {"max_batch": 1, "max_delay_s": 0}
+    one, two = batcher(model, thread, **settings), batcher(model, thread, **settings)
+    first = await occupied(model, one)
+    tasks = await queued(ask(one, 1, 2, 3), ask(two, 11, 12, 13))
+    model.gate.set()
+    answers = await asyncio.gather(first, *tasks)
+    assert [values(answer) for answer in answers] == [[0], [2, 4, 6], [22, 24, 26]]
+    assert model.batches == [[0], [11], [1], [12], [2], [13], [3]]
+
+
+async def test_close_finishes_what_waits(model: Model) -> None:
+    thread = InferenceThread("test")
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    (task,) = await queued(ask(b, 1, 2, 3, 4, 5, 6))
+    closing = asyncio.create_task(asyncio.to_thread(thread.close))
+    await asyncio.sleep(0.02)
+    model.gate.set()
+    assert values(await task) == [2, 4, 6, 8, 10, 12]
+    await first
+    await closing
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_storm_of_cancellations(model: Model, thread: InferenceThread, seed: int) -> None:
+    """Whoever is cancelled when, every other call gets its own rows, and nothing is left."""
+    generator = random.Random(seed)
+    b = batcher(model, thread, max_delay_s=0.001, max_queue=10_000, max_batch=7)
+
+    async def caller(number: int) -> bool:
+        rows = [1000 * number + i for i in range(generator.randrange(1, 6))]
+        with b.admit(len(rows)) as call:
+            futures = []
+            for row in rows:
+                await asyncio.sleep(generator.random() * 0.003)
+                if generator.random() < 0.1:
+                    call.skip()
+                else:
+                    futures.append((row, call.put(np.array([row]))))
+            return all([values([await future]) == [2 * row] for row, future in futures])
+
+    tasks = []
+    for number in range(1, 400):
+        tasks.append(asyncio.create_task(caller(number)))
+        if generator.random() < 0.5:
+            delay_s = generator.random() * 0.01
+            asyncio.get_running_loop().call_later(delay_s, tasks[-1].cancel)
+        if generator.random() < 0.2:
+            await asyncio.sleep(0.001)
+    await asyncio.wait(tasks)
+    finished = [task.result() for task in tasks if not task.cancelled()]
+    assert all(finished) and 100 < len(finished) < 399
+    assert (b._admitted, b._coming, b._waiting, b._lines) == (0, 0, 0, {})
+    assert max(map(len, model.batches)) <= 7
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_batch": 0}, {"max_delay_s": -1}, {"max_delay_s": 11}, {"max_queue": 3}]
+)
+def test_settings_are_checked(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        BatchSettings(**{"max_batch": 4, "max_delay_s": 0, "max_queue": 8, **change})
