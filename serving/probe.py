@@ -1,0 +1,45 @@
+"""Is a server healthy? `python -m serving.probe`, for a container's HEALTHCHECK and for scripts.
+
+Asks the standard health service (grpc.health.v1). Status 0: SERVING. 1: not serving, not there, or
+no answer in time. 2: wrong arguments.
+"""
+
+import os
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.commandline import Parser, fail
+
+
+def serving_status(address: str, service: str, timeout_s: float) -> str:
+    """SERVING, NOT_SERVING, SERVICE_UNKNOWN, or the status code of a call that failed."""
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(
+                request, timeout=timeout_s, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    port = os.environ.get("PAWPRINT_SERVE_PORT", "50051")
+    parser = Parser(prog="python -m serving.probe", description=__doc__)
+    parser.add_argument("--address", default=f"127.0.0.1:{port}", help="(default: %(default)s)")
+    parser.add_argument("--service", default="", help="one service (default: the whole server)")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if not options.timeout > 0:
+        parser.error(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
+    status = serving_status(options.address, options.service, options.timeout)
+    if status != "SERVING":
+        fail(f"{options.address} is {status}", status=1)
+    print(status)
+
+
+if __name__ == "__main__":
+    main()

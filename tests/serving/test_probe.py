@@ -1,0 +1,51 @@
+"""The health probe of the containers, against a real server."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from serving.probe import serving_status
+from serving.server import SERVICE, Server
+from serving.settings import ServerSettings
+from tests.conftest import ROOT, Running
+
+
+async def test_a_server_is_healthy_only_once_it_is_loaded(models) -> None:
+    server = Server(ServerSettings(models=models, port=0, device="cpu"))
+    address = f"127.0.0.1:{await server.open()}"
+    assert await asyncio.to_thread(serving_status, address, "", 5.0) == "NOT_SERVING"
+    await server.load()
+    for service in ("", SERVICE):
+        assert await asyncio.to_thread(serving_status, address, service, 5.0) == "SERVING"
+    assert await asyncio.to_thread(serving_status, address, "no.Such", 5.0) == "NOT_FOUND"
+    await server.close()
+    assert await asyncio.to_thread(serving_status, address, "", 0.3) in (
+        "DEADLINE_EXCEEDED",
+        "UNAVAILABLE",
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, status, said",
+    [
+        (["--timeout", "0.2", "--address", "127.0.0.1:1"], 1, "error: 127.0.0.1:1 is "),
+        (["--timeout", "0"], 2, "error: --timeout must be more than 0 seconds"),
+        (["--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
+    ],
+)
+def test_its_status_says_what_is_wrong(flags: list[str], status: int, said: str) -> None:
+    done = probe(*flags)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+async def test_the_command_says_serving(running: Running) -> None:
+    done = await asyncio.to_thread(probe, "--address", running.address)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
+
+
+def probe(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.probe", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
