@@ -61,7 +61,12 @@ class Repository:
         )
 
     def path(self, name: str, version: int) -> Path:
-        """The folder of a published version. Raises NotFound, naming those that exist."""
+        """The folder of a published version. Raises NotFound."""
+        self.check_version(name, version)
+        return self.root / name / str(version)
+
+    def check_version(self, name: str, version: int) -> None:
+        """Raises NotFound, naming those that exist, unless the version is published."""
         versions = self.versions(name)
         if version not in versions:
             if not versions:
@@ -70,7 +75,6 @@ class Repository:
             raise NotFound(
                 f"model {name!r} has no version {version}; it has {', '.join(map(str, versions))}"
             )
-        return self.root / name / str(version)
 
     def resolve(self, name: str, reference: str = "") -> int:
         """A version number, an alias, or "": the alias `stable` if there is one, else the newest.
@@ -78,14 +82,14 @@ class Repository:
         Raises NotFound.
         """
         if reference.isascii() and reference.isdigit():
-            self.path(name, int(reference))
+            self.check_version(name, int(reference))
             return int(reference)
         aliases = self.aliases(name)
         if reference in aliases:
             return aliases[reference]
         versions = self.versions(name)
         if reference or not versions:
-            self.path(name, versions[-1] if versions else 0)
+            self.check_version(name, versions[-1] if versions else 0)
             known = ", ".join(aliases) or "none"
             raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
         return aliases.get(DEFAULT_ALIAS, versions[-1])
@@ -94,9 +98,9 @@ class Repository:
 
     def manifest(self, name: str, version: int) -> Manifest:
         """Raises NotFound or BrokenVersion (altered or malformed)."""
-        folder = self.path(name, version)
-        data = _read_inside(folder, MANIFEST)
-        if _read_inside(folder, MANIFEST_DIGEST) != _digest_line(data):
+        self.check_version(name, version)
+        data = self._read(name, version, MANIFEST)
+        if self._read(name, version, MANIFEST_DIGEST) != digest_line(data):
             raise BrokenVersion(f"{name}/{version}: {MANIFEST} does not match {MANIFEST_DIGEST}")
         manifest = Manifest.from_json(data)
         if (manifest.name, manifest.version) != (name, version):
@@ -110,36 +114,71 @@ class Repository:
 
         Raises BrokenVersion.
         """
-        folder = self.path(manifest.name, manifest.version)
         where = f"{manifest.name}/{manifest.version}/{file}"
         if file not in manifest.files:
             raise BrokenVersion(f"{where} is not listed in {MANIFEST}")
-        data = _read_inside(folder, file)
         entry = manifest.files[file]
+        data = self._read_entry(manifest.name, manifest.version, file, entry)
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BrokenVersion(f"{where} is altered: it does not match its digest in {MANIFEST}")
         return data
 
     def verify(self, name: str, version: int) -> list[str]:
         """Every problem with a version, one sentence each; none if it is whole and unaltered."""
-        folder = self.path(name, version)
         try:
             manifest = self.manifest(name, version)
         except BrokenVersion as error:
             return [str(error)]
-        problems = _compare(folder, manifest.files)
+        problems = self._compare(name, version, manifest.files)
         expected = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
-        if (folder / ANALYSIS).exists():
+        found = self._files(name, version)
+        if any(file.startswith(f"{ANALYSIS}/") for file in found):
             expected.add(ANALYSIS_DIGESTS)
             try:
-                files = _read_analysis_digests(folder)
+                files = self._analysis_digests(name, version)
             except (BrokenVersion, ValueError) as error:
                 return [*problems, f"{ANALYSIS_DIGESTS} can't be read: {error}"]
-            problems += _compare(folder, files)
+            problems += self._compare(name, version, files)
             expected |= files.keys()
-        for file in sorted(files_below(folder) - expected):
+        for file in sorted(found - expected):
             problems.append(f"{file} is not part of the version")
         return problems
+
+    def _compare(self, name: str, version: int, files: dict[str, FileEntry]) -> list[str]:
+        problems = []
+        for file, entry in files.items():
+            try:
+                if self._entry(name, version, file) != entry:
+                    problems.append(f"{file} is altered: it does not match its digest")
+            except (BrokenVersion, OSError) as error:
+                problems.append(str(error))
+        return problems
+
+    def _analysis_digests(self, name: str, version: int) -> dict[str, FileEntry]:
+        """Raises BrokenVersion or ValueError, also for a byte that JSON would forgive."""
+        data = self._read(name, version, ANALYSIS_DIGESTS)
+        entries = read_strictly(dict[str, FileEntry], json.loads(data), ANALYSIS_DIGESTS)
+        if analysis_digests(entries) != data:
+            raise ValueError("not as it was written")
+        return entries
+
+    # --- the bytes of a version, where this repository has them
+
+    def _read(self, name: str, version: int, file: str) -> bytes:
+        """Raises BrokenVersion if it is missing or leads out of the version."""
+        return _read_inside(self.root / name / str(version), file)
+
+    def _read_entry(self, name: str, version: int, file: str, entry: FileEntry) -> bytes:
+        """What is stored as `file`, whose content ought to be `entry`; the caller checks that."""
+        return self._read(name, version, file)
+
+    def _entry(self, name: str, version: int, file: str) -> FileEntry:
+        """Digest and size of what is stored. Raises BrokenVersion."""
+        return file_entry(_inside(self.root / name / str(version), file))
+
+    def _files(self, name: str, version: int) -> set[str]:
+        """Relative POSIX paths of all that is stored of a version."""
+        return files_below(self.root / name / str(version))
 
     # --- publishing
 
@@ -177,7 +216,7 @@ class Repository:
             version = max(self.versions(name), default=0) + 1
             data = describe(version, files).to_json().encode()
             (staging / MANIFEST).write_bytes(data)
-            (staging / MANIFEST_DIGEST).write_bytes(_digest_line(data))
+            (staging / MANIFEST_DIGEST).write_bytes(digest_line(data))
             sync_tree(staging)
             try:
                 os.rename(staging, self.root / name / str(version))
@@ -194,7 +233,7 @@ class Repository:
         entries = {
             f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
         }
-        (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(_analysis_digests(entries))
+        (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
         sync_tree(staging)
         if (folder / ANALYSIS).exists():
             _exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
@@ -207,14 +246,14 @@ class Repository:
 
         Raises NotFound, BrokenVersion.
         """
-        folder = self.path(name, version)
-        if not (folder / ANALYSIS).exists():
+        self.check_version(name, version)
+        if not any(found.startswith(f"{ANALYSIS}/") for found in self._files(name, version)):
             return None
         try:
-            entry = _read_analysis_digests(folder)[f"{ANALYSIS}/{file}"]
+            entry = self._analysis_digests(name, version)[f"{ANALYSIS}/{file}"]
         except (KeyError, ValueError) as error:
             raise BrokenVersion(f"{name}/{version}: {ANALYSIS_DIGESTS}: {error}") from error
-        data = _read_inside(folder, f"{ANALYSIS}/{file}")
+        data = self._read(name, version, f"{ANALYSIS}/{file}")
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BrokenVersion(f"{name}/{version}/{ANALYSIS}/{file} is altered")
         return data
@@ -223,13 +262,10 @@ class Repository:
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version, sorted. Those that name a version that is gone are left out."""
-        folder = self.root / check_name(name) / "aliases"
-        if not folder.is_dir():
-            return {}
         found = {
-            p.name: self._alias_history(name, p.name)[0]
-            for p in sorted(folder.iterdir())
-            if _NAME.fullmatch(p.name)
+            alias: self._alias_history(name, alias)[0]
+            for alias in sorted(self._alias_names(check_name(name)))
+            if _NAME.fullmatch(alias)
         }
         versions = self.versions(name)
         return {alias: version for alias, version in found.items() if version in versions}
@@ -250,24 +286,32 @@ class Repository:
         history = self._alias_history(name, alias)
         if len(history) < 2:
             raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
-        self.path(name, history[1])
+        self.check_version(name, history[1])
         self._write_alias(name, alias, history[1:])
         return history[1]
 
     def _alias_history(self, name: str, alias: str) -> list[int]:
-        path = self.root / check_name(name) / "aliases" / check_name(alias)
-        if not path.is_file():
+        data = self._read_alias(check_name(name), check_name(alias))
+        if data is None:
             return []
         try:
-            return [int(line) for line in path.read_text().split()] or [0]
+            return [int(line) for line in data.decode().split()] or [0]
         except ValueError as error:
             raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed") from error
+
+    def _alias_names(self, name: str) -> list[str]:
+        folder = self.root / name / "aliases"
+        return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+
+    def _read_alias(self, name: str, alias: str) -> bytes | None:
+        path = self.root / name / "aliases" / alias
+        return path.read_bytes() if path.is_file() else None
 
     def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
         folder = self.root / name / "aliases"
         folder.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", delete=False) as file:
-            file.write("".join(f"{version}\n" for version in history))
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
+            file.write(alias_lines(history))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(file.name, 0o644)
@@ -315,22 +359,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest_line(data: bytes) -> bytes:
+def digest_line(data: bytes) -> bytes:
     return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def _analysis_digests(entries: dict[str, FileEntry]) -> bytes:
+def analysis_digests(entries: dict[str, FileEntry]) -> bytes:
     value = {file: dataclasses.asdict(entries[file]) for file in sorted(entries)}
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _read_analysis_digests(folder: Path) -> dict[str, FileEntry]:
-    """Raises BrokenVersion or ValueError, also for a byte that JSON would forgive."""
-    data = _read_inside(folder, ANALYSIS_DIGESTS)
-    entries = read_strictly(dict[str, FileEntry], json.loads(data), ANALYSIS_DIGESTS)
-    if _analysis_digests(entries) != data:
-        raise ValueError("not as it was written")
-    return entries
+def alias_lines(history: list[int]) -> bytes:
+    return "".join(f"{version}\n" for version in history).encode()
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -345,18 +384,6 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
-
-
-def _compare(folder: Path, files: dict[str, FileEntry]) -> list[str]:
-    problems = []
-    for file, entry in files.items():
-        try:
-            path = _inside(folder, file)
-            if file_entry(path) != entry:
-                problems.append(f"{file} is altered: it does not match its digest")
-        except (BrokenVersion, OSError) as error:
-            problems.append(str(error))
-    return problems
 
 
 def _inside(folder: Path, file: str) -> Path:
