@@ -99,7 +99,7 @@ class AsyncClient:
                     else:
                         await call.write(request)
                 await call.done_writing()
-            except asyncio.InvalidStateError:
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 pass  # the call has ended: receive says why
             except Exception as error:
                 arrived.put_nowait(error)

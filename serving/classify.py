@@ -34,6 +34,10 @@ CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "erro
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    if options.in_flight < 1:
+        fail(f"--in-flight must be 1 or more, got {options.in_flight}")
+    if not options.timeout > 0:
+        fail(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
     try:
         paths = photo_paths(options.photos)
         failed = asyncio.run(classify(paths, options))
@@ -85,7 +89,9 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
 async def _only_model(client: AsyncClient) -> str:
     names = [model.name for model in await client.list_models()]
     if len(names) != 1:
-        raise InvalidRequest(f"the server has {len(names)} models; choose one: --model {names}")
+        raise InvalidRequest(
+            f"the server has {len(names)} models; choose one: --model {' or '.join(names)}"
+        )
     return names[0]
 
 

@@ -23,9 +23,9 @@ from serving.engine import load_engine
 from serving.errors import NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThread
 from serving.loading import LoadedModel, load_model, read_robustness
-from serving.repository import Repository
 from serving.service import ClassifierService
 from serving.settings import ServerSettings, read_settings
+from serving.storage import open_repository
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._repository = Repository(settings.models)
+        self._repository = open_repository(settings.models)
         self._classifier = Classifier(
             settings.decoders,
             Limits(
@@ -58,6 +58,7 @@ class Server:
         )
         self._health = health.aio.HealthServicer()
         self._thread = InferenceThread("inference")
+        self.catalogue: Catalogue | None = None  # None until loaded
         self._grpc = grpc.aio.server(
             options=[
                 (
@@ -106,7 +107,7 @@ class Server:
                 f"no model to serve in {self._settings.models}: {found}; publish one with `train`, "
                 "or see `models verify`"
             )
-        catalogue = Catalogue(models)
+        catalogue = self.catalogue = Catalogue(models)
         self._service.serve(catalogue)
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return catalogue

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -95,7 +95,8 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
                     code, message = status_of(error)
                     reply.error.CopyFrom(pb.RequestError(code=code.value[0], message=message))
                 async with sending:
-                    await context.write(reply)
+                    with suppress(grpc.aio.BaseError):  # the caller has gone: gRPC ends the stream
+                        await context.write(reply)
             slots.release()
 
         async with asyncio.TaskGroup() as answering:

@@ -25,7 +25,11 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    models: Path = _setting(Path("models"), "the model repository")
+    models: str = _setting(
+        "models",
+        "the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix, whose "
+        "files are kept in PAWPRINT_CACHE",
+    )
     host: str = _setting(
         "127.0.0.1",
         "address to listen on; 0.0.0.0 or :: for every network (calls are not encrypted)",
@@ -146,8 +150,6 @@ def _typed(value: Any, kind: Any, source: str) -> Any:
             return kind(value)
         except ValueError as error:
             raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}") from error
-    if kind is Path and isinstance(value, str):
-        return Path(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

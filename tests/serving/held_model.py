@@ -1,0 +1,51 @@
+"""Holds a served version's real engine, so that calls wait in its queue as long as needed."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.catalogue import ServedVersion
+from serving.server import Server
+
+WITHIN_S = 20.0
+
+
+class HeldModel:
+    """From now on every batch waits until `release`; `batches` are their sizes."""
+
+    def __init__(self, server: Server, name: str = "pets", version: int = 1) -> None:
+        assert server.catalogue is not None
+        self._served: ServedVersion = server.catalogue.models[name].versions[version]
+        self._gate = threading.Event()
+        self.batches: list[int] = []
+        self._served.batcher._run_model = self._run
+
+    def _run(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        self.batches.append(len(images))
+        assert self._gate.wait(WITHIN_S)
+        return self._served.engine.run(images)
+
+    def release(self) -> None:
+        self._gate.set()
+
+    async def waiting(self, photos: int) -> None:
+        """Until so many photos are in the queue."""
+        await until(lambda: self._served.batcher._waiting == photos)
+
+    async def admitted(self, photos: int) -> None:
+        """Until so many photos are admitted and not yet answered."""
+        await until(lambda: self._served.batcher._admitted == photos)
+
+    async def running(self, batches: int) -> None:
+        """Until so many batches have begun."""
+        await until(lambda: len(self.batches) == batches)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,187 @@
+"""The command `classify`, run as a user would, against a server in a process of its own."""
+
+import csv
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, ServerProcess, start_server
+from tests.photos import drawing, jpeg
+from tests.tiny import build_version
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("classify")
+    build_version(folder / "models", "pets")
+    process = start_server(folder / "models", folder)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """30 photos in two folders, beside files that are none."""
+    folder = tmp_path / "album"
+    for seed in range(30):
+        path = folder / ("a" if seed < 15 else "b") / f"{seed:02}.{'jpg' if seed % 2 else 'PNG'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing(seed=seed).save(path)
+    (folder / "notes.txt").write_text("not a photo")
+    (folder / "b" / ".DS_Store").write_text("nor this")
+    return folder
+
+
+def classify(server: ServerProcess, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "serving.classify", "--address", server.address),
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_table_for_a_few(server: ServerProcess, tmp_path: Path) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(jpeg())
+    done = classify(server, photo, "--top-k", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, first, second = done.stdout.splitlines()
+    assert head.split() == ["PHOTO", "LABEL", "PROBABILITY", "MS"]
+    assert first.split()[0] == str(photo) and first.split()[1] in ("cat", "dog")
+    assert float(first.split()[2]) + float(second.split()[1]) == pytest.approx(1, abs=2e-4)
+
+
+def test_a_folder_is_answered_line_by_line_in_order(server: ServerProcess, album: Path) -> None:
+    done = classify(server, album)
+    assert (done.returncode, done.stderr) == (0, "")
+    paths = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert paths == [str(p) for p in sorted((album).rglob("*")) if p.suffix in (".jpg", ".PNG")]
+
+
+def test_json_lines(server: ServerProcess, album: Path) -> None:
+    done = classify(server, album, "--json", "--top-k", 2, "--model", "pets", "--version", 1)
+    assert done.returncode == 0
+    values = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(values) == 30
+    for value in values:
+        assert (value["model"], value["version"]) == ("pets", 1)
+        assert sum(label["probability"] for label in value["labels"]) == pytest.approx(1, abs=1e-5)
+        assert value["latency_ms"] > 0
+
+
+def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> None:
+    good, bad = tmp_path / 'a,"b".jpg', tmp_path / "bad.jpg"
+    good.write_bytes(jpeg())
+    bad.write_bytes(b"junk")
+    done = classify(server, good, bad, "--csv")
+    assert done.returncode == 1
+    assert done.stderr == "error: 1 of 2 photos could not be classified\n"
+    first, second = csv.DictReader(io.StringIO(done.stdout))
+    assert first["photo"] == str(good) and first["label"] in ("cat", "dog")
+    assert first["rank"] == "1" and first["error"] == ""
+    assert second["photo"] == str(bad) and "not an image" in second["error"]
+
+
+def test_each_unreadable_photo_is_reported_and_the_rest_answered(
+    server: ServerProcess, album: Path
+) -> None:
+    (album / "a" / "00.PNG").write_bytes(b"")
+    (album / "b" / "29.jpg").write_bytes(jpeg()[:-300])
+    done = classify(server, album)
+    assert done.returncode == 1
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 2 and "empty" in errors[0] and "truncated" in errors[1]
+    assert len(done.stdout.splitlines()) == 30
+    assert done.stderr == "error: 2 of 30 photos could not be classified\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["/nowhere.jpg"], "error: no such file or folder: /nowhere.jpg"),
+        ([], "error: the following arguments are required"),
+        (["{photo}", "--model", "cars"], "error: no model 'cars' is served; models here: pets"),
+        (["{photo}", "--version", "9"], "error: model 'pets' has no version or alias '9'"),
+        (["{photo}", "--json", "--csv"], "error: argument --csv: not allowed with"),
+        (["{photo}", "--top-k", "x"], "error: argument --top-k: invalid int value"),
+        (["{photo}", "--in-flight", "0"], "error: --in-flight must be 1 or more"),
+        (["{photo}", "--timeout", "-1"], "error: --timeout must be more than 0"),
+        (["{empty}"], "error: no photos in "),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_status_2(
+    server: ServerProcess, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    photo, empty = tmp_path / "cat.jpg", tmp_path / "empty"
+    photo.write_bytes(jpeg())
+    empty.mkdir()
+    done = classify(server, *[a.format(photo=photo, empty=empty) for a in arguments])
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(words)
+
+
+def test_no_server_is_status_1_and_one_line(tmp_path: Path) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(jpeg())
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.classify", photo, "--address", "127.0.0.1:1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the server at 127.0.0.1:1 does not answer")
+
+
+def test_two_models_need_a_choice(tmp_path: Path, start) -> None:
+    build_version(tmp_path / "models", "pets")
+    build_version(tmp_path / "models", "birds")
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(jpeg())
+    done = classify(start(tmp_path / "models"), photo)
+    assert done.returncode == 2
+    assert done.stderr == "error: the server has 2 models; choose one: --model birds or pets\n"
+
+
+def test_a_terminal_sees_a_progress_bar_and_a_file_the_answers(
+    server: ServerProcess, album: Path, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    out = tmp_path / "answers.jsonl"
+    with out.open("w") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serving.classify", "--address", server.address),
+                *(str(album), "--json"),
+            ],
+            cwd=ROOT,
+            stdout=file,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm-256color"},
+        )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"classifying" in seen and b"/30" in seen
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 30

@@ -1,0 +1,228 @@
+"""Both clients against a server in a process of its own."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client import AsyncClient, Client
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from tests.conftest import ServerProcess, start_server
+from tests.photos import drawing, encode, jpeg, noise, slow_png
+from tests.tiny import build_version, logits_of
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("client")
+    build_version(folder / "models", "pets")
+    flags = ("--max-queue", "16", "--max-photos", "16", "--max-photo-mib", "1")
+    process = start_server(folder / "models", folder, *flags)
+    yield process
+    status, _, err = process.stop()
+    assert status == 0 and "Traceback" not in err, err
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[Client]:
+    with Client(server.address) as client:
+        yield client
+
+
+def test_paths_bytes_and_pictures_are_photos(client: Client, tmp_path: Path) -> None:
+    picture = noise(32)
+    path = tmp_path / "a.png"
+    picture.save(path)
+    grey = Image.fromarray(np.full((32, 32), 90, np.uint8))
+    photos = [path, str(path), path.read_bytes(), picture, grey]
+    response = client.classify(photos, model="pets", top_k=2)
+    assert (response.model, response.version) == ("pets", 1)
+    first = response.results[0]
+    assert all(result == first for result in response.results[1:4])
+    assert first.label.index == logits_of(np.asarray(picture)[None])[0].argmax()
+    assert first.label.name == ("cat", "dog")[first.label.index]
+    assert response.timings.total_ms > 0
+
+
+def test_errors_have_their_exceptions(client: Client) -> None:
+    for photos, options, kind in (
+        ([jpeg()], {"model": "cars"}, NotFound),
+        ([jpeg()], {"model": "pets", "version": 9}, NotFound),
+        ([], {"model": "pets"}, InvalidRequest),
+        ([b"junk"], {"model": "pets"}, InvalidRequest),
+        ([jpeg()], {"model": "pets", "top_k": 3}, InvalidRequest),
+        ([jpeg()], {"model": "pets", "top_k": 2**40}, InvalidRequest),
+        ([b"x" * 2**20] * 66, {"model": "pets"}, InvalidRequest),
+        ([slow_png()] * 4, {"model": "pets", "timeout_s": 0.1}, DeadlineExceeded),
+    ):
+        with pytest.raises(kind):
+            client.classify(photos, **options)
+    with pytest.raises(FileNotFoundError):
+        client.classify(["/nowhere.jpg"], model="pets")
+    assert client.classify([jpeg()], model="pets").results[0].error is None
+
+
+def test_a_bad_photo_among_good_ones(client: Client) -> None:
+    good, bad = client.classify([jpeg(), b"junk"], model="pets").results
+    assert good.error is None and good.labels
+    assert "not an image" in bad.error and bad.labels == ()
+    with pytest.raises(ValueError, match="not an image"):
+        _ = bad.label
+
+
+def test_models_are_described(client: Client) -> None:
+    (model,) = client.list_models()
+    assert (model.name, model.versions, model.default_version) == ("pets", (1,), 1)
+    description = client.get_model("pets")
+    assert description.labels == ("cat", "dog") and description.input_size == 32
+    assert description.robustness is None
+    with pytest.raises(NotFound):
+        client.get_model("cars")
+
+
+def photos_for_a_stream(tmp_path: Path) -> tuple[list[object], dict[int, str]]:
+    """100 photos, of which some are bad in a way of their own: index -> words of the error."""
+    photos: list[object] = [jpeg(seed=seed) for seed in range(100)]
+    bad = {
+        7: (b"", "empty"),
+        20: (tmp_path / "nowhere.jpg", "can't be read"),
+        50: (jpeg()[:-300], "truncated"),
+        51: (b"x" * (2**20 + 1), "at most 1,048,576"),
+        52: (b"x" * (64 * 2**20 + 1), "can be streamed"),
+        99: (encode(drawing(), "TIFF"), "not an image"),
+    }
+    for index, (photo, _) in bad.items():
+        photos[index] = photo
+    return photos, {index: words for index, (_, words) in bad.items()}
+
+
+def test_a_stream_answers_each_photo_once(client: Client, tmp_path: Path) -> None:
+    photos, bad = photos_for_a_stream(tmp_path)
+    answers = {a.index: a for a in client.stream(photos, model="pets", in_flight=5)}
+    assert sorted(answers) == list(range(100))
+    for index, answer in answers.items():
+        if index in bad:
+            assert bad[index] in answer.result.error and answer.response is None
+        else:
+            assert answer.result.error is None and answer.response.version == 1
+            assert answer.latency_s > 0
+
+
+async def test_an_async_stream_answers_each_photo_once(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    photos, bad = photos_for_a_stream(tmp_path)
+    async with AsyncClient(server.address) as client:
+        stream = client.stream(photos, model="pets", in_flight=5)
+        answers = {a.index: a async for a in stream}
+    assert sorted(answers) == list(range(100))
+    for index, answer in answers.items():
+        if index in bad:
+            assert bad[index] in answer.result.error
+        else:
+            assert answer.result.error is None
+
+
+def test_a_stream_reads_no_further_than_is_in_flight(client: Client) -> None:
+    read = 0
+
+    def photos() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield jpeg()
+
+    stream = client.stream(photos(), model="pets", in_flight=4)
+    for taken in range(1, 20):
+        next(stream)
+        # Those answered, those on their way, and the one that the sender holds in its hand.
+        assert read <= taken + 4 + 1
+    before = threading.active_count()
+    stream.close()
+    assert threading.active_count() <= before
+
+
+def test_a_stream_for_an_unknown_model_raises(client: Client) -> None:
+    with pytest.raises(NotFound, match="models here: pets"):
+        list(client.stream([jpeg()] * 50, model="cars"))
+
+
+def test_an_error_of_the_callers_own_iterable_is_raised(client: Client) -> None:
+    def photos() -> Iterator[bytes]:
+        yield jpeg()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(client.stream(photos(), model="pets"))
+
+
+async def test_an_async_stream_passes_errors_on(server: ServerProcess) -> None:
+    def photos() -> Iterator[bytes]:
+        yield jpeg()
+        raise ZeroDivisionError
+
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(NotFound):
+            async for _ in client.stream([jpeg()] * 50, model="cars"):
+                pass
+        with pytest.raises(ZeroDivisionError):
+            async for _ in client.stream(photos(), model="pets"):
+                pass
+        async for _ in client.stream([jpeg()] * 50, model="pets"):
+            break
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+
+
+def test_a_stream_waits_no_longer_than_its_timeout(client: Client) -> None:
+    with pytest.raises(DeadlineExceeded, match="no answer came for 0.01 s"):
+        list(client.stream([slow_png()], model="pets", timeout_s=0.01))
+
+
+async def test_calls_beyond_the_queue_are_overloaded(server: ServerProcess) -> None:
+    async with AsyncClient(server.address) as client:
+        await client.list_models()
+        calls = [client.classify([slow_png()] * 4, model="pets") for _ in range(6)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [r for r in results if isinstance(r, Overloaded)]
+        answered = [r for r in results if not isinstance(r, BaseException)]
+        assert len(refused) == 2 and len(answered) == 4
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+
+
+async def test_async_calls_and_errors(server: ServerProcess) -> None:
+    async with AsyncClient(server.address) as client:
+        responses = await asyncio.gather(
+            *[client.classify([jpeg(seed=seed)], model="pets") for seed in range(16)]
+        )
+        assert all(response.results[0].labels for response in responses)
+        assert (await client.get_model("pets", 1)).version == 1
+        with pytest.raises(InvalidRequest):
+            await client.classify([b"junk"], model="pets")
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with Client(address) as client:
+        with pytest.raises(Unavailable, match=f"the server at {address} does not answer"):
+            client.list_models()
+        with pytest.raises(Unavailable):
+            list(client.stream([jpeg()], model="pets"))
+    async with AsyncClient(address) as client:
+        with pytest.raises(Unavailable):
+            await client.list_models()
+        with pytest.raises(Unavailable):
+            async for _ in client.stream([jpeg()] * 3, model="pets"):
+                pass

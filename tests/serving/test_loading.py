@@ -1,0 +1,153 @@
+"""Which versions are served, and what is refused: over a real repository and server."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from serving.client import AsyncClient
+from serving.errors import NotFound
+from serving.repository import Repository
+from tests.conftest import running_server
+from tests.photos import jpeg
+from tests.tiny import build_version, golden_of
+
+SUMMARY = (
+    b'{"photos": 1, "clean_accuracy": 1.0, "robust_accuracy": [], "corruption_accuracy": 1.0, '
+    b'"created": "2026-01-01"}'
+)
+
+
+def full_version(root: Path, name: str) -> int:
+    """A version with a file of every kind that may lie in one."""
+    extra = {"weights.safetensors": b"weights", "plots/curves.png": b"plot"}
+    version = build_version(root, name, extra_files=extra)
+    repository = Repository(root)
+    with repository.staging(name) as folder:
+        (folder / "summary.json").write_bytes(SUMMARY)
+        (folder / "report.html").write_bytes(b"<html></html>")
+        repository.attach_analysis(name, version, folder)
+    return version
+
+
+FILES = (
+    "model.onnx",
+    "weights.safetensors",
+    "golden.npz",
+    "manifest.json",
+    "manifest.sha256",
+    "plots/curves.png",
+    "analysis/summary.json",
+    "analysis/report.html",
+    "analysis/digests.json",
+)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_the_list_of_files_is_complete(tmp_path: Path) -> None:
+    full_version(tmp_path, "pets")
+    folder = tmp_path / "pets/1"
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+async def test_a_flipped_byte_in_any_file_is_refused_and_the_rest_served(
+    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    full_version(tmp_path, "pets")
+    full_version(tmp_path, "pets")
+    full_version(tmp_path, "birds")
+    flip(tmp_path / "pets/2" / file)
+    flip(tmp_path / "birds/1" / file)
+    assert Repository(tmp_path).verify("pets", 2)
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        assert [(m.name, m.versions) for m in await client.list_models()] == [("pets", (1,))]
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+        with pytest.raises(NotFound):
+            await client.classify([jpeg()], model="pets", version=2)
+        with pytest.raises(NotFound):
+            await client.classify([jpeg()], model="birds")
+    refused = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(refused) == 2 and "pets/2" in refused[1] and "birds/1" in refused[0]
+
+
+async def test_the_newest_and_the_aliased_are_served(tmp_path: Path) -> None:
+    for seed in range(4):
+        build_version(tmp_path, "pets", seed=seed)
+    repository = Repository(tmp_path)
+    repository.promote("pets", 2)
+    repository.promote("pets", 4, "canary")
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        (model,) = await client.list_models()
+    assert (model.versions, model.default_version) == ((2, 4), 2)
+    assert model.aliases == {"stable": 2, "canary": 4}
+
+
+async def test_a_broken_alias_target_is_said_and_the_newest_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(tmp_path, "pets")
+    build_version(tmp_path, "pets", seed=1)
+    Repository(tmp_path).promote("pets", 1)
+    flip(tmp_path / "pets/1/model.onnx")
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        (model,) = await client.list_models()
+        assert (model.versions, model.default_version, model.aliases) == ((2,), 2, {})
+        with pytest.raises(NotFound):
+            await client.classify([jpeg()], model="pets", version="stable")
+    assert "alias 'stable' of pets is not served" in caplog.text
+    assert "calls that name no version are answered by 2" in caplog.text
+
+
+async def test_a_malformed_alias_does_not_stop_the_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(tmp_path, "pets")
+    Repository(tmp_path).promote("pets", 1)
+    (tmp_path / "pets/aliases/stable").write_text("first\n")
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+    assert "aliases of pets are not served" in caplog.text
+
+
+async def test_a_golden_mismatch_falls_back_to_the_version_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(tmp_path, "pets")
+    build_version(tmp_path, "pets", golden=golden_of(seed=3))
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        (model,) = await client.list_models()
+    assert model.versions == (1,)
+    assert "golden" in caplog.text
+
+
+async def test_an_unreadable_summary_costs_only_the_summary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(tmp_path, "pets")
+    repository = Repository(tmp_path)
+    with repository.staging("pets") as folder:
+        (folder / "summary.json").write_text('{"photos": "many"}')
+        repository.attach_analysis("pets", 1, folder)
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        assert (await client.get_model("pets")).robustness is None
+    assert "without its robustness summary" in caplog.text
+
+
+@pytest.mark.parametrize("there", ["nothing", "no folder", "only broken"])
+async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> None:
+    root = tmp_path / "models"
+    if there == "nothing":
+        root.mkdir()
+    if there == "only broken":
+        build_version(root, "pets")
+        flip(root / "pets/1/manifest.json")
+    with pytest.raises(NotFound, match="no model to serve in .*/models"):
+        async with running_server(root):
+            pass

@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.models import main
+from tests.tiny import build_version
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """pets/1, pets/2 and birds/1."""
+    for seed in range(2):
+        build_version(tmp_path, "pets", seed=seed)
+    build_version(tmp_path, "birds", ["a", "b", "c"])
+    return tmp_path
+
+
+@pytest.fixture
+def models(root: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        """Status, stdout, stderr."""
+        status = 0
+        try:
+            main([*arguments, "--models", str(root)])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_list(models) -> None:
+    models("promote", "pets/1")
+    status, out, err = models("list")
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [["birds", "1"], ["pets", "1"], ["pets", "2"]]
+    assert rows[2][2:5] == ["stable", "0.9000", "10"]
+    values = json.loads(models("list", "--json")[1])
+    assert [v["aliases"] for v in values] == [[], ["stable"], []]
+
+
+def test_list_shows_a_broken_version(models, root: Path) -> None:
+    (root / "pets/2/manifest.json").write_text("{}")
+    status, out, _ = models("list")
+    assert status == 0 and "broken" in out.splitlines()[3]
+    assert "does not match" in json.loads(models("list", "--json")[1])[2]["problem"]
+
+
+def test_list_of_an_empty_repository(tmp_path: Path, capsys) -> None:
+    main(["list", "--models", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("MODEL")
+
+
+def test_show(models) -> None:
+    status, out, _ = models("show", "birds")
+    assert status == 0 and "a, b, c" in out and "model.onnx" in out
+    manifest = json.loads(models("show", "birds/1", "--json")[1])
+    assert manifest["labels"] == ["a", "b", "c"]
+
+
+def test_verify_everything(models, root: Path) -> None:
+    status, out, _ = models("verify")
+    assert status == 0
+    assert out.splitlines() == [
+        f"{v}: whole and unaltered" for v in ("birds/1", "pets/1", "pets/2")
+    ]
+    data = bytearray((root / "pets/1/golden.npz").read_bytes())
+    data[-1] ^= 1
+    (root / "pets/1/golden.npz").write_bytes(data)
+    status, out, _ = models("verify")
+    assert status == 1
+    assert "pets/1: golden.npz is altered: it does not match its digest" in out.splitlines()
+    assert models("verify", "pets/2", "birds")[0] == 0
+    status, out, _ = models("verify", "pets/1", "--json")
+    assert status == 1 and list(json.loads(out)) == ["pets/1"]
+
+
+def test_promote_and_rollback(models) -> None:
+    assert models("promote", "pets/1") == (0, "stable of pets is now version 1\n", "")
+    assert models("promote", "pets/2", "--alias", "stable")[0] == 0
+    status, out, _ = models("rollback", "pets", "--json")
+    assert json.loads(out) == {"name": "pets", "alias": "stable", "version": 1}
+    status, out, err = models("rollback", "pets")
+    assert (status, out) == (2, "") and "no earlier version" in err
+
+
+def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
+    (root / "pets/2/model.onnx").write_bytes(b"")
+    status, _, err = models("promote", "pets/2")
+    assert status == 1 and err.startswith("error: pets/2 is not promoted: model.onnx is altered")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["show", "cars"], "error: no model 'cars'; models here: birds, pets"),
+        (["show", "pets/7"], "error: model 'pets' has no version 7; it has 1, 2"),
+        (["show", "pets/live"], "error: model 'pets' has no alias 'live'"),
+        (["show", "../pets"], "error: a name has 1 to 64"),
+        (["promote", "pets"], "error: say which version: models promote pets/VERSION"),
+        (["promote", "pets/1", "--alias", "9"], "error: an alias can't be a number"),
+        (["rollback", "cars"], "error: alias 'stable' of 'cars' has no earlier version"),
+        (["frobnicate"], "error: argument COMMAND: invalid choice"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_status_2(models, arguments, words: str) -> None:
+    status, out, err = models(*arguments)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith(words)
+
+
+def test_no_repository(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["list", "--models", str(tmp_path / "none")])
+    assert caught.value.code == 2
+    assert "no model repository at" in capsys.readouterr().err
+
+
+def test_page(models, root: Path) -> None:
+    status, out, _ = models("page")
+    assert status == 0 and out.strip() == str(root / "index.html")
+    page = (root / "index.html").read_text()
+    assert "birds" in page and "pets" in page

@@ -1,0 +1,200 @@
+"""A server from its start to its end: health, reflection, signals, drain."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.client import Client
+from serving.errors import Unavailable
+from serving.server import SERVICE, Server
+from serving.settings import ServerSettings
+from tests.conftest import ROOT, Running
+from tests.photos import jpeg, slow_png
+from tests.serving.held_model import HeldModel, until
+from tests.serving.test_service import request
+from tests.tiny import build_version
+
+Status = health_pb2.HealthCheckResponse
+
+
+async def health(channel: grpc.aio.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+async def test_health_follows_the_life_of_the_server(models: Path) -> None:
+    server = Server(ServerSettings(models=models, port=0, device="cpu"))
+    port = await server.open()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service=SERVICE)
+        )
+        assert (await watch.read()).status == Status.NOT_SERVING
+        for service in ("", SERVICE):
+            assert await health(channel, service) == Status.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Classify(request(jpeg()))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "still loading" in caught.value.details()
+        await server.load()
+        for service in ("", SERVICE):
+            assert await health(channel, service) == Status.SERVING
+        assert (await watch.read()).status == Status.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health(channel, "pawprint.v1.Nonesuch")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        await stub.Classify(request(jpeg()))
+        draining = asyncio.ensure_future(server.drain())
+        assert (await watch.read()).status == Status.NOT_SERVING
+        start = time.monotonic()
+        await draining
+        assert time.monotonic() - start < 10  # the watcher does not hold it for all of drain_s
+    await server.close()
+
+
+async def test_reflection_lists_and_describes_the_services(running: Running) -> None:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        listed = {s.name for s in (await call.read()).list_services_response.service}
+        assert {SERVICE, "grpc.health.v1.Health"} <= listed
+        symbol = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
+        await call.write(symbol)
+        files = (await call.read()).file_descriptor_response.file_descriptor_proto
+        assert any(b"ClassifyStreamRequest" in file for file in files)
+        await call.done_writing()
+
+
+async def test_drain_lets_calls_finish_and_refuses_new_ones(running: Running) -> None:
+    held = HeldModel(running.server)
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        calls = [stub.Classify(request(jpeg(seed=seed))) for seed in range(5)]
+        stream = stub.ClassifyStream()
+        await stream.write(pb.ClassifyStreamRequest(request_id=5, request=request(jpeg())))
+        await held.admitted(6)
+        draining = asyncio.ensure_future(running.server.drain())
+        await until(lambda: running.server._service._draining.is_set())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Classify(request(jpeg()), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not draining.done()
+        held.release()
+        for call in calls:
+            assert (await call).version == 1
+        assert (await stream.read()).response.version == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait_for(draining, 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
+    models: Path, start, number: int
+) -> None:
+    server = start(models)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        calls = [stub.Classify.future(request(slow_png()), timeout=60) for _ in range(12)]
+        calls[0].result()  # two are decoded at a time: the others are waiting or being decoded
+        assert not all(call.done() for call in calls)
+        status, out, err = server.stop(number, within_s=60)
+        assert [call.result().version for call in calls] == [1] * 12
+    assert status == 0, err
+    assert out.splitlines() == [f"serving on {server.address}: pets/1"]
+    assert "stopped" in err and "Traceback" not in err
+    with Client(server.address) as client, pytest.raises(Unavailable):
+        client.list_models()
+
+
+def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
+    for number in range(60):
+        build_version(tmp_path / "models", f"pets-{number}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "serving.server", "--models", str(tmp_path / "models")),
+            *("--port", str(port), "--device", "cpu"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:  # it listens before it loads
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, ""), err
+    assert "stopped" in err and "Traceback" not in err
+
+
+def run_serve(*flags: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "serving.server", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_no_model_is_status_1_and_a_clear_error(tmp_path: Path) -> None:
+    done = run_serve("--models", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no model to serve in")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_serve("--models", str(models), "--port", str(port))
+    assert done.returncode == 2
+    assert f"error: can't listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_a_second_server_does_not_share_the_port(models: Path, start) -> None:
+    first = start(models)
+    port = first.address.rpartition(":")[2]
+    done = run_serve("--models", str(models), "--port", port)
+    assert done.returncode == 2 and "can't listen" in done.stderr
+
+
+def test_a_wrong_setting_is_status_2_and_one_line(models: Path) -> None:
+    done = run_serve("--models", str(models), "--max-batch", "many")
+    assert (done.returncode, done.stderr) == (2, "error: --max-batch: expected int, got 'many'\n")
+
+
+def test_the_reason_for_the_cpu_is_one_line(models: Path, start) -> None:
+    server = start(models, "--device", "auto")
+    _, _, err = server.stop()
+    assert len([line for line in err.splitlines() if "device: " in line]) == 1
+    assert all(line[:2] == "20" for line in err.splitlines()), err  # dated lines of ours alone

@@ -1,0 +1,331 @@
+"""Classify over a real socket: good calls, and every kind of bad one with its own status."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
+from serving.repository import Repository
+from serving.service import STATUS
+from tests.conftest import Running, running_server
+from tests.photos import drawing, encode, jpeg, noise, slow_png
+from tests.serving.held_model import HeldModel
+from tests.serving.test_preprocess import bomb
+from tests.tiny import build_version, logits_of, softmax
+
+Code = grpc.StatusCode
+KIB, MIB = 1024, 1024 * 1024
+
+
+@pytest.fixture
+async def stub(running: Running) -> AsyncIterator[classifier_pb2_grpc.ClassifierServiceStub]:
+    async with grpc.aio.insecure_channel(
+        running.address, [("grpc.max_send_message_length", -1)]
+    ) as channel:
+        yield classifier_pb2_grpc.ClassifierServiceStub(channel)
+
+
+def request(*photos: bytes, model: str = "pets", **fields: object) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(model=model, images=photos, **fields)
+
+
+def expected(photo: bytes) -> np.ndarray:
+    """Probabilities [2], by numpy."""
+    pixels = preprocess(photo, Preprocessing(size=32, interpolation="bilinear"))
+    return softmax(logits_of(pixels[None]))[0]
+
+
+def check(result: pb.ImageResult, photo: bytes) -> None:
+    assert result.WhichOneof("outcome") == "classification"
+    probabilities = expected(photo)
+    labels = result.classification.labels
+    assert labels[0].index == probabilities.argmax()
+    for label in labels:
+        assert label.name == ("cat", "dog")[label.index]
+        assert label.probability == pytest.approx(probabilities[label.index], abs=1e-4)
+
+
+async def test_photos_are_answered_in_order(stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(20)]
+    response = await stub.Classify(request(*photos, top_k=2))
+    assert (response.model, response.version) == ("pets", 1)
+    assert len(response.results) == 20
+    for result, photo in zip(response.results, photos, strict=True):
+        check(result, photo)
+        assert len(result.classification.labels) == 2
+        first, second = result.classification.labels
+        assert first.probability >= second.probability
+    timings = response.timings
+    assert timings.decode_ms > 0 and timings.inference_ms > 0 and timings.queue_ms >= 0
+    assert timings.total_ms >= max(timings.queue_ms, timings.inference_ms)
+
+
+async def test_top_k_defaults_to_one(stub) -> None:
+    response = await stub.Classify(request(jpeg()))
+    assert len(response.results[0].classification.labels) == 1
+
+
+async def test_batched_is_as_alone(running: Running, stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(12)]
+    alone = [await stub.Classify(request(photo, top_k=2)) for photo in photos]
+    held = HeldModel(running.server)
+    first = asyncio.ensure_future(stub.Classify(request(photos[0])))
+    await held.running(1)
+    calls = [asyncio.ensure_future(stub.Classify(request(p, top_k=2))) for p in photos]
+    await held.waiting(12)
+    held.release()
+    await first
+    together = [await call for call in calls]
+    assert held.batches == [1, 12]
+    for a, b in zip(alone, together, strict=True):
+        ours, theirs = a.results[0].classification.labels, b.results[0].classification.labels
+        assert [label.index for label in ours] == [label.index for label in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+
+
+async def test_four_in_a_batch_one_cancelled_three_answered(running: Running, stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(4)]
+    held = HeldModel(running.server)
+    first = stub.Classify(request(jpeg()))
+    await held.running(1)
+    calls = [stub.Classify(request(photo)) for photo in photos]
+    await held.waiting(4)
+    calls[1].cancel()
+    await held.waiting(3)
+    held.release()
+    await first
+    for i in (0, 2, 3):
+        check((await calls[i]).results[0], photos[i])
+    assert calls[1].cancelled()
+    assert held.batches == [1, 3]
+
+
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody(running: Running, stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(4)]
+    held = HeldModel(running.server)
+    whole = stub.Classify(request(*photos))
+    await held.running(1)
+    calls = [stub.Classify(request(photo)) for photo in photos]
+    await held.waiting(4 + 4 - held.batches[0])
+    whole.cancel()
+    await held.waiting(4)
+    held.release()
+    for call, photo in zip(calls, photos, strict=True):
+        check((await call).results[0], photo)
+
+
+CASES = {
+    "unknown model": (request(jpeg(), model="cars"), Code.NOT_FOUND, "models here: pets"),
+    "no model": (request(jpeg(), model=""), Code.NOT_FOUND, "models here: pets"),
+    "unknown version": (request(jpeg(), version="7"), Code.NOT_FOUND, "versions: 1"),
+    "unknown alias": (request(jpeg(), version="stable"), Code.NOT_FOUND, "aliases: none"),
+    "odd version": (request(jpeg(), version="²"), Code.NOT_FOUND, "versions: 1"),
+    "no photos": (request(), Code.INVALID_ARGUMENT, "no photos"),
+    "too many": (request(*[b"x"] * 65), Code.INVALID_ARGUMENT, "65 photos; at most 64"),
+    "empty bytes": (request(b""), Code.INVALID_ARGUMENT, "empty"),
+    "not an image": (request(b"hello" * 99), Code.INVALID_ARGUMENT, "not an image"),
+    "truncated": (request(jpeg()[:-300]), Code.INVALID_ARGUMENT, "truncated"),
+    "wrong format": (
+        request(encode(drawing(), "TIFF")),
+        Code.INVALID_ARGUMENT,
+        "not an image in one of the formats JPEG, PNG, WEBP, GIF, BMP",
+    ),
+    "bomb": (request(bomb(20_000, 20_000)), Code.INVALID_ARGUMENT, "more than 64,000,000 pixels"),
+    "photo too large": (
+        request(b"x" * (20 * MIB + 1)),
+        Code.INVALID_ARGUMENT,
+        "20,971,521 bytes; at most 20,971,520",
+    ),
+    "message too large": (
+        request(*[b"x" * (16 * MIB)] * 4),
+        Code.INVALID_ARGUMENT,
+        "the message has 67,108,",
+    ),
+    "message far too large": (
+        request(*[b"x" * (17 * MIB)] * 4),
+        Code.RESOURCE_EXHAUSTED,
+        "larger than max",
+    ),
+    "top_k too large": (request(jpeg(), top_k=3), Code.INVALID_ARGUMENT, "top_k must be 0 to 2"),
+    "top_k negative": (request(jpeg(), top_k=-1), Code.INVALID_ARGUMENT, "top_k must be 0 to 2"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_bad_call_has_its_own_status(stub, case: str) -> None:
+    message, code, words = CASES[case]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(message)
+    assert caught.value.code() is code
+    assert words in caught.value.details()
+    photo = jpeg()
+    check((await stub.Classify(request(photo))).results[0], photo)
+
+
+async def test_a_deadline_that_passes_in_the_queue(running: Running, stub) -> None:
+    held = HeldModel(running.server)
+    first = stub.Classify(request(jpeg()))
+    await held.running(1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(request(jpeg()), timeout=0.2)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    await held.waiting(0)  # it has left the queue
+    held.release()
+    await first
+    assert held.batches == [1]
+
+
+async def test_a_deadline_that_passes_while_decoding(stub) -> None:
+    photos = [slow_png()] * 12
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(request(*photos), timeout=0.15)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    photo = jpeg()
+    check((await stub.Classify(request(photo))).results[0], photo)
+
+
+async def test_one_bad_photo_among_good_ones_fails_alone(stub) -> None:
+    good = [jpeg(seed=seed) for seed in range(6)]
+    bad = [b"", b"junk", jpeg()[:-300], bomb(9000, 9000), encode(drawing(), "TIFF")]
+    photos = [photo for pair in zip(good, bad, strict=False) for photo in pair] + [good[-1]]
+    response = await stub.Classify(request(*photos))
+    assert len(response.results) == 11
+    for i, photo in enumerate(photos):
+        if i % 2 == 0:
+            check(response.results[i], photo)
+        else:
+            assert response.results[i].WhichOneof("outcome") == "error"
+    messages = [response.results[i].error.message for i in (1, 3, 5, 7, 9)]
+    assert len(set(messages)) == 4 and all(messages)  # junk and TIFF are told the same
+
+
+async def test_a_call_of_bad_photos_alone_has_an_error_for_each(stub) -> None:
+    response = await stub.Classify(request(b"", b"junk"))
+    assert [r.WhichOneof("outcome") for r in response.results] == ["error", "error"]
+
+
+async def test_a_full_queue_is_resource_exhausted(models: Path) -> None:
+    async with (
+        running_server(models, max_queue=4, max_photos=4, max_batch=2) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        held = HeldModel(running.server)
+        calls = [stub.Classify(request(jpeg(seed=seed))) for seed in range(4)]
+        await held.admitted(4)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Classify(request(jpeg()))
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+            assert "try again later" in caught.value.details()
+        held.release()
+        for seed, call in enumerate(calls):
+            check((await call).results[0], jpeg(seed=seed))
+        check((await stub.Classify(request(jpeg()))).results[0], jpeg())
+
+
+async def test_an_unexpected_error_is_logged_whole_and_leaves_bare(
+    running: Running, stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = running.server.catalogue.models["pets"].versions[1]
+
+    def broken(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        raise RuntimeError("secret path /srv/models")
+
+    sound = served.batcher._run_model
+    served.batcher._run_model = broken
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(request(jpeg()))
+    assert caught.value.code() is Code.INTERNAL
+    assert caught.value.details() == "internal error of the server"
+    assert "secret path" in caplog.text and "Traceback" in caplog.text
+    assert [r.levelno for r in caplog.records if r.name == "serving.service"] == [logging.ERROR]
+    served.batcher._run_model = sound
+    check((await stub.Classify(request(jpeg()))).results[0], jpeg())
+
+
+async def test_cancelled_calls_by_the_hundred_leave_the_server_sound(stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(8)]
+    calls = [stub.Classify(request(photos[i % 8])) for i in range(200)]
+    for i, call in enumerate(calls):
+        if i % 2:
+            asyncio.get_running_loop().call_later(i * 0.0005, call.cancel)
+    answered = 0
+    for i, call in enumerate(calls):
+        try:
+            check((await call).results[0], photos[i % 8])
+            answered += 1
+        except asyncio.CancelledError:
+            assert i % 2
+    assert answered >= 100
+
+
+async def test_list_and_get_model(tmp_path: Path) -> None:
+    summary = (
+        b'{"photos": 64, "clean_accuracy": 1.0, "robust_accuracy": [{"norm": "linf", "epsilon": '
+        b'0.00392, "accuracy": 0.031}], "corruption_accuracy": 0.7, "created": "2026-01-02"}'
+    )
+    build_version(tmp_path, "pets")
+    build_version(tmp_path, "pets", seed=1)
+    build_version(tmp_path, "birds", ["a", "b", "c"], size=64)
+    repository = Repository(tmp_path)
+    repository.promote("pets", 1)
+    with repository.staging("pets") as folder:
+        (folder / "summary.json").write_bytes(summary)
+        repository.attach_analysis("pets", 1, folder)
+    async with (
+        running_server(tmp_path) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        listed = await stub.ListModels(pb.ListModelsRequest())
+        assert [(m.name, list(m.versions), m.default_version) for m in listed.models] == [
+            ("birds", [1], 1),
+            ("pets", [1, 2], 1),
+        ]
+        assert dict(listed.models[1].aliases) == {"stable": 1}
+        model = await stub.GetModel(pb.GetModelRequest(model="pets", version="stable"))
+        manifest = repository.manifest("pets", 1)
+        assert (model.version, list(model.labels), model.input_size) == (1, ["cat", "dog"], 32)
+        assert model.precision == "fp32" and model.metrics.accuracy == pytest.approx(0.9)
+        assert dict(model.digests) == {f: e.sha256 for f, e in manifest.files.items()}
+        assert model.robustness.photos == 64
+        assert model.robustness.robust_accuracy[0].accuracy == pytest.approx(0.031)
+        newest = await stub.GetModel(pb.GetModelRequest(model="pets", version="2"))
+        assert newest.version == 2 and not newest.HasField("robustness")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetModel(pb.GetModelRequest(model="pets", version="3"))
+        assert caught.value.code() is Code.NOT_FOUND
+        for version, answered in (("", 1), ("stable", 1), ("1", 1), ("2", 2)):
+            response = await stub.Classify(request(jpeg(), version=version))
+            assert response.version == answered
+        assert (await stub.Classify(request(jpeg(), model="birds", top_k=3))).version == 1
+
+
+async def test_exact_pixels_reach_the_model(running: Running, stub) -> None:
+    """An S x S PNG is seen as it is: what an adversarial picture depends on."""
+    picture = noise(32, seed=4)
+    response = await stub.Classify(request(encode(picture, "PNG"), top_k=2))
+    probabilities = softmax(logits_of(np.asarray(picture)[None]))[0]
+    for label in response.results[0].classification.labels:
+        assert label.probability == pytest.approx(probabilities[label.index], abs=1e-5)
+
+
+def test_every_error_of_the_core_has_a_status() -> None:
+    from serving import errors
+
+    kinds = {
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.PawprintError)
+    }
+    assert STATUS.keys() == kinds - {errors.PawprintError}

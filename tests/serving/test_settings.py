@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from serving.errors import InvalidRequest
+from serving.settings import ServerSettings, read_settings
+
+
+def test_flags_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('max_batch = 2\nmax_queue = 100\nport = 1\nhost = "::"\ndrain_s = 5\n')
+    environment = {"PAWPRINT_SERVE_MAX_BATCH": "3", "PAWPRINT_SERVE_PORT": "2", "HOME": "/"}
+    settings = read_settings(["--config", str(config), "--port", "3"], environment)
+    assert settings == ServerSettings(max_batch=3, max_queue=100, port=3, host="::", drain_s=5.0)
+
+
+def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('models = "here"')
+    settings = read_settings([], {"PAWPRINT_SERVE_CONFIG": str(config)})
+    assert settings.models == Path("here")
+
+
+def test_defaults() -> None:
+    settings = read_settings([], {})
+    assert settings == ServerSettings()
+    assert settings.inference_threads >= 1 and settings.decoders >= 1
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("max_batches = 2", "unknown setting max_batches in"),
+        ("[batching]\nmax_batch = 2", "unknown setting batching in"),
+        ('max_batch = "2x"', "max_batch in .*: expected int, got '2x'"),
+        ("max_batch = 2.5", "expected int, got 2.5"),
+        ("max_batch = true", "expected int, got True"),
+        ("host = 5", "expected str, got 5"),
+        ("max_batch = ", "can't be read"),
+        ('config = "other.toml"', "unknown setting config in"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text(text)
+    with pytest.raises(InvalidRequest, match=words):
+        read_settings(["--config", str(config)], {})
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="can't be read"):
+        read_settings(["--config", str(tmp_path / "none.toml")], {})
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"PAWPRINT_SERVE_MAX_BATCHES": "2"}, "unknown setting PAWPRINT_SERVE_MAX_BATCHES"),
+        ({"PAWPRINT_SERVE_PORT": "tcp://10.0.0.1:50051"}, "PAWPRINT_SERVE_PORT: expected int"),
+        ({"PAWPRINT_SERVE_DEVICE": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+    ],
+)
+def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        read_settings([], environment)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--port", "70000"], "port must be 0 to 65535, got 70000"),
+        (["--port", "-1"], "port must be"),
+        (["--max-batch", "0"], "max_batch must be"),
+        (["--max-delay-ms", "nan"], "max_delay_ms must be"),
+        (["--max-queue", "8"], "max_queue must be at least max_batch"),
+        (["--drain-s", "x"], "--drain-s: expected float, got 'x'"),
+    ],
+)
+def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        read_settings(flags, {})
+
+
+def test_an_unknown_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_settings(["--max-batches", "2"], {})
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unrecognized arguments: --max-batches")
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_settings(["--help"], {})
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in ServerSettings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text

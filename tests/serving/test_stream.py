@@ -1,0 +1,187 @@
+"""ClassifyStream over a real socket."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from tests.conftest import Running, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import HeldModel
+from tests.serving.test_service import check, request
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def stub(running: Running) -> AsyncIterator[classifier_pb2_grpc.ClassifierServiceStub]:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        yield classifier_pb2_grpc.ClassifierServiceStub(channel)
+
+
+def part(number: int, message: pb.ClassifyRequest) -> pb.ClassifyStreamRequest:
+    return pb.ClassifyStreamRequest(request_id=number, request=message)
+
+
+async def answers(call) -> dict[int, pb.ClassifyStreamResponse]:
+    found: dict[int, pb.ClassifyStreamResponse] = {}
+    async for response in call:
+        assert response.request_id not in found
+        found[response.request_id] = response
+    return found
+
+
+async def test_every_request_is_answered_once(stub) -> None:
+    photos = [jpeg(seed=seed) for seed in range(100)]
+
+    async def requests() -> AsyncIterator[pb.ClassifyStreamRequest]:
+        for number, photo in enumerate(photos):
+            yield part(1000 + number, request(photo))
+
+    found = await answers(stub.ClassifyStream(requests()))
+    assert sorted(found) == list(range(1000, 1100))
+    for number, photo in enumerate(photos):
+        check(found[1000 + number].response.results[0], photo)
+
+
+async def test_a_bad_request_is_told_and_the_stream_goes_on(stub) -> None:
+    parts = {
+        1: (request(jpeg()), None),
+        2: (request(jpeg(), model="cars"), Code.NOT_FOUND),
+        3: (request(b"junk"), Code.INVALID_ARGUMENT),
+        4: (request(), Code.INVALID_ARGUMENT),
+        5: (request(jpeg(), top_k=9), Code.INVALID_ARGUMENT),
+        6: (request(jpeg(seed=1)), None),
+    }
+
+    async def requests() -> AsyncIterator[pb.ClassifyStreamRequest]:
+        for number, (message, _) in parts.items():
+            yield part(number, message)
+
+    found = await answers(stub.ClassifyStream(requests()))
+    assert sorted(found) == sorted(parts)
+    for number, (message, code) in parts.items():
+        if code is None:
+            check(found[number].response.results[0], message.images[0])
+        else:
+            assert found[number].error.code == code.value[0] and found[number].error.message
+
+
+async def test_an_empty_stream_ends(stub) -> None:
+    call = stub.ClassifyStream()
+    await call.done_writing()
+    assert await answers(call) == {}
+    assert await call.code() is Code.OK
+
+
+async def test_no_more_is_read_than_may_be_in_flight(models: Path) -> None:
+    """The rest waits with the caller, whose writes are held back: memory here stays bounded."""
+    async with (
+        running_server(models, max_stream_in_flight=3) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        held = HeldModel(running.server)
+        call = stub.ClassifyStream()
+        for number in range(10):
+            await call.write(part(number, request(jpeg())))
+        await call.done_writing()
+        await held.admitted(3)
+        await asyncio.sleep(0.1)
+        await held.admitted(3)
+        held.release()
+        assert sorted(await answers(call)) == list(range(10))
+
+
+async def test_a_stream_does_not_starve_a_call(running: Running, stub) -> None:
+    """16 requests of a stream wait; a call that comes later is in the very next batch."""
+    held = HeldModel(running.server)
+    first = stub.Classify(request(jpeg()))
+    await held.running(1)
+    streams = [stub.ClassifyStream() for _ in range(2)]
+    for call in streams:
+        for number in range(16):
+            await call.write(part(number, request(jpeg())))
+        await call.done_writing()
+    await held.waiting(32)
+    single = stub.Classify(request(jpeg()))
+    await held.waiting(33)
+    held.release()
+    check((await single).results[0], jpeg())
+    assert held.batches[:2] == [1, 16]
+    assert len(held.batches) == 2 or (await single).timings.queue_ms >= 0
+    await first
+    for call in streams:
+        assert len(await answers(call)) == 16
+
+
+async def test_a_caller_that_vanishes_leaves_the_server_sound(
+    running: Running, stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = HeldModel(running.server)
+    channel = grpc.aio.insecure_channel(running.address, [("grpc.use_local_subchannel_pool", 1)])
+    call = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
+    for number in range(10):
+        await call.write(part(number, request(jpeg())))
+    await held.admitted(10)
+    await channel.close()
+    await held.admitted(0)
+    held.release()
+    check((await stub.Classify(request(jpeg()))).results[0], jpeg())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_callers_that_leave_at_any_moment(
+    running: Running, stub, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """60 streams, each cut off somewhere between its first write and its last answer."""
+    generator = random.Random(seed)
+    photo = jpeg()
+
+    async def caller() -> None:
+        call = stub.ClassifyStream()
+        for number in range(20):
+            await call.write(part(number, request(photo)))
+        await call.done_writing()
+        await answers(call)
+
+    # The task is cancelled, not the call: grpc.aio's client waits for ever in a write to a call
+    # that was cancelled before its metadata were sent.
+    callers = [asyncio.create_task(caller()) for _ in range(60)]
+    for task in callers:
+        asyncio.get_running_loop().call_later(generator.random() * 0.3, task.cancel)
+    await asyncio.wait(callers)
+    assert any(task.cancelled() for task in callers)
+    for task in callers:
+        assert task.cancelled() or task.exception() is None
+    check((await stub.Classify(request(photo))).results[0], photo)
+    assert not caplog.records, caplog.text
+
+
+async def test_a_cancelled_stream_leaves_the_queue(running: Running, stub) -> None:
+    held = HeldModel(running.server)
+    call = stub.ClassifyStream()
+    for number in range(10):
+        await call.write(part(number, request(jpeg())))
+    await held.admitted(10)
+    call.cancel()
+    await held.admitted(0)
+    held.release()
+    check((await stub.Classify(request(jpeg()))).results[0], jpeg())
+
+
+async def test_the_deadline_of_a_stream_holds_for_its_requests(running: Running, stub) -> None:
+    held = HeldModel(running.server)
+    call = stub.ClassifyStream(timeout=0.3)
+    await call.write(part(1, request(jpeg())))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await answers(call)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    held.release()
+    await held.admitted(0)
