@@ -1,0 +1,134 @@
+"""The arrows between the modules: who may import whom, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+CONTRACTS = {"errors", "modelspec", "preprocess", "repository"}
+# What each contract may import of serving.
+CONTRACT_ARROWS = {
+    "errors": set(),
+    "modelspec": {"errors"},
+    "preprocess": {"errors", "modelspec"},
+    "repository": {"errors", "modelspec"},
+}
+# The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.
+CORE = {
+    "answers",
+    "batching",
+    "catalogue",
+    "classification",
+    "cores",
+    "device",
+    "engine",
+    "inference_thread",
+    "loading",
+    "onnxfile",
+    *CONTRACTS,
+}
+SERVING_NEEDS = {
+    *{"PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "rich"},
+    *{"serving", "protos"},
+}
+EXTRAS = {"serving.bucket": {"fsspec"}}  # of the extras s3, gs and az
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it, by its full dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def of_serving(path: Path) -> set[str]:
+    """The modules of serving that a file imports, by their short names."""
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("serving.")}
+    return {name for name in names if (ROOT / "serving" / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("name", sorted(modules("serving")))
+def test_serving_imports_only_what_the_serving_environment_has(name: str) -> None:
+    allowed = sys.stdlib_module_names | SERVING_NEEDS | EXTRAS.get(name, set())
+    assert tops(modules("serving")[name]) <= allowed
+
+
+def test_serving_never_loads_torch() -> None:
+    names = [name for name in modules("serving") if not name.endswith("__init__")]
+    code = (
+        f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]; "
+        "print(sorted({'torch', 'torchvision', 'onnx', 'trainer', 'scipy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_serving_has_an_empty_init() -> None:
+    assert (ROOT / "serving/__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT_ARROWS))
+def test_contracts_stand_on_little(name: str) -> None:
+    path = ROOT / "serving" / f"{name}.py"
+    assert of_serving(path) <= CONTRACT_ARROWS[name]
+    needs = {"numpy", "PIL"} if name == "preprocess" else set()
+    assert tops(path) <= sys.stdlib_module_names | {"serving"} | needs
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_knows_no_grpc(name: str) -> None:
+    path = ROOT / "serving" / f"{name}.py"
+    assert not tops(path) & {"grpc", "protos", "google", "grpc_health", "grpc_reflection"}
+    assert of_serving(path) <= CORE
+
+
+def test_the_batcher_knows_no_onnx_runtime() -> None:
+    for name in ("batching", "inference_thread"):
+        path = ROOT / "serving" / f"{name}.py"
+        assert "onnxruntime" not in tops(path) and "engine" not in of_serving(path)
+
+
+@pytest.mark.parametrize("name", sorted(modules("trainer")))
+def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
+    assert of_serving(modules("trainer")[name]) <= CONTRACTS
+
+
+def test_there_are_no_circles() -> None:
+    """Within serving and within trainer, imports run one way."""
+    files = modules("serving") | modules("trainer")
+    graph = {name: imports(path) & files.keys() - {name} for name, path in files.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
