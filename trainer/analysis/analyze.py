@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from trainer.analysis.gate import measured, parse_condition
 from trainer.analysis.report import k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
-from trainer.commandline import Parser, fail, progress_bar
+from trainer.console import Console
 
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
@@ -35,20 +34,23 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    logging.getLogger("torch").setLevel(logging.ERROR)
     try:
-        code = _compare(options) if options.compare else _analyse(options)
+        return _compare(options) if options.compare else _analyse(options)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from what is finished", status=130)
+        return _failed("interrupted; the same command goes on from what is finished", 130)
     except BrokenVersion as error:
-        fail(str(error), status=1)
+        return _failed(str(error), 1)
     except PawprintError as error:
-        fail(str(error))
+        return _failed(str(error), 2)
     except OSError as error:
-        fail(f"{error}; the version is as it was, and what is finished is kept", status=1)
-    sys.exit(code)
+        return _failed(f"{error}; the version is as it was, what is finished is kept", 1)
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
 
 
 def _analyse(options: argparse.Namespace) -> int:
@@ -65,20 +67,19 @@ def _analyse(options: argparse.Namespace) -> int:
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
         recipe=options.recipe,
         device=_device(options.device),
-        workers=os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count() or 1,
+        workers=len(os.sched_getaffinity(0)),
     )
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with progress_bar("analysing", shown=rank == 0) as advance:
-        report = analyse(
-            repository,
-            name,
-            version,
-            config,
-            server=options.over_grpc,
-            rank=rank,
-            processes=processes,
-            progress=advance,
-        )
+    report = analyse(
+        repository,
+        name,
+        version,
+        config,
+        server=options.over_grpc,
+        rank=rank,
+        processes=processes,
+        console=Console(to_stderr=options.json),
+    )
     if report is None:
         return 0
     folder = repository.path(name, version) / ANALYSIS
@@ -103,7 +104,7 @@ def _compare(options: argparse.Namespace) -> int:
         photos=options.photos,
         seed=options.seed,
         device=_device(options.device),
-        workers=os.cpu_count() or 1,
+        workers=len(os.sched_getaffinity(0)),
     )
     stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
     page = Path(f"{stem}.html")
@@ -189,7 +190,7 @@ def _text(report: dict[str, Any], folder: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="analyze",
         description="Measure how far a published version can be trusted: attacks, corruptions, "
         "calibration, and what its classes look like to it. Judged on the served ONNX files.",
@@ -262,4 +263,4 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

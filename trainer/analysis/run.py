@@ -5,12 +5,12 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from serving.repository import MANIFEST, Repository
@@ -22,10 +22,11 @@ from trainer.analysis.pictures import captioned
 from trainer.analysis.robustness import worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
-from trainer.analysis.study import LESSON_STEP_SIZE, Study, run_tasks
+from trainer.analysis.study import LESSON_STEP_SIZE, Study
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.visions import Visions
-from trainer.analysis.workspace import Workspace
+from trainer.analysis.workspace import Workspace, run_tasks
+from trainer.console import Console
 from trainer.errors import InvalidData
 
 SCHEMA_VERSION = 1
@@ -33,6 +34,7 @@ SMALLEST = {
     "linf": "FMN (Pintor et al. 2021, arXiv:2102.12827), then level by level with PGD",
     "l2": "FMN (Pintor et al. 2021, arXiv:2102.12827), then bisected",
 }
+CORRUPTIONS = "The 15 kinds of ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261)"
 _WAIT_S = 0.2  # between looks for the pieces of other processes
 
 
@@ -62,9 +64,6 @@ class AnalysisConfig:
         )
 
 
-Progress = Callable[[str, int, int], None]  # what is being done, pieces finished, pieces in all
-
-
 def analyse(
     repository: Repository,
     name: str,
@@ -74,7 +73,7 @@ def analyse(
     server: str | None = None,
     rank: int = 0,
     processes: int = 1,
-    progress: Progress,
+    console: Console,
 ) -> dict[str, Any] | None:
     """Analyse a published version and attach the result to it; returns the report (rank 0 only).
 
@@ -101,20 +100,31 @@ def analyse(
     visions = Visions(subject, budget, config.ideal, config.recipe, config.seed)
     workspace = Workspace(repository.root / name, _key(repository, subject, photos, config))
     tasks = [*study.tasks(), *visions.tasks()]
-    progress("", sum(workspace.has(task.name) for task in tasks), len(tasks))
-    run_tasks(
-        tasks,
-        workspace,
-        rank=rank,
-        processes=processes,
-        done=lambda task: progress(
-            task.name, sum(workspace.has(t.name) for t in tasks), len(tasks)
-        ),
-    )
     if rank != 0:
+        run_tasks(tasks, workspace, rank=rank, processes=processes, done=lambda _: None)
         return None
-    while not all(workspace.has(task.name) for task in tasks):
-        time.sleep(_WAIT_S)
+    _say_what_was_found(study, console)
+    with console.bar("Analysing", len(tasks)) as advance:
+        finished = 0
+
+        def look(note: str) -> None:
+            """Count what is on disk: pieces of an earlier run and of other processes, too."""
+            nonlocal finished
+            now = sum(workspace.has(task.name) for task in tasks)
+            advance(now - finished, note)
+            finished = now
+
+        look("")
+        run_tasks(
+            tasks,
+            workspace,
+            rank=rank,
+            processes=processes,
+            done=lambda task: look(task.name),
+        )
+        while finished < len(tasks):
+            time.sleep(_WAIT_S)
+            look("waiting for the other processes")
     with repository.staging(name) as folder:
         made = _report(repository, study, visions, workspace, folder, config, server, start)
         _write_json(folder / "report.json", made)
@@ -123,6 +133,16 @@ def analyse(
         repository.attach_analysis(name, version, folder)
     workspace.remove()
     return made
+
+
+def _say_what_was_found(study: Study, console: Console) -> None:
+    photos, wrong = study.photos, int(np.sum(~study.clean.right))
+    console.line(
+        f"{len(photos.labels)} photos of {photos.folder}: {len(study.rows)} are attacked, {wrong} "
+        "are wrong from the start and count as not robust"
+    )
+    for item in photos.left_out:
+        console.line(f"left out: {item.file}: {item.reason}")
 
 
 def summary(made: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +177,7 @@ def _report(
     sizes = {norm: piece["size"] for norm, piece in smallest.items()}
     lesson = study.lesson(workspace)
     pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
-    corrupted, survived = assemble.corruption_section(pieces, clean, corruptions.SOURCE)
+    corrupted, survived = assemble.corruption_section(pieces, clean, CORRUPTIONS)
     outcome = assemble.outcome_at_reference(attacked, clean, sizes)
     e = study.budget.linf.index(REFERENCE_EPSILON)
     robust = worst_case([*assemble.left_standing(attacked, clean, sizes, "linf", e).values()])

@@ -4,35 +4,25 @@ Processes under torchrun share the pieces out by number; every random draw of a 
 seed and the piece's own name, so who computes it, and after what, makes no difference.
 """
 
-import hashlib
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from trainer.analysis import sweep
 from trainer.analysis.assemble import Attacked, Clean
-from trainer.analysis.corruptions import KINDS, corrupt
+from trainer.analysis.corruptions import KINDS, SEVERITIES, corrupt
 from trainer.analysis.photos import Photos
 from trainer.analysis.plans import plans
 from trainer.analysis.probes import PHOTOS, probe
+from trainer.analysis.seeds import generator_of, number_of
 from trainer.analysis.settings import Budget
 from trainer.analysis.subject import Subject
-from trainer.analysis.workspace import Piece, Workspace
+from trainer.analysis.workspace import Piece, Task, Workspace
 
 CHUNK = 32  # photos attacked together
-SEVERITIES = (1, 2, 3, 4, 5)
 LESSON_STEP_SIZE = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    name: str
-    run: Callable[[], Piece]
 
 
 class Study:
@@ -94,7 +84,7 @@ class Study:
 
     def _attack(self, plan: sweep.Plan, c: int) -> Piece:
         rows = self.chunks[c]
-        generator = self._generator(f"attack/{plan.key}/{c}")
+        generator = generator_of(self.seed, f"attack/{plan.key}/{c}")
         pictures, labels = self.photos.pixels[rows], self.photos.labels[rows]
         return sweep.sweep(plan, self.subject, pictures, labels, self.targets[rows], generator)
 
@@ -123,7 +113,7 @@ class Study:
         """served: float32 [5, n, K]; example: uint8 [S, S, 3], the first photo at severity 3."""
         served = []
         for severity in SEVERITIES:
-            generator = np.random.default_rng(self._number(f"corruption/{kind}/{severity}"))
+            generator = np.random.default_rng(number_of(self.seed, f"corruption/{kind}/{severity}"))
             pictures = np.stack(
                 [corrupt(picture, kind, severity, generator) for picture in self.photos.pixels]
             )
@@ -139,33 +129,9 @@ class Study:
             self.photos.pixels[rows],
             self.photos.labels[rows],
             self.budget,
-            self._generator("probe"),
+            generator_of(self.seed, "probe"),
         )
         return {name: np.array(value) for name, value in figures.items()}
-
-    def _number(self, name: str) -> int:
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        return int.from_bytes(digest[:7])
-
-    def _generator(self, name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(self._number(name))
-
-
-def run_tasks(
-    tasks: Sequence[Task],
-    workspace: Workspace,
-    *,
-    rank: int,
-    processes: int,
-    done: Callable[[Task], None],
-) -> None:
-    """Compute this process's share of what is not finished yet; `done` hears of each piece."""
-    for task in tasks[rank::processes]:
-        if not workspace.has(task.name):
-            start = time.monotonic()
-            piece = task.run()
-            workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
-        done(task)
 
 
 def join(pieces: Sequence[Piece], axes: dict[str, int]) -> Piece:

@@ -14,8 +14,10 @@ from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.differentiable import logits_of, prepare
 from trainer.analysis.lattice import from_uint8
 from trainer.analysis.pictures import png_bytes
+from trainer.backbones import load_version
 from trainer.onnx_runner import OnnxRunner
-from trainer.versions import load_version
+
+_BATCH = 16
 
 Floats = npt.NDArray[np.float32]
 
@@ -59,7 +61,7 @@ class Subject:
         """
         spec = self.manifest.preprocessing
         decoded = np.stack([preprocess(png_bytes(picture), spec) for picture in pictures])
-        served = np.stack([runner.run(decoded)[0] for runner in self.runners.values()])
+        served = np.stack([runner.run(decoded, _BATCH)[0] for runner in self.runners.values()])
         logits = logits_of(self.model, self.images(pictures))
         return served, torch.softmax(logits, dim=1).cpu().numpy()
 

@@ -10,12 +10,23 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Piece = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How to compute a piece that may not be there yet."""
+
+    name: str
+    run: Callable[[], Piece]
+
 
 _FORGOTTEN_AFTER_S = 7 * 24 * 3600.0
 
@@ -49,3 +60,20 @@ class Workspace:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    workspace: Workspace,
+    *,
+    rank: int,
+    processes: int,
+    done: Callable[[Task], None],
+) -> None:
+    """Compute this process's share of what is not finished yet; `done` hears of each piece."""
+    for task in tasks[rank::processes]:
+        if not workspace.has(task.name):
+            start = time.monotonic()
+            piece = task.run()
+            workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
+        done(task)
