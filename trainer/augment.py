@@ -1,0 +1,36 @@
+"""Random crops, mirror images and colours for training, each a function of seed, photo and view."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torchvision.transforms import v2
+
+from trainer.pictures import Photo, Pictures
+
+
+class Augmentation:
+    """Photos as training sees them. The same seed, photo and view give the same picture."""
+
+    def __init__(self, pictures: Pictures, size: int, seed: int) -> None:
+        self._pictures = pictures
+        self._seed = seed
+        self._transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            ]
+        )
+
+    def batch(self, photos: Sequence[Photo], view: int) -> torch.Tensor:
+        """float32 [n, 3, S, S] in [0, 1], channels last in memory."""
+        seen = []
+        with torch.random.fork_rng(devices=[]):  # v2 draws from the global generator alone
+            for photo, pixels in zip(photos, self._pictures.get(photos), strict=True):
+                key = f"{self._seed} {view} {photo.digest}".encode()
+                seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+                torch.default_generator.manual_seed(seed)
+                seen.append(self._transform(torch.tensor(pixels).permute(2, 0, 1)))
+        images = torch.stack(seen).float().div_(255)
+        return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,193 @@
+"""Classifiers made of a pre-trained net: its layers up to the pooled vector, and a new linear head.
+
+Any classification model of torchvision by its name, and `tiny`, our own.
+"""
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+from torchvision import models
+from torchvision.models import get_model, get_model_weights, list_models
+
+from serving.errors import BrokenVersion, InvalidRequest
+from serving.modelspec import Manifest, Normalisation
+from serving.repository import Repository
+from trainer.tiny import Tiny
+from trainer.weights import load_state, read_state
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+TINY = "tiny"
+WEIGHTS = "weights.safetensors"
+
+
+class Classifier(nn.Module):
+    """float32 [n, 3, S, S] in [0, 1] -> logits [n, K]: normalise, backbone, linear head.
+
+    Stages that are frozen have no gradient and stay in evaluation mode, whatever `train()` says:
+    their batch-norm statistics do not move and their dropout does not drop.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, head_name: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.head_name = head_name  # where the head was in the backbone
+        self.frozen: list[nn.Module] = []
+        mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """[0, 1] -> mean 0 and standard deviation 1 over ImageNet, by channel."""
+        return (images - self.mean) / self.std
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The pooled vector that the head sees: float32 [n, F]."""
+        pooled: torch.Tensor = self.backbone(self.normalise(images))
+        return pooled
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+    def freeze(self, modules: Sequence[nn.Module]) -> None:
+        """Freeze these, and nothing else."""
+        self.requires_grad_(True)
+        self.frozen = list(modules)
+        for module in modules:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+
+class Calibrated(nn.Module):
+    """float32 [n, 3, S, S] in [0, 1] -> logits [n, K] divided by the temperature."""
+
+    def __init__(self, classifier: Classifier, temperature: float) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.temperature = temperature
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(images)
+        return logits / self.temperature
+
+
+def build(backbone: str, labels: int, size: int, weights: str = "none") -> Classifier:
+    """A classifier with `labels` outputs on `size` x `size` px, its head new, in eval mode.
+
+    weights: "imagenet" (torchvision's own, downloaded), "none" (initialised at random) or the path
+    of a state dict. Raises InvalidRequest for a name that is unknown, weights that can't be had or
+    do not fit, or a size that the net can't take.
+    """
+    net = _net(backbone, weights)
+    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    head_name = layers[-1]
+    if weights not in ("imagenet", "none"):
+        load_state(net, read_state(Path(weights)), ignore=f"{head_name}.", where=weights)
+    _strip_auxiliary(net)
+    _remove_head(net, head_name)
+    net.eval()
+    try:
+        with torch.inference_mode():
+            shape = net(torch.zeros(2, 3, size, size)).shape
+    except Exception as error:  # a net raises what it likes on a size that it can't take
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidRequest(f"{backbone} can't take {size} x {size} px: {reason}") from error
+    return Classifier(net, nn.Linear(shape[1], labels), head_name).eval()
+
+
+def default_size(backbone: str) -> int:
+    """The side in pixels that the net was trained at. Raises InvalidRequest for an unknown name."""
+    if _check_name(backbone) == TINY:
+        return 64
+    return int(get_model_weights(backbone).DEFAULT.transforms().crop_size[0])
+
+
+def _check_name(backbone: str) -> str:
+    known = [TINY, *list_models(module=models)]
+    if backbone not in known:
+        near = difflib.get_close_matches(backbone, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise InvalidRequest(f"no backbone {backbone!r}; {hint}")
+    return backbone
+
+
+def _net(backbone: str, weights: str) -> nn.Module:
+    if _check_name(backbone) == TINY:
+        if weights == "imagenet":
+            raise InvalidRequest("tiny has no imagenet weights; give --weights none or a file")
+        return Tiny()
+    chosen = get_model_weights(backbone).DEFAULT if weights == "imagenet" else None
+    try:
+        with warnings.catch_warnings():  # of inception_v3 and googlenet
+            warnings.filterwarnings("ignore", ".*default weight initialization.*", FutureWarning)
+            net: nn.Module = get_model(backbone, weights=chosen)
+            return net
+    except OSError as error:
+        raise InvalidRequest(
+            f"the imagenet weights of {backbone} can't be downloaded ({error}); "
+            "give --weights FILE with a state dict of torchvision"
+        ) from error
+
+
+def _strip_auxiliary(net: nn.Module) -> None:
+    """Make googlenet and inception_v3 plain: no auxiliary outputs, input as their weights want."""
+    plain = {"aux1": None, "aux2": None, "AuxLogits": None}
+    for name, value in (*plain.items(), ("aux_logits", False), ("transform_input", True)):
+        if hasattr(net, name):
+            setattr(net, name, value)
+
+
+def _remove_head(net: nn.Module, name: str) -> None:
+    """Replace the last layer by the identity, and a ReLU that follows it (in squeezenet) too.
+
+    What is left of squeezenet is its global pooling; as the head is linear, it may come after it.
+    """
+    path, _, child = name.rpartition(".")
+    parent = net.get_submodule(path)
+    siblings = list(parent.named_children())
+    after = [n for n, _ in siblings].index(child)
+    for sibling, module in siblings[after:]:
+        if sibling == child or isinstance(module, nn.ReLU):
+            setattr(parent, sibling, nn.Identity())
+
+
+def version_state(classifier: Classifier) -> dict[str, torch.Tensor]:
+    """The weights under the names that they have in torchvision's net of that backbone."""
+    head = {f"{classifier.head_name}.{k}": v for k, v in classifier.head.state_dict().items()}
+    return {**classifier.backbone.state_dict(), **head}
+
+
+def load_version(repository: Repository, name: str, version: int) -> tuple[Calibrated, Manifest]:
+    """A published version in PyTorch, as exported: float32 [n, 3, S, S] in [0, 1] -> logits.
+
+    In eval mode, on the CPU. Raises NotFound, or BrokenVersion if a digest does not match or the
+    weights do not fit.
+    """
+    manifest = repository.manifest(name, version)
+    data = repository.read_file(manifest, WEIGHTS)
+    try:
+        classifier = build(manifest.backbone, len(manifest.labels), manifest.preprocessing.size)
+        state = load(data)
+        head = f"{classifier.head_name}."
+        in_head = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+        load_state(classifier.backbone, state, ignore=head, where=WEIGHTS)
+        load_state(classifier.head, in_head, ignore="-", where=WEIGHTS)
+    except (InvalidRequest, SafetensorError) as error:
+        raise BrokenVersion(f"{name}/{version} can't be rebuilt: {error}") from error
+    return Calibrated(classifier, manifest.temperature).eval(), manifest

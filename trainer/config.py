@@ -1,0 +1,62 @@
+"""The settings of one training run, checked at construction and saved whole in the manifest."""
+
+import math
+from dataclasses import dataclass
+
+from serving.errors import InvalidRequest
+from serving.modelspec import INTERPOLATIONS
+from serving.repository import check_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Raises InvalidRequest, naming the setting with what was expected and what was given."""
+
+    data: str  # folder of photos, a folder for each class
+    name: str  # of the model
+    out: str = "models"  # the model repository
+    backbone: str = "mobilenet_v2"
+    weights: str = "imagenet"  # "imagenet", "none" or a file
+    size: int = 224  # side of the square that the net sees, pixels
+    interpolation: str = "bilinear"
+    seed: int = 0
+    strict: bool = False  # fail if any file has to be left out
+    val_fraction: float = 0.15  # split off where no val folder is given
+    test_fraction: float = 0.15  # split off where no test folder is given
+    epochs: int = 8  # of fine-tuning after the probe (0: the probe alone), or from scratch
+    batch_size: int = 32
+    learning_rate: float = 1e-3  # at its peak
+    weight_decay: float = 1e-4  # of kernels; biases and normalisation layers have none
+    warmup: float = 0.1  # share of the steps in which the rate rises
+    thaw: float = 0.25  # share of the stages, from the last, that fine-tuning changes
+    views: int = 4  # augmented views of a photo that the frozen stages are run on
+    workers: int = 2  # threads that decode
+    cache: str | None = None  # folder in which frozen features are kept for the next run
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check("interpolation", self.interpolation, INTERPOLATIONS)
+        _range("size", self.size, 32, 1024)
+        _range("seed", self.seed, 0, 2**31 - 1)
+        _range("val_fraction", self.val_fraction, 0.01, 0.5)
+        _range("test_fraction", self.test_fraction, 0.01, 0.5)
+        _range("epochs", self.epochs, 0, 10_000)
+        _range("batch_size", self.batch_size, 2, 4096)
+        _range("learning_rate", self.learning_rate, 1e-8, 10.0)
+        _range("weight_decay", self.weight_decay, 0.0, 1.0)
+        _range("warmup", self.warmup, 0.0, 0.9)
+        _range("thaw", self.thaw, 0.0, 1.0)
+        _range("views", self.views, 1, 1000)
+        _range("workers", self.workers, 1, 64)
+        if self.weights == "none" and self.epochs == 0:
+            raise InvalidRequest("epochs must be at least 1 with weights none, got 0")
+
+
+def _range(setting: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequest(f"{setting} must be {low:g} to {high:g}, got {value:g}")
+
+
+def _check(setting: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidRequest(f"{setting} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,86 @@
+"""What a run says: a progress bar on a terminal, plain lines in a log, and JSON on demand."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+T = TypeVar("T")
+Advance = Callable[[int, str], None]  # how many are done since the last call, and a note
+
+_LOG_EVERY_S = 10.0
+
+
+class Console:
+    """Writes to stdout, or to stderr where stdout is to hold JSON alone."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        self._rich = RichConsole(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
+
+    def line(self, text: str = "") -> None:
+        self._rich.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Two columns: a name and its value."""
+        if not self._rich.is_terminal:
+            self.line(title)
+            for name, value in rows:
+                self.line(f"  {name:<16} {value}")
+            return
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in rows:
+            table.add_row(name, value)
+        self._rich.print(table)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Advance]:
+        """A bar with the time left; in a log a line every ten seconds."""
+        if self._rich.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self._rich) as progress:
+                task = progress.add_task(title, total=total, note="")
+                yield lambda done, note: progress.update(task, advance=done, note=note)
+        else:
+            yield self._log(title, total)
+
+    def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        """Pass the items on, with a bar."""
+        with self.bar(title, total) as advance:
+            for item in items:
+                yield item
+                advance(1, "")
+
+    def _log(self, title: str, total: int) -> Advance:
+        started = said = time.monotonic()
+        done = 0
+
+        def advance(count: int, note: str) -> None:
+            nonlocal done, said
+            done += count
+            now = time.monotonic()
+            if now - said >= _LOG_EVERY_S or done == total:
+                said = now
+                left = (now - started) / max(done, 1) * (total - done)
+                end = f"{left:.0f} s left" if done < total else f"{now - started:.1f} s"
+                self.line(f"{title}: {done}/{total}, {end}{'  ' if note else ''}{note}")
+
+        return advance

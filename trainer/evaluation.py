@@ -1,0 +1,67 @@
+"""Test photos through the exported file: the figures that the manifest holds."""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.modelspec import Metrics
+from trainer.console import Advance
+from trainer.metrics import (
+    Floats,
+    Ints,
+    accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    nll,
+    wilson_interval,
+)
+from trainer.onnx_runner import OnnxRunner
+from trainer.pictures import Photo, Pictures
+
+_BATCH = 32
+_LATENCY_RUNS = 15
+
+
+def run_photos(
+    runner: OnnxRunner, photos: Sequence[Photo], squares: Pictures, advance: Advance
+) -> tuple[Floats, Floats]:
+    """Probabilities and logits [n, K] of photos preprocessed as the server does."""
+    parts = []
+    for start in range(0, len(photos), _BATCH):
+        batch = squares.get(photos[start : start + _BATCH])
+        parts.append(runner.run(np.stack(batch), _BATCH))
+        advance(len(batch), "")
+    probabilities, logits = zip(*parts, strict=True)
+    return np.concatenate(probabilities), np.concatenate(logits)
+
+
+def measure(probabilities: Floats, logits: Floats, targets: Ints, labels: Sequence[str]) -> Metrics:
+    """The metrics of [n, K] predictions for targets [n]."""
+    matrix = confusion_matrix(logits.argmax(axis=1), targets, len(labels))
+    correct, photos = int(np.trace(matrix)), len(targets)
+    low, high = wilson_interval(correct, photos)
+    return Metrics(
+        photos=photos,
+        correct=correct,
+        accuracy=accuracy(logits, targets),
+        accuracy_low=low,
+        accuracy_high=high,
+        nll=nll(logits.astype(np.float64), targets),
+        ece=expected_calibration_error(probabilities, targets),
+        per_class={
+            label: (int(matrix[i, i]), int(matrix[i].sum())) for i, label in enumerate(labels)
+        },
+    )
+
+
+def measure_latency(runner: OnnxRunner, image: npt.NDArray[np.uint8]) -> float:
+    """Median milliseconds of one photo's inference, uint8 [1, S, S, 3], once it is warm."""
+    taken = []
+    for _ in range(_LATENCY_RUNS):
+        started = time.perf_counter()
+        runner.run(image, 1)
+        taken.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(taken[_LATENCY_RUNS // 3 :])

@@ -1,0 +1,98 @@
+"""A classifier to one ONNX file: pixels in as bytes, probabilities and logits out."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from trainer.backbones import Calibrated
+from trainer.errors import FailedCheck
+
+OPSET = 20
+
+_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+class Served(nn.Module):
+    """uint8 [n, S, S, 3] -> probabilities, logits: all that a server would else have to know."""
+
+    def __init__(self, calibrated: Calibrated) -> None:
+        super().__init__()
+        self.calibrated = calibrated
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.calibrated(image.permute(0, 3, 1, 2).float() / 255)
+        return torch.softmax(logits, dim=1), logits
+
+
+def export_onnx(served: Served, size: int, path: Path) -> None:
+    """Write `served` to `path`, whole in one file, and check it with onnx's checker.
+
+    `served` must be on the CPU and in eval mode. Raises FailedCheck if it can't be exported.
+    """
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    chatter = io.StringIO()
+    try:
+        with _quiet(chatter):
+            torch.onnx.export(
+                served,
+                (example,),
+                path,
+                input_names=["image"],
+                output_names=["probabilities", "logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FailedCheck(f"the net can't be exported to ONNX: {reason}") from error
+    model = onnx.load(path)
+    _strip_metadata(model)
+    onnx.checker.check_model(model, full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if opsets.get("") != OPSET or batch != "batch":
+        raise FailedCheck(
+            f"exported with opset {opsets.get('')} and batch {batch!r}; expected {OPSET}, 'batch'"
+        )
+    onnx.save(model, path)
+
+
+def _strip_metadata(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes on each node: stack traces with paths of this machine."""
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet(chatter: io.StringIO) -> Iterator[None]:
+    """Keep the exporter's progress and its notes on its own innards from the terminal."""
+    loggers = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            contextlib.redirect_stdout(chatter),
+            contextlib.redirect_stderr(chatter),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

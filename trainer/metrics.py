@@ -1,0 +1,69 @@
+"""How good and how honest predictions are: pure functions of logits or probabilities and labels."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.integer]
+
+
+def accuracy(scores: Floats, labels: Ints) -> float:
+    """Share of rows of `scores` [n, K] that are highest at the label; nan if there are none."""
+    return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else math.nan
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
+
+    Unlike the textbook interval it stays within [0, 1] and has a width at 0 and at `total`.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"expected 0 <= correct <= total and total > 0, got {correct}, {total}")
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities [n, K]."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def nll(logits: Floats, labels: Ints) -> float:
+    """Mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), in nats."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(axis=1))
+    return float(np.mean(log_sum - shifted[np.arange(len(labels)), labels]))
+
+
+def reliability(probabilities: Floats, labels: Ints, bins: int = 15) -> tuple[Ints, Floats, Floats]:
+    """Photos, mean confidence and accuracy in equal-width bins (lower, upper] of confidence.
+
+    Confidence is the highest probability of a row of `probabilities` [n, K]. Both means are 0 in an
+    empty bin.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    filled = np.maximum(counts, 1)
+    mean_confidence = np.bincount(index, confidence, minlength=bins) / filled
+    mean_accuracy = np.bincount(index, right, minlength=bins) / filled
+    return counts, mean_confidence, mean_accuracy
+
+
+def expected_calibration_error(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins, weighted by photos (Guo et al. 2017, section 2)."""
+    counts, confidence, right = reliability(probabilities, labels, bins)
+    return float(np.sum(counts * np.abs(right - confidence)) / max(len(labels), 1))
+
+
+def confusion_matrix(predictions: Ints, labels: Ints, classes: int) -> Ints:
+    """int64 [K, K]: photos of class `row` that were taken for class `column`."""
+    cells = np.bincount(labels * classes + predictions, minlength=classes * classes)
+    return cells.reshape(classes, classes)

@@ -1,0 +1,31 @@
+"""The exported file in ONNX Runtime on the CPU, as a server would run it."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Floats = npt.NDArray[np.float32]
+
+
+class OnnxRunner:
+    """uint8 [n, S, S, 3] -> probabilities and logits, float32 [n, K] each."""
+
+    def __init__(self, model: Path | bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, images: npt.NDArray[np.uint8], batch_size: int) -> tuple[Floats, Floats]:
+        """In batches of `batch_size`; the last one may be smaller."""
+        parts = [
+            self._session.run(
+                ["probabilities", "logits"], {"image": images[start : start + batch_size]}
+            )
+            for start in range(0, len(images), batch_size)
+        ]
+        probabilities, logits = zip(*parts, strict=True)
+        return np.concatenate(probabilities), np.concatenate(logits)

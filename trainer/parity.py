@@ -1,0 +1,79 @@
+"""The exported file against PyTorch on the same photos: published is only what agrees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from serving.modelspec import Parity
+from trainer.errors import FailedCheck
+from trainer.export import Served
+from trainer.onnx_runner import OnnxRunner
+
+BATCH_SIZES = (1, 2, 7)
+TOLERANCE = 1e-5  # of the logit scale: float32 has 1.2e-7, and a net adds up thousands of terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    photo: int
+    margin: float  # between PyTorch's two highest logits
+
+
+def measure_parity(
+    served: Served,
+    runner: OnnxRunner,
+    images: npt.NDArray[np.uint8],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> tuple[Parity, list[Disagreement]]:
+    """Compare logits of `images` uint8 [n, S, S, 3] at each batch size.
+
+    Also returns the photos whose first label differs at any of them.
+    """
+    scale, worst = 0.0, 0.0
+    differ: dict[int, Disagreement] = {}
+    for size in batch_sizes:
+        expected = _torch_logits(served, images, size)
+        _, got = runner.run(images, size)
+        scale = max(scale, float(np.abs(expected).max()))
+        worst = max(worst, float(np.abs(got - expected).max()))
+        for i in np.flatnonzero(got.argmax(axis=1) != expected.argmax(axis=1)).tolist():
+            second, first = np.sort(expected[i])[-2:]
+            differ[i] = Disagreement(photo=i, margin=float(first - second))
+    parity = Parity(
+        photos=len(images),
+        batch_sizes=tuple(batch_sizes),
+        logit_scale=scale,
+        max_logit_error=worst,
+        top1_agreement=1 - len(differ) / len(images),
+    )
+    return parity, list(differ.values())
+
+
+def require_parity(parity: Parity, differ: Sequence[Disagreement], names: Sequence[str]) -> None:
+    """Raises FailedCheck with the figures if logits or first labels differ; `names` of photos."""
+    limit = TOLERANCE * parity.logit_scale
+    if not parity.max_logit_error <= limit:  # nan fails too
+        raise FailedCheck(
+            f"the exported file differs from PyTorch by {parity.max_logit_error:.3g} in logits; "
+            f"the limit is {limit:.3g} ({TOLERANCE:g} of {parity.logit_scale:.3g}): not published"
+        )
+    if differ:
+        named = ", ".join(f"{names[d.photo]} (margin {d.margin:.3g})" for d in differ[:5])
+        raise FailedCheck(
+            f"the exported file gives {len(differ)} of {parity.photos} photos another label than "
+            f"PyTorch: {named}: not published"
+        )
+
+
+def _torch_logits(
+    served: Served, images: npt.NDArray[np.uint8], batch_size: int
+) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        parts = [
+            served(torch.from_numpy(images[start : start + batch_size]))[1]
+            for start in range(0, len(images), batch_size)
+        ]
+    return torch.cat(parts).numpy()

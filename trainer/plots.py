@@ -1,0 +1,91 @@
+"""Pictures of a training run: curves, confusion matrix, reliability diagram."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trainer.metrics import Floats, Ints, confusion_matrix, expected_calibration_error, reliability
+from trainer.training import Epoch
+
+_DPI = 110
+_MAX_NUMBERS = 20  # classes up to which each cell of the confusion matrix has its number
+
+
+def save_plots(
+    folder: Path,
+    history: Sequence[Epoch],
+    probabilities: Floats,
+    targets: Ints,
+    labels: Sequence[str],
+) -> None:
+    """training.png (where there were epochs), confusion.png and reliability.png in `folder`.
+
+    probabilities [n, K] and targets [n] of the test photos.
+    """
+    folder.mkdir()
+    if len(history) > 1:
+        _save(_training(history), folder / "training.png")
+    matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
+    _save(_confusion(matrix, labels), folder / "confusion.png")
+    _save(_reliability(probabilities, targets), folder / "reliability.png")
+
+
+def _training(history: Sequence[Epoch]) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, right = figure.subplots(1, 2)
+    epochs = [epoch.epoch for epoch in history]
+    loss.plot(epochs[1:], [e.train_loss for e in history[1:]], "o-", label="train (augmented)")
+    loss.plot(epochs, [e.val_loss for e in history], "o-", label="val")
+    right.plot(epochs[1:], [e.train_accuracy for e in history[1:]], "o-", label="train (augmented)")
+    right.plot(epochs, [e.val_accuracy for e in history], "o-", label="val")
+    _label(loss, "epoch", "loss, nats")
+    _label(right, "epoch", "accuracy")
+    return figure
+
+
+def _confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
+    side = min(16.0, 2.5 + 0.4 * len(labels))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=90)
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="taken for", ylabel="is")
+    if len(labels) <= _MAX_NUMBERS:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            count = str(matrix[row, column])
+            axes.text(column, row, count, ha="center", va="center", color=colour)
+    return figure
+
+
+def _reliability(probabilities: Floats, targets: Ints) -> Figure:
+    counts, confidence, right = reliability(probabilities, targets)
+    filled = counts > 0
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "--", color="grey", label="perfect")
+    sizes = 20 + 300 * counts[filled] / counts.sum()
+    axes.scatter(confidence[filled], right[filled], sizes, alpha=0.7, label="bins, area by photos")
+    ece = expected_calibration_error(probabilities, targets)
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=f"ECE {ece:.3f}, {len(targets)} test photos")
+    _label(axes, "confidence", "accuracy")
+    return figure
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})

@@ -1,0 +1,117 @@
+"""A linear head on frozen features: logistic regression, its penalty cross-validated."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from torch.nn.functional import nll_loss, one_hot
+
+from trainer.metrics import nll
+from trainer.split import Ints, stratified_folds
+
+Floats = npt.NDArray[np.floating]
+
+PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
+_FOLDS = 5
+_ITERATIONS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    weight: Floats  # [K, F]
+    bias: Floats  # [K]
+
+    def logits(self, features: Floats) -> Floats:
+        """[n, K]."""
+        return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    penalty: float
+    head: Head  # fitted to all photos
+    out_of_fold: Floats  # [n, K]: logits of each photo by a head that has not seen it
+
+
+def fit_head(
+    features: Floats, labels: Ints, classes: int, penalty: float, start: Head | None = None
+) -> Head:
+    """The minimum of mean cross-entropy + penalty/2 * |W|^2, by L-BFGS.
+
+    features [n, F], labels [n]. The bias is free. Features are centred, and divided by one number
+    so that the mean of |x|^2 is 1; so a penalty means the same for every backbone, and the rows
+    converge fast. Returned for features as given. The problem is convex: `start` (of another
+    penalty) only saves time.
+    """
+    centre = features.mean(axis=0)
+    scale = float(np.sqrt(np.mean(np.sum((features - centre) ** 2, axis=1)))) or 1.0
+    x = torch.from_numpy(((features - centre) / scale).astype(np.float32))
+    targets = torch.from_numpy(labels)
+    width = x.shape[1]
+
+    def objective(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        table = torch.from_numpy(flat).view(classes, width + 1)
+        weight, bias = table[:, :width], table[:, width]
+        log_p = ((x @ weight.float().T).double() + bias).log_softmax(dim=1)
+        loss = nll_loss(log_p, targets) + penalty / 2 * weight.square().sum()
+        residual = (log_p.exp() - one_hot(targets, classes)) / len(targets)
+        gradient = torch.empty_like(table)
+        gradient[:, :width] = residual.float().T @ x + penalty * weight
+        gradient[:, width] = residual.sum(dim=0)
+        return float(loss), gradient.view(-1).numpy()
+
+    table = np.zeros((classes, width + 1))
+    if start is not None:
+        table[:, :width] = start.weight * scale
+        table[:, width] = start.bias + start.weight @ centre
+    result = minimize(
+        objective,
+        table.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": _ITERATIONS, "ftol": 1e-8, "gtol": 1e-6},
+    )
+    table = result.x.reshape(classes, width + 1)
+    weight = table[:, :width] / scale
+    return Head(weight=weight, bias=table[:, width] - weight @ centre)
+
+
+def fit_probe(
+    features: Floats,
+    labels: Ints,
+    classes: int,
+    generator: np.random.Generator,
+    penalties: Sequence[float] = PENALTIES,
+) -> Probe:
+    """The head with the penalty of lowest out-of-fold loss, fitted to all photos.
+
+    `penalties`: from strong to weak; the search ends where the loss rises again.
+    features [n, views, F]: the views of a photo stay in one fold, and are all trained on; judged is
+    the first, which is what the server sees. labels [n].
+    """
+    views = features.shape[1]
+    folds = stratified_folds(labels, _FOLDS, generator)
+    heads: list[Head | None] = [None] * _FOLDS
+    best_loss, best_penalty, best_logits = math.inf, penalties[0], np.empty((0, 0))
+    for penalty in penalties:
+        logits = np.empty((len(labels), classes))
+        for fold in range(_FOLDS):
+            rest, held = folds != fold, folds == fold
+            rows, targets = _rows(features[rest]), np.repeat(labels[rest], views)
+            head = fit_head(rows, targets, classes, penalty, heads[fold])
+            logits[held] = head.logits(features[held, 0])
+            heads[fold] = head
+        loss = nll(logits, labels)
+        if loss >= best_loss:  # the loss has one minimum along the path of penalties
+            break
+        best_loss, best_penalty, best_logits = loss, penalty, logits
+    head = fit_head(_rows(features), np.repeat(labels, views), classes, best_penalty)
+    return Probe(penalty=best_penalty, head=head, out_of_fold=best_logits)
+
+
+def _rows(features: Floats) -> Floats:
+    return features.reshape(-1, features.shape[-1])

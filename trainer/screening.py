@@ -1,0 +1,72 @@
+"""Open every file whole before the training starts: what can't be used is named and left out."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from serving.errors import InvalidImage
+from trainer.pictures import Pictures
+from trainer.tree import Found
+
+_MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usable:
+    found: Found
+    digest: str  # sha256 of its bytes, hex
+
+
+def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator[Usable | LeftOut]:
+    """Read and decode each file, in order; `pictures` keeps what fits in memory."""
+
+    def look(found: Found) -> Usable | LeftOut:
+        try:
+            if not found.path.is_file():
+                return LeftOut(file=found.file, reason="not a regular file, or a dangling link")
+            if found.path.stat().st_size > _MAX_BYTES:
+                return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
+            data = found.path.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            pictures.decode(data, digest)
+            return Usable(found=found, digest=digest)
+        except InvalidImage as error:
+            return LeftOut(file=found.file, reason=str(error))
+        except OSError as error:
+            return LeftOut(file=found.file, reason=f"can't be read: {error.strerror}")
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(look, files)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def drop_duplicates(usable: Sequence[Usable]) -> tuple[list[Usable], list[LeftOut]]:
+    """Keep each content once, so that no test photo is trained on.
+
+    The copy in test is kept before that in val, and that before the one in train: a given test set
+    stays as it is. Copies within one split go too, and copies under two labels are named.
+    """
+    order = {"test": 0, "val": 1, "train": 2, None: 2}
+    first: dict[str, Usable] = {}
+    for item in sorted(usable, key=lambda u: order[u.found.split]):  # stable: by name within
+        first.setdefault(item.digest, item)
+    kept, left_out = [], []
+    for item in usable:
+        original = first[item.digest]
+        if original is item:
+            kept.append(item)
+            continue
+        other = original.found.label != item.found.label
+        note = f", under another label ({original.found.label})" if other else ""
+        reason = f"duplicate: same content as {original.found.file}{note}"
+        left_out.append(LeftOut(file=item.found.file, reason=reason))
+    return kept, left_out

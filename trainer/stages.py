@@ -1,0 +1,92 @@
+"""A backbone as a row of stages: which are frozen, and how to run those only once."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+_CONTAINERS = ("features", "layers", "encoder", "blocks", "trunk_output")  # hold stages in order
+
+
+def stages(backbone: nn.Module) -> list[nn.Module]:
+    """The backbone's parts in the order of its layers; those that hold blocks are opened."""
+    found: list[nn.Module] = []
+    for name, child in backbone.named_children():
+        found += stages(child) if name in _CONTAINERS else [child]
+    if not found:
+        return [backbone]
+    return found
+
+
+def frozen_stages(backbone: nn.Module, thaw: float) -> list[nn.Module]:
+    """All but the last share `thaw` of the stages that have weights (at least one, if any)."""
+    parts = stages(backbone)
+    weighted = [i for i, part in enumerate(parts) if any(True for _ in part.parameters())]
+    thawed = min(len(weighted), max(1, round(len(weighted) * thaw))) if thaw > 0 else 0
+    first = weighted[-thawed] if thawed else len(parts)
+    return parts[:first]
+
+
+def split_frozen(
+    backbone: nn.Module, frozen: Sequence[nn.Module], size: int
+) -> tuple[nn.Module, nn.Module]:
+    """(prefix, suffix) with suffix(prefix(x)) = backbone(x): what is frozen, and what is not.
+
+    The suffix shares the weights of the backbone's other stages, so that the prefix need run only
+    once for each picture. Where the net can't be cut there, the prefix is the identity.
+    """
+    parts = stages(backbone)
+    whole = (nn.Identity(), backbone)
+    if not frozen or len(frozen) == len(parts):
+        return whole
+    sample = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    sample = sample.to(next(backbone.parameters()))
+    prefix = _Until(backbone, parts[len(frozen)])
+    suffix = _without(backbone, {id(part) for part in frozen})
+    try:
+        with torch.inference_mode():
+            if torch.allclose(suffix(prefix(sample)), backbone(sample), rtol=1e-4, atol=1e-5):
+                return prefix, suffix
+    except (RuntimeError, TypeError, AssertionError):  # the stages are not one after another
+        return whole
+    return whole
+
+
+class _Reached(Exception):
+    """Carries a stage's input out of the forward pass."""
+
+
+class _Until(nn.Module):
+    """The net up to one of its stages: gives that stage's input."""
+
+    def __init__(self, net: nn.Module, stage: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self._stage = [stage]  # in a list, so that it is not registered twice
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        handle = self._stage[0].register_forward_pre_hook(stop)
+        try:
+            self.net(images)
+        except _Reached as reached:
+            stopped: torch.Tensor = reached.args[0]
+            return stopped
+        finally:
+            handle.remove()
+        raise RuntimeError("the stage was not reached")
+
+
+def _without(module: nn.Module, dropped: set[int]) -> nn.Module:
+    """The same module with the same parts, but for those dropped, which become the identity."""
+    if id(module) in dropped:
+        return nn.Identity()
+    children = {name: _without(child, dropped) for name, child in module.named_children()}
+    if all(child is module._modules[name] for name, child in children.items()):
+        return module
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **children}
+    return twin

@@ -1,0 +1,232 @@
+"""The `train` command: a folder of photos to a published version of a model."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from serving.errors import InvalidRequest, PawprintError
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.errors import FailedCheck
+
+if TYPE_CHECKING:
+    from trainer.publish import Published
+
+_DESCRIPTION = """\
+Train an image classifier on a folder of photos and publish it as the next version of a model.
+
+DIR holds a folder for each class with its photos, or train/, val/ and test/ with such folders in
+them; what is missing of val and test is split off, evenly over the classes. Every photo is opened
+first: files that can't be read, and duplicates, are named and left out.
+
+With pre-trained weights (--weights imagenet or a file) a linear head is solved on the frozen
+backbone, and the last stages are then fine-tuned; what is best on val is kept. With --weights none
+the whole net is trained from scratch. The test photos are measured through the exported ONNX file.
+"""
+_EPILOG = """\
+examples:
+  train --data photos --name pets
+  train --data photos --name pets --backbone resnet50 --epochs 0
+  train --data photos --name pets --weights mobilenet_v2.pth
+  train --data drawings --name drawings --backbone tiny --weights none
+
+Every flag may also be set in the environment (PAWPRINT_TRAIN_EPOCHS=3) or in a TOML file given by
+--config; a flag wins over the environment, and that over the file.
+exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input, 130 interrupted
+"""
+_ENVIRONMENT = "PAWPRINT_TRAIN_"
+_FROM_SCRATCH = {
+    "epochs": 15,
+    "learning_rate": 3e-3,
+    "weight_decay": 1e-2,
+    "thaw": 1.0,
+    "views": 1000,
+}
+_HELP = {
+    "data": "folder of photos",
+    "name": "name of the model",
+    "out": "model repository",
+    "backbone": "tiny, or a classification model of torchvision by its name",
+    "weights": '"imagenet", "none" or a state dict (.pth, .safetensors)',
+    "size": "side of the square that the net sees, pixels (default: the backbone's own)",
+    "interpolation": "bilinear, bicubic or lanczos",
+    "seed": "of splits, initialisation and augmentation",
+    "strict": "fail if any file has to be left out",
+    "val_fraction": "share split off for val",
+    "test_fraction": "share split off for test",
+    "epochs": "of fine-tuning; 0: the linear head alone",
+    "batch_size": "photos in a step",
+    "learning_rate": "at its peak",
+    "weight_decay": "of kernels (AdamW)",
+    "warmup": "share of the steps in which the rate rises",
+    "thaw": "share of the stages, from the last, that are fine-tuned",
+    "views": "augmented views of a photo that the frozen stages see",
+    "workers": "threads that decode photos",
+    "cache": "folder in which frozen features are kept for the next run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # Threads of OpenMP that wait must sleep, not spin: on a machine that does other work as well,
+    # spinning was measured to make training six times slower. It is read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    flags = vars(_parser().parse_args(arguments))
+    as_json, file = flags.pop("json"), flags.pop("config")
+    console = Console(to_stderr=as_json)
+    try:
+        config = read_config(flags, os.environ, file)
+        console.table("Configuration", [(k, str(v)) for k, v in dataclasses.asdict(config).items()])
+        from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
+
+        published = train(config, console)
+    except PawprintError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FailedCheck) else 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was published", file=sys.stderr)
+        return 130
+    _summary(published, config, console)
+    if as_json:
+        print(json.dumps(_as_json(published), indent=2))
+    return 0
+
+
+def read_config(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> TrainConfig:
+    """Settings from flags, then environment, then a TOML file, then defaults.
+
+    Raises InvalidRequest for an unknown key, a value of another type, or one out of range.
+    """
+    given = _from_file(file) if file else {}
+    given |= _from_environment(environment)
+    given |= flags
+    missing = [name for name in ("data", "name") if name not in given]
+    if missing:
+        raise InvalidRequest(f"--{missing[0]} is required; see train --help")
+    defaults: dict[str, Any] = _FROM_SCRATCH if given.get("weights") == "none" else {}
+    if "size" not in given:
+        from trainer.backbones import default_size
+
+        defaults = {**defaults, "size": default_size(given.get("backbone", TrainConfig.backbone))}
+    return TrainConfig(**{**defaults, **given})
+
+
+def _kinds() -> dict[str, type]:
+    """Setting -> str, int, float or bool."""
+    kinds = get_type_hints(TrainConfig)
+    return {name: str if name == "cache" else kind for name, kind in kinds.items()}
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{file} can't be read as TOML: {error}") from error
+    kinds = _kinds()
+    for name, value in given.items():
+        if name not in kinds:
+            raise InvalidRequest(f"{file}: unknown setting {name!r}; known: {', '.join(kinds)}")
+        if kinds[name] is float and type(value) is int:
+            given[name] = float(value)
+        elif type(value) is not kinds[name]:
+            raise InvalidRequest(f"{file}: {name} must be {kinds[name].__name__}, got {value!r}")
+    return given
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    kinds, given = _kinds(), {}
+    for variable, text in environment.items():
+        if not variable.startswith(_ENVIRONMENT):
+            continue
+        name = variable.removeprefix(_ENVIRONMENT).lower()
+        if name not in kinds:
+            raise InvalidRequest(f"unknown setting in the environment: {variable}")
+        given[name] = _parse(text, kinds[name], variable)
+    return given
+
+
+def _parse(text: str, kind: type, where: str) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise InvalidRequest(f"{where} must be {kind.__name__}, got {text!r}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    kinds = _kinds()
+    for field in dataclasses.fields(TrainConfig):
+        flag, help_text = f"--{field.name.replace('_', '-')}", _HELP[field.name]
+        if kinds[field.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
+            continue
+        if field.name != "size" and field.default not in (dataclasses.MISSING, None):
+            scratch = _FROM_SCRATCH.get(field.name)
+            other = f"; {scratch:g} from scratch" if scratch is not None else ""
+            help_text += f" (default: {field.default}{other})"
+        metavar = {"data": "DIR", "out": "DIR", "cache": "DIR"}.get(field.name, "VALUE")
+        parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
+    parser.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
+    return parser
+
+
+def _summary(published: "Published", config: TrainConfig, console: Console) -> None:
+    manifest = published.manifest
+    metrics, parity = manifest.variants["fp32"].metrics, manifest.variants["fp32"].parity
+    console.table(
+        "Published",
+        [
+            ("version", str(published.path)),
+            ("trained", published.how),
+            (
+                "test accuracy",
+                f"{metrics.accuracy:.4f}  ({metrics.correct} of {metrics.photos}; 95 % interval "
+                f"{metrics.accuracy_low:.4f} to {metrics.accuracy_high:.4f})",
+            ),
+            ("calibration", f"ECE {metrics.ece:.4f}, temperature {manifest.temperature:.3f}"),
+            (
+                "ONNX - PyTorch",
+                f"{parity.max_logit_error:.2g} in logits up to {parity.logit_scale:.3g}",
+            ),
+            ("latency", f"{manifest.variants['fp32'].latency_ms:.1f} ms a photo on this CPU"),
+            ("time", f"{manifest.training_seconds:.0f} s"),
+        ],
+    )
+    console.line(f"Serve it: serve --models {config.out}")
+
+
+def _as_json(published: "Published") -> dict[str, Any]:
+    manifest = published.manifest
+    variant = manifest.variants["fp32"]
+    return {
+        "path": str(published.path),
+        "name": manifest.name,
+        "version": manifest.version,
+        "trained": published.how,
+        "metrics": dataclasses.asdict(variant.metrics),
+        "parity": dataclasses.asdict(variant.parity),
+        "training_seconds": manifest.training_seconds,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
