@@ -40,7 +40,8 @@ def to_spectrum(images: Tensor) -> Tensor:
     size = images.shape[2]
     planes = torch.einsum("ij,njhw->nihw", torch.linalg.inv(_colours(images)), torch.logit(images))
     weight = _AMPLITUDE / _cycles(size, images.device).clamp_min(1)
-    return torch.view_as_real(torch.fft.rfft2(planes, norm="forward") / weight)
+    spectrum: Tensor = torch.view_as_real(torch.fft.rfft2(planes, norm="forward") / weight)
+    return spectrum
 
 
 def resized(spectrum: Tensor, size: int) -> Tensor:
@@ -65,4 +66,4 @@ def _cycles(size: int, device: torch.device) -> Tensor:
 
 def _colours(like: Tensor) -> Tensor:
     axes = torch.tensor(_COLOUR_AXES, dtype=like.dtype, device=like.device)
-    return axes / axes.norm(dim=0).max()
+    return axes / torch.linalg.vector_norm(axes, dim=0).max()

@@ -1,0 +1,267 @@
+import math
+
+import pytest
+import torch
+
+from tests.analysis.nets import (
+    Linear,
+    Posterized,
+    convnet,
+    levels,
+    pictures,
+    predicted,
+    random_linear,
+)
+from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
+from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball
+from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
+from trainer.analysis.attacks.fmn import fmn
+from trainer.analysis.attacks.goal import Goal
+from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd
+from trainer.analysis.attacks.square import square
+from trainer.analysis.smallest import smallest_on_lattice
+
+SIDE = 16
+EPSILON = {"linf": 8 / 255, "l2": 0.8}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+ATTACKS = {
+    "fgsm": lambda m, x, goal, ball: fgsm(m, x, goal, ball),
+    "pgd": lambda m, x, goal, ball: pgd(m, x, goal, ball, steps=10, generator=seeded()),
+    "pgd-momentum": lambda m, x, goal, ball: pgd(
+        m, x, goal, ball, steps=10, restarts=2, momentum=0.9, generator=seeded()
+    ),
+    "apgd-ce": lambda m, x, goal, ball: apgd_cross_entropy(
+        m, x, goal, ball, steps=10, restarts=2, generator=seeded()
+    ),
+    "apgd-dlr": lambda m, x, goal, ball: apgd_targeted(
+        m, x, goal, ball, steps=10, generator=seeded()
+    ),
+    "square": lambda m, x, goal, ball: square(m, x, goal, ball, queries=60, generator=seeded()),
+    "lesson": lambda m, x, goal, ball: gradient_descent(m, x, goal, steps=10),
+}
+
+
+def aims(labels, classes, targeted):
+    return Goal(labels=labels, targets=(labels + 1) % classes if targeted else None)
+
+
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_ends_on_the_lattice_within_the_ball_and_tells_the_truth(
+    name, norm, classes, targeted
+):
+    model, images = convnet(classes), pictures(6, SIDE)
+    labels = predicted(model, images)
+    goal = aims(labels, classes, targeted)
+    ball = Ball(norm=norm, epsilon=EPSILON[norm])
+    result = ATTACKS[name](model, images, goal, ball)
+    assert torch.equal(levels(result.adversarial).float() / 255, result.adversarial)
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    delta = (levels(result.adversarial) - levels(images)).double()
+    if name != "lesson":  # which knows no ball
+        if norm == "linf":
+            assert delta.abs().max() <= 8
+        else:
+            assert delta.flatten(1).norm(dim=1).max() <= EPSILON["l2"] * 255 + 1e-6
+    says = predicted(model, result.adversarial)
+    reached = says == goal.targets if targeted else says != labels
+    assert torch.equal(result.success, reached)
+    assert (result.evaluations > 0).all()
+    again = ATTACKS[name](model, images, goal, ball)
+    assert torch.equal(again.adversarial, result.adversarial)
+
+
+def test_fgsm_is_the_closed_form_on_a_linear_model():
+    model, images = random_linear(3, SIDE), pictures(5, SIDE)
+    labels = predicted(model, images)
+    targets = (labels + 1) % 3
+    result = fgsm(
+        model, images, Goal(labels=labels, targets=targets), Ball(norm="linf", epsilon=4 / 255)
+    )
+    # Gradient of minus the cross-entropy of the target: sum over k of (1[k=t] - p_k) w_k.
+    chances = model(images).softmax(dim=1)
+    ascent = (torch.nn.functional.one_hot(targets, 3) - chances) @ model.weight
+    expected = (levels(images) + 4 * ascent.view_as(images).sign().long()).clamp(0, 255)
+    assert torch.equal(levels(result.adversarial), expected)
+
+
+def test_iterated_attacks_are_at_least_as_strong_as_one_step():
+    model, images = convnet(5), pictures(24, SIDE)
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=3 / 255)
+    once = fgsm(model, images, goal, ball).success.sum()
+    for name in ("pgd", "apgd-ce", "apgd-dlr"):
+        assert ATTACKS[name](model, images, goal, ball).success.sum() >= once
+    assert 0 < once < len(images)  # so that the comparison means something
+
+
+def test_pgd_reaches_the_targets_in_a_large_ball():
+    model, images = convnet(3), pictures(6, SIDE)
+    labels = predicted(model, images)
+    goal = aims(labels, 3, targeted=True)
+    result = pgd(
+        model, images, goal, Ball(norm="linf", epsilon=64 / 255), steps=40, generator=seeded()
+    )
+    assert torch.equal(predicted(model, result.adversarial), goal.targets)
+
+
+def test_one_step_of_size_epsilon_of_pgd_is_fgsm():
+    model, images = convnet(4), pictures(6, SIDE)
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=2 / 255)
+    one = pgd(model, images, goal, ball, steps=1, step_size=2 / 255, generator=seeded())
+    assert torch.equal(one.adversarial, fgsm(model, images, goal, ball).adversarial)
+
+
+def test_an_image_that_the_model_has_wrong_falls_at_once_and_unchanged():
+    model, images = convnet(4), pictures(4, SIDE)
+    wrong = (predicted(model, images) + 1) % 4
+    result = pgd(
+        model,
+        images,
+        Goal(labels=wrong),
+        Ball(norm="linf", epsilon=4 / 255),
+        steps=20,
+        generator=seeded(),
+    )
+    assert result.success.all() and torch.equal(result.adversarial, images)
+    assert result.evaluations.max() == 2  # once with a gradient, once as the rounded picture
+
+
+class Counting(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.images = net, 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return self.net(images)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "square"])
+def test_images_that_fell_are_not_shown_to_the_model_again(name):
+    model, images = convnet(3), pictures(12, SIDE)
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=24 / 255)
+    counting = Counting(model)
+    result = ATTACKS[name](counting, images, goal, ball)
+    assert counting.images <= int(result.evaluations.sum())
+    if name == "pgd":
+        assert result.success.all() and counting.images < 11 * len(images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_breaks_a_net_that_masks_its_gradient(norm):
+    net = convnet(3)
+    model, images = Posterized(net, levels=12), pictures(8, SIDE)
+    goal = Goal(labels=predicted(model, images))
+    ball = Ball(norm=norm, epsilon=32 / 255 if norm == "linf" else 3.0)
+    blind = pgd(model, images, goal, ball, steps=20, generator=seeded())
+    assert not blind.success.any()
+    seen = square(model, images, goal, ball, queries=300, generator=seeded())
+    assert seen.success.sum() >= 4
+    assert torch.equal(predicted(model, seen.adversarial) != goal.labels, seen.success)
+
+
+def hyperplane(side, offset):
+    """A two-class linear model; every value of the picture 0.5 (128) is far from 0 and 1."""
+    weight = torch.randn(1, 3 * side * side, generator=seeded(5))
+    original = torch.full((1, 3, side, side), 128 / 255)
+    bias = -(weight @ original.flatten()) - offset
+    model = Linear(torch.cat([torch.zeros_like(weight), weight]), torch.cat([0 * bias, bias]))
+    return model, original, weight
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_finds_the_distance_to_a_hyperplane(norm):
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    exact = 20.0 / (weight.abs().sum() if norm == "linf" else weight.norm()).item()
+    found = fmn(model, original, Goal(labels=torch.tensor([0])), norm, steps=100)
+    assert exact <= found.distances.item() <= 1.02 * exact
+    assert predicted(model, original + found.perturbations).item() == 1
+
+
+def test_the_smallest_linf_perturbation_on_the_lattice_is_the_next_whole_level():
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    exact = 20.0 / weight.abs().sum().item() * 255
+    found = smallest_on_lattice(model, original, Goal(labels=torch.tensor([0])), "linf", steps=60)
+    assert found.distances.item() * 255 == pytest.approx(math.ceil(exact), abs=1e-3)
+    assert predicted(model, found.adversarial).item() == 1
+
+
+def test_the_smallest_l2_perturbation_on_the_lattice_is_near_the_hyperplane():
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    exact = 20.0 / weight.norm().item()
+    found = smallest_on_lattice(model, original, Goal(labels=torch.tensor([0])), "l2", steps=60)
+    assert exact <= found.distances.item() <= 1.1 * exact
+    assert predicted(model, found.adversarial).item() == 1
+    assert torch.equal(levels(found.adversarial).float() / 255, found.adversarial)
+
+
+def test_what_rounding_undoes_is_told_and_the_smallest_perturbation_survives_it():
+    model, original, _ = hyperplane(64, offset=3.0)  # far below half a level for each value
+    for norm in ("linf", "l2"):
+        found = smallest_on_lattice(model, original, Goal(labels=torch.tensor([0])), norm, steps=60)
+        assert not found.survived_rounding.item()
+        assert found.success.item() and predicted(model, found.adversarial).item() == 1
+
+
+def test_an_image_that_already_fools_has_distance_zero_and_a_constant_net_none():
+    model, images = convnet(3), pictures(3, SIDE)
+    wrong = Goal(labels=(predicted(model, images) + 1) % 3)
+    assert smallest_on_lattice(model, images, wrong, "l2", steps=5).distances.tolist() == [0, 0, 0]
+    constant = Linear(torch.zeros(2, 3 * SIDE * SIDE), torch.tensor([1.0, 0.0]))
+    stuck = smallest_on_lattice(
+        constant, images, Goal(labels=torch.zeros(3, dtype=torch.int64)), "linf", steps=5
+    )
+    assert not stuck.success.any() and torch.equal(stuck.adversarial, images)
+
+
+def test_the_worst_case_tries_only_what_stood_and_equals_the_union():
+    model, images = convnet(5), pictures(16, SIDE)
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=2 / 255)
+    attacks = standard_attacks(ball, steps=8, queries=20, generator=seeded())
+    worst = worst_case(model, images, goal, attacks)
+    fallen = torch.zeros(16, dtype=torch.bool)
+    for name in attacks:
+        assert torch.equal(worst.tried[name], ~fallen)
+        assert not (worst.fooled[name] & fallen).any()
+        fallen |= worst.fooled[name]
+    assert torch.equal(worst.success, fallen)
+    assert torch.equal(predicted(model, worst.adversarial) != goal.labels, worst.success)
+    assert worst.success.sum() >= fgsm(model, images, goal, ball).success.sum()
+
+
+def test_a_ball_that_holds_no_other_8_bit_picture_leaves_every_image_as_it_is():
+    model, images = convnet(3), pictures(3, SIDE)
+    goal = Goal(labels=predicted(model, images))
+    for name, attack in ATTACKS.items():
+        if name != "lesson":
+            result = attack(model, images, goal, Ball(norm="linf", epsilon=0.9 / 255))
+            assert torch.equal(result.adversarial, images) and not result.success.any()
+
+
+def test_each_image_may_have_its_own_epsilon():
+    model, images = convnet(3), pictures(4, SIDE)
+    ball = Ball(norm="linf", epsilon=torch.tensor([1.0, 2.0, 4.0, 8.0]) / 255)
+    goal = aims(predicted(model, images), 3, targeted=True)
+    result = pgd(model, images, goal, ball, steps=5, generator=seeded())
+    reach = (levels(result.adversarial) - levels(images)).abs().flatten(1).amax(dim=1)
+    assert (reach <= torch.tensor([1, 2, 4, 8])).all()
+
+
+def test_settings_that_make_no_sense_are_refused_with_what_to_do():
+    with pytest.raises(ValueError, match="did you mean 4/255"):
+        Ball(norm="linf", epsilon=4)
+    with pytest.raises(ValueError, match="above 0"):
+        Ball(norm="l2", epsilon=0)
+    with pytest.raises(ValueError, match="one of linf, l2"):
+        Ball(norm="l1", epsilon=1)
+    with pytest.raises(ValueError, match="must differ"):
+        Goal(labels=torch.tensor([0, 1]), targets=torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="2 images but 3 labels"):
+        fgsm(convnet(3), pictures(2, SIDE), Goal(labels=torch.tensor([0, 1, 2])), WHOLE_CUBE)

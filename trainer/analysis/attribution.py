@@ -1,0 +1,111 @@
+"""Where a classifier looks and what its layers see. Call these with the model as built.
+
+(`differentiable.prepare` rearranges modules, so that hooks on them may never be called.)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.analysis.differentiable import input_gradient
+from trainer.analysis.objectives import class_logit
+
+
+def spatial_layers(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the layers whose output is a feature map [n, C, h, w] with h, w > 1, as they run.
+
+    The last one is where Grad-CAM looks; layers that run twice are named where they ran last.
+    """
+    names: dict[str, None] = {}
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            names.pop(name, None)
+            names[name] = None
+
+    with _watching(model, [name for name, _ in model.named_modules() if name], note):
+        with torch.inference_mode():
+            model(images[:1])
+    return list(names)
+
+
+def grad_cam(
+    model: nn.Module, images: Tensor, classes: Tensor, *, layer: str | None = None
+) -> Tensor:
+    """Gradient-weighted class activation maps (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
+
+    images: float32 [n, 3, S, S] in [0, 1]; classes: int64 [n]; layer: None for the last feature map
+    with spatial extent. Returns float32 [n, S, S] in [0, 1], each map over its own maximum; zero
+    everywhere if nothing speaks for the class.
+    """
+    if layer is None:
+        candidates = spatial_layers(model, images)
+        if not candidates:
+            raise ValueError("the model has no layer with a spatial feature map")
+        layer = candidates[-1]
+    maps: dict[str, Tensor] = {}
+    with _watching(model, [layer], maps.__setitem__), torch.enable_grad():
+        score = class_logit(model(images.detach().requires_grad_(True)), classes).sum()
+        (gradient,) = torch.autograd.grad(score, maps[layer])
+    weights = gradient.mean(dim=(2, 3), keepdim=True)  # equation 1
+    heat = (weights * maps[layer].detach()).sum(dim=1, keepdim=True).relu()  # equation 2
+    heat = functional.interpolate(
+        heat, size=images.shape[2:], mode="bilinear", align_corners=False
+    ).squeeze(1)
+    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def integrated_gradients(
+    model: nn.Module, images: Tensor, classes: Tensor, *, steps: int = 32, baseline: float = 0.0
+) -> Tensor:
+    """Sundararajan et al. 2017, arXiv:1703.01365, section 3, by the midpoint rule.
+
+    baseline: grey level in [0, 1] of the picture that stands for nothing. Returns float32
+    [n, 3, S, S]; the sum over an image is, up to the error of the rule, the logit of its class less
+    that of the baseline (completeness).
+    """
+    start = torch.full_like(images, baseline)
+    total = torch.zeros_like(images)
+    for step in range(steps):
+        point = start + (step + 0.5) / steps * (images - start)
+        _, _, gradient = input_gradient(model, point, lambda z: class_logit(z, classes))
+        total += gradient
+    return (images - start) * total / steps
+
+
+def activation_maps(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """layer -> float32 [n, C, h, w], what it puts out for the images; names as in named_modules."""
+    maps: dict[str, Tensor] = {}
+
+    def note(layer: str, output: Tensor) -> None:
+        maps[layer] = output.clone()  # the next layer may work in place
+
+    with _watching(model, layers, note), torch.no_grad():
+        model(images)
+    return {layer: maps[layer] for layer in layers}
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, layers: Sequence[str], note: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """Calls note(layer, output) after each of the layers; the hooks go in any case."""
+    modules = dict(model.named_modules())
+    unknown = [layer for layer in layers if layer not in modules]
+    if unknown:
+        raise ValueError(f"no such layer: {', '.join(unknown)}")
+    hooks = [
+        modules[layer].register_forward_hook(
+            lambda module, inputs, output, layer=layer: note(layer, output)
+        )
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
