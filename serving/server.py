@@ -196,18 +196,24 @@ def warm_sizes(max_batch: int) -> list[int]:
 
 
 def announce(settings: ServerSettings, port: int, catalogue: Catalogue) -> None:
-    """One line on stdout: where, and what; then the port file, whose appearance means ready."""
+    """Write the port file, whose appearance means ready, and one line on stdout: where, and what.
+
+    Raises Unavailable if the port file can't be written.
+    """
+    if settings.port_file:
+        path = Path(settings.port_file)
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_text(f"{port}\n")
+            os.replace(part, path)
+        except OSError as error:
+            raise Unavailable(f"the port file can't be written: {error}") from error
     served = [
         f"{name}/{version}"
         for name, model in catalogue.models.items()
         for version in model.versions
     ]
     print(f"serving on {settings.host}:{port}: {', '.join(served)}", flush=True)
-    if settings.port_file:
-        path = Path(settings.port_file)
-        part = path.with_name(path.name + ".part")
-        part.write_text(f"{port}\n")
-        os.replace(part, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -193,6 +193,12 @@ def test_a_wrong_setting_is_status_2_and_one_line(models: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: --max-batch: expected int, got 'many'\n")
 
 
+def test_a_port_file_that_can_not_be_written_is_status_2(models: Path) -> None:
+    done = run_serve("--models", str(models), "--port", "0", "--port-file", "/nowhere/port")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: the port file can't be written")
+
+
 def test_the_reason_for_the_cpu_is_one_line(models: Path, start) -> None:
     server = start(models, "--device", "auto")
     _, _, err = server.stop()

@@ -1,0 +1,98 @@
+"""The Node example, as its README has it, against a server in a process of its own."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.client import Client
+from tests.conftest import ROOT, ServerProcess, start_server
+from tests.photos import jpeg
+from tests.tiny import build_version
+
+EXAMPLE = ROOT / "examples/node"
+NETWORK_TROUBLE = ("enotfound", "econnrefused", "eai_again", "etimedout", "enotcached", "e403")
+
+Classify = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("node")
+    build_version(folder / "models", "pets")
+    process = start_server(folder / "models", folder)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def classify(server: ServerProcess) -> Classify:
+    """Runs classify.js; installs its packages into node_modules (ignored by git) if need be."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("no node and npm here")
+    if not (EXAMPLE / "node_modules/@grpc/grpc-js").is_dir():
+        done = subprocess.run(
+            [npm, "install", "--prefer-offline", "--no-progress"],
+            cwd=EXAMPLE,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        if done.returncode != 0 and any(word in done.stderr.lower() for word in NETWORK_TROUBLE):
+            pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[0]}")
+        assert done.returncode == 0, done.stderr
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [node, "classify.js", "--address", server.address, *map(str, arguments)],
+            cwd=EXAMPLE,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{seed}.jpg" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        path.write_bytes(jpeg(seed=seed))
+    return paths
+
+
+def test_it_says_what_the_python_client_says(
+    classify: Classify, server: ServerProcess, photos: list[Path]
+) -> None:
+    done = classify("--model", "pets", "--top-k", 2, *photos)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Client(server.address) as client:
+        results = client.classify(photos, model="pets", top_k=2).results
+    assert done.stdout.splitlines() == [
+        f"{path}: " + ", ".join(f"{x.name} {x.probability:.4f}" for x in result.labels)
+        for path, result in zip(photos, results, strict=True)
+    ]
+
+
+def test_a_bad_photo_has_its_own_error(classify: Classify, photos: list[Path]) -> None:
+    photos[1].write_bytes(b"junk")
+    done = classify("--model", "pets", *photos)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert f"{photos[1]}: error: not an image" in lines[1] and len(lines) == 3
+
+
+def test_errors_are_one_line(classify: Classify, photos: list[Path]) -> None:
+    for arguments, words in (
+        (["--model", "cars", photos[0]], "error: no model 'cars' is served"),
+        ([photos[0]], "error: say which model and photos"),
+        (["--model", "pets", "/nowhere.jpg"], "error: ENOENT"),
+    ):
+        done = classify(*arguments)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(words)
