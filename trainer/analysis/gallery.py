@@ -76,7 +76,7 @@ def write_adversarial(
             adversarial,
             before=_words(entry["before"]),
             after=_words(entry["after"]),
-            size_of_it=f"L∞ {epsilon_text(linf, 'linf')}, L2 {l2:.2f}",
+            size_of_it=f"Linf {epsilon_text(linf, 'linf')}, L2 {l2:.2f}",
         ).save(folder / entry["triptych"], quality=90)
         entries.append(entry)
     if server is not None:

@@ -137,5 +137,6 @@ def _undefended(points: Sequence[Mapping[str, Any]], defence: str) -> dict[str, 
     return _check(
         "An undefended net has nothing left",
         point["accuracy"] <= _NOTHING,
-        f"{left}. A net trained without any defence falls to about nothing there.",
+        f"{left}. A net trained without any defence usually falls to about nothing there: either "
+        "its classes are easy to tell apart, or its gradients are masked (see the checks above).",
     )
