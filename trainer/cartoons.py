@@ -184,9 +184,9 @@ def _background(size: tuple[int, int], random: Random) -> Image.Image:
         draw.rectangle((0, height * 0.8, width, height), fill=_any_colour(random))
     elif kind == "confetti":
         for _ in range(random.randint(10, 40)):
-            x, y = width * random.random(), height * random.random()
+            u, v = width * random.random(), height * random.random()
             r = min(size) * random.uniform(0.01, 0.07)
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=_any_colour(random))
+            draw.ellipse((u - r, v - r, u + r, v + r), fill=_any_colour(random))
     return image
 
 

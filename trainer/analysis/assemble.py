@@ -135,7 +135,7 @@ def worst_section(
     attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats]
 ) -> dict[str, list[dict[str, Any]]]:
     """norm -> points: a photo counts as robust if no attack turned it, image by image."""
-    section = {}
+    section: dict[str, list[dict[str, Any]]] = {}
     for norm in sorted({a.plan.norm for a in attacks}, reverse=True):  # linf first
         epsilons = next(a.plan.epsilons for a in attacks if a.plan.norm == norm)
         section[norm] = [

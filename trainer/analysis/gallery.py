@@ -38,7 +38,7 @@ def write_adversarial(
     photos, labels = study.photos, study.subject.labels
     shown = spread_over(photos.labels, study.rows, count)
     place = {int(row): i for i, row in enumerate(study.rows)}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for turn, row in enumerate(shown):
         i, label = place[int(row)], int(photos.labels[row])
         candidates = _candidates(study, attacked, lesson, smallest, i)

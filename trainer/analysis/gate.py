@@ -32,7 +32,7 @@ def parse_condition(text: str) -> Condition:
     try:
         if match is None:
             raise ValueError
-        epsilon = match["epsilon"] and float(Fraction(match["epsilon"]))
+        epsilon = float(Fraction(match["epsilon"])) if match["epsilon"] else None
         least = float(match["least"])
         if not 0 <= least <= 1 or (epsilon is None) != (match["what"] in ("clean", "corruptions")):
             raise ValueError
@@ -60,7 +60,7 @@ def measured(report: Mapping[str, Any], condition: Condition) -> float:
             f"no attack {condition.what!r} in the report; {hint}there are {', '.join(curves)}"
         )
     for point in curves[name]:
-        if abs(point["epsilon"] - condition.epsilon) < 1e-6:
+        if condition.epsilon and abs(point["epsilon"] - condition.epsilon) < 1e-6:
             return float(point["accuracy"])
     sizes = ", ".join(f"{255 * p['epsilon']:.4g}/255" for p in curves[name])
     raise InvalidRequest(

@@ -58,8 +58,9 @@ def triptych(
 
 def captioned(panels: Sequence[Pixels], captions: Sequence[str], side: int = _PANEL) -> Image.Image:
     """Panels side by side with a caption of one or more lines under each."""
-    font = ImageFont.load_default(max(9, side // 15))
-    line = round(font.size * 1.3)
+    size = max(9, side // 15)
+    font = ImageFont.load_default(size)
+    line = round(size * 1.3)
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     gap = max(4, side // 28)
     width = len(panels) * side + (len(panels) - 1) * gap

@@ -26,7 +26,8 @@ def proportion(right: Bools) -> dict[str, Any]:
 
 def worst_case(rights: Sequence[Bools]) -> Bools:
     """[n]: whether a photo stays right under every attack; each item is [n], one attack's."""
-    return np.logical_and.reduce(list(rights))
+    result: Bools = np.logical_and.reduce(list(rights))
+    return result
 
 
 def first_to_turn(rights: Mapping[str, Bools]) -> list[str | None]:

@@ -107,7 +107,7 @@ class Visions:
         label, goal = self._subject.labels[k], IDEAL_GOAL
         stem = f"ideal/{k:03d}-{re.sub(r'[^A-Za-z0-9_-]', '_', label)[:60]}"
         (folder / f"{stem}.png").write_bytes(png_bytes(piece["pictures"][i]))
-        frames, steps = piece["frames"][:, i], piece["frame_steps"]
+        frames, steps = list(piece["frames"][:, i]), piece["frame_steps"]
         curve = list(zip(piece["curve_steps"].tolist(), piece["curve"][:, i].tolist(), strict=True))
         save_animation(frames, folder / f"{stem}.webp")
         captions = [f"step {step}" for step in steps.tolist()]
