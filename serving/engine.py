@@ -61,7 +61,7 @@ def load_engine(
     threads: cores that one run may use (CPU). warm_sizes: batch sizes to run once.
     Raises NotFound, BrokenVersion; Unavailable if `cuda` is asked for and can't be had.
     """
-    problems = repository.verify(name, version)
+    problems = repository.verify_to_load(name, version)
     if problems:
         raise BrokenVersion(f"{name}/{version} is refused: {'; '.join(problems)}")
     manifest = repository.manifest(name, version)

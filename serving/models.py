@@ -5,22 +5,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from serving.commandline import Parser, aligned, fail
-from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
+from serving.copying import copy_version
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.page import render_page
 from serving.repository import DEFAULT_ALIAS, Repository
+from serving.storage import open_repository
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    repository = Repository(options.models)
     try:
-        if not options.models.is_dir():
-            raise NotFound(f"no model repository at {options.models}; see --models")
-        options.command(repository, options)
+        options.command(open_repository(options.models, must_exist=True), options)
     except BrokenVersion as error:
         fail(str(error), status=1)
     except PawprintError as error:
@@ -139,10 +137,17 @@ def _rollback(repository: Repository, options: argparse.Namespace) -> None:
     _report(options, options.model, repository.rollback(options.model, options.alias))
 
 
+def _copy(repository: Repository, options: argparse.Namespace) -> None:
+    name, version = _named(repository, options.model)
+    copied = copy_version(repository, name, version, open_repository(options.to))
+    if options.json:
+        print(json.dumps({"name": name, "version": copied}))
+    else:
+        print(f"{name}/{version} is {name}/{copied} in {options.to}")
+
+
 def _page(repository: Repository, options: argparse.Namespace) -> None:
-    path = repository.root / "index.html"
-    path.write_text(render_page(repository), encoding="utf-8")
-    print(path)
+    print(repository.write_page(render_page(repository)))
 
 
 def _report(options: argparse.Namespace, name: str, version: int) -> None:
@@ -162,10 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     common = Parser(add_help=False)
     common.add_argument(
         "--models",
-        type=Path,
-        default=Path(os.environ.get("PAWPRINT_SERVE_MODELS", "models")),
-        metavar="DIR",
-        help="the model repository (default: PAWPRINT_SERVE_MODELS, else models)",
+        default=os.environ.get("PAWPRINT_SERVE_MODELS", "models"),
+        metavar="LOCATION",
+        help="the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix "
+        "(default: PAWPRINT_SERVE_MODELS, else models)",
     )
     common.add_argument("--json", action="store_true", help="for machines")
     parser = Parser(
@@ -190,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("model", metavar="NAME")
     for sub in (promote, rollback):
         sub.add_argument("--alias", default=DEFAULT_ALIAS, help="(default: %(default)s)")
+    copy = add("copy", _copy, "Publish a version, with its analysis, in another repository.")
+    copy.add_argument("model", metavar="NAME[/VERSION]")
+    copy.add_argument("--to", required=True, metavar="LOCATION", help="the other repository")
     add("page", _page, "Write index.html: all versions side by side, linked to their reports.")
     return parser
 

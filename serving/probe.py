@@ -22,8 +22,10 @@ def serving_status(address: str, service: str, timeout_s: float) -> str:
                 request, timeout=timeout_s, wait_for_ready=True
             )
         except grpc.RpcError as error:
-            return str(error.code().name)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+            code: str = error.code().name
+            return code
+    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    return name
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

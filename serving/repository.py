@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
@@ -144,6 +144,10 @@ class Repository:
             problems.append(f"{file} is not part of the version")
         return problems
 
+    def verify_to_load(self, name: str, version: int) -> list[str]:
+        """As verify, where that downloads nothing: all that is read later is checked again then."""
+        return self.verify(name, version)
+
     def _compare(self, name: str, version: int, files: dict[str, FileEntry]) -> list[str]:
         problems = []
         for file, entry in files.items():
@@ -186,17 +190,15 @@ class Repository:
     def staging(self, name: str) -> Iterator[Path]:
         """A folder beside the versions to write a new one in; removed again at the end."""
         parent = self.root / check_name(name)
-        parent.mkdir(parents=True, exist_ok=True)
+        folder = _new_folder(parent)
         for left in parent.glob(".staging-*"):
             if time.time() - left.stat().st_mtime > _STALE_STAGING_S:
                 shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
-        folder.chmod(0o755)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            if not any(parent.iterdir()):
+            with suppress(OSError):  # not empty, or another publisher removed it
                 parent.rmdir()
 
     def publish(
@@ -257,6 +259,23 @@ class Repository:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BrokenVersion(f"{name}/{version}/{ANALYSIS}/{file} is altered")
         return data
+
+    def analysis_files(self, name: str, version: int) -> list[str]:
+        """What read_analysis can read, sorted. Raises NotFound, BrokenVersion."""
+        self.check_version(name, version)
+        if ANALYSIS_DIGESTS not in self._files(name, version):
+            return []
+        try:
+            files = self._analysis_digests(name, version)
+        except ValueError as error:
+            raise BrokenVersion(f"{name}/{version}: {ANALYSIS_DIGESTS}: {error}") from error
+        return sorted(file.removeprefix(f"{ANALYSIS}/") for file in files)
+
+    def write_page(self, html: str) -> str:
+        """Put index.html at the top of the repository; returns where it is."""
+        path = self.root / "index.html"
+        path.write_text(html, encoding="utf-8")
+        return str(path)
 
     # --- aliases
 
@@ -336,6 +355,17 @@ def files_below(folder: Path) -> set[str]:
         for p in folder.rglob("*")
         if p.is_symlink() or not p.is_dir()
     }
+
+
+def _new_folder(parent: Path) -> Path:
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
+        except FileNotFoundError:
+            continue  # another publisher ended, found it empty and removed it
+        folder.chmod(0o755)
+        return folder
 
 
 def file_entry(path: Path) -> FileEntry:

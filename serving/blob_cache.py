@@ -1,0 +1,97 @@
+"""Files from elsewhere, kept on this machine under their digest.
+
+<root>/sha256/<digest>    whole, and so never changed
+<root>/partial/<digest>   as far as a download has come; the next one goes on from there
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.errors import BrokenVersion
+from serving.modelspec import FileEntry
+
+# From an offset to the end, in pieces.
+Download = Callable[[int], Iterator[bytes]]
+
+UNUSED_S = 30 * 24 * 3600.0
+
+
+class BlobCache:
+    """Safe for many processes at once: one downloads, the others wait for it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def fetch(self, entry: FileEntry, where: str, download: Download) -> Path:
+        """The file with this digest; what is missing of it is downloaded.
+
+        Raises BrokenVersion if what is downloaded does not match, and what `download` raises:
+        then the part that came is kept.
+        """
+        whole = self.root / "sha256" / entry.sha256
+        part = self.root / "partial" / entry.sha256
+        for folder in (whole.parent, part.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _lock(part.with_name(f"{entry.sha256}.lock")):
+            if not _is_whole(whole, entry):
+                _complete(part, entry, download)
+                if not _is_whole(part, entry):
+                    part.unlink()
+                    raise BrokenVersion(f"{where} is altered: it does not match its digest")
+                os.replace(part, whole)
+            os.utime(whole)  # used now
+        return whole
+
+    def prune(self) -> None:
+        """Remove what has not been used for a month; a file that is open stays readable."""
+        limit = time.time() - UNUSED_S
+        for path in [*self.root.glob("sha256/*"), *self.root.glob("partial/*")]:
+            try:
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # another process was faster
+
+
+def default_cache(environment: Mapping[str, str]) -> Path:
+    """PAWPRINT_CACHE, else pawprint in the user's folder for caches (XDG base directories)."""
+    given = environment.get("PAWPRINT_CACHE")
+    if given:
+        return Path(given)
+    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
+    return Path(base) / "pawprint"
+
+
+def _complete(part: Path, entry: FileEntry, download: Download) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if have > entry.size:
+        part.unlink()
+        have = 0
+    with part.open("ab") as file:
+        for data in download(have):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_whole(path: Path, entry: FileEntry) -> bool:
+    try:
+        with path.open("rb") as file:
+            return (
+                path.stat().st_size == entry.size
+                and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+            )
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,134 @@
+"""A prefix of an object store (s3://, gs://, az://) through fsspec, with our own few errors.
+
+Credentials come from the environment alone, as each store's own tools read them
+(AWS_ACCESS_KEY_ID or a role, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...).
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serving.errors import InvalidRequest, Unavailable
+
+# scheme -> (fsspec's package, the extra that installs it)
+SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
+CHUNK_BYTES = 8 * 1024 * 1024
+
+
+class Bucket:
+    """Keys are relative to the prefix. Every method raises Unavailable if the store can't be used.
+
+    Listings are never cached: what another process has just written is seen.
+    """
+
+    def __init__(self, location: str) -> None:
+        scheme, _, rest = location.partition("://")
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{s}://" for s in SCHEMES)
+            raise InvalidRequest(f"{location}: a bucket is one of {known}")
+        if not rest.strip("/") or "@" in rest or "?" in rest:
+            raise InvalidRequest(
+                f"a bucket is named {scheme}://BUCKET/PREFIX, and credentials come from the "
+                "environment alone"
+            )
+        package, extra = SCHEMES[scheme]
+        if importlib.util.find_spec(package) is None:
+            raise InvalidRequest(
+                f"{scheme}:// needs the package {package}: pip install 'pawprint[{extra}]'"
+            )
+        import fsspec  # type: ignore[import-untyped,unused-ignore]
+
+        self.location = f"{scheme}://{rest.strip('/')}"
+        self._root = rest.strip("/")
+        with self._refused():
+            self._files: Any = fsspec.filesystem(
+                scheme, use_listings_cache=False, skip_instance_cache=True
+            )
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names directly below the prefix that have something below them."""
+        root = self._path(prefix)
+        with self._refused():
+            try:
+                entries = self._files.ls(root, detail=True)
+            except FileNotFoundError:
+                return []
+        return [e["name"].rstrip("/").rpartition("/")[2] for e in entries if _is_folder(e)]
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Every object below the prefix, however deep: its key below it -> bytes."""
+        root = self._path(prefix)
+        with self._refused():
+            try:
+                entries = self._files.find(root, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {path[len(root) :].lstrip("/"): int(e["size"]) for path, e in entries.items()}
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
+        with self._refused():
+            data: bytes = self._files.cat_file(self._path(key))
+        return data
+
+    def chunks(self, key: str, start: int, size: int) -> Iterator[bytes]:
+        """The bytes from `start` to `size`, in pieces. Raises FileNotFoundError."""
+        while start < size:
+            end = min(start + CHUNK_BYTES, size)
+            with self._refused():
+                data: bytes = self._files.cat_file(self._path(key), start=start, end=end)
+            if not data:
+                return
+            yield data
+            start += len(data)
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._refused():
+            self._files.pipe_file(self._path(key), data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object that is not there yet, in one step; False if it is there."""
+        with self._refused():
+            try:
+                self._files.pipe_file(self._path(key), data, mode="create")
+            except OSError as error:
+                if _is_taken(error):
+                    return False
+                raise
+        return True
+
+    def upload(self, file: Path, key: str) -> None:
+        with self._refused():
+            self._files.put_file(str(file), self._path(key))
+
+    def delete(self, keys: list[str]) -> None:
+        with self._refused():
+            for key in keys:
+                self._files.rm_file(self._path(key))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """FileNotFoundError passes; all else that a store's library raises is Unavailable."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each store has exceptions of its own, with no common base
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unavailable(f"{self.location} can't be used: {reason[:300]}") from error
+
+
+def _is_taken(error: OSError) -> bool:
+    """S3 says so in the error beneath that of s3fs, which calls it an invalid argument."""
+    response = getattr(error.__cause__, "response", {})
+    taken = ("PreconditionFailed", "ConditionalRequestConflict")
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") in taken
+
+
+def _is_folder(entry: dict[str, Any]) -> bool:
+    return bool(entry["type"] == "directory")

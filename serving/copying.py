@@ -1,0 +1,41 @@
+"""A version copied from one repository to another: from a folder to a bucket, or back."""
+
+import dataclasses
+from pathlib import Path
+
+from serving.errors import BrokenVersion
+from serving.modelspec import FileEntry, Manifest
+from serving.repository import Repository
+
+
+def copy_version(source: Repository, name: str, version: int, target: Repository) -> int:
+    """Publish it in `target`, as the next version there, with its analysis; returns that number.
+
+    Raises NotFound, and BrokenVersion if it is not whole and unaltered.
+    """
+    problems = source.verify(name, version)
+    if problems:
+        raise BrokenVersion(f"{name}/{version} is not copied: {'; '.join(problems)}")
+    manifest = source.manifest(name, version)
+
+    def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
+        return dataclasses.replace(manifest, version=number, files=files)
+
+    with target.staging(name) as folder:
+        for file in manifest.files:
+            _write(folder / file, source.read_file(manifest, file))
+        copied = target.publish(name, folder, describe)
+    analysis = source.analysis_files(name, version)
+    if analysis:
+        with target.staging(name) as folder:
+            for file in analysis:
+                data = source.read_analysis(name, version, file)
+                assert data is not None  # it is listed
+                _write(folder / file, data)
+            target.attach_analysis(name, copied, folder)
+    return copied
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

@@ -1,0 +1,212 @@
+"""A model repository in a bucket: the layout of a folder's, with the manifest written last.
+
+An object store has no rename, so what makes a version appear is its manifest.json: readers look for
+nothing else. A number is claimed first, by an object that only one publisher can create:
+
+<prefix>/cats/.claims/2         the number 2 is taken, whatever became of its publication
+<prefix>/cats/2/model.onnx ...  then manifest.sha256, and at last manifest.json
+<prefix>/cats/aliases/stable    one object, replaced whole
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from serving.blob_cache import BlobCache
+from serving.bucket import Bucket
+from serving.errors import BrokenVersion
+from serving.modelspec import FileEntry, Manifest
+from serving.repository import (
+    ANALYSIS,
+    ANALYSIS_DIGESTS,
+    MANIFEST,
+    MANIFEST_DIGEST,
+    Repository,
+    alias_lines,
+    analysis_digests,
+    check_name,
+    digest_line,
+    file_entry,
+    files_below,
+)
+
+CLAIMS = ".claims"
+
+
+class RemoteRepository(Repository):
+    """Every method raises Unavailable if the store can't be used.
+
+    `root` is a folder of this machine for staging and for versions that are asked for whole.
+    """
+
+    def __init__(self, bucket: Bucket, cache: Path) -> None:
+        key = hashlib.sha256(bucket.location.encode()).hexdigest()[:16]
+        super().__init__(cache / "repositories" / key)
+        self._bucket = bucket
+        self._cache = BlobCache(cache)
+        self._cache.prune()
+
+    @property
+    def location(self) -> str:
+        return self._bucket.location
+
+    # --- what is there
+
+    def names(self) -> list[str]:
+        found = [name for name in self._bucket.folders() if not name.startswith(".")]
+        return sorted(name for name in found if self.versions(name))
+
+    def versions(self, name: str) -> list[int]:
+        keys = self._bucket.sizes(check_name(name))
+        return sorted(
+            int(match[1]) for key in keys if (match := re.fullmatch(_VERSION + MANIFEST, key))
+        )
+
+    def path(self, name: str, version: int) -> Path:
+        """A copy of the version on this machine, without its analysis."""
+        manifest = self.manifest(name, version)
+        folder = self.root / name / str(version)
+        if folder.is_dir() and (folder / MANIFEST).read_text() == manifest.to_json():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        copy = Path(tempfile.mkdtemp(prefix=".copy-", dir=folder.parent))
+        try:
+            for file, entry in manifest.files.items():
+                target = copy / _safe(file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(self._fetch(name, version, file, entry), target)
+            for file in (MANIFEST_DIGEST, MANIFEST):
+                (copy / file).write_bytes(self._read(name, version, file))
+            copy.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(copy, folder)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+        return folder
+
+    # --- the bytes of a version
+
+    def _read(self, name: str, version: int, file: str) -> bytes:
+        try:
+            return self._bucket.read(f"{name}/{version}/{_safe(file)}")
+        except FileNotFoundError as error:
+            raise BrokenVersion(f"{file} is missing") from error
+
+    def _read_entry(self, name: str, version: int, file: str, entry: FileEntry) -> bytes:
+        return self._fetch(name, version, file, entry).read_bytes()
+
+    def _fetch(self, name: str, version: int, file: str, entry: FileEntry) -> Path:
+        key = f"{name}/{version}/{_safe(file)}"
+        try:
+            return self._cache.fetch(
+                entry,
+                f"{self.location}/{key}",
+                lambda start: self._bucket.chunks(key, start, entry.size),
+            )
+        except FileNotFoundError as error:
+            raise BrokenVersion(f"{file} is missing") from error
+
+    def _entry(self, name: str, version: int, file: str) -> FileEntry:
+        """Read from the store itself, past the cache."""
+        size = self._bucket.sizes(f"{name}/{version}").get(_safe(file))
+        if size is None:
+            raise BrokenVersion(f"{file} is missing")
+        digest = hashlib.sha256()
+        for data in self._bucket.chunks(f"{name}/{version}/{file}", 0, size):
+            digest.update(data)
+        return FileEntry(sha256=digest.hexdigest(), size=size)
+
+    def _files(self, name: str, version: int) -> set[str]:
+        return set(self._bucket.sizes(f"{name}/{version}"))
+
+    def verify_to_load(self, name: str, version: int) -> list[str]:
+        """By names and sizes: a server downloads what it needs, and no weights for training."""
+        manifest = self.manifest(name, version)
+        sizes = self._bucket.sizes(f"{name}/{version}")
+        wanted = {file: entry.size for file, entry in manifest.files.items()}
+        return [
+            f"{file} is {'not of the right size' if file in sizes else 'missing'}"
+            for file, size in wanted.items()
+            if sizes.get(file) != size
+        ]
+
+    # --- publishing
+
+    def publish(
+        self,
+        name: str,
+        staging: Path,
+        describe: Callable[[int, dict[str, FileEntry]], Manifest],
+    ) -> int:
+        """Upload what lies in `staging` as the next version, and return its number.
+
+        If it fails half-way its number stays unused, and no reader has seen anything.
+        """
+        files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
+        version = self._claim(name)
+        data = describe(version, files).to_json().encode()
+        for file in files:
+            self._bucket.upload(staging / file, f"{name}/{version}/{file}")
+        self._bucket.write(f"{name}/{version}/{MANIFEST_DIGEST}", digest_line(data))
+        self._bucket.write(f"{name}/{version}/{MANIFEST}", data)
+        return version
+
+    def _claim(self, name: str) -> int:
+        keys = self._bucket.sizes(check_name(name))
+        taken = (re.match(rf"{_VERSION}|{re.escape(CLAIMS)}/(\d+)$", key) for key in keys)
+        version = max((int(match[1] or match[2]) for match in taken if match), default=0) + 1
+        while not self._bucket.create(f"{name}/{CLAIMS}/{version}", b"claimed\n"):
+            version += 1
+        return version
+
+    def attach_analysis(self, name: str, version: int, staging: Path) -> None:
+        """Replace the analysis of a version; while that lasts a reader finds none."""
+        self.check_version(name, version)
+        folder = f"{name}/{version}"
+        entries = {
+            f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
+        }
+        old = {key for key in self._files(name, version) if key.startswith(f"{ANALYSIS}/")}
+        digests_first = sorted(old, key=lambda file: file != ANALYSIS_DIGESTS)
+        self._bucket.delete([f"{folder}/{file}" for file in digests_first])
+        for file in entries:
+            self._bucket.upload(staging / file.removeprefix(f"{ANALYSIS}/"), f"{folder}/{file}")
+        self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", analysis_digests(entries))
+
+    def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
+        if ANALYSIS_DIGESTS not in self._files(name, version):
+            return None  # none yet, or one that is being uploaded
+        return super().read_analysis(name, version, file)
+
+    def write_page(self, html: str) -> str:
+        self._bucket.write("index.html", html.encode())
+        return f"{self.location}/index.html"
+
+    # --- aliases
+
+    def _alias_names(self, name: str) -> list[str]:
+        return list(self._bucket.sizes(f"{name}/aliases"))
+
+    def _read_alias(self, name: str, alias: str) -> bytes | None:
+        try:
+            return self._bucket.read(f"{name}/aliases/{alias}")
+        except FileNotFoundError:
+            return None
+
+    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
+        self._bucket.write(f"{name}/aliases/{alias}", alias_lines(history))
+
+
+_VERSION = r"([1-9][0-9]{0,8})/"
+
+
+def _safe(file: str) -> str:
+    """A path of a manifest, if it stays within its version. Raises BrokenVersion."""
+    pure = PurePosixPath(file)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise BrokenVersion(f"{file!r} leads out of the version")
+    return file

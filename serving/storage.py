@@ -1,0 +1,27 @@
+"""Where a model repository is: a folder, or a prefix of a bucket (s3://, gs://, az://)."""
+
+import os
+from pathlib import Path
+
+from serving.blob_cache import default_cache
+from serving.bucket import Bucket
+from serving.errors import InvalidRequest, NotFound
+from serving.remote_repository import RemoteRepository
+from serving.repository import Repository
+
+
+def open_repository(location: str | Path, *, must_exist: bool = False) -> Repository:
+    """Files of a bucket are kept in PAWPRINT_CACHE (default: ~/.cache/pawprint).
+
+    Raises InvalidRequest for a location of no known kind, Unavailable if the store can't be used,
+    NotFound for a folder that is not there, if it must be.
+    """
+    text = str(location)
+    if "://" in text:
+        return RemoteRepository(Bucket(text), default_cache(os.environ))
+    if re_scheme := next((s for s in ("s3:/", "gs:/", "az:/") if text.startswith(s)), None):
+        raise InvalidRequest(f"{text}: a bucket is named {re_scheme}/BUCKET/PREFIX")
+    folder = Path(location)
+    if must_exist and not folder.is_dir():
+        raise NotFound(f"no model repository at {folder}; see --models")
+    return Repository(folder)

