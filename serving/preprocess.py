@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
@@ -19,6 +19,17 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+}
+
+# EXIF orientation -> what undoes it (CIPA DC-008, tag 274); 1 is upright.
+_UPRIGHT: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -51,7 +62,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
         if draft is not None and image.format == "JPEG":
             image.draft("RGB", (draft, draft))
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(_upright(image))
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -60,6 +71,14 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
         raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise InvalidImage(f"the photo is damaged or truncated ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # malformed EXIF raises almost anything; the pixels are sound all the same
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _square(image: Image.Image, spec: Preprocessing) -> Image.Image:

@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.captureWarnings(True)  # Pillow's, of odd photos: dated lines like all others
     try:
         settings = read_settings(arguments, os.environ)
         problem = cuda_problem() if settings.device != "cpu" else None

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ClassifierServiceStub:
-    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo stands in
-    that photo's result and leaves its neighbours unharmed.
+    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
+    stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
+    read fails as a whole, with INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -59,8 +60,9 @@ class ClassifierServiceStub:
 
 
 class ClassifierServiceServicer:
-    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo stands in
-    that photo's result and leaves its neighbours unharmed.
+    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
+    stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
+    read fails as a whole, with INVALID_ARGUMENT.
     """
 
     def Classify(self, request, context):
@@ -124,8 +126,9 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassifierService:
-    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo stands in
-    that photo's result and leaves its neighbours unharmed.
+    """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
+    stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
+    read fails as a whole, with INVALID_ARGUMENT.
     """
 
     @staticmethod
