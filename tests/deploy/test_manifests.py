@@ -1,0 +1,135 @@
+"""The Kubernetes manifests, rendered by kubectl and checked against the API's own schemas."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.repository import Repository
+from serving.settings import ENVIRONMENT, ServerSettings
+from tests.conftest import ROOT
+from tests.tiny import build_version
+
+KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "training", "kserve")
+VERSIONS = ("1.32", "1.34")
+CUSTOM = {"serving.kserve.io"}  # resources of operators, whose schemas are not Kubernetes' own
+
+
+def rendered(name: str) -> list[dict[str, Any]]:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl to render the kustomization")
+    command = [kubectl, "kustomize", str(ROOT / "deploy" / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+    return [resource for resource in yaml.safe_load_all(done.stdout) if resource]
+
+
+def pod_specs(resources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for resource in resources:
+        spec = resource.get("spec", {})
+        if "template" in spec:
+            yield spec["template"]["spec"]
+        elif resource["kind"] == "ServingRuntime":
+            yield {key: spec[key] for key in ("containers", "volumes")}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_every_resource_is_one_that_the_api_takes(name: str, version: str) -> None:
+    resources = rendered(name)
+    pods = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+        for spec in pod_specs(resources)
+    ]
+    own = [r for r in resources if r["apiVersion"].partition("/")[0] not in CUSTOM]
+    assert own or pods
+    for resource in [*own, *pods]:
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_a_misspelt_field_would_be_found() -> None:
+    deployment = next(r for r in rendered("overlays/cpu") if r["kind"] == "Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
+        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
+    for pod in pod_specs(rendered(name)):
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            user = pod.get("securityContext", {}) | container["securityContext"]
+            assert user["runAsNonRoot"] and user["runAsUser"] == 10001
+            assert user["readOnlyRootFilesystem"] and not user["allowPrivilegeEscalation"]
+            assert user["capabilities"] == {"drop": ["ALL"]}
+            assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+            assert re.search(r":\d+\.\d+\.\d+(-cuda)?$", container["image"])
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_the_server_understands_every_setting_given_to_it(name: str) -> None:
+    (settings,) = (r["data"] for r in rendered(name) if r["kind"] == "ConfigMap")
+    given = {key for key in settings if key.startswith(ENVIRONMENT)}
+    known = {ENVIRONMENT + f.name.upper() for f in dataclasses.fields(ServerSettings)}
+    assert given and given <= known
+    assert "PAWPRINT_CACHE" in settings
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_a_stopping_pod_has_time_to_drain(name: str) -> None:
+    resources = rendered(name)
+    (pod,) = pod_specs(resources)
+    (settings,) = (r["data"] for r in resources if r["kind"] == "ConfigMap")
+    (server,) = pod["containers"]
+    needed = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    needed += float(settings["PAWPRINT_SERVE_DRAIN_S"])
+    assert pod["terminationGracePeriodSeconds"] > needed
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_what_selects_pods_selects_the_server(name: str) -> None:
+    resources = rendered(name)
+    (labels,) = (
+        r["spec"]["template"]["metadata"]["labels"] for r in resources if r["kind"] == "Deployment"
+    )
+    selectors = {
+        "Service": lambda spec: spec["selector"],
+        "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+        "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
+    }
+    found = [selectors[r["kind"]](r["spec"]) for r in resources if r["kind"] in selectors]
+    assert len(found) == 4 and all(selector.items() <= labels.items() for selector in found)
+    headless = [r for r in resources if r.get("spec", {}).get("clusterIP") == "None"]
+    assert [r["metadata"]["name"] for r in headless] == ["pawprint-headless"]
+
+
+def test_the_release_script_copies_the_newest_version_and_promotes_it(
+    models: Path, tmp_path: Path
+) -> None:
+    target = Repository(tmp_path / "bucket")
+    target_models = build_version(target.root, "pets", seed=1)
+    newest = build_version(models, "pets", seed=2)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NAME": "pets",
+        "FROM": str(models),
+        "TO": str(target.root),
+    }
+    subprocess.run(
+        ["sh", ROOT / "deploy/training/release.sh"], env=environment, check=True, timeout=60
+    )
+    assert target.aliases("pets") == {"stable": target_models + 1}
+    copied = target.manifest("pets", target_models + 1)
+    assert copied.files == Repository(models).manifest("pets", newest).files
