@@ -23,8 +23,11 @@ def random_linear(classes, side, seed=0):
     return Linear(weight, bias)
 
 
-def convnet(classes, seed=0):
-    """Convolutions with batch norm and a head, random but fixed, in eval mode."""
+def convnet(classes, seed=0, sharpness=1):
+    """Convolutions with batch norm and a head, random but fixed, in eval mode.
+
+    sharpness: factor of the logits.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -39,7 +42,7 @@ def convnet(classes, seed=0):
         )
         net[1].running_mean.normal_(0, 0.1)
         net[1].running_var.uniform_(0.05, 0.2)
-        net[-1].weight.data.mul_(20)
+        net[-1].weight.data.mul_(20 * sharpness)
     return net.eval().requires_grad_(False)
 
 

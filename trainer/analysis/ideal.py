@@ -33,12 +33,12 @@ class FourierRecipe:
     of twice the scale. The polish, on the plain 8-bit picture, stops at `probability`.
     """
 
-    coarse_steps: int = 96
-    steps: int = 128
+    coarse_steps: int = 128
+    steps: int = 64
     polish_steps: int = 64  # at most
     probability: float = 0.995
-    learning_rate: float = 0.05
-    total_variation: float = 0.0005
+    learning_rate: float = 0.03
+    total_variation: float = 0.003
     motion: Motion = field(default_factory=Motion)
 
 
@@ -124,7 +124,7 @@ def _polish(
     surest = _probability(model, best, classes)
     rows = (surest < recipe.probability).nonzero().squeeze(1)
     leaf = spectrum[rows].requires_grad_(True)
-    optimizer = torch.optim.Adam([leaf], lr=recipe.learning_rate / 2)
+    optimizer = torch.optim.Adam([leaf], lr=recipe.learning_rate)
     for step in range(recipe.polish_steps):
         if bool((surest[rows] >= recipe.probability).all()):
             return best, step

@@ -1,0 +1,150 @@
+import dataclasses
+
+import pytest
+import torch
+
+from tests.analysis.nets import convnet, pictures
+from trainer.analysis.ideal import FRAMES, FourierRecipe, LessonRecipe, fourier, lesson
+from trainer.analysis.lattice import from_uint8
+from trainer.analysis.objectives import class_logit, total_variation
+from trainer.analysis.parameterization import random_spectrum, resized, to_pixels, to_spectrum
+from trainer.analysis.transforms import Motion, moved
+
+SIDE = 32
+QUICK = FourierRecipe(coarse_steps=12, steps=20, polish_steps=200)
+STILL = Motion(jitter=0.0, rotation_degrees=0.0, scale=(1.0, 1.0))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_total_variation_of_an_array_worked_by_hand():
+    image = torch.tensor([[[[0.0, 1.0, 3.0], [2.0, 2.0, 0.0]]]])
+    # right: 1 + 2 + 0 + 2 = 5; below: 2 + 1 + 3 = 6
+    assert total_variation(image).tolist() == [11.0]
+    two = torch.cat([image, 2 * image]).expand(2, 3, 2, 3)
+    assert total_variation(two).tolist() == [33.0, 66.0]
+
+
+def test_class_logit_picks_each_images_own_class():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert class_logit(logits, torch.tensor([1, 0])).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("side", [32, 33])
+def test_the_spectrum_of_a_picture_gives_the_picture(side):
+    images = pictures(2, side).clamp(0.02, 0.98)
+    assert torch.allclose(to_pixels(to_spectrum(images)), images, atol=1e-5)
+
+
+def test_every_spectrum_is_a_picture_with_real_pixels():
+    wild = 100 * random_spectrum(3, SIDE, seeded())
+    images = to_pixels(wild)
+    assert images.shape == (3, 3, SIDE, SIDE) and images.dtype == torch.float32
+    assert images.min() >= 0 and images.max() <= 1
+    start = to_pixels(random_spectrum(3, SIDE, seeded()))
+    assert (start - 0.5).abs().max() < 0.2  # nearly grey
+
+
+def test_a_cut_spectrum_is_the_same_picture_in_less_resolution():
+    smooth = resized(random_spectrum(1, 16, seeded()), 64)
+    large, small = to_pixels(smooth), to_pixels(resized(smooth, 32))
+    assert torch.allclose(large[:, :, ::2, ::2], small, atol=1e-5)
+    assert torch.equal(resized(resized(smooth, 32), 64), smooth)
+
+
+def test_motion_of_nothing_is_the_identity():
+    images = pictures(3, SIDE)
+    assert torch.allclose(moved(images, STILL, seeded()), images, atol=1e-5)
+
+
+def test_each_image_moves_for_itself_and_the_seed_decides():
+    images = pictures(1, SIDE).repeat(2, 1, 1, 1)
+    once, again = moved(images, Motion(), seeded()), moved(images, Motion(), seeded())
+    assert torch.equal(once, again)
+    assert not torch.allclose(once[0], once[1], atol=0.01)
+    assert not torch.allclose(once, moved(images, Motion(), seeded(1)), atol=0.01)
+
+
+def test_a_quarter_turn_turns_by_a_quarter():
+    images = pictures(1, SIDE)
+    quarter = Motion(jitter=0.0, rotation_degrees=90.0, scale=(1.0, 1.0))
+    for seed in range(1000):  # find a draw close to a whole quarter either way
+        share = 2 * torch.rand(4, 1, generator=seeded(seed))[0, 0].item() - 1
+        if abs(share) > 0.995:
+            turned = moved(images, quarter, seeded(seed))
+            expected = torch.rot90(images, 1 if share > 0 else -1, dims=(2, 3))
+            assert (turned - expected).abs().mean() < 0.02
+            return
+    pytest.fail("no seed draws a whole quarter")
+
+
+def test_motion_lets_the_gradient_through():
+    images = pictures(2, SIDE).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(moved(images, Motion(), seeded()).sum(), images)
+    assert gradient.abs().sum() > 0.5 * images.numel()
+
+
+@pytest.mark.parametrize("recipe", ["fourier", "lesson"])
+def test_the_class_becomes_likelier_and_the_figures_are_of_the_8_bit_picture(recipe):
+    model, classes = convnet(4, sharpness=5), torch.tensor([2, 0, 3])
+    if recipe == "fourier":
+        made = fourier(model, classes, SIDE, QUICK, seeded())
+        floor = 0.995
+    else:
+        made = lesson(model, classes, SIDE, LessonRecipe(steps=60), seeded())
+        floor = 0.9
+    assert made.pictures.shape == (3, SIDE, SIDE, 3) and made.pictures.dtype == torch.uint8
+    shown = model(from_uint8(made.pictures)).softmax(dim=1)[torch.arange(3), classes]
+    assert torch.allclose(made.probabilities, shown, atol=1e-5)
+    assert (shown >= floor).all() and (made.curve[0] < shown).all()
+    assert made.frames.shape == (FRAMES, 3, SIDE, SIDE, 3)
+    assert made.frame_steps[0] == 0 and list(made.frame_steps) == sorted(set(made.frame_steps))
+    assert torch.equal(made.frames[-1], made.pictures)
+    assert len(made.curve) == len(made.curve_steps) and torch.equal(made.curve[-1], shown)
+
+
+@pytest.mark.parametrize("draw", [fourier, lesson])
+def test_the_same_seed_gives_the_same_pictures(draw):
+    recipe = (
+        dataclasses.replace(QUICK, polish_steps=2) if draw is fourier else LessonRecipe(steps=10)
+    )
+    model, classes = convnet(3), torch.tensor([0, 1])
+    one = draw(model, classes, SIDE, recipe, seeded())
+    two = draw(model, classes, SIDE, recipe, seeded())
+    other = draw(model, classes, SIDE, recipe, seeded(1))
+    assert torch.equal(one.pictures, two.pictures)
+    assert not torch.equal(one.pictures, other.pictures)
+
+
+def test_one_lesson_step_is_the_gradient_step_as_written():
+    model, classes = convnet(3), torch.tensor([1])
+    recipe = LessonRecipe(steps=1, step_size=0.5)
+    made = lesson(model, classes, SIDE, recipe, seeded())
+    start = 0.5 + 0.1 * torch.randn((1, 3, SIDE, SIDE), generator=seeded())
+    start = start.clamp(0, 1).requires_grad_(True)
+    loss = 10 * torch.nn.functional.cross_entropy(model(start), classes)
+    right = (start[..., 1:] - start[..., :-1]).abs().sum()
+    below = (start[..., 1:, :] - start[..., :-1, :]).abs().sum()
+    (gradient,) = torch.autograd.grad(loss + 0.005 * (right + below), start)
+    expected = (start - 0.5 * gradient).clamp(0, 1)
+    off = (made.pictures.permute(0, 3, 1, 2) / 255 - expected).abs().max()
+    assert off <= 0.5 / 255 + 1e-4
+
+
+def test_total_variation_makes_smoother_pictures():
+    model, classes = convnet(3), torch.tensor([1])
+    recipe = LessonRecipe(steps=40)
+    smooth = lesson(model, classes, SIDE, recipe, seeded())
+    rough = lesson(model, classes, SIDE, dataclasses.replace(recipe, total_variation=0.0), seeded())
+    variation = [total_variation(from_uint8(made.pictures)).item() for made in (smooth, rough)]
+    assert variation[0] < 0.8 * variation[1]
+
+
+def test_the_polish_makes_sure_what_the_moving_picture_left_unsure():
+    model, classes = convnet(4, sharpness=5), torch.tensor([0, 2, 3])
+    unsure = FourierRecipe(coarse_steps=1, steps=1, polish_steps=0)
+    sure = dataclasses.replace(unsure, polish_steps=200)
+    assert fourier(model, classes, SIDE, unsure, seeded()).probabilities.min() < 0.9
+    assert fourier(model, classes, SIDE, sure, seeded()).probabilities.min() >= 0.995
