@@ -10,8 +10,8 @@ import grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import Model, ModelDescription, Response, StreamedResult
+from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.client_messages import (
-    CHANNEL_OPTIONS,
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
     Photo,
@@ -24,6 +24,7 @@ from serving.client_messages import (
 )
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
+from serving.hedging import hedged_async
 
 T = TypeVar("T")
 
@@ -31,10 +32,17 @@ T = TypeVar("T")
 class AsyncClient:
     """The same as Client, for asyncio."""
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        hedge_after_s: float | None = None,
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.hedge_after_s = hedge_after_s
+        self._channel = grpc.aio.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
         self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -61,7 +69,9 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Response:
         request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
-        return response_of(await self._call(self._stub.Classify, request, timeout_s))
+        hedge_after_s = self.hedge_after_s
+        message = await self._call(self._stub.Classify, request, timeout_s, hedge_after_s)
+        return response_of(message)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         message = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
@@ -128,9 +138,18 @@ class AsyncClient:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+    async def _call(
+        self,
+        method: Any,
+        request: Any,
+        timeout_s: float | None,
+        hedge_after_s: float | None = None,
+    ) -> Any:
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            return await method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+            if hedge_after_s is not None and hedge_after_s < wait_s:
+                return await hedged_async(method, request, wait_s, hedge_after_s)
+            return await method(request, timeout=wait_s)
         except grpc.aio.AioRpcError as error:
             raise exception_of(error.code(), error.details(), self.address) from None
 

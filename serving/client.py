@@ -21,8 +21,8 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
+from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.client_messages import (
-    CHANNEL_OPTIONS,
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
     Photo,
@@ -35,6 +35,7 @@ from serving.client_messages import (
 )
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
+from serving.hedging import hedged
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -42,12 +43,25 @@ T = TypeVar("T")
 
 
 class Client:
-    """Blocking; may be used from several threads. timeout_s: of each call, unless given there."""
+    """Blocking; may be used from several threads.
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    address: of one server, or of several (see serving.channel.target_of), between which calls are
+    balanced; a call that one can't answer is tried at another. timeout_s: of each call, unless
+    given there. hedge_after_s: where `classify` has no answer by then, a second server is asked
+    too, and the faster answer counts; None: never.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        hedge_after_s: float | None = None,
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.hedge_after_s = hedge_after_s
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
         self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -76,7 +90,8 @@ class Client:
         """One call. version: a number, an alias, or "" for the default. Raises OSError for a file
         that can't be read."""
         request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
-        return response_of(self._call(self._stub.Classify, request, timeout_s))
+        hedge_after_s = self.hedge_after_s
+        return response_of(self._call(self._stub.Classify, request, timeout_s, hedge_after_s))
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         return models_of(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
@@ -147,9 +162,18 @@ class Client:
             call.cancel()
             receiver.join()
 
-    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+    def _call(
+        self,
+        method: Any,
+        request: Any,
+        timeout_s: float | None,
+        hedge_after_s: float | None = None,
+    ) -> Any:
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+            if hedge_after_s is not None and hedge_after_s < wait_s:
+                return hedged(method, request, wait_s, hedge_after_s)
+            return method(request, timeout=wait_s)
         except grpc.RpcError as error:
             raise exception_of(error.code(), error.details(), self.address) from None
 

@@ -24,8 +24,6 @@ from serving.modelspec import RobustAccuracy, RobustnessSummary
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
-# The server limits what it takes; the client need not.
-CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 Photo = bytes | str | os.PathLike[str] | Image.Image
 

@@ -66,6 +66,8 @@ class Server:
                     settings.max_message_mib * MIB + MESSAGE_MARGIN,
                 ),
                 ("grpc.max_send_message_length", -1),
+                # Our clients ping an answer that is long in coming; gRPC would call that abuse.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
             ]
         )

@@ -1,0 +1,72 @@
+"""How our clients reach servers: one, or several with balancing, health checks and retries.
+
+All of it is gRPC's own, in a service config (github.com/grpc/grpc, doc/service_config.md):
+round_robin over every address, those left out whose health service does not say SERVING, and
+another attempt, at the next server, for a call that failed as UNAVAILABLE. Classify changes nothing
+on a server, so a repeated attempt is harmless.
+"""
+
+import ipaddress
+import json
+
+from serving.errors import InvalidRequest
+
+SERVICE = "pawprint.v1.ClassifierService"
+# A request larger than this buffer would be sent once only. gRPC's own default is 256 KiB, less
+# than many photos.
+RETRY_BUFFER_BYTES = 80 * 1024 * 1024
+
+_RETRIED = {
+    "name": [{"service": SERVICE, "method": m} for m in ("Classify", "ListModels", "GetModel")],
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": SERVICE},
+    "methodConfig": [_RETRIED],
+    # Where most calls fail, retries would only be more load: gRPC then stops them.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+}
+
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    # The server limits what it takes; the client need not.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
+    # A server whose network is cut says nothing: without an answer to a ping it counts as gone.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # A server that comes back, or is new behind its name, is found within this time.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+]
+
+
+def target_of(address: str) -> str:
+    """What gRPC takes: HOST:PORT, dns:///HOST:PORT (every address that the name has), or several.
+
+    Several are IP addresses with ports, separated by commas. Raises InvalidRequest.
+    """
+    if "," not in address:
+        return address
+    kinds = set()
+    for one in address.split(","):
+        host, _, port = one.strip().rpartition(":")
+        try:
+            kinds.add(f"ipv{ipaddress.ip_address(host.strip('[]')).version}")
+            int(port)
+        except ValueError as error:
+            raise InvalidRequest(
+                "several servers are given as IP:PORT,IP:PORT (a name that has several addresses "
+                f"as dns:///NAME:PORT), got {one.strip()!r}"
+            ) from error
+    if len(kinds) > 1:
+        raise InvalidRequest(f"addresses must be all IPv4 or all IPv6, got {address}")
+    return f"{kinds.pop()}:{address.replace(' ', '')}"

@@ -1,0 +1,186 @@
+"""Several servers behind one client: balancing, retries, hedging."""
+
+import asyncio
+import collections
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.channel import CHANNEL_OPTIONS, RETRY_BUFFER_BYTES, target_of
+from serving.client import AsyncClient, Client
+from serving.errors import InvalidRequest, Overloaded, Unavailable
+from tests.conftest import ServerProcess, running_server
+from tests.photos import jpeg
+
+
+class Scripted(classifier_pb2_grpc.ClassifierServiceServicer):
+    """Answers after `delay_s`, or with `code`; counts what it is asked."""
+
+    def __init__(self, version: int, delay_s: float = 0.0, code: grpc.StatusCode | None = None):
+        self.version, self.delay_s, self.code = version, delay_s, code
+        self.calls = self.cancelled = 0
+
+    async def Classify(self, request, context):  # noqa: N802 - the name of the method in the proto
+        self.calls += 1
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.code is not None:
+            await context.abort(self.code, "as scripted")
+        return pb.ClassifyResponse(model=request.model, version=self.version)
+
+
+class Servers:
+    def __init__(self, *scripts: Scripted) -> None:
+        self.scripts = scripts
+
+    async def __aenter__(self) -> str:
+        """The address of all."""
+        self.running, ports = [], []
+        for script in self.scripts:
+            server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+            classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(script, server)
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+            self.running.append(server)
+        return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+    async def __aexit__(self, *_) -> None:
+        for server in self.running:
+            await server.stop(0)
+
+
+async def until_connected(client: AsyncClient, scripts: list[Scripted]) -> None:
+    """Connections are made in the background: ask until each server was reached."""
+    while not all(script.calls for script in scripts):
+        await client.classify([b"x"], model="m")
+    for script in scripts:
+        script.calls = script.cancelled = 0
+
+
+async def test_calls_go_round_all_servers() -> None:
+    scripts = [Scripted(1), Scripted(2), Scripted(3)]
+    async with Servers(*scripts) as address, AsyncClient(address) as client:
+        await until_connected(client, scripts)
+        answers = [(await client.classify([b"x"], model="m")).version for _ in range(30)]
+    assert collections.Counter(answers) == {1: 10, 2: 10, 3: 10}
+
+
+async def test_a_call_that_one_server_refuses_is_answered_by_another() -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address, AsyncClient(address) as client:
+        await until_connected(client, scripts)
+        scripts[0].code = grpc.StatusCode.UNAVAILABLE
+        photo = b"\0" * 2_000_000  # gRPC by itself would retry nothing that is this large
+        answers = [(await client.classify([photo], model="m")).version for _ in range(10)]
+    assert answers == [2] * 10 and scripts[0].calls > 0
+    assert len(photo) < RETRY_BUFFER_BYTES
+
+
+@pytest.mark.parametrize(
+    "code, error",
+    [(grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded), (grpc.StatusCode.UNAVAILABLE, Unavailable)],
+)
+async def test_only_what_a_retry_can_save_is_tried_again(code, error) -> None:
+    script = Scripted(1, code=code)
+    async with Servers(script) as address, AsyncClient(address) as client:
+        with pytest.raises(error, match="as scripted"):
+            await client.classify([b"x"], model="m")
+    assert script.calls == (5 if code is grpc.StatusCode.UNAVAILABLE else 1)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address:
+        async with AsyncClient(address) as client:
+            await until_connected(client, scripts)
+        client = kind(address, hedge_after_s=0.1)
+
+        async def classify() -> int:
+            if kind is AsyncClient:
+                return (await client.classify([b"x"], model="m")).version
+            answer = await asyncio.to_thread(client.classify, [b"x"], model="m")
+            return answer.version
+
+        while not all(script.calls for script in scripts):
+            await classify()
+        scripts[0].delay_s = 20.0
+        scripts[0].calls = 0
+        start = time.monotonic()
+        assert [await classify() for _ in range(6)] == [2] * 6
+        assert time.monotonic() - start < 5
+        while scripts[0].cancelled < scripts[0].calls:  # the loser is not left running
+            await asyncio.sleep(0.01)
+        assert scripts[0].calls >= 3
+        await client.close() if kind is AsyncClient else client.close()
+
+
+async def test_a_hedged_call_that_fails_everywhere_fails_once() -> None:
+    scripts = [
+        Scripted(1, 0.3, grpc.StatusCode.INTERNAL),
+        Scripted(2, 0.3, grpc.StatusCode.INTERNAL),
+    ]
+    async with Servers(*scripts) as address, AsyncClient(address, hedge_after_s=0.1) as client:
+        with pytest.raises(Exception, match="as scripted"):
+            await client.classify([b"x"], model="m")
+    assert sum(script.calls for script in scripts) <= 2
+
+
+async def test_a_server_that_is_still_loading_gets_no_calls(models: Path) -> None:
+    from serving.server import Server
+    from serving.settings import ServerSettings
+
+    loading = Server(ServerSettings(models=str(models), port=0, device="cpu"))
+    port = await loading.open()
+    try:
+        async with running_server(models) as ready:
+            address = f"{ready.address},127.0.0.1:{port}"
+            async with AsyncClient(address) as client:
+                for _ in range(20):
+                    assert (await client.classify([jpeg()], model="pets")).results
+    finally:
+        await loading.close()
+
+
+def test_killing_a_server_fails_no_call(models: Path, start: Callable[..., ServerProcess]) -> None:
+    servers = [start(models), start(models)]
+    with Client(",".join(server.address for server in servers)) as client:
+        for count in range(200):
+            if count == 50:
+                servers[0].process.send_signal(signal.SIGKILL)
+            assert client.classify([jpeg()], model="pets").results[0].labels
+
+
+@pytest.mark.parametrize(
+    "address, target",
+    [
+        ("localhost:50051", "localhost:50051"),
+        ("dns:///pawprint-headless:50051", "dns:///pawprint-headless:50051"),
+        ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
+    ],
+)
+def test_addresses(address: str, target: str) -> None:
+    assert target_of(address) == target
+
+
+@pytest.mark.parametrize("wrong", ["a:1,b:2", "10.0.0.1,10.0.0.2:1", "10.0.0.1:1,[::1]:1"])
+def test_wrong_addresses_say_what_is_right(wrong: str) -> None:
+    with pytest.raises(InvalidRequest, match="several servers are given as|all IPv4 or all IPv6"):
+        target_of(wrong)
+
+
+def test_the_service_config_is_the_one_of_our_service() -> None:
+    from serving.channel import SERVICE as configured
+    from serving.server import SERVICE as served
+
+    assert configured == served and "grpc.service_config" in dict(CHANNEL_OPTIONS)
