@@ -1,0 +1,54 @@
+"""A small version trained on cartoons, once for all tests of the analysis."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainer.cartoons import write_cartoons
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see trainer.train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    models: Path  # holds cartoon/1
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    write_cartoons(folder / "cartoons", per_class=80, seed=5)
+    run(
+        *("trainer.train", "--data", folder / "cartoons", "--name", "cartoon", "--size", 32),
+        *("--backbone", "tiny", "--weights", "none", "--epochs", 12, "--out", folder / "models"),
+    )
+    return Trained(models=folder / "models", data=folder / "cartoons")
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> Trained:
+    """A copy that a test may spoil."""
+    shutil.copytree(trained_once.models, tmp_path / "models")
+    return Trained(models=tmp_path / "models", data=trained_once.data)
+
+
+def run(module: str, *arguments: object, status: int = 0, **options: object) -> str:
+    """Run one of our commands in a process of its own; returns stdout and stderr together."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout

@@ -1,0 +1,310 @@
+"""The command `analyze` on a real version, as a user would run it."""
+
+import contextlib
+import html
+import io
+import json
+import re
+import resource
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client import Client
+from serving.preprocess import preprocess
+from serving.repository import Repository
+from tests.analysis.conftest import run
+from trainer.analysis import run as analysis_run
+from trainer.analysis.analyze import main
+from trainer.analysis.report import percent
+from trainer.analysis.workspace import run_tasks
+
+ANALYZE = "trainer.analysis.analyze"
+SMALL = ("--budget", "quick", "--photos", 4, "--linf", "8/255", "--l2", "1", "--ideal", "none")
+
+
+def command(trained, *flags):
+    return ["cartoon", "--data", trained.data, "--models", trained.models, *flags]
+
+
+def analyze(trained, *flags, status=0):
+    return here(*command(trained, *flags), status=status)
+
+
+def here(*arguments, status=0):
+    """Run `analyze` in this process (torch takes seconds to import); returns what it printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            got = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # argparse
+            got = ended.code
+    assert got == status, said.getvalue()
+    return said.getvalue()
+
+
+def report_of(trained):
+    return json.loads((trained.models / "cartoon/1/analysis/report.json").read_text())
+
+
+def figures(report):
+    """All that must not depend on when and by whom it was measured."""
+    report = {key: value for key, value in report.items() if key != "run"}
+    for attack in report["attacks"]:
+        del attack["seconds"]
+    return report
+
+
+@pytest.fixture(scope="module")
+def analysed(trained_once, tmp_path_factory):
+    """Analysed whole, ideal images too; not to be spoiled."""
+    models = tmp_path_factory.mktemp("analysed") / "models"
+    shutil.copytree(trained_once.models, models)
+    copy = type(trained_once)(models=models, data=trained_once.data)
+    said = analyze(copy, "--budget", "quick", "--photos", 8, "--linf", "8/255,16/255", "--l2", "1")
+    assert str(models / "cartoon/1/analysis/report.html") in said
+    return copy
+
+
+def test_the_analysis_is_part_of_the_version_and_whole(analysed):
+    repository = Repository(analysed.models)
+    assert repository.verify("cartoon", 1) == []
+    report = report_of(analysed)
+    assert report["data"]["photos"] == 8
+    assert report["model"]["name"] == "cartoon" and report["schema_version"] == 1
+    assert not list(analysed.models.glob("cartoon/.*")), "nothing is left beside the version"
+
+
+def test_only_test_photos_are_used(analysed):
+    split = json.loads((analysed.models / "cartoon/1/split.json").read_text())
+    tests = {file for files in split["test"].values() for file in files}
+    shown = {entry["file"] for entry in report_of(analysed)["adversarial"]}
+    assert shown and shown <= tests
+
+
+def test_the_worst_case_is_at_most_each_attack_and_falls_with_the_size(analysed):
+    report = report_of(analysed)
+    for attack in report["attacks"]:
+        worst = report["worst_case"][attack["norm"]]
+        for point, bound in zip(attack["points"], worst, strict=True):
+            assert bound["correct"] <= point["correct"] <= report["clean"]["fp32"]["correct"]
+            assert point["low"] <= point["accuracy"] <= point["high"]
+    left = [point["correct"] for point in report["worst_case"]["linf"]]
+    assert left == sorted(left, reverse=True)
+
+
+def test_saved_pictures_are_within_their_stated_size_and_pass_through_to_the_bit(analysed):
+    folder = analysed.models / "cartoon/1/analysis"
+    spec = Repository(analysed.models).manifest("cartoon", 1).preprocessing
+    for entry in report_of(analysed)["adversarial"]:
+        original, picture = (
+            np.asarray(Image.open(folder / entry[key])).astype(int)
+            for key in ("original", "picture")
+        )
+        difference = (picture - original) / 255
+        assert np.abs(difference).max() == pytest.approx(entry["linf"])
+        assert np.sqrt((difference**2).sum()) == pytest.approx(entry["l2"])
+        if entry["attack"].endswith("linf") or entry["attack"] == "pgd-linf-targeted":
+            assert entry["linf"] <= 16 / 255 + 1e-9
+        served = preprocess((folder / entry["picture"]).read_bytes(), spec)
+        assert np.array_equal(served, picture)
+
+
+def test_saved_pictures_fool_the_server_over_grpc_and_getmodel_has_the_summary(analysed, start):
+    report, folder = report_of(analysed), analysed.models / "cartoon/1/analysis"
+    assert len(report["adversarial"]) >= 4
+    with Client(start(analysed.models).address) as client:
+        for entry in report["adversarial"]:
+            best = (
+                client.classify([folder / entry["picture"]], model="cartoon").results[0].labels[0]
+            )
+            assert best.name == entry["after"]["label"] != entry["label"]
+            assert best.probability == pytest.approx(entry["after"]["probability"], abs=1e-4)
+        for ideal in report["ideal"]:
+            best = (
+                client.classify([folder / ideal["picture"]], model="cartoon").results[0].labels[0]
+            )
+            assert ideal["reached"] == (
+                best.name == ideal["label"] and best.probability >= report["ideal_goal"]
+            )
+        robustness = client.get_model("cartoon").robustness
+    assert robustness.photos == 8
+    assert robustness.clean_accuracy == pytest.approx(report["clean"]["fp32"]["accuracy"])
+    assert [point.accuracy for point in robustness.robust_accuracy] == pytest.approx(
+        [p["accuracy"] for points in report["worst_case"].values() for p in points]
+    )
+
+
+def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    page = analysed.models / "cartoon/1/analysis/report.html"
+    assert not re.search(r'(src|href)="(?!data:|#)', page.read_text()), (
+        "the page needs nothing else"
+    )
+    done = subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+            *("--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--virtual-time-budget=5000", "--dump-dom", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    shown = dict(re.findall(r'data-figure="(\w+)"[^>]*>([^<]*)<', html.unescape(done.stdout)))
+    report = report_of(analysed)
+    reference = next(
+        p for p in report["worst_case"]["linf"] if p["epsilon"] == report["reference"]["epsilon"]
+    )
+    passed = [check["passed"] for check in report["sanity"] if check["passed"] is not None]
+    assert shown == {
+        "clean": percent(report["clean"]["fp32"]["accuracy"]),
+        "robust": percent(reference["accuracy"]),
+        "corruptions": percent(report["corruptions"]["mean_accuracy"]),
+        "sanity": f"{sum(passed)} of {len(passed)}",
+    }
+    assert done.stdout.count("<svg") >= 5
+
+
+def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(trained, monkeypatch):
+    def interrupted(tasks, *arguments, **named):
+        run_tasks(tasks[:9], *arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_run, "run_tasks", interrupted)
+        assert "goes on" in analyze(trained, *SMALL, status=130)
+    assert not (trained.models / "cartoon/1/analysis").exists()
+    kept = list(trained.models.glob("cartoon/.analysis-*/*.npz"))
+    assert len(kept) == 9
+    (piece,) = trained.models.glob("cartoon/.analysis-*/attack~pgd-linf~0.npz")
+    arrays = dict(np.load(piece))
+    arrays["served"] = arrays["served"][..., ::-1]  # a mark: if it is computed anew this is gone
+    np.savez(piece, **arrays)
+    analyze(trained, *SMALL)
+    marked = report_of(trained)
+    analyze(trained, *SMALL)
+    first = report_of(trained)
+    assert figures(marked) != figures(first), "finished pieces are taken as they are"
+    analyze(trained, *SMALL)
+    assert figures(report_of(trained)) == figures(first)
+
+
+def test_two_processes_give_the_same_report(trained, tmp_path):
+    analyze(trained, *SMALL)
+    alone = figures(report_of(trained))
+    run(
+        *("torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0),
+        *("-m", ANALYZE, "cartoon", "--data", trained.data, "--models", trained.models, *SMALL),
+    )
+    together = figures(report_of(trained))
+    assert together["worst_case"] == alone["worst_case"]
+    assert together["attacks"] == alone["attacks"]
+    assert together["corruptions"] == alone["corruptions"]
+
+
+def test_fail_under_is_a_gate(trained):
+    said = analyze(trained, *SMALL, "--fail-under", "clean=0.1", "--fail-under", "pgd@8/255=1.0",
+                   status=1)  # fmt: skip
+    assert "failed: pgd@8/255=1.0" in said and "failed: clean" not in said
+
+
+def test_over_grpc_asks_the_server(trained, start):
+    server = start(trained.models)
+    analyze(trained, *SMALL, "--over-grpc", server.address)
+    entries = report_of(trained)["adversarial"]
+    assert entries
+    for entry in entries:
+        assert entry["grpc"]["label"] == entry["after"]["label"]
+
+
+def test_a_server_that_is_not_there_is_an_error_and_changes_nothing(trained):
+    said = analyze(trained, *SMALL, "--over-grpc", "127.0.0.1:1", status=2)
+    assert "does not answer" in said and "Traceback" not in said
+    assert not (trained.models / "cartoon/1/analysis").exists()
+
+
+def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained.models, tmp_path / "twice")
+    run(
+        *("trainer.train", "--data", trained.data, "--name", "cartoon", "--size", 32),
+        *("--backbone", "tiny", "--weights", "none", "--epochs", 6, "--out", tmp_path / "twice"),
+    )
+    monkeypatch.chdir(tmp_path)
+    said = here(
+        *("--compare", "cartoon/1", "cartoon/2", "--json", "--budget", "quick", "--photos", 6),
+        *("--data", trained.data, "--models", tmp_path / "twice"),
+    )
+    made = json.loads(said)
+    assert [v["version"] for v in made["versions"]] == ["cartoon/1", "cartoon/2"]
+    for i in (0, 1):
+        other = made["transfer"][i][1 - i]
+        assert made["transfer"][i][i] >= other, "an attack is strongest where it was made"
+    assert "cartoon/2" in (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--linf", "0"), "above 0"),
+        (("--linf", "300/255"), "up to 1"),
+        (("--linf", "x"), "such as 1/255"),
+        (("--photos", "0"), "1 or more"),
+        (("--ideal", "cat"), "did you mean 'cats'?"),
+        (("--fail-under", "pgd"), "pgd@4/255=0.2"),
+        (("--data", "/nowhere"), "no folder /nowhere"),
+        (("--device", "cuda"), "--device cpu"),
+    ],
+)
+def test_wrong_flags_say_what_to_do(trained_once, flags, words):
+    said = analyze(trained_once, *SMALL[:2], *flags, status=2)
+    assert words in said and "Traceback" not in said
+
+
+def test_an_unknown_model_names_those_that_are_there(trained_once):
+    said = here("dogs", "--data", ".", "--models", trained_once.models, status=2)
+    assert "cartoon" in said and "Traceback" not in said
+
+
+def test_other_classes_are_listed(trained_once, tmp_path):
+    shutil.copytree(trained_once.data / "cats", tmp_path / "data" / "cats")
+    shutil.copytree(trained_once.data / "dogs", tmp_path / "data" / "birds")
+    said = analyze(trained_once, "--data", tmp_path / "data", status=2)
+    assert "birds" in said and "cats, dogs" in said
+
+
+def test_photos_that_can_not_be_read_leave_no_analysis(trained_once, tmp_path):
+    for species in ("cats", "dogs"):
+        (tmp_path / "data" / species).mkdir(parents=True)
+        (tmp_path / "data" / species / "x.jpg").write_bytes(b"no photo")
+    said = analyze(trained_once, "--data", tmp_path / "data", status=2)
+    assert "no photo that can be used" in said
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.onnx", "manifest.json"])
+def test_an_altered_version_is_refused(trained, file):
+    path = trained.models / "cartoon/1" / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    said = analyze(trained, *SMALL, status=1)
+    assert "Traceback" not in said and file.partition(".")[0] in said
+    assert not (trained.models / "cartoon/1/analysis").exists()
+
+
+def test_a_full_disk_leaves_the_version_as_it_was(trained):
+    before = sorted(p for p in (trained.models / "cartoon/1").rglob("*"))
+    said = run(
+        ANALYZE,
+        *command(trained, *SMALL),
+        status=1,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert "as it was" in said and "Traceback" not in said
+    assert sorted(p for p in (trained.models / "cartoon/1").rglob("*")) == before
+    assert Repository(trained.models).verify("cartoon", 1) == []
