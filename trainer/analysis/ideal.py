@@ -119,7 +119,6 @@ def _polish(
     Rounding passes the gradient straight through. Returns the best pictures seen, [n, 3, S, S], and
     the steps taken; a class that is sure is not touched.
     """
-    size = spectrum.shape[2]
     best = from_uint8(to_uint8(to_pixels(spectrum)))
     surest = _probability(model, best, classes)
     rows = (surest < recipe.probability).nonzero().squeeze(1)

@@ -66,4 +66,5 @@ def _cycles(size: int, device: torch.device) -> Tensor:
 
 def _colours(like: Tensor) -> Tensor:
     axes = torch.tensor(_COLOUR_AXES, dtype=like.dtype, device=like.device)
-    return axes / torch.linalg.vector_norm(axes, dim=0).max()
+    longest: Tensor = torch.linalg.vector_norm(axes, dim=0).max()
+    return axes / longest
