@@ -21,11 +21,14 @@ from rich.progress import (
 )
 
 from serving.answers import StreamedResult
+from serving.batch_job import PART_PHOTOS, Plan, Share, agree, digest_of, first_error, run_job
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
 from serving.commandline import Parser, aligned, fail
 from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
+from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
+from serving.places import place
 
 DEFAULT_ADDRESS = "localhost:50051"
 TABLE_LIMIT = 20  # photos; more are printed line by line as they are answered
@@ -39,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.timeout > 0:
         fail(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
     try:
-        paths = photo_paths(options.photos)
-        failed = asyncio.run(classify(paths, options))
+        if options.out is not None:
+            count, failed = asyncio.run(classify_to_parquet(options))
+        else:
+            paths = photo_paths(map(Path, options.photos))
+            count, failed = len(paths), asyncio.run(classify(paths, options))
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     except BrokenPipeError:  # `classify ... | head`
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PawprintError as error:
         fail(str(error))
     if failed:
-        fail(f"{failed} of {len(paths)} photos could not be classified", status=1)
+        fail(f"{failed} of {count} photos could not be classified", status=1)
 
 
 async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
@@ -80,10 +86,54 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
                     table += _table_rows(path, answer)
                 else:
                     print(_line(path, answer))
-                advance()
+                advance(1)
         if len(table) > 1:
             print(aligned(table))
     return failed
+
+
+async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
+    """See serving.batch_job; returns how many photos there are, and how many of them failed now."""
+    require_pyarrow()
+    if len(options.photos) != 1:
+        raise InvalidRequest("with --out the photos are one folder or one prefix of a bucket")
+    (location,) = options.photos
+    source, out = place(location), place(options.out)
+    share = _share(options.shard)
+    keys = await asyncio.to_thread(source.photos)
+    async with AsyncClient(options.address, timeout_s=options.timeout) as client:
+        described = await client.get_model(
+            options.model or await _only_model(client), options.version
+        )
+        wanted = Plan(
+            photos=location,
+            count=len(keys),
+            digest=digest_of(keys),
+            model=described.model,
+            version=described.version,
+            top_k=options.top_k,
+            part_photos=PART_PHOTOS,
+        )
+        plan = await asyncio.to_thread(agree, wanted, out, version_given=bool(options.version))
+        mine = sum(
+            min(plan.part_photos, plan.count - index * plan.part_photos)
+            for index in range(share.rank, plan.parts, share.of)
+        )
+        with _progress(mine) as advance:
+            try:
+                failed = await run_job(
+                    client, plan, share, keys, source, out, options.in_flight, advance
+                )
+            except BaseExceptionGroup as group:
+                raise first_error(group) from group
+    return mine, failed
+
+
+def _share(text: str) -> Share:
+    rank, _, of = text.partition("/")
+    if not (rank.isdigit() and of.isdigit()):
+        raise InvalidRequest(f"--shard is RANK/OF, as 0/4, got {text!r}")
+    return Share(rank=int(rank), of=int(of))
 
 
 async def _only_model(client: AsyncClient) -> str:
@@ -108,11 +158,11 @@ async def _in_order(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr where that is a terminal and there is more than a glance to wait for."""
     console = Console(stderr=True)
     if not console.is_terminal or total <= TABLE_LIMIT:
-        yield lambda: None
+        yield lambda photos: None
         return
     columns = (
         TextColumn("classifying"),
@@ -128,7 +178,7 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
     )
     with bar as progress:
         task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
+        yield lambda photos: progress.advance(task, photos)
 
 
 def _table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
@@ -198,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Status 0: every photo was classified. 1: some could not be, or the server does "
         "not answer. 2: wrong arguments, or no such model.",
     )
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(
         "--address",
         default=os.environ.get("PAWPRINT_ADDRESS", DEFAULT_ADDRESS),
@@ -225,6 +275,18 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_IN_FLIGHT,
         metavar="N",
         help="photos sent ahead of their answers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="LOCATION",
+        help="for very many photos: write Parquet there, in parts (a folder, or s3://, gs://, "
+        "az://), and go on where an earlier run stopped; the photos may then be in a bucket too",
+    )
+    parser.add_argument(
+        "--shard",
+        default=f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}",
+        metavar="RANK/OF",
+        help="with --out: the parts of this machine (default: RANK/WORLD_SIZE, else all)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line")

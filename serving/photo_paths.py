@@ -8,13 +8,14 @@ from PIL import Image
 from serving.errors import InvalidRequest
 from serving.preprocess import FORMATS
 
+ENDINGS = frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
+
 
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     """Files as given; of a folder all photos below it, sorted, told by the ends of their names.
 
     Raises InvalidRequest for a path that is not there and for a folder without photos.
     """
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     found: list[Path] = []
     for argument in arguments:
         if not argument.exists():
@@ -25,11 +26,11 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
         photos = sorted(
             path
             for path in argument.rglob("*")
-            if path.suffix.lower() in endings and path.is_file()
+            if path.suffix.lower() in ENDINGS and path.is_file()
         )
         if not photos:
             raise InvalidRequest(
-                f"no photos in {argument}; known endings: {' '.join(sorted(endings))}"
+                f"no photos in {argument}; known endings: {' '.join(sorted(ENDINGS))}"
             )
         found += photos
     return found

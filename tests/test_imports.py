@@ -35,7 +35,7 @@ SERVING_NEEDS = {
     *{"PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "rich"},
     *{"serving", "protos"},
 }
-EXTRAS = {"serving.bucket": {"fsspec"}}  # of the extras s3, gs and az
+EXTRAS = {"serving.bucket": {"fsspec"}, "serving.parquet": {"pyarrow"}}  # of their extras
 
 
 def modules(package: str) -> dict[str, Path]:

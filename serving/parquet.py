@@ -1,0 +1,51 @@
+"""Answers as Parquet: one row a photo."""
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from serving.answers import Response
+from serving.errors import InvalidRequest
+
+
+def row_of(photo: str, response: Response | None, error: str | None) -> dict[str, Any]:
+    labels = response.results[0].labels if response and error is None else ()
+    return {
+        "photo": photo,
+        "label": labels[0].name if labels else None,
+        "probability": labels[0].probability if labels else None,
+        "labels": [label.name for label in labels],
+        "probabilities": [label.probability for label in labels],
+        "model": response.model if response else None,
+        "version": response.version if response else None,
+        "error": error,
+    }
+
+
+def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [
+            ("photo", pyarrow.string()),
+            ("label", pyarrow.string()),
+            ("probability", pyarrow.float32()),
+            ("labels", pyarrow.list_(pyarrow.string())),
+            ("probabilities", pyarrow.list_(pyarrow.float32())),
+            ("model", pyarrow.string()),
+            ("version", pyarrow.int32()),
+            ("error", pyarrow.string()),
+        ]
+    )
+    buffer = io.BytesIO()
+    table = pyarrow.Table.from_pylist(list(rows), schema=schema)
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def require_pyarrow() -> None:
+    """Raises InvalidRequest where it is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InvalidRequest("--out needs the package pyarrow: pip install 'pawprint[parquet]'")
