@@ -81,14 +81,16 @@ for _ in $(seq 100); do
   sleep 0.3
 done
 expect "${said:-}" SERVING
-for label in cat dog; do
-  photo=$(find "$scratch/photos/$label" -name '*.jpg' | sort | head -n 1)
-  answer=$(in_running "$pid" "$SERVE" classify --model cartoon --json "/photos/$label/$(basename "$photo")")
+for folder in "$scratch"/photos/*/; do
+  label=$(basename "$folder")
+  photo=$(find "$folder" -name '*.jpg' -printf '%f\n' | sort | head -n 1)
+  answer=$(in_running "$pid" "$SERVE" classify --model cartoon --json "/photos/$label/$photo")
   say "$answer"
-  expect "$answer" probability
+  expect "$answer" '"probability"'
 done
 expect "$(in_running "$pid" "$SERVE" python -c 'import os; print(os.getuid())')" 10001
 kill -TERM "$pid"
 wait "$server" || die "serve ended with status $? after SIGTERM: $(tail -n 3 "$WORK/serve.out")"
 server=
+say "stopped with status 0: $(tail -n 1 "$WORK/serve.out")"
 say "passed"
