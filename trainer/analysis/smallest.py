@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.analysis.attacks.ball import Ball, Norm
+from trainer.analysis.attacks.ball import Ball, Norm, size_of
 from trainer.analysis.attacks.fmn import NearestBoundary, fmn
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import pgd
@@ -51,7 +51,7 @@ def smallest_on_lattice(
         adversarial = _fewer_levels(model, images, goal, adversarial, fools, steps)
     else:
         adversarial = _bisect(model, images, goal, adversarial, fools)
-    distances = _distance(adversarial - images, norm)
+    distances = size_of(adversarial - images, norm)
     nearest = ((images + found.perturbations) * 255).round() / 255
     return Smallest(
         adversarial=adversarial,
@@ -89,7 +89,7 @@ def _fewer_levels(
     model: nn.Module, images: Tensor, goal: Goal, adversarial: Tensor, fools: Tensor, steps: int
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0)  # one run without restarts draws nothing
-    levels = (_distance(adversarial - images, "linf") * 255).round()
+    levels = (size_of(adversarial - images, "linf") * 255).round()
     rows = (fools & (levels > 1)).nonzero().squeeze(1)
     while len(rows):
         levels[rows] -= 1
@@ -109,7 +109,7 @@ def _bisect(
     if len(rows) == 0:
         return adversarial
     originals, direction = images[rows], adversarial[rows] - images[rows]
-    high = _distance(direction, "l2")
+    high = size_of(direction, "l2")
     low = high / 2
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -123,9 +123,3 @@ def _bisect(
 
 def _reached(model: nn.Module, images: Tensor, goal: Goal) -> Tensor:
     return goal.reached(logits_of(model, images))
-
-
-def _distance(delta: Tensor, norm: Norm) -> Tensor:
-    order = math.inf if norm == "linf" else 2
-    size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=(1, 2, 3))
-    return size

@@ -1,5 +1,6 @@
 """The set of allowed perturbations: an L-infinity or L2 ball around each image, cut to [0, 1]."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -79,6 +80,13 @@ def uniform(shape: torch.Size, generator: torch.Generator, device: torch.device)
     """Uniform numbers in [0, 1), drawn where the generator lives."""
     numbers: Tensor = torch.rand(shape, generator=generator, device=generator.device)
     return numbers.to(device)
+
+
+def size_of(perturbation: Tensor, norm: Norm) -> Tensor:
+    """[n]: the norm over all values of each image, pixel units."""
+    order = math.inf if norm == "linf" else 2
+    size: Tensor = torch.linalg.vector_norm(perturbation, ord=order, dim=(1, 2, 3))
+    return size
 
 
 def l2_norm(perturbation: Tensor) -> Tensor:

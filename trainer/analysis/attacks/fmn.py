@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.analysis.attacks.ball import Ball, Norm, project, unit_l2
+from trainer.analysis.attacks.ball import Ball, Norm, project, size_of, unit_l2
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.differentiable import input_gradient
 
@@ -43,7 +43,7 @@ def fmn(model: nn.Module, images: Tensor, goal: Goal, norm: Norm, *, steps: int)
         gamma = _LAST_GAMMA + (_GAMMA - _LAST_GAMMA) * anneal
         stride = _STEP_SIZE[norm] * (_LAST_STEP + (1 - _LAST_STEP) * anneal)
         _, margin, gradient = input_gradient(model, images + delta, goal.margin)
-        size = _norm(delta, norm)
+        size = size_of(delta, norm)
         fools = margin > 0
         closer = fools & (size < best_norm)
         best_norm = torch.where(closer, size, best_norm)
@@ -56,9 +56,3 @@ def fmn(model: nn.Module, images: Tensor, goal: Goal, norm: Norm, *, steps: int)
         ball = Ball(norm=norm, epsilon=epsilon)
         delta = project(images + delta + stride * unit_l2(gradient), images, ball) - images
     return NearestBoundary(perturbations=best, distances=best_norm)
-
-
-def _norm(delta: Tensor, norm: Norm) -> Tensor:
-    order = math.inf if norm == "linf" else 2
-    size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=(1, 2, 3))
-    return size
