@@ -23,9 +23,9 @@ class TrainConfig:
     strict: bool = False  # fail if any file has to be left out
     val_fraction: float = 0.15  # split off where no val folder is given
     test_fraction: float = 0.15  # split off where no test folder is given
-    epochs: int = 8  # of fine-tuning after the probe (0: the probe alone), or from scratch
+    epochs: int = 6  # of fine-tuning after the probe (0: the probe alone), or from scratch
     batch_size: int = 32
-    learning_rate: float = 1e-3  # at its peak
+    learning_rate: float = 1e-4  # at its peak
     weight_decay: float = 1e-4  # of kernels; biases and normalisation layers have none
     warmup: float = 0.1  # share of the steps in which the rate rises
     thaw: float = 0.25  # share of the stages, from the last, that fine-tuning changes

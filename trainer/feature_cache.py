@@ -25,7 +25,7 @@ class FeatureCache:
         if self.path is None or not self.path.is_file():
             return {}
         try:
-            with np.load(self.path, allow_pickle=False) as data:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return dict(zip(data["digests"].tolist(), data["features"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return {}

@@ -33,6 +33,9 @@ def train(config: TrainConfig, console: Console) -> Published:
     started = time.monotonic()
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    repository = Repository(Path(config.out))
+    with repository.staging(config.name):
+        pass  # fails now, rather than after the training, where nothing can be written
     files = find_files(Path(config.data))
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
     classifier.to(device).to(memory_format=torch.channels_last)
@@ -45,7 +48,6 @@ def train(config: TrainConfig, console: Console) -> Published:
         fitted = _probe_then_fine_tune(classifier, data, config, console)
     classifier.to("cpu").to(memory_format=torch.contiguous_format)
     calibrated = Calibrated(classifier, fitted.temperature).eval()
-    repository = Repository(Path(config.out))
     return publish(repository, calibrated, data, spec, config, fitted, started, console)
 
 

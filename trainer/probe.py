@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.floating]
 PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 _FOLDS = 5
 _ITERATIONS = 300
+_ROUGH = 1e-6  # relative decrease of the loss at which a fit ends: enough to compare penalties
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,19 @@ class Probe:
 
 
 def fit_head(
-    features: Floats, labels: Ints, classes: int, penalty: float, start: Head | None = None
+    features: Floats,
+    labels: Ints,
+    classes: int,
+    penalty: float,
+    start: Head | None = None,
+    tolerance: float = 1e-8,
 ) -> Head:
     """The minimum of mean cross-entropy + penalty/2 * |W|^2, by L-BFGS.
 
     features [n, F], labels [n]. The bias is free. Features are centred, and divided by one number
     so that the mean of |x|^2 is 1; so a penalty means the same for every backbone, and the rows
     converge fast. Returned for features as given. The problem is convex: `start` (of another
-    penalty) only saves time.
+    penalty) only saves time. It ends when a step lowers the loss by less than `tolerance` of it.
     """
     centre = features.mean(axis=0)
     scale = float(np.sqrt(np.mean(np.sum((features - centre) ** 2, axis=1)))) or 1.0
@@ -73,7 +79,7 @@ def fit_head(
         table.ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": _ITERATIONS, "ftol": 1e-8, "gtol": 1e-6},
+        options={"maxiter": _ITERATIONS, "ftol": tolerance, "gtol": 1e-6},
     )
     table = result.x.reshape(classes, width + 1)
     weight = table[:, :width] / scale
@@ -102,7 +108,7 @@ def fit_probe(
         for fold in range(_FOLDS):
             rest, held = folds != fold, folds == fold
             rows, targets = _rows(features[rest]), np.repeat(labels[rest], views)
-            head = fit_head(rows, targets, classes, penalty, heads[fold])
+            head = fit_head(rows, targets, classes, penalty, heads[fold], _ROUGH)
             logits[held] = head.logits(features[held, 0])
             heads[fold] = head
         loss = nll(logits, labels)

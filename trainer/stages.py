@@ -48,7 +48,7 @@ def split_frozen(
         with torch.inference_mode():
             if torch.allclose(suffix(prefix(sample)), backbone(sample), rtol=1e-4, atol=1e-5):
                 return prefix, suffix
-    except (RuntimeError, TypeError, AssertionError):  # the stages are not one after another
+    except (RuntimeError, TypeError, ValueError, AssertionError):  # not one after another
         return whole
     return whole
 

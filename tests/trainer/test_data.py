@@ -1,0 +1,220 @@
+"""What is made of folders of photos, good and bad."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
+from tests.trainer.conftest import MakePhotos, draw
+from trainer.config import TrainConfig
+from trainer.data import PhotoData, load_data
+from trainer.errors import InvalidData
+from trainer.tree import find_files
+
+SPEC = Preprocessing(size=32, interpolation="bilinear")
+
+
+def load(folder: Path, **settings: object) -> PhotoData:
+    config = TrainConfig(data=str(folder), name="x", size=32, **settings)
+    return load_data(config, find_files(folder), SPEC, lambda items, title, total: items)
+
+
+def reasons(data: PhotoData) -> dict[str, str]:
+    return {item.file: item.reason for item in data.left_out}
+
+
+def names(data: PhotoData, split: str) -> set[str]:
+    return {photo.file for photo in data.splits[split]}
+
+
+def test_one_tree_is_split_evenly_over_the_classes(photos: MakePhotos):
+    folder = photos(per_class=20)
+    data = load(folder)
+    assert data.labels == ("discs", "squares")
+    counts = {s: np.bincount(data.targets(s)).tolist() for s in ("train", "val", "test")}
+    assert counts == {"train": [14, 14], "val": [3, 3], "test": [3, 3]}
+    together = [photo.file for split in data.splits.values() for photo in split]
+    assert sorted(together) == sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*"))
+    assert data.describe().counts["train"] == {"discs": 14, "squares": 14}
+
+
+def test_the_split_depends_on_the_seed_and_so_does_the_digest(photos: MakePhotos):
+    folder = photos(per_class=20)
+    first, same, other = load(folder), load(folder), load(folder, seed=1)
+    assert first.splits == same.splits != other.splits
+    assert first.describe().digest == same.describe().digest != other.describe().digest
+
+
+def test_the_digest_changes_with_any_photo(photos: MakePhotos):
+    folder = photos(per_class=6)
+    before = load(folder).describe().digest
+    draw("discs", 999).save(folder / "discs" / "000.jpg")
+    assert load(folder).describe().digest != before
+
+
+def test_given_splits_stay_as_they_are_and_val_is_taken_from_train(photos: MakePhotos):
+    folder = photos("all/train", per_class=10).parent
+    photos("all/test", per_class=3, seed=1)
+    data = load(folder)
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 16, "val": 4, "test": 6}
+    assert all(name.startswith("test/") for name in names(data, "test"))
+    assert all(name.startswith("train/") for name in names(data, "train") | names(data, "val"))
+
+
+def test_all_three_given(photos: MakePhotos):
+    folder = photos("all/train", per_class=4).parent
+    photos("all/valid", per_class=2, seed=1)
+    photos("all/test", per_class=3, seed=2)
+    data = load(folder)
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 8, "val": 4, "test": 6}
+
+
+def test_photos_are_kept_as_the_server_sees_them(photos: MakePhotos):
+    data = load(photos())
+    for photo in data.splits["train"]:
+        (square,) = data.squares.get([photo])
+        assert np.array_equal(square, preprocess(photo.path.read_bytes(), SPEC))
+
+
+def test_what_cannot_be_read_is_named_with_its_reason_and_left_out(photos: MakePhotos):
+    folder = photos(per_class=6)
+    whole = (folder / "discs" / "000.jpg").read_bytes()
+    (folder / "discs" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "discs" / "empty.jpg").touch()
+    (folder / "squares" / "notes.txt").write_text("no image")
+    (folder / "squares" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    os.mkfifo(folder / "squares" / "pipe.jpg")
+    (folder / "squares" / ".DS_Store").write_text("hidden")
+    data = load(folder)
+    found = reasons(data)
+    assert sorted(found) == [
+        *("discs/cut.jpg", "discs/empty.jpg"),
+        *("squares/gone.jpg", "squares/notes.txt", "squares/pipe.jpg"),
+    ]
+    assert "truncated" in found["discs/cut.jpg"]
+    assert "empty" in found["discs/empty.jpg"]
+    assert "not an image" in found["squares/notes.txt"]
+    assert "dangling link" in found["squares/gone.jpg"]
+    assert sum(map(len, data.splits.values())) == 12
+    with pytest.raises(InvalidData, match=r"5 files can't be used \(--strict\): discs/cut.jpg"):
+        load(folder, strict=True)
+
+
+def test_a_photo_in_train_and_test_stays_in_test_alone(photos: MakePhotos):
+    folder = photos("all/train", per_class=8).parent
+    photos("all/test", per_class=3, seed=1)
+    shutil.copy(folder / "test/discs/000.jpg", folder / "train/discs/again.jpg")
+    shutil.copy(folder / "test/discs/001.jpg", folder / "train/squares/other.jpg")
+    data = load(folder)
+    assert reasons(data) == {
+        "train/discs/again.jpg": "duplicate: same content as test/discs/000.jpg",
+        "train/squares/other.jpg": (
+            "duplicate: same content as test/discs/001.jpg, under another label (discs)"
+        ),
+    }
+    assert len(data.splits["test"]) == 6
+    digests = [{p.digest for p in split} for split in data.splits.values()]
+    assert len(set.union(*digests)) == sum(map(len, digests))
+
+
+def test_copies_in_one_tree_are_used_once(photos: MakePhotos):
+    folder = photos(per_class=6)
+    for i in range(5):
+        shutil.copy(folder / "discs/000.jpg", folder / f"discs/copy{i}.jpg")
+    data = load(folder)
+    assert len(data.left_out) == 5 and sum(map(len, data.splits.values())) == 12
+
+
+def test_photos_may_lie_deeper_and_links_are_followed(photos: MakePhotos, tmp_path: Path):
+    folder = photos(per_class=4)
+    (folder / "discs" / "more").mkdir()
+    draw("discs", 77).save(folder / "discs" / "more" / "a.jpg")
+    draw("squares", 78).save(tmp_path / "elsewhere.png")
+    (folder / "squares" / "linked.png").symlink_to(tmp_path / "elsewhere.png")
+    files = {photo.file for split in load(folder).splits.values() for photo in split}
+    assert {"discs/more/a.jpg", "squares/linked.png"} <= files
+
+
+def expect(folder: Path, message: str, **settings: object) -> None:
+    with pytest.raises(InvalidData, match=message):
+        load(folder, **settings)
+
+
+def test_no_folder_no_classes_one_class(photos: MakePhotos, tmp_path: Path):
+    expect(tmp_path / "absent", "no folder .*absent")
+    (tmp_path / "file").touch()
+    expect(tmp_path / "file", "is not a folder")
+    (tmp_path / "none").mkdir()
+    draw("discs", 0).save(tmp_path / "none" / "loose.jpg")
+    expect(tmp_path / "none", "has no class folders; expected two or more folders")
+    expect(photos("one", labels=("discs",)), r"has one class \(discs\); expected two or more")
+
+
+def test_a_folder_of_no_images(tmp_path: Path):
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "readme.txt").write_text("nothing here")
+    expect(tmp_path, "no photo that can be used .*readme.txt: not an image")
+
+
+def test_an_empty_class_folder(photos: MakePhotos):
+    folder = photos()
+    (folder / "triangles").mkdir()
+    expect(folder, "class folders without any file: .*triangles")
+
+
+def test_a_class_with_too_few_images(photos: MakePhotos):
+    folder = photos(per_class=6)
+    for i in range(4):
+        (folder / "squares" / f"{i:03}.jpg").write_bytes(b"spoilt")
+    expect(
+        folder,
+        r"at least 3 in train \(test and val are taken from it\); squares has 2 \(4 left out",
+    )
+
+
+def test_a_test_folder_that_is_spoilt_is_not_replaced_from_train(photos: MakePhotos):
+    folder = photos("all/train", per_class=8).parent
+    photos("all/test", per_class=1, seed=1)
+    (folder / "test/discs/000.jpg").write_bytes(b"")
+    expect(folder, "at least 1 in test; discs has 0")
+
+
+def test_splits_with_different_classes(photos: MakePhotos):
+    folder = photos("all/train", labels=("cats", "discs", "squares")).parent
+    photos("all/test", labels=("Cats", "discs", "squares"), seed=1)
+    expect(folder, "classes of test are not those of train: missing 'cats'; only in test 'Cats'")
+
+
+def test_class_folders_beside_the_splits(photos: MakePhotos):
+    folder = photos("all/train").parent
+    photos("all", labels=("lost",))
+    expect(folder, "has a train folder and beside it lost")
+
+
+def test_a_file_that_changes_during_the_training_is_noticed(photos: MakePhotos):
+    data = load(photos())
+    photo = data.splits["train"][0]
+    data.squares._kept.clear()
+    Image.new("RGB", (40, 40)).save(photo.path)
+    with pytest.raises(InvalidData, match="was changed during the training"):
+        data.squares.get([photo])
+    photo.path.unlink()
+    with pytest.raises(InvalidData, match="can't be read any more: No such file"):
+        data.squares.get([photo])
+
+
+def test_what_does_not_fit_in_memory_is_decoded_anew_and_the_same(photos: MakePhotos):
+    data = load(photos())
+    members = data.splits["train"]
+    kept = data.squares.get(members)
+    data.squares._kept.clear()
+    data.squares._memory = 2 * kept[0].nbytes
+    again = data.squares.get(members)
+    assert len(data.squares._kept) == 2
+    assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))

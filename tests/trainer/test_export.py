@@ -1,0 +1,137 @@
+"""The exported file: its contract, its agreement with PyTorch, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from serving.modelspec import Parity
+from trainer.backbones import IMAGENET, Calibrated, build
+from trainer.errors import FailedCheck
+from trainer.export import OPSET, Served, export_onnx
+from trainer.onnx_runner import OnnxRunner
+from trainer.parity import Disagreement, measure_parity, require_parity
+
+SIZE, TEMPERATURE = 48, 1.7
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    torch.manual_seed(0)
+    return Served(Calibrated(build("tiny", 3, SIZE), TEMPERATURE)).eval()
+
+
+@pytest.fixture(scope="module")
+def path(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(served, SIZE, path)
+    return path
+
+
+def pixels(n: int = 9) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def test_one_file_with_the_names_types_and_shapes_of_the_contract(path: Path):
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert (image.name, image.type) == ("image", "tensor(uint8)")
+    assert image.shape == ["batch", SIZE, SIZE, 3]
+    outputs = {output.name: (output.type, output.shape) for output in session.get_outputs()}
+    assert outputs == dict.fromkeys(("probabilities", "logits"), ("tensor(float)", ["batch", 3]))
+
+
+def test_opset_is_pinned_and_no_path_of_this_machine_is_inside(path: Path):
+    model = onnx.load(path)
+    assert {o.domain: o.version for o in model.opset_import}[""] == OPSET
+    assert not any(node.metadata_props for node in model.graph.node)
+    assert b"/site-packages/" not in path.read_bytes()
+
+
+def test_the_graph_does_all_that_a_caller_would_else_have_to(path: Path, served: Served):
+    """Against the same in numpy: /255, normalise, backbone, temperature, softmax."""
+    images = pixels(3)
+    x = (images / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
+    classifier = served.calibrated.classifier
+    with torch.no_grad():
+        planes = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32)
+        features = classifier.backbone(planes).double().numpy()
+    weight = classifier.head.weight.detach().double().numpy()
+    bias = classifier.head.bias.detach().double().numpy()
+    expected = (features @ weight.T + bias) / TEMPERATURE
+    probabilities, logits = OnnxRunner(path).run(images, 3)
+    assert logits == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    powers = np.exp(expected)
+    assert probabilities == pytest.approx(powers / powers.sum(1, keepdims=True), abs=1e-5)
+
+
+def test_onnx_agrees_with_pytorch_and_the_batch_does_not_matter(path: Path, served: Served):
+    parity, differ = measure_parity(served, OnnxRunner(path), pixels())
+    require_parity(parity, differ, [""] * 9)
+    assert parity.photos == 9 and parity.batch_sizes == (1, 2, 7)
+    assert 0 < parity.logit_scale and parity.top1_agreement == 1.0
+
+
+def test_a_file_of_other_weights_is_refused_with_the_figures(path: Path, served: Served):
+    torch.manual_seed(1)
+    other = Served(Calibrated(build("tiny", 3, SIZE), TEMPERATURE)).eval()
+    parity, differ = measure_parity(other, OnnxRunner(path), pixels())
+    with pytest.raises(FailedCheck, match=r"differs from PyTorch by .* in logits; the limit is"):
+        require_parity(parity, differ, [""] * 9)
+
+
+def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
+    bias = served.calibrated.classifier.head.bias
+    with torch.no_grad():
+        bias[0] += 1e-3
+    try:
+        parity, differ = measure_parity(served, OnnxRunner(path), pixels())
+    finally:
+        with torch.no_grad():
+            bias[0] -= 1e-3
+    assert parity.max_logit_error == pytest.approx(1e-3 / TEMPERATURE, rel=0.01)
+    with pytest.raises(FailedCheck):
+        require_parity(parity, differ, [""] * 9)
+
+
+def parity_of(error: float, agreement: float = 1.0) -> Parity:
+    return Parity(
+        photos=4,
+        batch_sizes=(1,),
+        logit_scale=10.0,
+        max_logit_error=error,
+        top1_agreement=agreement,
+    )
+
+
+def test_the_limit_is_a_share_of_the_logit_scale():
+    require_parity(parity_of(0.99e-4), [], [])
+    for error in (1.01e-4, float("nan")):
+        with pytest.raises(FailedCheck, match="limit is 0.0001"):
+            require_parity(parity_of(error), [], [])
+
+
+def test_another_first_label_is_refused_and_its_margin_given():
+    differ = [Disagreement(photo=1, margin=2e-6)]
+    with pytest.raises(FailedCheck, match=r"1 of 4 photos another label .*b.jpg \(margin 2e-06\)"):
+        require_parity(parity_of(1e-6, 0.75), differ, ["a.jpg", "b.jpg"])
+
+
+class Inexportable(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvalsh(images[..., :4, :4]).flatten(1)  # ONNX has no such operator
+
+
+def test_a_net_that_cannot_be_exported_says_so(tmp_path: Path):
+    with pytest.raises(FailedCheck, match="can't be exported to ONNX"):
+        export_onnx(Served(Inexportable()).eval(), 8, tmp_path / "model.onnx")
+
+
+def test_the_exporter_is_quiet(served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    export_onnx(served, SIZE, tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")

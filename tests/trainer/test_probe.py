@@ -1,0 +1,112 @@
+"""The head is the minimum of its convex objective, by independent means."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from trainer.probe import Head, fit_head, fit_probe
+
+
+def blobs(
+    n: int = 90, width: int = 6, classes: int = 3, noise: float = 1.5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = np.random.default_rng(99).normal(0, 1, (classes, width))
+    return 5 + 3 * (centres[labels] + noise * generator.normal(0, 1, (n, width))), labels
+
+
+def objective(head: Head, x: np.ndarray, labels: np.ndarray, penalty: float) -> float:
+    """As documented, in its own words: penalty in units of the mean square of centred features."""
+    unit = np.mean(np.sum((x - x.mean(0)) ** 2, axis=1))
+    loss = -log_softmax(head.logits(x), axis=1)[np.arange(len(x)), labels].mean()
+    return float(loss + penalty / 2 * np.sum(head.weight**2) * unit)
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-2, 1e-3])
+def test_no_step_from_the_solution_goes_down(penalty: float):
+    x, labels = blobs()
+    head = fit_head(x, labels, 3, penalty)
+    least = objective(head, x, labels, penalty)
+    generator = np.random.default_rng(1)
+    for size in (1e-1, 1e-2):
+        for _ in range(50):
+            other = Head(
+                weight=head.weight + size * generator.normal(0, 0.1, head.weight.shape),
+                bias=head.bias + size * generator.normal(0, 0.1, head.bias.shape),
+            )
+            assert objective(other, x, labels, penalty) > least - 1e-6
+
+
+def test_the_gradient_is_zero_at_the_solution():
+    x, labels = blobs()
+    penalty = 1e-2
+    head = fit_head(x, labels, 3, penalty)
+    unit = np.mean(np.sum((x - x.mean(0)) ** 2, axis=1))
+    residual = (softmax(head.logits(x), axis=1) - np.eye(3)[labels]) / len(x)
+    assert np.abs(residual.sum(axis=0)).max() < 2e-4
+    gradient = residual.T @ (x - x.mean(0)) + penalty * unit * head.weight
+    assert np.abs(gradient).max() < 2e-4 * np.sqrt(unit)
+
+
+def test_two_classes_agree_with_newtons_method():
+    x, labels = blobs(60, 4, 2)
+    penalty = 5e-2
+    head = fit_head(x, labels, 2, penalty)
+    # Binary logistic regression on w = w1 - w0, whose penalty is half: |w0|^2 + |w1|^2 = |w|^2 / 2.
+    unit = np.mean(np.sum((x - x.mean(0)) ** 2, axis=1))
+    design = np.concatenate([x, np.ones((60, 1))], axis=1)
+    ridge = np.diag([penalty * unit / 2] * 4 + [0.0])
+    w = np.zeros(5)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ w))
+        hessian = (design * (p * (1 - p))[:, None]).T @ design / 60 + ridge
+        w -= np.linalg.solve(hessian, design.T @ (p - labels) / 60 + ridge @ w)
+    assert head.weight[1] - head.weight[0] == pytest.approx(w[:4], abs=2e-3)
+    assert head.bias[1] - head.bias[0] == pytest.approx(w[4], abs=2e-2)
+
+
+def test_a_warm_start_ends_at_the_same_place():
+    x, labels = blobs()
+    cold = fit_head(x, labels, 3, 1e-2)
+    warm = fit_head(x, labels, 3, 1e-2, fit_head(x, labels, 3, 1e-1))
+    assert warm.logits(x) == pytest.approx(cold.logits(x), abs=1e-2)
+
+
+def test_scaling_all_features_changes_nothing():
+    x, labels = blobs()
+    one, other = fit_head(x, labels, 3, 1e-2), fit_head(100 * x, labels, 3, 1e-2)
+    assert other.logits(100 * x) == pytest.approx(one.logits(x), abs=1e-2)
+
+
+def test_constant_features_give_the_frequencies_of_the_classes():
+    labels = np.array([0, 0, 0, 1])
+    head = fit_head(np.ones((4, 2)), labels, 2, 1e-2)
+    assert softmax(head.logits(np.ones((1, 2))), axis=1)[0] == pytest.approx([0.75, 0.25], abs=1e-3)
+
+
+def test_out_of_fold_logits_are_honest():
+    """Labels without any relation to the features: a head that has seen them would look good."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(0, 1, (60, 1, 200))
+    labels = generator.permutation(np.arange(60) % 2)
+    probe = fit_probe(x, labels, 2, np.random.default_rng(0), penalties=(1e-4,))
+    assert np.mean(probe.head.logits(x[:, 0]).argmax(1) == labels) == 1.0
+    assert np.mean(probe.out_of_fold.argmax(1) == labels) < 0.75
+
+
+def test_the_penalty_is_stronger_where_there_is_less_to_learn():
+    clear, noisy = blobs(300, noise=0.5), blobs(60, noise=6.0)
+    chosen = [
+        fit_probe(x[:, None], labels, 3, np.random.default_rng(0), (1, 1e-1, 1e-2, 1e-3)).penalty
+        for x, labels in (clear, noisy)
+    ]
+    assert chosen[0] < chosen[1]
+
+
+def test_views_are_trained_on_and_the_first_is_judged():
+    x, labels = blobs(120, noise=0.8)
+    views = np.stack([x, x + 0.1], axis=1)
+    probe = fit_probe(views, labels, 3, np.random.default_rng(0))
+    assert probe.out_of_fold.shape == (120, 3)
+    assert np.mean(probe.out_of_fold.argmax(1) == labels) > 0.8

@@ -1,0 +1,167 @@
+"""The loop: its learning rate, what it keeps, what stops it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from serving.modelspec import Preprocessing
+from tests.trainer.conftest import MakePhotos
+from trainer.activations import Activations
+from trainer.augment import Augmentation
+from trainer.backbones import Classifier, build
+from trainer.config import TrainConfig
+from trainer.data import PhotoData, load_data
+from trainer.errors import FailedCheck
+from trainer.features import plain
+from trainer.pictures import Photo, for_augmentation
+from trainer.stages import frozen_stages
+from trainer.training import Epoch, FineTuned, fine_tune, learning_rate, parameter_groups
+from trainer.tree import find_files
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
+    rates = [learning_rate(step, 100, 0.1, 0.1) for step in range(100)]
+    assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(0.1)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.05) and 0 < rates[99] < 1e-4
+    assert max(rates) == pytest.approx(0.1)
+
+
+def test_without_warm_up_it_starts_at_its_peak():
+    assert learning_rate(0, 10, 0.3, 0.0) == 0.3
+
+
+def test_an_epoch_is_better_by_accuracy_and_then_by_loss():
+    first = Epoch(1, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9)
+    assert Epoch(2, 0.1, 1.0, val_loss=0.9, val_accuracy=0.95).better_than(first)
+    assert Epoch(2, 0.1, 1.0, val_loss=0.4, val_accuracy=0.9).better_than(first)
+    assert not Epoch(2, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9).better_than(first)
+    assert not Epoch(2, 0.1, 1.0, val_loss=0.1, val_accuracy=0.8).better_than(first)
+    assert not Epoch(2, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.9).better_than(first)
+
+
+def test_only_kernels_decay():
+    net = build("resnet18", 3, 64)
+    net.freeze(frozen_stages(net.backbone, 0.25))
+    decayed, free = parameter_groups(net, 0.3)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2, 4} and {p.dim() for p in free["params"]} == {1}
+    assert all(p.requires_grad for group in (decayed, free) for p in group["params"])
+
+
+class Run:
+    """A quick training of resnet18's last stages, or of the whole of tiny, on drawn photos."""
+
+    def __init__(self, make: MakePhotos, backbone: str, **settings: object) -> None:
+        folder = make(per_class=10)
+        self.config = TrainConfig(data=str(folder), name="x", size=48, **settings)
+        spec = Preprocessing(size=48, interpolation="bilinear")
+        files = find_files(folder)
+        self.data: PhotoData = load_data(self.config, files, spec, lambda items, *_: items)
+        torch.manual_seed(0)
+        self.classifier: Classifier = build(backbone, 2, 48)
+        self.classifier.freeze(frozen_stages(self.classifier.backbone, self.config.thaw))
+        self.reported: list[Epoch] = []
+        self.done = 0
+
+    def __call__(self) -> FineTuned:
+        def advance(count: int, note: str) -> None:
+            self.done += count
+
+        augmentation = Augmentation(for_augmentation(48, workers=1), 48, self.config.seed)
+        return fine_tune(
+            self.classifier, self.data, augmentation, self.config, self.reported.append, advance
+        )
+
+    def val_logits(self) -> np.ndarray:
+        with torch.no_grad():
+            images = plain(self.data.squares, self.data.splits["val"])
+            return self.classifier(images).double().numpy()
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+def test_the_best_epoch_is_what_is_left(photos: MakePhotos, backbone: str):
+    run = Run(photos, backbone, epochs=3, batch_size=8, learning_rate=3e-3)
+    result = run()
+    assert list(result.history) == run.reported
+    assert [epoch.epoch for epoch in result.history] == [0, 1, 2, 3]
+    assert run.done == 3 * len(run.data.splits["train"])
+    best = max(result.history, key=lambda e: (e.val_accuracy, -e.val_loss))
+    assert result.best == best
+    assert not run.classifier.training
+    assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-4)
+
+
+def test_harmful_epochs_are_undone_whole(photos: MakePhotos):
+    """A rate that ruins the net: epoch 0 is kept, running statistics included."""
+    run = Run(photos, "resnet18", epochs=1, learning_rate=3.0)
+    with torch.no_grad():  # epoch 0 is right everywhere, so that nothing can be better
+        images = plain(run.data.squares, run.data.splits["val"])
+        features = run.classifier.features(images)
+        centred = features - features.mean(dim=0)
+        targets = torch.from_numpy(run.data.targets("val")).float() * 2 - 1
+        direction = torch.linalg.lstsq(centred, targets[:, None]).solution[:, 0] * 30
+        run.classifier.head.weight.copy_(torch.stack([-direction, direction]))
+        shift = features.mean(dim=0) @ direction
+        run.classifier.head.bias.copy_(torch.stack([shift, -shift]))
+    before = {k: v.clone() for k, v in run.classifier.state_dict().items()}
+    result = run()
+    assert result.history[0].val_accuracy == 1.0 and result.best.epoch == 0
+    after = run.classifier.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_the_same_seed_gives_the_same_weights(photos: MakePhotos):
+    weights = []
+    for seed in (0, 0, 1):
+        run = Run(photos, "tiny", epochs=1, batch_size=8, seed=seed)
+        run()
+        weights.append(run.classifier.head.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_loss_that_is_no_number_stops_it(photos: MakePhotos):
+    run = Run(photos, "tiny", epochs=1, batch_size=8)
+    with torch.no_grad():
+        run.classifier.head.bias.fill_(math.nan)
+    with pytest.raises(FailedCheck, match="loss is nan in epoch 1, step 1 of 2; try a lower"):
+        run()
+
+
+def test_augmented_photos_are_a_function_of_seed_photo_and_view(photos: MakePhotos):
+    run = Run(photos, "tiny")
+    members = run.data.splits["train"]
+    pictures = for_augmentation(48, workers=2)
+    one, other = Augmentation(pictures, 48, 0), Augmentation(pictures, 48, 1)
+    images = one.batch(members, 0)
+    assert images.shape == (len(members), 3, 48, 48) and images.dtype == torch.float32
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    state = torch.get_rng_state()
+    assert torch.equal(one.batch(members[::-1], 0), images.flip(0))  # whatever the company
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(one.batch(members, 1), images)
+    assert not torch.equal(other.batch(members, 0), images)
+
+
+def test_activations_are_computed_once_while_memory_lasts(photos: MakePhotos):
+    run = Run(photos, "tiny")
+    members = run.data.splits["train"][:4]
+    asked: list[tuple[str, int]] = []
+
+    def images(wanted: list[Photo], view: int) -> torch.Tensor:
+        asked.extend((photo.file, view) for photo in wanted)
+        return plain(run.data.squares, wanted) + view
+
+    conv = torch.nn.Conv2d(3, 2, 3)
+    one_size = 2 * 46 * 46 * 4
+    kept = Activations(conv, images, memory=3 * one_size)
+    with torch.no_grad():
+        expected = conv(images(list(members), 1))
+    asked.clear()
+    for _ in range(2):
+        assert torch.allclose(kept.get(members, 1), expected, atol=1e-6)
+    assert len(asked) == 4 + 1  # three are kept
+    kept.get(members[:1], 2)
+    assert asked[-1] == (members[0].file, 2)
