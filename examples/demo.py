@@ -76,6 +76,7 @@ def classify_held_out(
                     sys.exit("error: the server did not start")
                 time.sleep(0.05)
             with Client(f"localhost:{port_file.read_text().strip()}") as client:
+                client.get_model(name)  # connects, so that the first photo does not pay for it
                 console.print(answers(client, name, version, shown))
         finally:
             server.send_signal(signal.SIGTERM)
