@@ -1,0 +1,120 @@
+"""What one photo costs a server: processor time and memory, for planning how many are needed.
+
+    .venv/bin/python benchmarks/capacity.py MODELS NAME PHOTOS
+
+Processor time per photo, not photos per second, is what is measured: it hardly depends on what else
+the machine is doing. A core answers 1000 / (ms per photo) photos a second at full use.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.client import AsyncClient
+from serving.commandline import aligned
+from serving.photo_paths import photo_paths
+
+TICKS = os.sysconf("SC_CLK_TCK")
+CALLERS = (1, 16)
+WARM_PHOTOS = 32
+TARGET_PHOTOS_S = 1_000_000 / 3600
+USE = 0.7  # of the processor, so that bursts find room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    cpu_ms: float  # of all the server's threads, per photo
+    photos_s: float  # as the machine happened to be
+    resident_mib: float  # at its highest
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process and all its threads (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def peak_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+async def measure(pid: int, address: str, name: str, photos: list[bytes], callers: int) -> Cost:
+    async with AsyncClient(address) as client:
+        waiting = iter(photos)
+
+        async def caller() -> None:
+            for photo in waiting:
+                await client.classify([photo], model=name)
+
+        async def all_of(some: list[bytes]) -> None:
+            nonlocal waiting
+            waiting = iter(some)
+            await asyncio.gather(*(caller() for _ in range(callers)))
+
+        await all_of(photos[:WARM_PHOTOS])
+        cpu, start = cpu_s(pid), time.perf_counter()
+        await all_of(photos)
+        elapsed, used = time.perf_counter() - start, cpu_s(pid) - cpu
+    return Cost(
+        cpu_ms=1e3 * used / len(photos),
+        photos_s=len(photos) / elapsed,
+        resident_mib=peak_mib(pid),
+    )
+
+
+def serve_and_measure(
+    models: Path, name: str, photos: list[bytes], threads: int, callers: int
+) -> Cost:
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "serving.server", "--models", str(models), "--port", "0"]
+        command += ["--port-file", str(port_file), "--device", "cpu", "--threads", str(threads)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not port_file.exists():
+                if server.poll() is not None:
+                    sys.exit("error: the server did not start; try `serve` by hand")
+                time.sleep(0.05)
+            address = f"127.0.0.1:{port_file.read_text().strip()}"
+            return asyncio.run(measure(server.pid, address, name, photos, callers))
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("photos", type=Path, help="folder")
+    parser.add_argument("--count", type=int, default=400, help="photos (default: %(default)s)")
+    options = parser.parse_args()
+    found = [path.read_bytes() for path in photo_paths([options.photos])]
+    photos = [found[i % len(found)] for i in range(options.count)]
+    rows: list[tuple[object, ...]] = [
+        ("THREADS", "CALLERS", "CPU MS/PHOTO", "PHOTOS/S A CORE", "PHOTOS/S NOW", "MEMORY MIB")
+    ]
+    best = float("inf")
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        for callers in CALLERS:
+            cost = serve_and_measure(options.models, options.name, photos, threads, callers)
+            best = min(best, cost.cpu_ms)
+            rate = f"{1e3 / cost.cpu_ms:.1f}"
+            memory = f"{cost.resident_mib:.0f}"
+            row = (threads, callers, f"{cost.cpu_ms:.1f}", rate, f"{cost.photos_s:.1f}", memory)
+            rows.append(row)
+    print(aligned(rows))
+    cores = TARGET_PHOTOS_S * best / 1e3 / USE
+    print(f"A million photos an hour: {cores:.1f} cores at {USE:.0%} use")
+
+
+if __name__ == "__main__":
+    main()
