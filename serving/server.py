@@ -33,8 +33,8 @@ SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_n
 MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
-# Once no request is being answered, open streams have this long to end by themselves.
-GOODBYE_S = 1.0
+# A draining server that was asked nothing for so long closes the streams that are still open.
+QUIET_S = 1.0
 
 
 class Server:
@@ -119,10 +119,10 @@ class Server:
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
         # Health watchers and idle streams would hold the server open for all of drain_s.
-        idle = asyncio.ensure_future(self._service.drain())
-        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await self._grpc.stop(GOODBYE_S)
+        quiet = asyncio.ensure_future(self._service.drain(QUIET_S))
+        await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)
+        quiet.cancel()
+        await self._grpc.stop(0)
         await stopping
 
     async def close(self) -> None:

@@ -58,6 +58,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         self._max_stream_in_flight = max_stream_in_flight
         self._catalogue: Catalogue | None = None
         self._active = 0  # requests being answered, those of streams counted each
+        self._begun = 0  # requests so far
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = asyncio.Event()
@@ -66,10 +67,18 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         """From now on, answer with these models."""
         self._catalogue = catalogue
 
-    async def drain(self) -> None:
-        """Take nothing more from open streams, and return when no request is being answered."""
+    async def drain(self, quiet_s: float) -> None:
+        """Take nothing more from open streams; return when no request was here for `quiet_s`.
+
+        A moment without one is not enough: of a call that gRPC has accepted, the message may still
+        be on its way.
+        """
         self._draining.set()
-        await self._idle.wait()
+        seen = -1
+        while seen != self._begun or self._active:
+            seen = self._begun
+            await self._idle.wait()
+            await asyncio.sleep(quiet_s)
 
     # --- the calls
 
@@ -161,6 +170,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
+        self._begun += 1
         self._active += 1
         self._idle.clear()
         try:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.backbones import Classifier
+from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.pictures import Photo, Pictures
 
@@ -31,7 +32,8 @@ def extract(
 ) -> Floats:
     """Pooled vectors [n, views, F] of what the server sees of each photo, and of its mirror image.
 
-    `advance` is told how many photos are done. What lies in `cache` is not computed again.
+    `advance` is told how many photos are done. What lies in `cache` is not computed again. Raises
+    FailedCheck where a feature is not finite.
     """
     known = cache.load()
     todo = [p for p in photos if p.digest not in known]
@@ -41,7 +43,12 @@ def extract(
         advance(len(batch), "")
     if todo:
         cache.save(known)
-    return np.stack([known[photo.digest] for photo in photos])
+    features = np.stack([known[photo.digest] for photo in photos])
+    if not np.isfinite(features).all():
+        raise FailedCheck(
+            "the frozen backbone gives features that are not finite: its weights are damaged"
+        )
+    return features
 
 
 def _compute(

@@ -72,9 +72,7 @@ def test_cached_features_are_the_same_and_the_net_is_not_run(
         raise AssertionError("the net was run")
 
     monkeypatch.setattr(classifier, "features", never)
-    assert np.array_equal(
-        extract(classifier, members, data.squares, cache, lambda *_: None), mixed
-    )
+    assert np.array_equal(extract(classifier, members, data.squares, cache, lambda *_: None), mixed)
     with pytest.raises(AssertionError, match="the net was run"):
         other = FeatureCache(tmp_path / "cache", {"net": 2})
         extract(classifier, members, data.squares, other, lambda *_: None)

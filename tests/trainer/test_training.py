@@ -47,7 +47,9 @@ def test_only_kernels_decay():
     net.freeze(frozen_stages(net.backbone, 0.25))
     decayed, free = parameter_groups(net, 0.3)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
-    assert {p.dim() for p in decayed["params"]} == {2, 4} and {p.dim() for p in free["params"]} == {1}
+    assert {p.dim() for p in decayed["params"]} == {2, 4} and {p.dim() for p in free["params"]} == {
+        1
+    }
     assert all(p.requires_grad for group in (decayed, free) for p in group["params"])
 
 
