@@ -67,3 +67,15 @@ def confusion_matrix(predictions: Ints, labels: Ints, classes: int) -> Ints:
     """int64 [K, K]: photos of class `row` that were taken for class `column`."""
     cells = np.bincount(labels * classes + predictions, minlength=classes * classes)
     return cells.reshape(classes, classes)
+
+
+def chance_of_gain(before: Floats, after: Floats, labels: Ints) -> float:
+    """How likely chance alone makes `after` at least that much more often right than `before`.
+
+    The exact one-sided test of McNemar 1947 on scores [n, K] for the same photos: only those that
+    one has right and the other wrong count, and chance tosses a coin for each. 1 for no difference.
+    """
+    was, now = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
+    gained, lost = int(np.sum(now & ~was)), int(np.sum(was & ~now))
+    differ = gained + lost
+    return sum(math.comb(differ, k) for k in range(gained, differ + 1)) / 2**differ

@@ -1,5 +1,6 @@
 """One training run, from top to bottom: photos in, a published version out."""
 
+import copy
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainer.console import Console
 from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
 from trainer.features import VIEWS, extract
+from trainer.metrics import chance_of_gain
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
@@ -23,6 +25,8 @@ from trainer.stages import frozen_stages
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import find_files, labels_of
 from trainer.weights import digest_state
+
+SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 
 
 def train(config: TrainConfig, console: Console) -> Published:
@@ -63,8 +67,9 @@ def _probe_then_fine_tune(
 ) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
-    Where fine-tuning does not do better on val than the probe, the probe is published. As val has
-    then chosen nothing of it, that probe is fitted to train and val together.
+    Where fine-tuning does not do better on val than the probe by more than chance would, the probe
+    is published: the best of several epochs on few photos looks better than it is. As val has then
+    chosen nothing of it, that probe is fitted to train and val together.
     """
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
@@ -89,9 +94,16 @@ def _probe_then_fine_tune(
         repeated = np.repeat(targets[:in_train], features.shape[1])
         _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
         classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+        pretrained = copy.deepcopy(classifier.backbone.state_dict())
         result = _fine_tune(classifier, data, config, console)
-        if result.best.epoch > 0:
+        chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
+        if chance < SIGNIFICANT:
             return _fitted(result, data, probe.penalty, f"fine-tuned, epoch {result.best.epoch}")
+        console.line(
+            f"Fine-tuning gained no more on {len(data.splits['val'])} val photos than chance may "
+            f"give (p = {chance:.2f}): the linear probe is kept, fitted to train and val"
+        )
+        classifier.backbone.load_state_dict(pretrained)
         history = result.history
     _set_head(classifier, probe.head)
     return Fitted(

@@ -46,6 +46,7 @@ class FineTuned:
     history: tuple[Epoch, ...]  # from epoch 0
     best: Epoch
     val_logits: npt.NDArray[np.float64]  # [n, K] at the best epoch
+    first_logits: npt.NDArray[np.float64]  # [n, K] at epoch 0
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -83,7 +84,7 @@ def fine_tune(
     batches = math.ceil(len(photos) / config.batch_size)
     val_logits = predict(model, val, data.splits["val"])
     best = measure(0, (math.nan, math.nan), val_logits, data)
-    history, best_logits = [best], val_logits
+    history, best_logits, first_logits = [best], val_logits, val_logits
     kept = copy.deepcopy(classifier.state_dict())
     report(best)
     for epoch in range(1, config.epochs + 1):
@@ -121,7 +122,9 @@ def fine_tune(
             kept = copy.deepcopy(classifier.state_dict())
     classifier.load_state_dict(kept)
     classifier.eval()
-    return FineTuned(history=tuple(history), best=best, val_logits=best_logits)
+    return FineTuned(
+        history=tuple(history), best=best, val_logits=best_logits, first_logits=first_logits
+    )
 
 
 def measure(

@@ -14,19 +14,18 @@ MakePhotos = Callable[..., Path]
 
 
 def draw(label: str, seed: int) -> Image.Image:
-    """A disc or a square, of any colour, size and place, on a ground of another colour."""
+    """Many small discs or one large square, in any colours and places."""
     generator = np.random.default_rng([len(label), seed])
     ground, ink = generator.integers(0, 110, 3), generator.integers(150, 256, 3)
     if generator.random() < 0.5:
         ground, ink = ink, ground
     width, height = generator.integers(64, 100, 2).tolist()
     image = Image.new("RGB", (width, height), tuple(ground.tolist()))
-    radius = generator.uniform(14, 26)
-    x = generator.uniform(radius, width - radius)
-    y = generator.uniform(radius, height - radius)
     pen = ImageDraw.Draw(image)
+    count, radius = (14, 6.0) if label == "discs" else (1, generator.uniform(18, 26))
     shape = pen.ellipse if label == "discs" else pen.rectangle
-    shape((x - radius, y - radius, x + radius, y + radius), fill=tuple(ink.tolist()))
+    for x, y in generator.uniform(radius, (width - radius, height - radius), (count, 2)):
+        shape((x - radius, y - radius, x + radius, y + radius), fill=tuple(ink.tolist()))
     return image
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from trainer.metrics import (
     accuracy,
+    chance_of_gain,
     confusion_matrix,
     expected_calibration_error,
     nll,
@@ -86,3 +87,17 @@ def test_perfectly_calibrated_predictions_have_a_small_error():
 def test_confusion_matrix_has_a_row_for_each_true_class():
     matrix = confusion_matrix(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 1]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_chance_of_gain_by_hand():
+    labels = np.zeros(8, int)
+
+    def right(*which):
+        scores = np.tile([0.0, 1.0], (8, 1))
+        scores[list(which)] = [1.0, 0.0]
+        return scores
+
+    assert chance_of_gain(right(0, 1), right(0, 1), labels) == 1.0
+    assert chance_of_gain(right(0), right(0, 1, 2, 3), labels) == 1 / 8  # three of three
+    assert chance_of_gain(right(0, 7), right(0, 1, 2, 3), labels) == 5 / 16  # three of four
+    assert chance_of_gain(right(0, 1, 2), right(0), labels) == 1.0
