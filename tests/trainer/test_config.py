@@ -1,0 +1,87 @@
+"""Where settings come from, and what they may be."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.errors import InvalidRequest
+from trainer.config import TrainConfig
+from trainer.train import read_config
+
+REQUIRED = {"data": "photos", "name": "pets"}
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path):
+    file = tmp_path / "train.toml"
+    file.write_text("epochs = 1\nbatch_size = 8\nviews = 9\nlearning_rate = 1\nstrict = true\n")
+    environment = {"PAWPRINT_TRAIN_EPOCHS": "2", "PAWPRINT_TRAIN_BATCH_SIZE": "16", "HOME": "/"}
+    config = read_config({**REQUIRED, "epochs": 3}, environment, file)
+    assert (config.epochs, config.batch_size, config.views) == (3, 16, 9)
+    assert config.learning_rate == 1.0 and config.strict is True
+    assert config.seed == TrainConfig.seed
+
+
+def test_required_settings_may_come_from_the_environment():
+    environment = {"PAWPRINT_TRAIN_DATA": "d", "PAWPRINT_TRAIN_NAME": "n"}
+    assert read_config({}, environment, None).data == "d"
+    with pytest.raises(InvalidRequest, match="--name is required"):
+        read_config({"data": "d"}, {}, None)
+
+
+def test_defaults_follow_backbone_and_weights():
+    assert read_config({**REQUIRED, "backbone": "inception_v3"}, {}, None).size == 299
+    scratch = read_config({**REQUIRED, "backbone": "tiny", "weights": "none"}, {}, None)
+    assert scratch.size == 64 and scratch.thaw == 1.0
+    assert scratch.learning_rate > TrainConfig.learning_rate
+    kept = read_config({**REQUIRED, "weights": "none", "learning_rate": 0.5}, {}, None)
+    assert kept.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown setting 'epoch'; known: data, name"),
+        ("epochs = '3'", "epochs must be int, got '3'"),
+        ("strict = 1", "strict must be bool, got 1"),
+        ("epochs = ", "can't be read as TOML"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "train.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=message):
+        read_config(REQUIRED, {}, file)
+    with pytest.raises(InvalidRequest, match="absent.toml can't be read"):
+        read_config(REQUIRED, {}, tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("EPOCH", "3", "unknown setting in the environment: PAWPRINT_TRAIN_EPOCH"),
+        ("EPOCHS", "few", "PAWPRINT_TRAIN_EPOCHS must be int, got 'few'"),
+        ("STRICT", "maybe", "PAWPRINT_TRAIN_STRICT must be bool"),
+    ],
+)
+def test_an_environment_that_is_wrong(variable: str, text: str, message: str):
+    with pytest.raises(InvalidRequest, match=message):
+        read_config(REQUIRED, {f"PAWPRINT_TRAIN_{variable}": text}, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("name", "a/b", "a name has 1 to 64"),
+        ("interpolation", "nearest", "interpolation must be one of bilinear, bicubic, lanczos"),
+        ("size", 8, "size must be 32 to 1024, got 8"),
+        ("epochs", -1, "epochs must be 0 to 10000, got -1"),
+        ("learning_rate", float("inf"), "learning_rate must be 1e-08 to 10, got inf"),
+        ("val_fraction", 0.9, "val_fraction must be 0.01 to 0.5, got 0.9"),
+        ("batch_size", 1, "batch_size must be 2 to 4096, got 1"),
+    ],
+)
+def test_values_out_of_range_are_named_with_what_was_expected(
+    setting: str, value: object, message: str
+):
+    with pytest.raises(InvalidRequest, match=message):
+        TrainConfig(**{**REQUIRED, setting: value})

@@ -1,0 +1,49 @@
+"""Real photos and real ImageNet weights, where they are at hand beside the checkout."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from serving.repository import Repository
+from trainer.train import main
+
+
+@pytest.fixture
+def weights(shared_data: Path) -> Path:
+    return shared_data / "weights" / "mobilenet_v2.pth"
+
+
+def train(data: Path, weights: Path, out: Path, *more: str) -> Repository:
+    arguments = [*("--data", data, "--name", "real", "--out", out, "--weights", weights), *more]
+    assert main([str(argument) for argument in arguments]) == 0
+    return Repository(out)
+
+
+def test_a_probe_on_a_few_photos_tells_cats_from_dogs(
+    shared_data: Path, weights: Path, tmp_path: Path
+):
+    for split, count in (("train", 14), ("test", 12)):
+        for label in ("cats", "dogs"):
+            folder = tmp_path / "few" / split / label
+            folder.mkdir(parents=True)
+            every = sorted((shared_data / "cats_vs_dogs" / split / label).iterdir())
+            for path in every[:: len(every) // count][:count]:
+                shutil.copy(path, folder)
+    out = tmp_path / "models"
+    repository = train(tmp_path / "few", weights, out, "--epochs", "0", "--size", "128")
+    assert repository.verify("real", 1) == []
+    manifest = repository.manifest("real", 1)
+    fp32 = manifest.variants["fp32"]
+    assert fp32.metrics.photos == 24 and fp32.metrics.accuracy >= 0.75
+    assert fp32.parity.max_logit_error <= 1e-5 * fp32.parity.logit_scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("cats_vs_dogs", 0.98), ("pets", 0.88)])
+def test_accuracy_on_the_test_photos(
+    shared_data: Path, weights: Path, tmp_path: Path, name: str, least: float
+):
+    repository = train(shared_data / name, weights, tmp_path / "models")
+    manifest = repository.manifest("real", 1)
+    assert manifest.variants["fp32"].metrics.accuracy >= least

@@ -1,0 +1,250 @@
+"""The command `train`, whole: real photos in, a version out, and every way to be stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from serving.errors import BrokenVersion
+from serving.preprocess import preprocess
+from serving.repository import Repository
+from tests.trainer.conftest import MakePhotos, write_photos
+from trainer.backbones import load_version
+from trainer.tiny import Tiny
+from trainer.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = ["--backbone", "tiny", "--weights", "none", "--size", "32"]
+
+
+class Trained:
+    """Discs and squares, learnt from scratch by the command, and all it said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.photos = write_photos(folder / "photos", 60, ("discs", "squares"))
+        whole = (self.photos / "discs" / "000.jpg").read_bytes()
+        (self.photos / "discs" / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+        self.repository = Repository(folder / "models")
+        self.result = run(
+            *("--data", self.photos, "--name", "shapes", "--out", self.repository.root),
+            *(*SCRATCH, "--epochs", "10", "--batch-size", "16", "--json"),
+        )
+        assert self.result.returncode == 0, self.result.stderr
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.train", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+def test_it_learns_and_publishes_a_whole_version(trained: Trained):
+    assert trained.repository.verify("shapes", 1) == []
+    manifest = trained.repository.manifest("shapes", 1)
+    metrics = manifest.variants["fp32"].metrics
+    assert metrics.accuracy >= 0.9 and metrics.photos == 18
+    assert metrics.accuracy_low < metrics.accuracy <= metrics.accuracy_high + 1e-9
+    assert manifest.labels == ("discs", "squares")
+    assert manifest.configuration["epochs"] == 10 and manifest.configuration["size"] == 32
+    assert manifest.variants["fp32"].parity.top1_agreement == 1.0
+    assert {"plots/training.png", "plots/confusion.png", "plots/reliability.png"} <= set(
+        manifest.files
+    )
+
+
+def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
+    said = trained.result.stderr
+    for text in (
+        "Configuration",
+        "Found 2 classes; photos: 84 train, 18 val, 18 test",
+        "discs/broken.jpg: the photo is damaged or truncated",
+        "Epoch 10/10: train loss",
+        "test accuracy",
+        "Serve it: serve --models",
+    ):
+        assert text in said
+    assert said.index("Configuration") < said.index("Found") < said.index("Epoch 1/10")
+    answer = json.loads(trained.result.stdout)
+    assert (answer["name"], answer["version"]) == ("shapes", 1)
+    assert answer["metrics"]["photos"] == 18
+
+
+def test_the_metrics_are_those_of_the_file_and_the_servers_preprocessing(trained: Trained):
+    """Measured again from nothing but what a server has: photos, model.onnx and the manifest."""
+    folder = trained.repository.path("shapes", 1)
+    manifest = trained.repository.manifest("shapes", 1)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    split = json.loads((folder / "split.json").read_text())
+    right = total = 0
+    for i, label in enumerate(manifest.labels):
+        for file in split["test"][label]:
+            pixels = preprocess((trained.photos / file).read_bytes(), manifest.preprocessing)
+            (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
+            right += int(probabilities[0].argmax() == i)
+            total += 1
+    metrics = manifest.variants["fp32"].metrics
+    assert (metrics.correct, metrics.photos) == (right, total)
+    everywhere = [f for labels in split.values() for files in labels.values() for f in files]
+    assert len(everywhere) == len(set(everywhere)) == 120
+
+
+def test_the_golden_pictures_have_the_files_own_answers(trained: Trained):
+    folder = trained.repository.path("shapes", 1)
+    with np.load(folder / "golden.npz", allow_pickle=False) as golden:
+        images, logits, probabilities = (
+            golden[name] for name in ("images", "logits", "probabilities")
+        )
+    assert images.shape == (8, 32, 32, 3) and images.dtype == np.uint8
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for i in range(8):
+        got = session.run(["probabilities", "logits"], {"image": images[i : i + 1]})
+        assert got[0][0] == pytest.approx(probabilities[i], abs=1e-5)
+        assert got[1][0] == pytest.approx(logits[i], abs=1e-4)
+
+
+def test_a_version_is_rebuilt_in_pytorch_as_it_was_exported(trained: Trained):
+    net, manifest = load_version(trained.repository, "shapes", 1)
+    folder = trained.repository.path("shapes", 1)
+    with np.load(folder / "golden.npz") as golden:
+        images = torch.from_numpy(golden["images"]).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            logits = net(images).numpy()
+        assert logits == pytest.approx(golden["logits"], abs=1e-4)
+    assert not net.training and manifest.temperature > 0
+
+
+def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
+    copied = tmp_path / "models" / "shapes" / "1"
+    copied.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-r", trained.repository.path("shapes", 1), copied], check=True)
+    data = bytearray((copied / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copied / "weights.safetensors").write_bytes(data)
+    with pytest.raises(BrokenVersion, match="weights.safetensors is altered"):
+        load_version(Repository(tmp_path / "models"), "shapes", 1)
+
+
+def test_a_probe_on_the_weights_of_a_version(trained: Trained, tmp_path: Path):
+    """Weights FILE may be those of a version; --epochs 0 is the linear probe alone."""
+    weights = trained.repository.path("shapes", 1) / "weights.safetensors"
+    result = run(
+        *("--data", trained.photos, "--name", "probe", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", weights, "--size", 32, "--epochs", 0, "--cache", tmp_path / "cache"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Linear probe: penalty" in result.stdout and "linear probe" in result.stdout
+    manifest = Repository(tmp_path).manifest("probe", 1)
+    assert manifest.variants["fp32"].metrics.accuracy >= 0.9
+    assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
+
+
+def start(out: Path, data: Path, *, code: str = "") -> subprocess.Popen[str]:
+    """`train` in a process of its own, after `code`."""
+    arguments = [*("--data", str(data), "--name", "shapes", "--out", str(out)), *SCRATCH]
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nimport sys; from trainer.train import main\n"
+         "sys.exit(main(sys.argv[1:]))", *arguments, "--epochs", "500" if not code else "1"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(photos: MakePhotos, tmp_path: Path):
+    out = tmp_path / "models"
+    process = start(out, photos(per_class=8))
+    for line in process.stdout:
+        if line.startswith("Epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "error: interrupted; nothing was published\n"
+    assert Repository(out).names() == [] and not list(out.glob("*/*"))
+
+
+def test_killed_before_the_rename_nothing_is_there_to_be_served(photos: MakePhotos, tmp_path: Path):
+    out, data = tmp_path / "models", photos(per_class=8)
+    kill = (
+        "import os, signal, serving.repository as repository\n"
+        "repository.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = start(out, data, code=kill)
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = (out / "shapes").iterdir()  # it came as far as the worst moment
+    assert (left / "manifest.json").is_file() and left.name.startswith(".staging-")
+    repository = Repository(out)
+    assert repository.names() == [] and repository.versions("shapes") == []
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What `train` says to input that it refuses: one line, status 2."""
+    status = main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+    return said.removeprefix("error: ").strip()
+
+
+def test_wrong_input_is_one_line_that_says_what_to_do(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = photos()
+    good = ["--data", data, "--name", "x", "--out", tmp_path / "models", *SCRATCH]
+    assert refused(capsys, "--name", "x") == "--data is required; see train --help"
+    assert "no folder" in refused(capsys, *good, "--data", tmp_path / "absent")
+    assert "did you mean" in refused(capsys, *good, "--backbone", "resnet19")
+    assert "no weights file" in refused(capsys, *good, "--weights", "absent.pth")
+    assert "a name has 1 to 64" in refused(capsys, *good, "--name", "../x")
+    assert "size must be 32 to 1024, got 7" in refused(capsys, *good, "--size", "7")
+    assert "epochs must be at least 1" in refused(capsys, *good, "--epochs", "0")
+    assert "learning_rate must be" in refused(capsys, *good, "--learning-rate", "nan")
+    (tmp_path / "file").touch()
+    assert "file" in refused(capsys, *good, "--out", tmp_path / "file")
+    (data / "discs" / "bad.jpg").write_bytes(b"")
+    assert "discs/bad.jpg (the photo is empty" in refused(capsys, *good, "--strict")
+    assert not (tmp_path / "models" / "x").exists()
+
+
+def test_usage_errors_exit_2(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--epochs", "many"])
+    assert stopped.value.code == 2
+
+
+def test_weights_that_are_no_numbers_fail_with_status_1(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    state = Tiny().state_dict()
+    state["features.0.0.weight"].fill_(float("nan"))
+    torch.save(state, tmp_path / "nan.pth")
+    data = ["--data", photos(), "--name", "x", "--out", tmp_path / "models", *SCRATCH]
+    status = main([str(a) for a in [*data, "--weights", tmp_path / "nan.pth"]])
+    assert status == 1
+    assert (
+        "error: the frozen backbone gives features that are not finite" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "models" / "x").exists()
+
+
+def test_help_explains_itself():
+    result = run("--help")
+    assert result.returncode == 0 and "examples:" in result.stdout
+    for flag in ("--data", "--backbone", "--weights", "--epochs", "--strict", "--json"):
+        assert flag in result.stdout
