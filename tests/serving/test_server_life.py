@@ -109,7 +109,8 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
     server = start(models)
     with grpc.insecure_channel(server.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
-        calls = [stub.Classify.future(request(slow_png()), timeout=60) for _ in range(12)]
+        message = request(slow_png())
+        calls = [stub.Classify.future(message, timeout=60) for _ in range(12)]
         calls[0].result()  # two are decoded at a time: the others are waiting or being decoded
         assert not all(call.done() for call in calls)
         status, out, err = server.stop(number, within_s=60)
