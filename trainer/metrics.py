@@ -78,4 +78,5 @@ def chance_of_gain(before: Floats, after: Floats, labels: Ints) -> float:
     was, now = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
     gained, lost = int(np.sum(now & ~was)), int(np.sum(was & ~now))
     differ = gained + lost
-    return sum(math.comb(differ, k) for k in range(gained, differ + 1)) / 2**differ
+    ways = sum(math.comb(differ, k) for k in range(gained, differ + 1))
+    return float(ways / 2**differ)

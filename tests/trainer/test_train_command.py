@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
@@ -139,17 +140,25 @@ def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
         load_version(Repository(tmp_path / "models"), "shapes", 1)
 
 
-def test_a_probe_on_the_weights_of_a_version(trained: Trained, tmp_path: Path):
-    """Weights FILE may be those of a version; --epochs 0 is the linear probe alone."""
+def test_a_probe_that_fine_tuning_does_not_beat_is_published(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """On the weights of a version, which are right on val already: the backbone stays as it was."""
     weights = trained.repository.path("shapes", 1) / "weights.safetensors"
-    result = run(
+    arguments = [
         *("--data", trained.photos, "--name", "probe", "--out", tmp_path, "--backbone", "tiny"),
-        *("--weights", weights, "--size", 32, "--epochs", 0, "--cache", tmp_path / "cache"),
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Linear probe: penalty" in result.stdout and "linear probe" in result.stdout
+        *("--weights", weights, "--size", 32, "--epochs", 1, "--cache", tmp_path / "cache"),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "Linear probe: penalty" in said and "Epoch 1/1" in said
+    assert "than chance may give" in said and "linear probe" in said
     manifest = Repository(tmp_path).manifest("probe", 1)
     assert manifest.variants["fp32"].metrics.accuracy >= 0.9
+    before = load_file(weights)
+    after = load_file(Repository(tmp_path).path("probe", 1) / "weights.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
