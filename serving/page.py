@@ -71,7 +71,7 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
     if summary is not None:
         figures = json.loads(summary)
         points = [p for p in figures["robust_accuracy"] if p["norm"] == "linf"]
-        robust = ", ".join(
+        robust = "<br>".join(
             f"{100 * p['accuracy']:.0f} % at {255 * p['epsilon']:.3g}/255" for p in points
         )
         corrupted = f"{100 * figures['corruption_accuracy']:.1f} %"
@@ -104,8 +104,8 @@ def _pictures(repository: Repository, name: str, version: int) -> str:
     files = sorted(f for f in files_below(folder) if f.endswith(".png")) if folder.is_dir() else []
     figures = "".join(
         f'<figure><img src="{name}/{version}/{ANALYSIS}/ideal/{escape(file)}" '
-        f'alt="ideal {escape(file[:-4])}" loading="lazy">'
-        f"<figcaption>{escape(file[:-4])}</figcaption></figure>"
+        f'alt="ideal {escape(file[4:-4])}" loading="lazy">'
+        f"<figcaption>{escape(file[4:-4])}</figcaption></figure>"
         for file in files[:PICTURES_A_VERSION]
     )
     return f'<div class="pictures">{figures}</div>\n' if figures else ""

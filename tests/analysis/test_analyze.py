@@ -64,10 +64,10 @@ def analysed(trained_once, tmp_path_factory):
     """Analysed whole, ideal images too; not to be spoiled."""
     models = tmp_path_factory.mktemp("analysed") / "models"
     shutil.copytree(trained_once.models, models)
-    copy = type(trained_once)(models=models, data=trained_once.data)
-    said = analyze(copy, "--budget", "quick", "--photos", 8, "--linf", "8/255,16/255", "--l2", "1")
+    twin = type(trained_once)(models=models, data=trained_once.data)
+    said = analyze(twin, "--budget", "quick", "--photos", 8, "--linf", "8/255,16/255", "--l2", "1")
     assert str(models / "cartoon/1/analysis/report.html") in said
-    return copy
+    return twin
 
 
 def test_the_analysis_is_part_of_the_version_and_whole(analysed):
