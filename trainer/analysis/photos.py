@@ -42,9 +42,10 @@ def load_photos(
     `data` has a test folder of class folders, or class folders. Of a folder that the version was
     trained on, only the photos that its split kept for the test. Raises InvalidData.
     """
-    found = _test_files(data, json.loads(repository.read_file(manifest, "split.json")))
+    found = find_files(data)
     _same_labels(found, manifest, data)
-    chosen = _spread(found, limit, seed)
+    split = json.loads(repository.read_file(manifest, "split.json"))
+    chosen = _spread(_tests_of(found, split), limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
     results = list(screen(chosen, squares, workers))
     usable = [result for result in results if isinstance(result, Usable)]
@@ -76,8 +77,7 @@ def load_photos(
     )
 
 
-def _test_files(data: Path, split: dict[str, dict[str, list[str]]]) -> list[Found]:
-    found = find_files(data)
+def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> list[Found]:
     if any(file.split for file in found):
         tested = [file for file in found if file.split == "test"]
         if tested:
@@ -93,8 +93,6 @@ def _test_files(data: Path, split: dict[str, dict[str, list[str]]]) -> list[Foun
 
 def _same_labels(found: Sequence[Found], manifest: Manifest, data: Path) -> None:
     here, there = {file.label for file in found}, set(manifest.labels)
-    if not here:
-        raise InvalidData(f"{data} has no test photos of this version")
     if here - there:
         raise InvalidData(
             f"{data} has classes that {manifest.name}/{manifest.version} does not know: "
