@@ -12,6 +12,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
 
+# Pillow would load its format plugins with the first photo, which would wait for them.
+Image.init()
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
 
