@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20
 SIZE = 224
 # What to run: (attack, epsilon in levels).
-RUNS = (("fgsm", 1), ("pgd", 1), ("apgd", 1), ("fgsm", 4), ("pgd", 4), ("apgd", 4))
+RUNS = tuple(
+    (attack, levels) for levels in (1, 4) for attack in ("fgsm", "pgd", "apgd", "ensemble")
+)
+QUERIES = 20  # of Square, the last of the ensemble
 FASTER = {1: 1.5, 4: 3.0}  # epsilon in levels -> asked of PGD against the fastest peer
 
 
@@ -136,6 +139,7 @@ def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     sys.path.insert(0, str(ROOT))
     from trainer.analysis.attacks.apgd import apgd_cross_entropy
     from trainer.analysis.attacks.ball import Ball
+    from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
     from trainer.analysis.attacks.goal import Goal
     from trainer.analysis.attacks.gradient import fgsm, pgd
     from trainer.analysis.differentiable import prepare
@@ -150,6 +154,9 @@ def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
         if name == "pgd":
             size = step_size(levels)
             return pgd(ready, images, goal, ball, step_size=size, **settings).adversarial
+        if name == "ensemble":
+            attacks = standard_attacks(ball, queries=QUERIES, **settings)
+            return worst_case(ready, images, goal, attacks).adversarial
         return apgd_cross_entropy(ready, images, goal, ball, **settings).adversarial
 
     return attack
@@ -161,7 +168,7 @@ def foolbox(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     model = fb.PyTorchModel(net, bounds=(0, 1))
 
     def attack(name: str, levels: int) -> torch.Tensor | None:
-        if name == "apgd":  # it has none
+        if name in ("apgd", "ensemble"):  # it has neither
             return None
         chosen = fb.attacks.LinfFastGradientAttack()
         if name == "pgd":
@@ -174,7 +181,9 @@ def foolbox(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
 def torchattacks(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     import torchattacks as ta
 
-    def attack(name: str, levels: int) -> torch.Tensor:
+    def attack(name: str, levels: int) -> torch.Tensor | None:
+        if name == "ensemble":  # AutoAttack stops with an error at fewer than four classes
+            return None
         epsilon = levels / 255
         chosen = {
             "fgsm": lambda: ta.FGSM(net, eps=epsilon),
@@ -218,6 +227,9 @@ def measure(library: Callable, problem: Path) -> dict:
             "float": standing(net, adversarial.detach(), labels),
             "standing": standing(net, rounded, labels),
         }
+        left = share(results[f"{name} {levels}"]["standing"])
+        told = f"{name} {levels}/255 leaves {left:.3f}, {wall:.0f} s, CPU {cpu:.0f} s"
+        print(f"{library.__name__}: {told}", file=sys.stderr)
     return results
 
 
@@ -228,12 +240,12 @@ def standing(net: Net, images: torch.Tensor, labels: torch.Tensor) -> list[bool]
 
 
 def report(results: dict) -> int:
-    print(f"{'attack':8s} {'library':13s} robust  float   wall s   CPU s")
+    print("attack         library       robust  float   wall s   CPU s")
     for name, levels in RUNS:
         for library, measured in results.items():
             if row := measured.get(f"{name} {levels}"):
                 print(
-                    f"{name} {levels}/255".ljust(11) + f"{library:13s}"
+                    f"{name} {levels}/255".ljust(15) + f"{library:13s}"
                     f"{share(row['standing']):6.3f} {share(row['float']):6.3f} "
                     f"{row['wall_s']:8.1f} {row['cpu_s']:7.1f}"
                 )
@@ -255,9 +267,9 @@ def checks(results: dict) -> list[tuple[str, bool]]:
         text = f"{pgd}/255: {mine_left:.3f}, within one point of the strongest peer's {best:.3f}"
         found.append((text, mine_left <= best + 0.01))
         every = [name for name, of in RUNS if of == levels]
-        mine_worst = worst(mine, every, levels)
+        mine_worst = share(mine[f"ensemble {levels}"]["standing"])
         peer_worst = min(worst(peer, every, levels) for peer in peers)
-        text = f"all at {levels}/255: {mine_worst:.3f}, not above any peer's {peer_worst:.3f}"
+        text = f"ensemble {levels}/255: {mine_worst:.3f}, not above any peer's {peer_worst:.3f}"
         found.append((text, mine_worst <= peer_worst))
         ratio = min(peer[pgd]["cpu_s"] for peer in peers) / mine[pgd]["cpu_s"]
         text = f"{pgd}/255: {ratio:.1f} times as fast as the fastest peer (CPU time)"
