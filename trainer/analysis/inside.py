@@ -11,7 +11,6 @@ from trainer.analysis.assemble import Attacked
 from trainer.analysis.attribution import activation_maps, grad_cam, spatial_layers
 from trainer.analysis.pictures import captioned
 from trainer.analysis.report import percent
-from trainer.analysis.settings import REFERENCE_EPSILON
 from trainer.analysis.study import Study, spread_over
 
 PHOTOS = 4
@@ -23,11 +22,12 @@ def write_looks(folder: Path, study: Study, attacked: Attacked) -> list[dict[str
     """Grad-CAM of the label it gives, for a photo as it is and as `attacked` left it."""
     (folder / "inside").mkdir(exist_ok=True)
     subject, photos = study.subject, study.photos
-    e = attacked.plan.epsilons.index(REFERENCE_EPSILON)
     place = {int(row): i for i, row in enumerate(study.rows)}
     entries = []
     for number, row in enumerate(spread_over(photos.labels, study.rows, PHOTOS)):
         i = place[int(row)]
+        # The size that the picture kept is of: the first that turned it, or the last tried.
+        e = min(int(attacked.piece["turned_at"][i]), len(attacked.plan.epsilons) - 1)
         pair = np.stack([photos.pixels[row], attacked.piece["adversarial"][i]])
         scores = np.stack([study.clean.served[0][row], attacked.piece["served"][e, 0, i]])
         said = scores.argmax(axis=1)

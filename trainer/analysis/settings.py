@@ -24,24 +24,24 @@ class Budget:
     triptychs: int
 
 
-LINF = (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
+LINF = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 L2 = (0.25, 0.5, 1.0, 2.0)
 
 BUDGETS = {
     "quick": Budget(
-        photos=24, linf=LINF[1:], l2=L2[1:3], pgd_steps=10, pgd_restarts=1, apgd_steps=10,
+        photos=24, linf=LINF, l2=L2[1:3], pgd_steps=10, pgd_restarts=1, apgd_steps=10,
         apgd_targets=2, square_queries=100, lesson_steps=20, minimal_steps=20,
         ideal_coarse_steps=48, ideal_steps=64,
         lesson_ideal_steps=200, triptychs=6,
     ),
     "standard": Budget(
-        photos=128, linf=LINF[1:], l2=L2, pgd_steps=20, pgd_restarts=2, apgd_steps=30,
+        photos=128, linf=LINF, l2=L2, pgd_steps=20, pgd_restarts=2, apgd_steps=30,
         apgd_targets=3, square_queries=500, lesson_steps=50, minimal_steps=40,
         ideal_coarse_steps=96, ideal_steps=128,
         lesson_ideal_steps=1000, triptychs=12,
     ),
     "thorough": Budget(
-        photos=None, linf=LINF[1:], l2=L2, pgd_steps=50, pgd_restarts=5, apgd_steps=100,
+        photos=None, linf=LINF, l2=L2, pgd_steps=50, pgd_restarts=5, apgd_steps=100,
         apgd_targets=9, square_queries=5000, lesson_steps=100, minimal_steps=100,
         ideal_coarse_steps=192,
         ideal_steps=320,
