@@ -75,7 +75,7 @@ def serve_and_measure(
 ) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "serving.server", "--models", str(models), "--port", "0"]
+        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
         command += ["--port-file", str(port_file), "--device", "cpu", "--threads", str(threads)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

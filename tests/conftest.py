@@ -83,7 +83,7 @@ def start_server(
     port_file = folder / f"port-{time.monotonic_ns()}"
     process = subprocess.Popen(
         [
-            *(str(python), "-m", "serving.server", "--models", str(models)),
+            *(str(python), "-m", "serving.serve", "--models", str(models)),
             *("--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags),
         ],
         cwd=ROOT,

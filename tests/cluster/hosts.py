@@ -57,7 +57,7 @@ class Host:
     def start(self) -> None:
         """Returns at once; whether it is ready, its health service tells."""
         log = self.models.parent / f"{self.name}.log"
-        command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "serving.server"]
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "serving.serve"]
         command += ["--models", str(self.models), "--host", "0.0.0.0", "--port", str(PORT)]
         command += ["--device", "cpu", "--threads", "1", "--decode-threads", "1"]
         with log.open("ab") as file:

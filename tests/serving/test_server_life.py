@@ -130,7 +130,7 @@ def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "serving.server", "--models", str(tmp_path / "models")),
+            *(sys.executable, "-m", "serving.serve", "--models", str(tmp_path / "models")),
             *("--port", str(port), "--device", "cpu"),
         ],
         cwd=ROOT,
@@ -157,7 +157,7 @@ def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
 
 def run_serve(*flags: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "serving.server", *flags],
+        [sys.executable, "-m", "serving.serve", *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
