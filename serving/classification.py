@@ -1,4 +1,4 @@
-"""The core of a Classify call: encoded photos in, labels out. Knows nothing of gRPC.
+"""The core of every call: photos in, labels or the model's own outputs out. Knows nothing of gRPC.
 
 Admission comes before decoding; decoding happens in a bounded pool of threads (Pillow lets go of
 the interpreter lock); a photo that can't be read is an error of that photo alone.
@@ -29,12 +29,21 @@ class Limits:
     max_pixels: int  # a photo
 
 
+Photo = bytes | npt.NDArray[np.uint8]  # encoded, or the very pixels: [S, S, 3]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Classified:
-    results: tuple[tuple[Label, ...] | InvalidImage, ...]  # a photo's labels, best first
+class Inferred:
+    answers: tuple[Answer | InvalidImage, ...]  # one for each photo
     decode_s: float  # summed over the photos
     queue_s: float  # longest of a photo
     inference_s: float  # longest of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    results: tuple[tuple[Label, ...] | InvalidImage, ...]  # a photo's labels, best first
+    inferred: Inferred
 
 
 class Classifier:
@@ -49,7 +58,7 @@ class Classifier:
     async def classify(
         self,
         served: ServedVersion,
-        photos: Sequence[bytes],
+        photos: Sequence[Photo],
         *,
         top_k: int,
         deadline: float,
@@ -61,16 +70,34 @@ class Classifier:
         call can't be read.
         """
         labels = served.engine.manifest.labels
+        if not 0 <= top_k <= len(labels):
+            raise InvalidRequest(
+                f"top_k must be 0 to {len(labels)}, the number of labels; got {top_k}"
+            )
+        inferred = await self.infer(served, photos, deadline=deadline, caller=caller)
+        results = tuple(
+            answer
+            if isinstance(answer, InvalidImage)
+            else best_labels(answer.outputs[0], labels, top_k or 1)
+            for answer in inferred.answers
+        )
+        return Classified(results=results, inferred=inferred)
+
+    async def infer(
+        self,
+        served: ServedVersion,
+        photos: Sequence[Photo],
+        *,
+        deadline: float,
+        caller: Hashable = None,
+    ) -> Inferred:
+        """As classify, but with the rows of the model's outputs."""
         if not photos:
             raise InvalidRequest("the call holds no photos; send at least one")
         if len(photos) > self._limits.max_photos:
             raise InvalidRequest(
                 f"the call holds {len(photos)} photos; at most {self._limits.max_photos} are "
                 "allowed: split it, or use ClassifyStream"
-            )
-        if not 0 <= top_k <= len(labels):
-            raise InvalidRequest(
-                f"top_k must be 0 to {len(labels)}, the number of labels; got {top_k}"
             )
         decode_s = 0.0
         outcomes: list[asyncio.Future[Answer] | InvalidImage] = []
@@ -89,22 +116,16 @@ class Classifier:
                 outcome if isinstance(outcome, InvalidImage) else await outcome
                 for outcome in outcomes
             ]
-        results = tuple(
-            answer
-            if isinstance(answer, InvalidImage)
-            else best_labels(answer.outputs[0], labels, top_k or 1)
-            for answer in answers
-        )
         answered = [answer for answer in answers if isinstance(answer, Answer)]
-        return Classified(
-            results=results,
+        return Inferred(
+            answers=tuple(answers),
             decode_s=decode_s,
             queue_s=max((answer.queue_s for answer in answered), default=0.0),
             inference_s=max((answer.run_s for answer in answered), default=0.0),
         )
 
     async def _decoded(
-        self, photos: Sequence[bytes], spec: Preprocessing
+        self, photos: Sequence[Photo], spec: Preprocessing
     ) -> AsyncIterator[tuple[npt.NDArray[np.uint8] | InvalidImage, float]]:
         """Pixels, or why there are none, with the seconds it took, in the order of the photos.
 
@@ -116,6 +137,9 @@ class Classifier:
         under_way = deque()
         try:
             for photo in photos:
+                if isinstance(photo, np.ndarray):
+                    yield photo, 0.0
+                    continue
                 if len(under_way) == self._decode_threads:
                     yield await under_way.popleft()
                 under_way.append(

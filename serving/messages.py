@@ -27,9 +27,9 @@ def classify_response(
         model=served.engine.manifest.name,
         version=served.engine.manifest.version,
         timings=pb.Timings(
-            decode_ms=1e3 * classified.decode_s,
-            queue_ms=1e3 * classified.queue_s,
-            inference_ms=1e3 * classified.inference_s,
+            decode_ms=1e3 * classified.inferred.decode_s,
+            queue_ms=1e3 * classified.inferred.queue_s,
+            inference_ms=1e3 * classified.inferred.inference_s,
             total_ms=1e3 * total_s,
         ),
     )
