@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from serving.errors import InvalidRequest
 from serving.modelspec import INTERPOLATIONS
 from serving.repository import check_name
+from trainer.defence import parse_defence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class TrainConfig:
     warmup: float = 0.1  # share of the steps in which the rate rises
     thaw: float = 0.25  # share of the stages, from the last, that fine-tuning changes
     views: int = 4  # augmented views of a photo that the frozen stages are run on
+    adversarial: str | None = None  # train against this adversary, such as pgd-3@4/255
     workers: int = 2  # threads that decode
     cache: str | None = None  # folder in which frozen features are kept for the next run
 
@@ -50,6 +52,10 @@ class TrainConfig:
         _range("workers", self.workers, 1, 64)
         if self.weights == "none" and self.epochs == 0:
             raise InvalidRequest("epochs must be at least 1 with weights none, got 0")
+        if self.adversarial is not None:
+            parse_defence(self.adversarial)
+            if self.epochs == 0:
+                raise InvalidRequest("epochs must be at least 1 with adversarial, got 0")
 
 
 def _range(setting: str, value: float, low: float, high: float) -> None:

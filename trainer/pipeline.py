@@ -9,12 +9,15 @@ import torch
 
 from serving.modelspec import Preprocessing
 from serving.repository import Repository
+from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.calibration import fit_temperature
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData, load_data
+from trainer.defence import parse_defence
+from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.features import VIEWS, extract
 from trainer.metrics import chance_of_gain
@@ -96,6 +99,9 @@ def _probe_then_fine_tune(
         classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
         pretrained = copy.deepcopy(classifier.backbone.state_dict())
         result = _fine_tune(classifier, data, config, console)
+        if config.adversarial:
+            how = f"{config.adversarial} fine-tuning, epoch {result.best.epoch}"
+            return _fitted(result, data, probe.penalty, how)
         chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
         if chance < SIGNIFICANT:
             return _fitted(result, data, probe.penalty, f"fine-tuned, epoch {result.best.epoch}")
@@ -119,15 +125,27 @@ def _fine_tune(
 ) -> FineTuned:
     def report(epoch: Epoch) -> None:
         seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
+        robust = epoch.val_robust_accuracy
+        withstood = "" if robust is None else f"  under attack {robust:.4f}"
         console.line(
             f"Epoch {epoch.epoch}/{config.epochs}: {seen}val loss {epoch.val_loss:.4f}  "
-            f"val accuracy {epoch.val_accuracy:.4f}"
+            f"val accuracy {epoch.val_accuracy:.4f}{withstood}"
         )
 
     pictures = for_augmentation(config.size, workers=config.workers)
     augmentation = Augmentation(pictures, config.size, config.seed)
+    adversary = None
+    if config.adversarial:
+        adversary = Adversary(parse_defence(config.adversarial), config.seed)
     with console.bar("Training", config.epochs * len(data.splits["train"])) as advance:
-        return fine_tune(classifier, data, augmentation, config, report, advance)
+        result = fine_tune(classifier, data, augmentation, config, report, advance, adversary)
+    if adversary is not None and result.best.epoch == 0:
+        raise FailedCheck(
+            f"training against {config.adversarial} made the net no sturdier on val in "
+            f"{config.epochs} epochs; try more --epochs, another --learning-rate or a smaller "
+            "epsilon"
+        )
+    return result
 
 
 def _fitted(result: FineTuned, data: PhotoData, penalty: float | None, how: str) -> Fitted:

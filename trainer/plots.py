@@ -42,6 +42,9 @@ def _training(history: Sequence[Epoch]) -> Figure:
     loss.plot(epochs, [e.val_loss for e in history], "o-", label="val")
     right.plot(epochs[1:], [e.train_accuracy for e in history[1:]], "o-", label="train (augmented)")
     right.plot(epochs, [e.val_accuracy for e in history], "o-", label="val")
+    withstood = [e.val_robust_accuracy for e in history if e.val_robust_accuracy is not None]
+    if withstood:
+        right.plot(epochs, withstood, "o-", label="val, under attack")
     _label(loss, "epoch", "loss, nats")
     _label(right, "epoch", "accuracy")
     return figure

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from trainer.activations import Activations
+from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Classifier
 from trainer.config import TrainConfig
@@ -35,10 +36,14 @@ class Epoch:
     train_accuracy: float
     val_loss: float  # mean negative log-likelihood, nats
     val_accuracy: float
+    val_robust_accuracy: float | None = None  # against the adversary, where there is one
 
     def better_than(self, other: "Epoch") -> bool:
-        """By accuracy on val; where it ties, as it often does on few photos, by the loss."""
-        return (self.val_accuracy, -self.val_loss) > (other.val_accuracy, -other.val_loss)
+        """By accuracy on val, the robust one first where it is measured; then by the loss."""
+        return self._rank() > other._rank()
+
+    def _rank(self) -> tuple[float, ...]:
+        return (self.val_robust_accuracy or 0.0, self.val_accuracy, -self.val_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +72,41 @@ def fine_tune(
     config: TrainConfig,
     report: Callable[[Epoch], None],
     advance: Advance,
+    adversary: Adversary | None = None,
 ) -> FineTuned:
     """Train what of `classifier` is not frozen, and leave it as it was after its best epoch on val.
 
     Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
-    `report` is told of each epoch. Raises FailedCheck when the loss is no number.
+    With an `adversary` the net learns from what that makes of the photos, and the best epoch is
+    the one that withstands it most often. `report` is told of each epoch. Raises FailedCheck when
+    the loss is no number.
     """
     device = classifier.head.weight.device
     photos, targets = data.splits["train"], data.targets("train")
-    prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
-    model = nn.Sequential(suffix, classifier.head)
-    train = Activations(prefix, lambda p, view: classifier.normalise(augmentation.batch(p, view)))
-    val = Activations(prefix, lambda p, _: classifier.normalise(plain(data.squares, p)))
+    if adversary is None:
+        prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
+        model: nn.Module = nn.Sequential(suffix, classifier.head)
+        ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
+    else:  # it must see the pixels, and the whole net
+        prefix, model, ready = nn.Identity(), classifier, nn.Identity()
+    train = Activations(prefix, lambda p, view: ready(augmentation.batch(p, view)))
+    val = Activations(prefix, lambda p, _: ready(plain(data.squares, p)))
     optimizer = torch.optim.AdamW(parameter_groups(classifier, config.weight_decay))
     generator = np.random.default_rng(config.seed)
     batches = math.ceil(len(photos) / config.batch_size)
+
+    def withstand() -> float | None:
+        if adversary is None:
+            return None
+        photos, labels = data.splits["val"], torch.from_numpy(data.targets("val"))
+        return adversary.robust_accuracy(model, val.get(photos, 0).to(device), labels.to(device))
+
     val_logits = predict(model, val, data.splits["val"])
-    best = measure(0, (math.nan, math.nan), val_logits, data)
+    best = measure(0, (math.nan, math.nan), val_logits, data, withstand())
     history, best_logits, first_logits = [best], val_logits, val_logits
     kept = copy.deepcopy(classifier.state_dict())
     report(best)
     for epoch in range(1, config.epochs + 1):
-        model.train()
-        classifier.train()  # puts what is frozen back into evaluation mode
         loss_sum, right = 0.0, 0
         order = np.array_split(generator.permutation(len(photos)), batches)
         for i, batch in enumerate(order):
@@ -98,9 +115,14 @@ def fine_tune(
                 group["lr"] = learning_rate(
                     step, config.epochs * batches, config.learning_rate, config.warmup
                 )
-            inputs = train.get([photos[j] for j in batch], (epoch - 1) % config.views)
+            inputs = train.get([photos[j] for j in batch], (epoch - 1) % config.views).to(device)
             labels = torch.from_numpy(targets[batch]).to(device)
-            logits = model(inputs.to(device))
+            if adversary is not None:
+                progress = step / (config.epochs * batches)
+                inputs = adversary.attack(model, inputs, labels, progress)
+            model.train()
+            classifier.train()  # puts what is frozen back into evaluation mode
+            logits = model(inputs)
             loss = cross_entropy(logits, labels)
             if not math.isfinite(loss.item()):
                 raise FailedCheck(
@@ -115,7 +137,7 @@ def fine_tune(
             advance(len(batch), f"epoch {epoch}/{config.epochs} loss {loss.item():.3f}")
         means = (loss_sum / len(photos), right / len(photos))
         val_logits = predict(model, val, data.splits["val"])
-        history.append(measure(epoch, means, val_logits, data))
+        history.append(measure(epoch, means, val_logits, data, withstand()))
         report(history[-1])
         if history[-1].better_than(best):
             best, best_logits = history[-1], val_logits
@@ -128,11 +150,15 @@ def fine_tune(
 
 
 def measure(
-    epoch: int, train: tuple[float, float], val_logits: npt.NDArray[np.float64], data: PhotoData
+    epoch: int,
+    train: tuple[float, float],
+    val_logits: npt.NDArray[np.float64],
+    data: PhotoData,
+    robust: float | None,
 ) -> Epoch:
     """An epoch's figures; `train`: mean loss and accuracy of its steps."""
     targets = data.targets("val")
-    return Epoch(epoch, *train, nll(val_logits, targets), accuracy(val_logits, targets))
+    return Epoch(epoch, *train, nll(val_logits, targets), accuracy(val_logits, targets), robust)
 
 
 def predict(

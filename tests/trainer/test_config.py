@@ -33,6 +33,8 @@ def test_defaults_follow_backbone_and_weights():
     scratch = read_config({**REQUIRED, "backbone": "tiny", "weights": "none"}, {}, None)
     assert scratch.size == 64 and scratch.thaw == 1.0
     assert scratch.learning_rate > TrainConfig.learning_rate
+    sturdy = read_config({**REQUIRED, "adversarial": "fast@2/255"}, {}, None)
+    assert sturdy.thaw == 1.0 and sturdy.epochs > TrainConfig.epochs
     kept = read_config({**REQUIRED, "weights": "none", "learning_rate": 0.5}, {}, None)
     assert kept.learning_rate == 0.5
 

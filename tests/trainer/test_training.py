@@ -9,10 +9,12 @@ import torch
 from serving.modelspec import Preprocessing
 from tests.trainer.conftest import MakePhotos
 from trainer.activations import Activations
+from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
+from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import plain
 from trainer.pictures import Photo, for_augmentation
@@ -56,8 +58,10 @@ def test_only_kernels_decay():
 class Run:
     """A quick training of resnet18's last stages, or of the whole of tiny, on drawn photos."""
 
-    def __init__(self, make: MakePhotos, backbone: str, **settings: object) -> None:
-        folder = make(per_class=10)
+    def __init__(
+        self, make: MakePhotos, backbone: str, *, per_class: int = 10, **settings: object
+    ) -> None:
+        folder = make(per_class=per_class)
         self.config = TrainConfig(data=str(folder), name="x", size=48, **settings)
         spec = Preprocessing(size=48, interpolation="bilinear")
         files = find_files(folder)
@@ -73,14 +77,20 @@ class Run:
             self.done += count
 
         augmentation = Augmentation(for_augmentation(48, workers=1), 48, self.config.seed)
+        adversary = None
+        if self.config.adversarial:
+            adversary = Adversary(parse_defence(self.config.adversarial), self.config.seed)
         return fine_tune(
-            self.classifier, self.data, augmentation, self.config, self.reported.append, advance
-        )
+            self.classifier, self.data, augmentation, self.config, self.reported.append, advance,
+            adversary,
+        )  # fmt: skip
+
+    def val_images(self) -> torch.Tensor:
+        return plain(self.data.squares, self.data.splits["val"])
 
     def val_logits(self) -> np.ndarray:
         with torch.no_grad():
-            images = plain(self.data.squares, self.data.splits["val"])
-            return self.classifier(images).double().numpy()
+            return self.classifier(self.val_images()).double().numpy()
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])

@@ -1,0 +1,100 @@
+"""Adversarial training: its schedule, its adversary, and what it buys."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from serving.errors import InvalidRequest
+from tests.trainer.conftest import MakePhotos
+from tests.trainer.test_training import Run
+from trainer.adversarial import Adversary, epsilon_at
+from trainer.config import TrainConfig
+from trainer.defence import Defence, parse_defence
+
+
+def test_a_defence_is_read_from_its_text():
+    assert parse_defence("pgd-3@4/255") == Defence(steps=3, epsilon=4 / 255)
+    assert parse_defence("fast@0.01") == Defence(steps=1, epsilon=0.01)
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd@4/255", "pgd-0@4/255", "pgd-3@0", "pgd-3@4", "fast", "fgsm@1/255", "pgd-3@1/0"]
+)
+def test_another_text_is_refused_with_an_example(text: str):
+    with pytest.raises(InvalidRequest, match="such as pgd-3@4/255"):
+        TrainConfig(data="x", name="x", adversarial=text)
+
+
+def test_epsilon_waits_then_rises_then_stays():
+    sizes = [epsilon_at(i / 100, 8.0) for i in range(101)]
+    assert set(sizes[:26]) == {0.0} and set(sizes[75:]) == {8.0}
+    assert sizes[50] == pytest.approx(4.0)
+    assert np.allclose(np.diff(sizes[25:76]), 8 / 50)
+
+
+class Linear(nn.Module):
+    """Two classes: the sign of w . x + b. The distance to the boundary is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 3 * 4 * 4).view(3, 4, 4))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = ((self.norm(images) - 0.5) * self.weight).flatten(1).sum(dim=1)
+        return torch.stack([-score, score], dim=1)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_adversary_stays_in_the_ball_and_raises_the_loss(steps: int):
+    model, epsilon = Linear(), 6 / 255
+    images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels = model.eval()(images).argmax(dim=1)
+    statistics = model.norm.running_mean.clone()
+    adversary = Adversary(Defence(steps=steps, epsilon=epsilon), seed=0)
+    attacked = adversary.attack(model, images, labels, progress=1.0)
+    assert float((attacked - images).abs().max()) <= epsilon + 1e-6
+    assert 0 <= float(attacked.min()) and float(attacked.max()) <= 1
+    loss = nn.functional.cross_entropy
+    assert loss(model(attacked), labels) > loss(model(images), labels) + 0.01
+    assert torch.equal(model.norm.running_mean, statistics)  # an attack is no lesson
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_before_the_schedule_begins_nothing_is_changed():
+    images = torch.rand(2, 3, 4, 4)
+    adversary = Adversary(Defence(steps=3, epsilon=0.1), seed=0)
+    assert adversary.attack(Linear(), images, torch.zeros(2).long(), 0.1) is images
+
+
+def test_robust_accuracy_counts_what_is_out_of_reach():
+    """On a linear net the worst loss in the ball is epsilon times the L1 norm of the gradient."""
+    model = Linear().eval()
+    images = (torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(2)) * 255).round()
+    images = images.clamp(40, 215) / 255  # the ball is not cut off
+    logits = model(images)
+    labels, margin = logits.argmax(dim=1), (logits[:, 1] - logits[:, 0]).abs() / 2
+    reach = (4 / 255) * float(model.weight.detach().abs().sum()) / (1 + 1e-5) ** 0.5
+    expected = float((margin > reach).float().mean())
+    assert 0.2 < expected < 0.8
+    adversary = Adversary(Defence(steps=1, epsilon=4 / 255), seed=0)
+    assert adversary.robust_accuracy(model, images, labels) == pytest.approx(expected, abs=1 / 64)
+
+
+def test_it_buys_robust_accuracy(photos: MakePhotos):
+    """The same net, photos and seed, trained plainly and against an adversary."""
+    withstood, size = {}, 8 / 255
+    for adversarial in (None, "pgd-2@8/255"):
+        run = Run(
+            photos, "tiny", per_class=60, thaw=1.0, views=1000, epochs=8, learning_rate=3e-3,
+            batch_size=8, val_fraction=0.4, adversarial=adversarial,
+        )  # fmt: skip
+        result = run()
+        adversary = Adversary(Defence(steps=1, epsilon=size), seed=0)
+        labels = torch.from_numpy(run.data.targets("val"))
+        withstood[adversarial] = adversary.robust_accuracy(run.classifier, run.val_images(), labels)
+        assert (result.best.val_robust_accuracy is not None) == (adversarial is not None)
+    assert result.best.val_robust_accuracy == withstood["pgd-2@8/255"]
+    assert result.best.val_robust_accuracy == max(e.val_robust_accuracy for e in result.history)
+    assert withstood["pgd-2@8/255"] > withstood[None] + 0.1

@@ -1,0 +1,69 @@
+"""Adversarial training: each batch is attacked before the net learns from it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainer.analysis.attacks.ball import Ball, project, random_start, steepest
+from trainer.analysis.attacks.goal import Goal
+from trainer.analysis.attacks.gradient import pgd
+from trainer.defence import Defence
+
+_RISES, _FULL = 0.25, 0.75  # shares of the training at which epsilon leaves 0, and is whole
+_CHECK_STEPS = 10  # of the attack that measures; training's own, with fewer, would flatter
+_BATCH = 32
+
+
+def epsilon_at(progress: float, target: float) -> float:
+    """The size of the adversary's ball when a share `progress` of the training is done.
+
+    Nothing at first, then linearly up to `target`, then `target`: a net that is not robust yet
+    must adapt to the task first, or it may never (Ngnawé et al. 2025, arXiv:2509.23325).
+    """
+    return target * min(1.0, max(0.0, (progress - _RISES) / (_FULL - _RISES)))
+
+
+class Adversary:
+    """The worst pictures that it finds in a ball around those given, and how many withstand it."""
+
+    def __init__(self, defence: Defence, seed: int) -> None:
+        self._defence = defence
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """PGD from a random start (Madry et al. 2018, arXiv:1706.06083, section 2.1).
+
+        A single step goes 1.25 times as far as the ball is wide (fast adversarial training, Wong
+        et al. 2020, arXiv:2001.03994, section 4.2). images: float32 [n, 3, S, S] in [0, 1]; labels:
+        int64 [n]. The model is attacked in evaluation mode, so that its batch-norm statistics are
+        those of what it learns from alone, and is left in that mode.
+        """
+        epsilon = epsilon_at(progress, self._defence.epsilon)
+        if epsilon == 0:
+            return images
+        model.eval()
+        ball = Ball(norm="linf", epsilon=epsilon)
+        steps = self._defence.steps
+        step_size = epsilon * (1.25 if steps == 1 else 2.5 / steps)
+        attacked = random_start(images, ball, self._generator)
+        for _ in range(steps):
+            leaf = attacked.requires_grad_(True)
+            loss = cross_entropy(model(leaf), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            with torch.no_grad():
+                attacked = project(leaf + step_size * steepest(gradient, "linf"), images, ball)
+        return attacked.detach()
+
+    def robust_accuracy(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+        """The share of 8-bit pictures that PGD at the full epsilon does not turn."""
+        model.eval()
+        ball = Ball(norm="linf", epsilon=self._defence.epsilon)
+        stand = 0
+        parts = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
+        for part, of_part in parts:
+            result = pgd(
+                model, part, Goal(labels=of_part), ball, steps=_CHECK_STEPS,
+                generator=self._generator,
+            )  # fmt: skip
+            stand += int((~result.success).sum())
+        return stand / len(images)
