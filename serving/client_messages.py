@@ -18,6 +18,7 @@ from serving.errors import (
     NotFound,
     Overloaded,
     PawprintError,
+    Unauthenticated,
     Unavailable,
 )
 from serving.modelspec import RobustAccuracy, RobustnessSummary
@@ -34,6 +35,7 @@ EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.CANCELLED: Unavailable,  # we cancel no call that we wait for: the server did
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

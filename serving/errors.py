@@ -7,7 +7,8 @@
     ├── BrokenVersion            a version that must not be served: missing, altered or malformed
     ├── Overloaded               the queue is full; try again later
     ├── DeadlineExceeded         the answer would come too late
-    └── Unavailable              the server, or the device asked for, is not there
+    ├── Unavailable              the server, or the device asked for, is not there
+    └── Unauthenticated          the server wants a token, and this is none that it knows
 
 Everything else that is raised is a defect of ours.
 """
@@ -34,7 +35,11 @@ class BrokenVersion(PawprintError):
 
 
 class Overloaded(PawprintError):
-    """The queue is full."""
+    """The queue is full, or the caller has had its share."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s  # when another attempt has a chance, if that is known
 
 
 class DeadlineExceeded(PawprintError):
@@ -43,3 +48,7 @@ class DeadlineExceeded(PawprintError):
 
 class Unavailable(PawprintError):
     """The server can't be reached or is not ready, or the device asked for is not there."""
+
+
+class Unauthenticated(PawprintError):
+    """The server wants a token, and this is none that it knows."""

@@ -2,26 +2,36 @@
 
 import asyncio
 import functools
+import time
+from collections.abc import Callable
 
-from serving.batching import Batcher, BatchSettings
+from serving.batching import Batcher, BatchSettings, Run
 from serving.catalogue import Catalogue, ServedModel, ServedVersion
-from serving.engine import load_engine
+from serving.engine import Engine, Floats, Images, load_engine
 from serving.errors import NotFound
 from serving.inference_thread import InferenceThread
 from serving.loading import LoadedModel, load_model, read_robustness
 from serving.repository import Repository
 from serving.settings import ServerSettings
 
+OnBatch = Callable[[str, int, int, float], None]  # model, version, photos, seconds
+
 
 class ModelControl:
     """Belongs to the event loop; what it loads, it loads in other threads."""
 
     def __init__(
-        self, settings: ServerSettings, repository: Repository, thread: InferenceThread
+        self,
+        settings: ServerSettings,
+        repository: Repository,
+        thread: InferenceThread,
+        on_batch: OnBatch,
     ) -> None:
+        """on_batch: told of each batch, in the thread that runs it."""
         self._settings = settings
         self._repository = repository
         self._thread = thread
+        self._on_batch = on_batch
 
     async def load(self) -> Catalogue:
         """Load, prove and warm every model.
@@ -66,7 +76,7 @@ class ModelControl:
             versions={
                 version: ServedVersion(
                     engine=engine,
-                    batcher=Batcher(engine.run, batching, self._thread),
+                    batcher=Batcher(observed(engine, self._on_batch), batching, self._thread),
                     robustness=read_robustness(self._repository, name, version),
                 )
                 for version, engine in loaded.engines.items()
@@ -74,6 +84,19 @@ class ModelControl:
             default_version=loaded.default_version,
             aliases=loaded.aliases,
         )
+
+
+def observed(engine: Engine, on_batch: OnBatch) -> Run:
+    """The engine's `run`, which tells of each batch that it has run."""
+    name, version = engine.manifest.name, engine.manifest.version
+
+    def run(images: Images) -> tuple[Floats, Floats]:
+        start = time.monotonic()
+        outputs = engine.run(images)
+        on_batch(name, version, len(images), time.monotonic() - start)
+        return outputs
+
+    return run
 
 
 def warm_sizes(max_batch: int) -> list[int]:

@@ -6,10 +6,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.classification import Classifier, Limits
+from serving.edge import Edge, EdgeLimits
 from serving.errors import Unavailable
+from serving.inference_service import InferenceService
+from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThread
 from serving.model_control import ModelControl
 from serving.service import ClassifierService
@@ -17,6 +21,8 @@ from serving.settings import ServerSettings
 from serving.storage import open_repository
 
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
+INFERENCE = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+SERVICES = (SERVICE, INFERENCE)
 MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
@@ -37,14 +43,21 @@ class Server:
                 max_pixels=settings.max_megapixels * 1_000_000,
             ),
         )
-        self._service = ClassifierService(
-            self._classifier,
-            max_message_bytes=settings.max_message_mib * MIB,
-            max_stream_in_flight=settings.max_stream_in_flight,
+        self._statistics = InferenceStatistics()
+        self._edge = Edge(
+            EdgeLimits(
+                max_message_bytes=settings.max_message_mib * MIB,
+                max_calls=settings.max_calls,
+                max_streams=settings.max_streams,
+                max_stream_in_flight=settings.max_stream_in_flight,
+            ),
+            sinks=(self._statistics.add,),
         )
         self._health = health.aio.HealthServicer()
         self._thread = InferenceThread("inference")
-        self._control = ModelControl(settings, open_repository(settings.models), self._thread)
+        self._control = ModelControl(
+            settings, open_repository(settings.models), self._thread, self._on_batch
+        )
         self.catalogue: Catalogue | None = None  # None until loaded
         self._grpc = grpc.aio.server(
             options=[
@@ -62,10 +75,22 @@ class Server:
     async def open(self) -> int:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had."""
         settings = self._settings
-        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(self._service, self._grpc)
+        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
+            ClassifierService(self._classifier, self._edge), self._grpc
+        )
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceService(
+                self._classifier,
+                self._edge,
+                self._statistics,
+                max_photos=settings.max_photos,
+                max_delay_s=settings.max_delay_ms / 1e3,
+            ),
+            self._grpc,
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
-            [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+            [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
         )
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -81,7 +106,7 @@ class Server:
     async def load(self) -> Catalogue:
         """Load and prove every model, then report SERVING. Raises what ModelControl.load does."""
         catalogue = self.catalogue = await self._control.load()
-        self._service.serve(catalogue)
+        self._edge.serve(catalogue)
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return catalogue
 
@@ -90,7 +115,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
         # Health watchers and idle streams would hold the server open for all of drain_s.
-        quiet = asyncio.ensure_future(self._service.drain(QUIET_S))
+        quiet = asyncio.ensure_future(self._edge.drain(QUIET_S))
         await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()
         await self._grpc.stop(0)
@@ -102,6 +127,9 @@ class Server:
         self._classifier.close()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.close)
 
+    def _on_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
+        self._statistics.add_batch(model, version)
+
     async def _report(self, status: int) -> None:
-        for service in ("", SERVICE):
+        for service in ("", *SERVICES):
             await self._health.set(service, status)

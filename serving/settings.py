@@ -7,71 +7,69 @@ known is refused, wherever it comes from.
 import argparse
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from serving.commandline import Parser
 from serving.cores import usable_cores
 from serving.device import DEVICES
+from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
+from serving.setting import check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    models: str = _setting(
+class ServerSettings(EdgeSettings):
+    models: str = setting(
         "models",
         "the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix, whose "
         "files are kept in PAWPRINT_CACHE",
     )
-    host: str = _setting(
+    host: str = setting(
         "127.0.0.1",
         "address to listen on; 0.0.0.0 or :: for every network (calls are not encrypted)",
     )
-    port: int = _setting(50051, "port to listen on; 0 for any that is free")
-    port_file: str = _setting("", "write the port to this file once the server is ready")
-    device: str = _setting(
+    port: int = setting(50051, "port to listen on; 0 for any that is free")
+    port_file: str = setting("", "write the port to this file once the server is ready")
+    device: str = setting(
         "auto", "cpu, cuda (refuses to start without), or auto: CUDA where it works, else the CPU"
     )
-    max_batch: int = _setting(16, "photos in one batch")
-    max_delay_ms: float = _setting(
+    max_batch: int = setting(16, "photos in one batch")
+    max_delay_ms: float = setting(
         2.0, "how long an idle engine waits for photos that are being decoded, to batch them"
     )
-    max_queue: int = _setting(256, "photos admitted and not yet answered, for each version")
-    threads: int = _setting(0, "cores for one batch on the CPU; 0: all that are usable")
-    decode_threads: int = _setting(0, "threads that decode photos; 0: one for each usable core")
-    max_message_mib: int = _setting(64, "largest message, MiB")
-    max_photos: int = _setting(64, "photos in one call")
-    max_photo_mib: int = _setting(20, "largest encoded photo, MiB")
-    max_megapixels: int = _setting(64, "largest photo, million pixels")
-    max_stream_in_flight: int = _setting(16, "requests of one stream that are answered at once")
-    drain_s: float = _setting(30.0, "how long a stopping server lets running calls finish, seconds")
+    max_queue: int = setting(256, "photos admitted and not yet answered, for each version")
+    threads: int = setting(0, "cores for one batch on the CPU; 0: all that are usable")
+    decode_threads: int = setting(0, "threads that decode photos; 0: one for each usable core")
+    max_message_mib: int = setting(64, "largest message, MiB")
+    max_photos: int = setting(64, "photos in one call")
+    max_photo_mib: int = setting(20, "largest encoded photo, MiB")
+    max_megapixels: int = setting(64, "largest photo, million pixels")
+    drain_s: float = setting(30.0, "how long a stopping server lets running calls finish, seconds")
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise InvalidRequest(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        for name, low, high in (
-            ("port", 0, 65535),
-            ("max_batch", 1, 1024),
-            ("max_delay_ms", 0, 10_000),
-            ("max_queue", 1, 1_000_000),
-            ("threads", 0, 1024),
-            ("decode_threads", 0, 1024),
-            ("max_message_mib", 1, 1024),
-            ("max_photos", 1, 100_000),
-            ("max_photo_mib", 1, 1024),
-            ("max_megapixels", 1, 1000),
-            ("max_stream_in_flight", 1, 100_000),
-            ("drain_s", 0, 3600),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InvalidRequest(f"{name} must be {low} to {high}, got {getattr(self, name)}")
+        super().__post_init__()
+        check_ranges(
+            self,
+            (
+                ("port", 0, 65535),
+                ("max_batch", 1, 1024),
+                ("max_delay_ms", 0, 10_000),
+                ("max_queue", 1, 1_000_000),
+                ("threads", 0, 1024),
+                ("decode_threads", 0, 1024),
+                ("max_message_mib", 1, 1024),
+                ("max_photos", 1, 100_000),
+                ("max_photo_mib", 1, 1024),
+                ("max_megapixels", 1, 1000),
+                ("drain_s", 0, 3600),
+            ),
+        )
         if self.max_queue < max(self.max_batch, self.max_photos):
             raise InvalidRequest(
                 f"max_queue must be at least max_batch ({self.max_batch}) and max_photos "
@@ -125,12 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         "there is no model to serve. Status 2: a wrong setting.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    for setting in fields(ServerSettings):
-        default = setting.default or "all" if "threads" in setting.name else setting.default
+    for one in fields(ServerSettings):
+        default = one.default or "all" if "threads" in one.name else one.default
         parser.add_argument(
-            f"--{setting.name.replace('_', '-')}",
-            metavar=setting.name.rpartition("_")[2].upper(),
-            help=f"{setting.metadata['help']} (default: {default})",
+            f"--{one.name.replace('_', '-')}",
+            metavar=one.name.rpartition("_")[2].upper(),
+            help=f"{one.metadata['help']} (default: {default})",
         )
     return parser
 

@@ -14,7 +14,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
-from serving.service import STATUS
+from serving.status import STATUS
 from tests.conftest import Running, running_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
@@ -248,7 +248,7 @@ async def test_an_unexpected_error_is_logged_whole_and_leaves_bare(
     assert caught.value.code() is Code.INTERNAL
     assert caught.value.details() == "internal error of the server"
     assert "secret path" in caplog.text and "Traceback" in caplog.text
-    assert [r.levelno for r in caplog.records if r.name == "serving.service"] == [logging.ERROR]
+    assert [r.levelno for r in caplog.records if r.name == "serving.status"] == [logging.ERROR]
     served.batcher._run_model = sound
     check((await stub.Classify(request(jpeg()))).results[0], jpeg())
 

@@ -1,0 +1,254 @@
+"""What every call passes through, whichever service it calls.
+
+Counted, admitted, timed; its errors become status codes; each finished call is told to the sinks
+(metrics, the access log, traces). Plain calls rather than gRPC's interceptors, which would wrap
+each call in further coroutines and can't see what a call was about.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import grpc
+
+from serving.catalogue import Catalogue, ServedVersion
+from serving.classification import Inferred
+from serving.errors import InvalidRequest, Overloaded, Unavailable
+from serving.status import Failure, failure_of
+
+T = TypeVar("T")
+
+REQUEST_ID = "x-request-id"
+_LONGEST_ID = 128
+_BUSY_RETRY_S = 0.1
+
+
+@dataclass(kw_only=True, slots=True)
+class Call:
+    """One call, or one request of a stream, from its receipt to its answer."""
+
+    method: str
+    start: float  # monotonic clock, as every time here
+    deadline: float
+    metadata: dict[str, str]
+    request_id: str
+    model: str = ""  # the one that answers, once it is found
+    version: int = 0
+    photos: int = 0
+    inferred: Inferred | None = None
+    code: grpc.StatusCode = grpc.StatusCode.CANCELLED  # until it is answered
+    end: float = field(default=math.nan)
+
+    def found(self, served: ServedVersion) -> None:
+        self.model = served.engine.manifest.name
+        self.version = served.engine.manifest.version
+
+
+Sink = Callable[[Call], None]  # told of each finished call, on the event loop; must not raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeLimits:
+    max_message_bytes: int
+    max_calls: int  # answered at once; requests of streams count each
+    max_streams: int  # open at once
+    max_stream_in_flight: int  # requests of one stream that are answered at once
+
+
+class Edge:
+    """Its methods belong to the event loop."""
+
+    def __init__(self, limits: EdgeLimits, sinks: Sequence[Sink] = ()) -> None:
+        self._limits = limits
+        self._sinks = tuple(sinks)
+        self._catalogue: Catalogue | None = None
+        self._active = 0  # requests being answered, those of streams counted each
+        self._begun = 0  # requests so far
+        self._streams = 0  # open
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = asyncio.Event()
+
+    def serve(self, catalogue: Catalogue) -> None:
+        """From now on, answer with these models."""
+        self._catalogue = catalogue
+
+    @property
+    def ready(self) -> bool:
+        return self._catalogue is not None and not self._draining.is_set()
+
+    def catalogue(self) -> Catalogue:
+        """Raises Unavailable while there is none."""
+        if self._catalogue is None:
+            raise Unavailable("the server is still loading its models; try again shortly")
+        return self._catalogue
+
+    async def drain(self, quiet_s: float) -> None:
+        """Take nothing more from open streams; return when no request was here for `quiet_s`.
+
+        A moment without one is not enough: of a call that gRPC has accepted, the message may still
+        be on its way.
+        """
+        self._draining.set()
+        seen = -1
+        while seen != self._begun or self._active:
+            seen = self._begun
+            await self._idle.wait()
+            await asyncio.sleep(quiet_s)
+
+    def check_size(self, request: Any) -> None:
+        size = request.ByteSize()
+        if size > self._limits.max_message_bytes:
+            raise InvalidRequest(
+                f"the message has {size:,} bytes; at most {self._limits.max_message_bytes:,} are "
+                "allowed: send fewer or smaller photos"
+            )
+
+    async def answer(self, context: Any, method: str, work: Callable[[Call], Awaitable[T]]) -> T:
+        """The result of `work`; a call that fails is aborted with the status of its error."""
+        call = _call(context, method)
+        with self._counted(call):
+            try:
+                self._admit()
+                result = await work(call)
+                call.code = grpc.StatusCode.OK
+                context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+                return result
+            except Exception as error:
+                failure = failure_of(error)
+                call.code = failure.code
+            trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
+            await context.abort(failure.code, failure.message, trailers)
+            raise AssertionError("abort raises")
+
+    async def answer_stream(
+        self,
+        context: Any,
+        method: str,
+        work: Callable[[Any, Call], Awaitable[T]],
+        failed: Callable[[Any, Failure], T],
+    ) -> None:
+        """Answer each request of a stream with `work`'s result, or `failed`'s where that raises.
+
+        Up to max_stream_in_flight at once; no further one is read until then.
+        """
+        whole = _call(context, method)
+        slots = asyncio.Semaphore(self._limits.max_stream_in_flight)
+        sending = asyncio.Lock()  # gRPC allows one message on its way at a time
+        trailers = ((REQUEST_ID, whole.request_id),)
+
+        async def answer(request: Any) -> None:
+            call = Call(
+                method=method,
+                start=time.monotonic(),
+                deadline=whole.deadline,
+                metadata=whole.metadata,
+                request_id=whole.request_id,
+            )
+            with self._counted(call):
+                try:
+                    self._admit()
+                    reply = await work(request, call)
+                    call.code = grpc.StatusCode.OK
+                except Exception as error:
+                    failure = failure_of(error)
+                    call.code = failure.code
+                    reply = failed(request, failure)
+                async with sending:
+                    with suppress(grpc.aio.BaseError):  # the caller has gone: gRPC ends the stream
+                        await context.write(reply)
+            slots.release()
+
+        try:
+            with self._open_stream():
+                context.set_trailing_metadata(trailers)
+                async with asyncio.TaskGroup() as answering:
+                    async for request in self._requests(context, slots):
+                        answering.create_task(answer(request))
+            if self._draining.is_set():
+                raise Unavailable("the server is shutting down")
+        except (Overloaded, Unavailable) as error:
+            failure = failure_of(error)
+            await context.abort(failure.code, failure.message, (*failure.trailers, *trailers))
+
+    async def _requests(self, context: Any, slots: asyncio.Semaphore) -> AsyncIterator[Any]:
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            while not self._draining.is_set():
+                await _first(slots.acquire(), draining)
+                request = await _first(context.read(), draining)
+                if request is None or request is grpc.aio.EOF:
+                    break
+                yield request
+        finally:
+            draining.cancel()
+
+    def _admit(self) -> None:
+        if self._active > self._limits.max_calls:
+            raise Overloaded(
+                f"{self._limits.max_calls} calls are being answered; try again later",
+                retry_after_s=_BUSY_RETRY_S,
+            )
+
+    @contextmanager
+    def _open_stream(self) -> Iterator[None]:
+        if self._streams == self._limits.max_streams:
+            raise Overloaded(
+                f"{self._limits.max_streams} streams are open; close one, or try again later",
+                retry_after_s=_BUSY_RETRY_S,
+            )
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    @contextmanager
+    def _counted(self, call: Call) -> Iterator[None]:
+        self._begun += 1
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
+            call.end = time.monotonic()
+            for sink in self._sinks:
+                sink(call)
+
+
+def _call(context: Any, method: str) -> Call:
+    start = time.monotonic()
+    remaining = context.time_remaining()
+    metadata = dict(context.invocation_metadata())
+    return Call(
+        method=method,
+        start=start,
+        deadline=math.inf if remaining is None else start + remaining,
+        metadata=metadata,
+        request_id=_request_id(metadata.get(REQUEST_ID)),
+    )
+
+
+def _request_id(given: str | None) -> str:
+    """The caller's, if it is one that a log and a header can take; else a new one."""
+    if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
+        return given
+    return uuid4().hex
+
+
+async def _first(wanted: Awaitable[T], other: "asyncio.Future[Any]") -> T | None:
+    """The result of `wanted`, or None if `other` is done first."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()

@@ -1,0 +1,172 @@
+"""Messages of the Open Inference Protocol to photos, and rows of outputs to its messages."""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from protos.inference import grpc_service_pb2 as pb
+from serving.catalogue import ServedVersion
+from serving.classification import Photo, best_labels
+from serving.errors import InvalidRequest
+
+INPUT = "image"
+OUTPUTS = ("probabilities", "logits")  # in the order of an answer's rows
+CLASSIFICATION = "classification"
+SHARED_MEMORY = "shared_memory_region"
+
+Parameters = Mapping[str, pb.InferParameter]
+_LENGTH = struct.Struct("<I")
+
+
+def photos_of(request: pb.ModelInferRequest, side: int) -> Sequence[Photo]:
+    """The photos of a call: encoded bytes, or uint8 [S, S, 3] each, without a copy where they came
+    raw. Raises InvalidRequest."""
+    if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
+        names = [tensor.name[:64] for tensor in request.inputs[:8]]
+        raise InvalidRequest(f"the call must have one input, {INPUT!r}; it has {names}")
+    tensor = request.inputs[0]
+    _refuse_shared_memory(tensor.parameters)
+    if len(request.raw_input_contents) > 1:
+        raise InvalidRequest("raw_input_contents must have one element for each input, so one")
+    raw = request.raw_input_contents[0] if request.raw_input_contents else None
+    if raw is not None and tensor.HasField("contents"):
+        raise InvalidRequest("the elements must come in contents or raw_input_contents, not both")
+    shape = tuple(tensor.shape)
+    if tensor.datatype == "BYTES":
+        if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or shape[0] < 0:
+            raise InvalidRequest(
+                f"input {INPUT!r} as BYTES must have the shape [n] or [n, 1]; got {list(shape)}"
+            )
+        photos = list(tensor.contents.bytes_contents if raw is None else _elements(raw))
+        if len(photos) != shape[0]:
+            raise InvalidRequest(
+                f"input {INPUT!r} has {len(photos)} elements; its shape is {list(shape)}"
+            )
+        return photos
+    if tensor.datatype == "UINT8":
+        if len(shape) != 4 or shape[1:] != (side, side, 3) or shape[0] < 0:
+            raise InvalidRequest(
+                f"input {INPUT!r} as UINT8 must have the shape [n, {side}, {side}, 3]; "
+                f"got {list(shape)}"
+            )
+        flat = _typed(tensor.contents) if raw is None else np.frombuffer(raw, np.uint8)
+        if flat.size != math.prod(shape):
+            raise InvalidRequest(
+                f"input {INPUT!r} has {flat.size:,} bytes; its shape {list(shape)} needs "
+                f"{math.prod(shape):,}"
+            )
+        return list(flat.reshape(shape))
+    raise InvalidRequest(
+        f"input {INPUT!r} must be BYTES (encoded photos) or UINT8 (pixels); "
+        f"got {tensor.datatype[:64]!r}"
+    )
+
+
+def timeout_of(request: pb.ModelInferRequest) -> float:
+    """Seconds from the receipt that the answer may take; inf if the call does not say."""
+    timeout = request.parameters.get("timeout")
+    if timeout is None:
+        return math.inf
+    value = _integer("timeout", timeout)
+    return value / 1e6 if value else math.inf
+
+
+def wanted_outputs(request: pb.ModelInferRequest) -> list[tuple[str, int]]:
+    """Name and number of labels (0: the values themselves) of each output that is asked for.
+
+    Raises InvalidRequest.
+    """
+    wanted = []
+    for output in request.outputs:
+        if output.name not in OUTPUTS:
+            raise InvalidRequest(
+                f"there is no output {output.name[:64]!r}; outputs: {', '.join(OUTPUTS)}"
+            )
+        _refuse_shared_memory(output.parameters)
+        count = 0
+        if CLASSIFICATION in output.parameters:
+            count = _integer(CLASSIFICATION, output.parameters[CLASSIFICATION])
+        wanted.append((output.name, count))
+    if len({name for name, _ in wanted}) < len(wanted):
+        raise InvalidRequest("an output is asked for twice")
+    return wanted or [(name, 0) for name in OUTPUTS]
+
+
+def infer_response(
+    request: pb.ModelInferRequest,
+    served: ServedVersion,
+    wanted: Sequence[tuple[str, int]],
+    rows: Sequence[tuple[npt.NDArray[np.float32], ...]],
+) -> pb.ModelInferResponse:
+    """rows: float32 [K] of each of OUTPUTS, for each photo. Raw if the request was."""
+    manifest = served.engine.manifest
+    response = pb.ModelInferResponse(
+        model_name=manifest.name, model_version=str(manifest.version), id=request.id
+    )
+    raw = bool(request.raw_input_contents)
+    for name, count in wanted:
+        values = np.stack([row[OUTPUTS.index(name)] for row in rows])
+        tensor = response.outputs.add(name=name)
+        if count:
+            texts = [list(_classes(row, manifest.labels, count)) for row in values]
+            tensor.datatype = "BYTES"
+            tensor.shape.extend((len(texts), len(texts[0])))
+            flat = [text for row in texts for text in row]
+            if raw:
+                data = b"".join(_LENGTH.pack(len(text)) + text for text in flat)
+                response.raw_output_contents.append(data)
+            else:
+                tensor.contents.bytes_contents.extend(flat)
+        else:
+            tensor.datatype = "FP32"
+            tensor.shape.extend(values.shape)
+            if raw:
+                response.raw_output_contents.append(values.astype("<f4", copy=False).tobytes())
+            else:
+                tensor.contents.fp32_contents.extend(values.ravel().tolist())
+    return response
+
+
+def _elements(raw: bytes) -> Iterator[bytes]:
+    """The elements of a raw BYTES tensor: each behind its length, uint32, little-endian."""
+    start = 0
+    while start < len(raw):
+        end = start + _LENGTH.size
+        if end <= len(raw):
+            end += _LENGTH.unpack_from(raw, start)[0]
+        if end > len(raw):
+            raise InvalidRequest(
+                f"input {INPUT!r} ends within an element: each must come behind its length, 4 "
+                "bytes, little-endian"
+            )
+        yield raw[start + _LENGTH.size : end]
+        start = end
+
+
+def _typed(contents: pb.InferTensorContents) -> npt.NDArray[np.uint8]:
+    values = np.array(contents.uint_contents, np.uint32)
+    if values.size and values.max() > 255:
+        raise InvalidRequest(f"input {INPUT!r} as UINT8 has the element {values.max()}")
+    return values.astype(np.uint8)
+
+
+def _classes(values: npt.NDArray[np.float32], labels: Sequence[str], count: int) -> Iterator[bytes]:
+    """The best `count`, or all if there are fewer, as Triton writes them."""
+    for label in best_labels(values, labels, count):
+        yield f"{label.probability:f}:{label.index}:{label.name}".encode()
+
+
+def _integer(name: str, parameter: pb.InferParameter) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        raise InvalidRequest(f"parameter {name!r} must be an integer, 0 or more")
+    return int(value)
+
+
+def _refuse_shared_memory(parameters: Parameters) -> None:
+    if SHARED_MEMORY in parameters:
+        raise InvalidRequest("shared memory is not served; send the elements in the message")

@@ -1,0 +1,159 @@
+"""GRPCInferenceService, the Open Inference Protocol: the same core, limits and versions as ours."""
+
+from collections.abc import AsyncIterator, Callable, Hashable
+from importlib.metadata import version as installed
+from typing import Any, TypeVar
+
+from protos.inference import grpc_service_pb2 as pb
+from protos.inference import grpc_service_pb2_grpc
+from serving.classification import Classifier
+from serving.edge import Call, Edge
+from serving.errors import InvalidImage, NotFound
+from serving.inference_descriptions import model_config, model_metadata, repository_index
+from serving.inference_messages import infer_response, photos_of, timeout_of, wanted_outputs
+from serving.inference_statistics import InferenceStatistics
+from serving.status import Failure
+
+T = TypeVar("T")
+
+EXTENSIONS = ("classification", "model_configuration", "statistics")
+
+
+class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(
+        self,
+        classifier: Classifier,
+        edge: Edge,
+        statistics: InferenceStatistics,
+        *,
+        max_photos: int,
+        max_delay_s: float,
+    ) -> None:
+        self._classifier = classifier
+        self._edge = edge
+        self._statistics = statistics
+        self._max_photos = max_photos
+        self._max_delay_s = max_delay_s
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> pb.ModelInferResponse:
+        return await self._edge.answer(
+            context, "ModelInfer", lambda call: self._infer(request, call)
+        )
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: Any
+    ) -> None:
+        caller = object()  # one turn for the whole stream
+
+        async def infer(request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
+            answer = await self._infer(request, call, caller)
+            return pb.ModelStreamInferResponse(infer_response=answer)
+
+        def failed(request: pb.ModelInferRequest, failure: Failure) -> pb.ModelStreamInferResponse:
+            return pb.ModelStreamInferResponse(
+                error_message=failure.message,
+                infer_response=pb.ModelInferResponse(id=request.id),
+            )
+
+        await self._edge.answer_stream(context, "ModelStreamInfer", infer, failed)
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: Any
+    ) -> pb.ServerLiveResponse:
+        return await self._at_once(context, "ServerLive", lambda: pb.ServerLiveResponse(live=True))
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: Any
+    ) -> pb.ServerReadyResponse:
+        return await self._at_once(
+            context, "ServerReady", lambda: pb.ServerReadyResponse(ready=self._edge.ready)
+        )
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Any
+    ) -> pb.ModelReadyResponse:
+        def ready() -> pb.ModelReadyResponse:
+            try:
+                if self._edge.ready:
+                    self._edge.catalogue().find(request.name, request.version)
+                return pb.ModelReadyResponse(ready=self._edge.ready)
+            except NotFound:
+                return pb.ModelReadyResponse(ready=False)
+
+        return await self._at_once(context, "ModelReady", ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Any
+    ) -> pb.ServerMetadataResponse:
+        return await self._at_once(
+            context,
+            "ServerMetadata",
+            lambda: pb.ServerMetadataResponse(
+                name="pawprint", version=installed("pawprint"), extensions=EXTENSIONS
+            ),
+        )
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Any
+    ) -> pb.ModelMetadataResponse:
+        return await self._at_once(
+            context,
+            "ModelMetadata",
+            lambda: model_metadata(self._edge.catalogue(), request.name, request.version),
+        )
+
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, context: Any
+    ) -> pb.ModelConfigResponse:
+        def describe() -> pb.ModelConfigResponse:
+            served = self._edge.catalogue().find(request.name, request.version)
+            config = model_config(served, self._max_photos, self._max_delay_s)
+            return pb.ModelConfigResponse(config=config)
+
+        return await self._at_once(context, "ModelConfig", describe)
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: Any
+    ) -> pb.ModelStatisticsResponse:
+        return await self._at_once(
+            context,
+            "ModelStatistics",
+            lambda: self._statistics.response(
+                self._edge.catalogue(), request.name, request.version
+            ),
+        )
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: Any
+    ) -> pb.RepositoryIndexResponse:
+        return await self._at_once(
+            context, "RepositoryIndex", lambda: repository_index(self._edge.catalogue())
+        )
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, call: Call, caller: Hashable = None
+    ) -> pb.ModelInferResponse:
+        self._edge.check_size(request)
+        served = self._edge.catalogue().find(request.model_name, request.model_version)
+        call.found(served)
+        wanted = wanted_outputs(request)
+        photos = photos_of(request, served.engine.manifest.preprocessing.size)
+        call.photos = len(photos)
+        deadline = min(call.deadline, call.start + timeout_of(request))
+        call.inferred = await self._classifier.infer(
+            served, photos, deadline=deadline, caller=caller
+        )
+        rows = []
+        for index, answer in enumerate(call.inferred.answers):
+            if isinstance(answer, InvalidImage):
+                raise InvalidImage(f"photo {index} of {len(photos)}, from 0: {answer}")
+            rows.append(answer.outputs)
+        return infer_response(request, served, wanted, rows)
+
+    async def _at_once(self, context: Any, method: str, describe: Callable[[], T]) -> T:
+        async def work(call: Call) -> T:
+            return describe()
+
+        return await self._edge.answer(context, method, work)

@@ -1,0 +1,18 @@
+"""How a setting of `serve` is declared and checked."""
+
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any
+
+from serving.errors import InvalidRequest
+
+
+def setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def check_ranges(settings: object, ranges: Iterable[tuple[str, float, float]]) -> None:
+    """Raises InvalidRequest naming the first field that is not within (low, high)."""
+    for name, low, high in ranges:
+        if not low <= getattr(settings, name) <= high:
+            raise InvalidRequest(f"{name} must be {low} to {high}, got {getattr(settings, name)}")

@@ -1,0 +1,63 @@
+"""The one table from exceptions to gRPC's status codes."""
+
+import logging
+from dataclasses import dataclass
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from serving.errors import (
+    BrokenVersion,
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PawprintError,
+    Unauthenticated,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[PawprintError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidImage: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    BrokenVersion: grpc.StatusCode.FAILED_PRECONDITION,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+}
+# Where gRPC carries a google.rpc.Status, whose details a client can read.
+DETAILS = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What the caller is told."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: tuple[tuple[str, bytes], ...] = ()
+
+
+def failure_of(error: Exception) -> Failure:
+    """An unexpected error is logged whole, and leaves as bare INTERNAL."""
+    if not isinstance(error, PawprintError):
+        log.error("unexpected error while answering a call", exc_info=error)
+        return Failure(code=grpc.StatusCode.INTERNAL, message="internal error of the server")
+    code, message = STATUS[type(error)], str(error)
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        return Failure(code=code, message=message, trailers=_retry(code, message, error))
+    return Failure(code=code, message=message)
+
+
+def _retry(code: grpc.StatusCode, message: str, error: Overloaded) -> tuple[tuple[str, bytes], ...]:
+    """google.rpc.RetryInfo: when another attempt has a chance."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(round(1e9 * (error.retry_after_s or 0)))
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.add().Pack(info)
+    return ((DETAILS, status.SerializeToString()),)
