@@ -3,7 +3,7 @@
 A call is admitted for all its photos before the first is decoded, so that a full server refuses at
 once instead of after the work. Each decoded photo is put in; the inference thread takes batches out
 as soon as it is free. Callers take turns, photo by photo, so that one caller's 64 photos do not
-hold up another's one.
+hold up another's one. Work of low priority takes what the rest leaves, and a small share always.
 
 When to start a batch: at once if the thread is idle and no admitted photo is still being decoded,
 for then nothing could be gained by waiting. While the thread is busy the next batch gathers by
@@ -12,9 +12,9 @@ at most `max_delay_s`, or until the batch is full.
 """
 
 import asyncio
+import enum
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,16 +25,31 @@ import numpy.typing as npt
 
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.inference_thread import InferenceThread, Work
+from serving.turns import Turns
+
+# So that low priority never stands still: at least one photo in so many, while any waits.
+LOW_EVERY = 16
+# A full server is not asked again sooner, even where batches take no time.
+RETRY_AFTER_AT_LEAST_S = 0.05
+_SMOOTHING = 0.2  # weight of the newest batch in the running estimate of seconds per photo
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Sequence[Array]]  # [n, ...] -> outputs, each with n rows
+
+
+class Priority(enum.IntEnum):
+    HIGH = 0
+    LOW = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
     max_batch: int  # photos
     max_delay_s: float
-    max_queue: int  # photos of all calls that are admitted and not yet answered
+    # Photos of all calls that are admitted and not yet answered; with low priority at most half.
+    max_queue: int
+    # The sizes that are run, ascending: a batch is filled up with zeros to the next. (): any size.
+    sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -62,12 +77,20 @@ class Call:
     their batch is already running, and then only their own answers are thrown away.
     """
 
-    def __init__(self, batcher: "Batcher", photos: int, deadline: float, caller: Hashable) -> None:
+    def __init__(
+        self,
+        batcher: "Batcher",
+        photos: int,
+        deadline: float,
+        caller: Hashable,
+        priority: Priority,
+    ) -> None:
         self._batcher = batcher
         self._unused = photos  # admitted and not yet put
         self.photos = photos
         self.deadline = deadline
         self.caller = caller
+        self.priority = priority
         self._futures: list[asyncio.Future[Answer]] = []
         self._closed = False
 
@@ -107,7 +130,11 @@ class _Waiting:
 
 
 class Batcher:
-    """Its methods and those of its calls belong to the event loop that it was made on."""
+    """Its methods and those of its calls belong to the event loop that it was made on.
+
+    The inference thread knows it only while a call is admitted: one that is let go ends with its
+    last call.
+    """
 
     def __init__(self, run: Run, settings: BatchSettings, thread: InferenceThread) -> None:
         self._run_model = run
@@ -115,30 +142,86 @@ class Batcher:
         self._thread = thread
         self._loop = asyncio.get_running_loop()
         # Guarded by the thread's lock:
-        self._lines: dict[Hashable, deque[_Waiting]] = {}  # caller -> photos; first has its turn
-        self._waiting = 0  # photos in all lines
+        self._turns: tuple[Turns[_Waiting], ...] = tuple(Turns() for _ in Priority)
+        self._since_low = 0  # photos of high priority taken since the last of low priority
         self._coming = 0  # photos admitted and not yet put
         self._gathering_since = math.inf
         # Of the event loop alone:
         self._admitted = 0  # photos
-        thread.add(self)
+        # Written by the inference thread: seconds per photo in a batch that is at least half full
+        self._photo_s = 0.0
 
-    def admit(self, photos: int, *, deadline: float = math.inf, caller: Hashable = None) -> Call:
+    def admit(
+        self,
+        photos: int,
+        *,
+        deadline: float = math.inf,
+        caller: Hashable = None,
+        priority: Priority = Priority.HIGH,
+    ) -> Call:
         """A place for `photos` photos. deadline: on the monotonic clock. Calls of the same `caller`
-        share one turn; None is a caller of its own. Raises Overloaded, DeadlineExceeded."""
-        if deadline <= time.monotonic():
+        share one turn; None is a caller of its own.
+
+        Raises Overloaded if the queue is full, or so long that the deadline would pass in it;
+        DeadlineExceeded if it has passed.
+        """
+        now = time.monotonic()
+        if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the call was begun")
-        free = self._settings.max_queue - self._admitted
+        free = self._free(priority)
         if photos > free:
             raise Overloaded(
                 f"the queue is full: {photos} photos asked for, {free} of "
-                f"{self._settings.max_queue} places free; try again later"
+                f"{self._settings.max_queue} places free; try again later",
+                retry_after_s=self._drained_in_s(),
             )
-        call = Call(self, photos, deadline, object() if caller is None else caller)
-        self._admitted += photos
+        if self._admitted * self._photo_s >= deadline - now - photos * self._photo_s:
+            self._refuse_hopeless(photos, priority, deadline - now)
+        call = Call(self, photos, deadline, object() if caller is None else caller, priority)
         with self._thread.changed:
+            if self._admitted == 0:
+                self._thread.add(self)
             self._coming += photos
+        self._admitted += photos
         return call
+
+    @property
+    def waiting(self) -> int:
+        """Photos that are decoded and not yet in a batch."""
+        return sum(map(len, self._turns))
+
+    @property
+    def admitted(self) -> int:
+        """Photos that are admitted and not yet answered."""
+        return self._admitted
+
+    def _free(self, priority: Priority) -> int:
+        places = self._settings.max_queue
+        if priority is Priority.LOW and self._admitted:  # an idle server takes any call
+            places //= 2
+        return max(0, places - self._admitted)
+
+    def _drained_in_s(self) -> float:
+        return max(RETRY_AFTER_AT_LEAST_S, self._admitted * self._photo_s)
+
+    def _refuse_hopeless(self, photos: int, priority: Priority, left_s: float) -> None:
+        """Raises Overloaded if what waits now would take longer than the caller does.
+
+        Where nothing waits the call is tried, whatever the estimate: only runs can correct it.
+        """
+        with self._thread.changed:
+            high, low = self._turns
+            if priority is Priority.HIGH:
+                ahead = high.ahead_of(photos)
+            else:
+                ahead = len(high) + low.ahead_of(photos)
+        wait_s = (ahead + photos) * self._photo_s
+        if ahead and wait_s > left_s:
+            raise Overloaded(
+                f"the answer would come in {wait_s:.2g} s, after the deadline of the call in "
+                f"{left_s:.2g} s; try again later, or with more time",
+                retry_after_s=self._drained_in_s(),
+            )
 
     # --- called by Call, on the event loop
 
@@ -146,9 +229,8 @@ class Batcher:
         waiting = _Waiting(call, photo, self._loop.create_future(), time.monotonic())
         with self._thread.changed:
             self._coming -= 1
-            self._waiting += 1
             self._gathering_since = min(self._gathering_since, waiting.since)
-            self._lines.setdefault(call.caller, deque()).append(waiting)
+            self._turns[call.priority].put(call.caller, waiting)
             self._thread.changed.notify()
         return waiting.future
 
@@ -161,23 +243,21 @@ class Batcher:
         self._admitted -= call.photos
         with self._thread.changed:
             self._coming -= unused
-            line = self._lines.get(call.caller, deque())
-            kept = deque(waiting for waiting in line if waiting.call is not call)
-            self._waiting -= len(line) - len(kept)
-            if kept:
-                self._lines[call.caller] = kept  # in its old place: its turn is not lost
-            else:
-                self._lines.pop(call.caller, None)
-            if self._waiting == 0:
+            self._turns[call.priority].drop(call.caller, lambda waiting: waiting.call is call)
+            if not any(self._turns):
                 self._gathering_since = math.inf
+            if self._admitted == 0:
+                self._thread.remove(self)
             self._thread.changed.notify()
 
     # --- called by the inference thread, its lock held
 
     def due(self) -> float:
-        if self._waiting == 0:
+        high, low = self._turns
+        waiting = len(high) + len(low)
+        if waiting == 0:
             return math.inf
-        if self._waiting >= self._settings.max_batch or self._coming == 0:
+        if waiting >= self._settings.max_batch or self._coming == 0:
             return -math.inf
         return self._gathering_since + self._settings.max_delay_s
 
@@ -185,15 +265,16 @@ class Batcher:
         now = time.monotonic()
         batch: list[_Waiting] = []
         late: list[_Waiting] = []
-        while self._lines and len(batch) < self._settings.max_batch:
-            caller = next(iter(self._lines))
-            line = self._lines.pop(caller)
-            waiting = line.popleft()
-            if line:
-                self._lines[caller] = line  # to the end: the next caller has its turn
+        high, low = self._turns
+        while (high or low) and len(batch) < self._settings.max_batch:
+            if high and not (low and self._since_low >= LOW_EVERY - 1):
+                waiting = high.pop()
+                self._since_low += 1
+            else:
+                waiting = low.pop()
+                self._since_low = 0
             (batch if waiting.call.deadline > now else late).append(waiting)
-            self._waiting -= 1
-        if self._waiting == 0:
+        if not (high or low):
             self._gathering_since = math.inf
         return lambda: self._run(batch, late)
 
@@ -203,8 +284,9 @@ class Batcher:
         start = time.monotonic()
         results: list[Answer | BaseException]
         try:
-            outputs = self._run_model(np.stack([w.photo for w in batch])) if batch else ()
+            outputs = self._run_model(self._stack(batch)) if batch else ()
             run_s = time.monotonic() - start
+            self._learn(len(batch), run_s)
             results = [
                 Answer(
                     outputs=tuple(output[i] for output in outputs),
@@ -218,6 +300,21 @@ class Batcher:
             results = [error] * len(batch)
         results += [DeadlineExceeded("the deadline passed in the queue") for _ in late]
         self._loop.call_soon_threadsafe(_deliver, [*batch, *late], results)
+
+    def _stack(self, batch: list[_Waiting]) -> Array:
+        photos = [waiting.photo for waiting in batch]
+        size = next((size for size in self._settings.sizes if size >= len(batch)), len(batch))
+        if size == len(batch):
+            return np.stack(photos)
+        padded = np.zeros((size, *photos[0].shape), photos[0].dtype)
+        np.stack(photos, out=padded[: len(batch)])
+        return padded
+
+    def _learn(self, photos: int, run_s: float) -> None:
+        """A small batch costs more per photo than those of a busy server: it may only lower it."""
+        if photos and (photos * 2 >= self._settings.max_batch or run_s < photos * self._photo_s):
+            weight = _SMOOTHING if self._photo_s else 1.0
+            self._photo_s += weight * (run_s / photos - self._photo_s)
 
 
 def _deliver(answered: list[_Waiting], results: list[Answer | BaseException]) -> None:

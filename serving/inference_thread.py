@@ -33,8 +33,12 @@ class InferenceThread:
         self._thread.start()
 
     def add(self, source: Source) -> None:
-        with self.changed:
-            self._sources.append(source)
+        """Draw from this source too; the lock must be held."""
+        self._sources.append(source)
+
+    def remove(self, source: Source) -> None:
+        """Forget a source; the lock must be held."""
+        self._sources.remove(source)
 
     def close(self) -> None:
         """Finish what waits, then end the thread. Blocks for as long as that takes."""

@@ -33,11 +33,11 @@ class HeldModel:
 
     async def waiting(self, photos: int) -> None:
         """Until so many photos are in the queue."""
-        await until(lambda: self._served.batcher._waiting == photos)
+        await until(lambda: self._served.batcher.waiting == photos)
 
     async def admitted(self, photos: int) -> None:
         """Until so many photos are admitted and not yet answered."""
-        await until(lambda: self._served.batcher._admitted == photos)
+        await until(lambda: self._served.batcher.admitted == photos)
 
     async def running(self, batches: int) -> None:
         """Until so many batches have begun."""

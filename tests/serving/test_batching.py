@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from serving.batching import Answer, Batcher, BatchSettings
+from serving.batching import LOW_EVERY, Answer, Batcher, BatchSettings, Priority
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.inference_thread import InferenceThread
 
@@ -251,7 +251,7 @@ async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceTh
     model.gate.set()
     answers = await asyncio.gather(first, *tasks)
     assert [values(answer) for answer in answers] == [[0], [2, 4, 6], [22, 24, 26]]
-    assert model.batches == [[0], [11], [1], [12], [2], [13], [3]]
+    assert model.batches == [[0], [1], [11], [2], [12], [3], [13]]
 
 
 async def test_close_finishes_what_waits(model: Model) -> None:
@@ -296,8 +296,101 @@ async def test_a_storm_of_cancellations(model: Model, thread: InferenceThread, s
     await asyncio.wait(tasks)
     finished = [task.result() for task in tasks if not task.cancelled()]
     assert all(finished) and 100 < len(finished) < 399
-    assert (b._admitted, b._coming, b._waiting, b._lines) == (0, 0, 0, {})
+    assert (b.admitted, b.waiting, b._coming, len(thread._sources)) == (0, 0, 0, 0)
     assert max(map(len, model.batches)) <= 7
+
+
+async def test_high_priority_goes_first_and_low_never_stands_still(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread, max_queue=256)
+    first = await occupied(model, b)
+    low, high = await queued(ask(b, *range(500, 510), priority=Priority.LOW), ask(b, *range(1, 81)))
+    model.gate.set()
+    await asyncio.gather(first, low, high)
+    order = [row for batch in model.batches[1:] for row in batch]
+    assert [row for row in order if row < 500] == [*range(1, 81)]
+    places = [place for place, row in enumerate(order) if row >= 500]
+    assert places[0] > 4  # not in the first batch
+    while_high_waits = [place for place in places if place < order.index(80)]
+    assert len(while_high_waits) == 80 // (LOW_EVERY - 1)
+    gaps = [b - a for a, b in zip(while_high_waits, while_high_waits[1:], strict=False)]
+    assert set(gaps) == {LOW_EVERY}
+
+
+async def test_low_priority_has_half_the_queue(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread, max_queue=8)
+    with b.admit(3, priority=Priority.LOW):
+        with pytest.raises(Overloaded, match="2 photos asked for, 1 of 8 places free"):
+            b.admit(2, priority=Priority.LOW)
+        with b.admit(5):
+            pass
+    with b.admit(8, priority=Priority.LOW):  # nobody else is here
+        pass
+
+
+async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
+    """Let the batcher see full batches that take `photo_s` for each photo."""
+    run = batcher._run_model
+
+    def slow(rows: np.ndarray) -> object:
+        time.sleep(photo_s * len(rows))
+        return run(rows)
+
+    batcher._run_model = slow  # type: ignore[assignment]
+    await ask(batcher, 1, 2, 3, 4)
+
+
+async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
+    model: Model, thread: InferenceThread
+) -> None:
+    b = batcher(model, thread)
+    await learnt(b, model, 0.02)
+    first = await occupied(model, b)
+    (waiting,) = await queued(ask(b, *range(10, 30)))
+    now = time.monotonic()
+    with pytest.raises(Overloaded, match="after the deadline") as caught:
+        b.admit(20, deadline=now + 0.5)
+    assert time.monotonic() - now < 0.25
+    assert caught.value.retry_after_s is not None and 0.2 < caught.value.retry_after_s < 1
+    with b.admit(1, deadline=now + 0.5):  # has its turn after one photo, not after twenty
+        pass
+    with pytest.raises(Overloaded), b.admit(1, deadline=now + 0.04):
+        pass
+    with b.admit(20, deadline=now + 60):
+        pass
+    model.gate.set()
+    await asyncio.gather(first, waiting)
+
+
+async def test_an_idle_server_tries_whatever_the_estimate_says(
+    model: Model, thread: InferenceThread
+) -> None:
+    """Else an estimate that is too high could never be corrected."""
+    b = batcher(model, thread)
+    b._photo_s = 1000.0
+    for row in range(60):
+        assert values(await ask(b, row, deadline=time.monotonic() + LONG_S)) == [2 * row]
+    assert b._photo_s < 0.01
+
+
+async def test_a_full_queue_says_when_to_try_again(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread, max_queue=8)
+    await learnt(b, model, 0.02)
+    with b.admit(8), pytest.raises(Overloaded) as caught:
+        b.admit(1)
+    assert caught.value.retry_after_s == pytest.approx(0.16, rel=0.5)
+
+
+async def test_batches_are_padded_to_the_sizes_given(model: Model, thread: InferenceThread) -> None:
+    b = batcher(model, thread, max_batch=8, sizes=(1, 2, 4, 8))
+    first = await occupied(model, b)
+    tasks = await queued(*(ask(b, row) for row in range(1, 6)))
+    model.gate.set()
+    await first
+    assert [values(await task) for task in tasks] == [[2], [4], [6], [8], [10]]
+    assert (await tasks[0])[0].batch_size == 5
+    assert model.batches == [[0], [1, 2, 3, 4, 5, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
