@@ -1,0 +1,265 @@
+"""The Open Inference Protocol, message by message: typed and raw, and every wrong request."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import numpy as np
+import pytest
+
+from protos.inference import grpc_service_pb2 as pb
+from protos.inference import grpc_service_pb2_grpc
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
+from tests.conftest import Running, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import HeldModel
+from tests.tiny import logits_of, softmax
+
+Code = grpc.StatusCode
+Stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub
+Parameter = pb.InferParameter
+PHOTOS = [jpeg(seed=seed) for seed in range(3)]
+PIXELS = np.stack(
+    [preprocess(photo, Preprocessing(size=32, interpolation="bilinear")) for photo in PHOTOS]
+)
+
+
+@pytest.fixture
+async def stub(running: Running) -> AsyncIterator[Stub]:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        yield Stub(channel)
+
+
+def raw_photos() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="pets")
+    request.inputs.add(name="image", datatype="BYTES", shape=[3])
+    request.raw_input_contents.append(
+        b"".join(struct.pack("<I", len(photo)) + photo for photo in PHOTOS)
+    )
+    return request
+
+
+def typed_photos() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="pets")
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[3])
+    tensor.contents.bytes_contents.extend(PHOTOS)
+    return request
+
+
+def raw_pixels() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="pets")
+    request.inputs.add(name="image", datatype="UINT8", shape=PIXELS.shape)
+    request.raw_input_contents.append(PIXELS.tobytes())
+    return request
+
+
+def typed_pixels() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="pets")
+    tensor = request.inputs.add(name="image", datatype="UINT8", shape=PIXELS.shape)
+    tensor.contents.uint_contents.extend(PIXELS.ravel().tolist())
+    return request
+
+
+@pytest.mark.parametrize("make", [raw_photos, typed_photos, raw_pixels, typed_pixels])
+async def test_every_way_to_send_photos_gives_the_same_answer(
+    stub: Stub, make: Callable[[], pb.ModelInferRequest]
+) -> None:
+    request = make()
+    response = await stub.ModelInfer(request)
+    assert (response.model_name, response.model_version) == ("pets", "1")
+    raw = bool(request.raw_input_contents)
+    assert [tensor.name for tensor in response.outputs] == ["probabilities", "logits"]
+    assert len(response.raw_output_contents) == (2 if raw else 0)
+    logits = logits_of(PIXELS)
+    for index, expected in enumerate((softmax(logits), logits)):
+        tensor = response.outputs[index]
+        assert (tensor.datatype, list(tensor.shape)) == ("FP32", [3, 2])
+        assert tensor.HasField("contents") != raw
+        values = (
+            np.frombuffer(response.raw_output_contents[index], "<f4")
+            if raw
+            else np.array(tensor.contents.fp32_contents)
+        )
+        assert np.allclose(values.reshape(3, 2), expected, atol=1e-4)
+
+
+async def test_outputs_come_in_the_order_asked_for(stub: Stub) -> None:
+    request = typed_photos()
+    request.outputs.add(name="logits")
+    classes = request.outputs.add(name="probabilities")
+    classes.parameters["classification"].int64_param = 9  # more than there are: all
+    response = await stub.ModelInfer(request)
+    logits, best = response.outputs
+    assert (logits.name, best.name, best.datatype) == ("logits", "probabilities", "BYTES")
+    assert list(best.shape) == [3, 2]
+    for index, row in enumerate(softmax(logits_of(PIXELS))):
+        value, place, label = best.contents.bytes_contents[2 * index].decode().split(":")
+        assert float(value) == pytest.approx(row.max(), abs=1e-4)
+        assert (int(place), label) == (row.argmax(), ("cat", "dog")[row.argmax()])
+
+
+def change(make: Callable[[], pb.ModelInferRequest], **fields: object) -> pb.ModelInferRequest:
+    """The request with fields of its first input changed."""
+    request = make()
+    for name, value in fields.items():
+        if name == "shape":
+            request.inputs[0].shape[:] = value
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
+def altered(
+    make: Callable[[], pb.ModelInferRequest], alter: Callable[[pb.ModelInferRequest], object]
+) -> pb.ModelInferRequest:
+    request = make()
+    alter(request)
+    return request
+
+
+WRONG = [
+    (pb.ModelInferRequest(model_name="pets"), "one input, 'image'; it has []"),
+    (altered(raw_photos, lambda r: r.inputs.add(name="mask")), "it has ['image', 'mask']"),
+    (change(raw_photos, name="picture"), "it has ['picture']"),
+    (change(raw_photos, datatype="FP32"), "must be BYTES (encoded photos) or UINT8"),
+    (change(raw_photos, shape=[4]), "has 3 elements; its shape is [4]"),
+    (change(raw_photos, shape=[3, 2]), "must have the shape [n] or [n, 1]; got [3, 2]"),
+    (change(raw_photos, shape=[-1]), "must have the shape [n] or [n, 1]"),
+    (change(raw_pixels, shape=[3, 32, 32, 4]), "must have the shape [n, 32, 32, 3]"),
+    (change(raw_pixels, shape=[2**62, 32, 32, 3]), "its shape"),
+    (change(typed_pixels, shape=[2, 32, 32, 3]), "has 9,216 bytes; its shape"),
+    (
+        altered(typed_pixels, lambda r: r.inputs[0].contents.uint_contents.__setitem__(0, 256)),
+        "has the element 256",
+    ),
+    (
+        altered(raw_photos, lambda r: r.raw_input_contents.append(b"")),
+        "must have one element for each input",
+    ),
+    (
+        altered(raw_photos, lambda r: r.inputs[0].contents.bytes_contents.append(b"x")),
+        "not both",
+    ),
+    (
+        altered(raw_photos, lambda r: r.raw_input_contents.__setitem__(0, b"\xff\xff\xff\xffxx")),
+        "ends within an element",
+    ),
+    (
+        altered(raw_photos, lambda r: r.raw_input_contents.__setitem__(0, b"\x01")),
+        "ends within an element",
+    ),
+    (change(typed_photos, shape=[0]), "has 3 elements; its shape is [0]"),
+    (altered(raw_photos, lambda r: r.outputs.add(name="scores")), "there is no output 'scores'"),
+    (
+        altered(raw_photos, lambda r: [r.outputs.add(name="logits") for _ in "ab"]),
+        "an output is asked for twice",
+    ),
+    (
+        altered(
+            raw_photos,
+            lambda r: r.outputs.add(
+                name="logits", parameters={"classification": Parameter(string_param="2")}
+            ),
+        ),
+        "'classification' must be an integer",
+    ),
+    (
+        altered(
+            raw_photos,
+            lambda r: (
+                r.inputs[0]
+                .parameters["shared_memory_region"]
+                .MergeFrom(Parameter(string_param="region"))
+            ),
+        ),
+        "shared memory is not served",
+    ),
+    (
+        altered(raw_photos, lambda r: r.parameters["timeout"].MergeFrom(Parameter(int64_param=-1))),
+        "'timeout' must be an integer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "words"), WRONG, ids=[words for _, words in WRONG])
+async def test_a_wrong_request_is_told_what_is_wrong(
+    stub: Stub, request_: pb.ModelInferRequest, words: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.ModelInfer(request_)
+    assert raised.value.code() is Code.INVALID_ARGUMENT
+    assert words in raised.value.details()
+
+
+async def test_no_photos_and_too_many(models) -> None:
+    async with (
+        running_server(models, max_photos=2) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        none = pb.ModelInferRequest(model_name="pets")
+        none.inputs.add(name="image", datatype="BYTES", shape=[0])
+        for request, words in ((none, "no photos"), (raw_pixels(), "at most 2 are allowed")):
+            with pytest.raises(grpc.aio.AioRpcError, match=words):
+                await Stub(channel).ModelInfer(request)
+
+
+async def test_unknown_models_and_versions_are_not_found(stub: Stub) -> None:
+    for model, version in (("cars", ""), ("pets", "9"), ("pets", "nope")):
+        request = raw_photos()
+        request.model_name, request.model_version = model, version
+        for call in (
+            stub.ModelInfer(request),
+            stub.ModelMetadata(pb.ModelMetadataRequest(name=model, version=version)),
+            stub.ModelConfig(pb.ModelConfigRequest(name=model, version=version)),
+            stub.ModelStatistics(pb.ModelStatisticsRequest(name=model, version=version)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is Code.NOT_FOUND
+        ready = await stub.ModelReady(pb.ModelReadyRequest(name=model, version=version))
+        assert not ready.ready
+
+
+async def test_it_shares_batches_with_classify_and_harms_no_neighbour(
+    running: Running, stub: Stub
+) -> None:
+    """A bad photo fails its own call; the others of the same batch are answered."""
+    held = HeldModel(running.server)
+    first = asyncio.ensure_future(stub.ModelInfer(raw_pixels()))
+    await held.running(1)
+    bad = typed_photos()
+    bad.inputs[0].contents.bytes_contents[2] = b"junk"
+    spoilt = asyncio.ensure_future(stub.ModelInfer(bad))
+    whole = asyncio.ensure_future(stub.ModelInfer(raw_photos()))
+    await held.waiting(3 - held.batches[0] + 2 + 3)
+    held.release()
+    await first
+    with pytest.raises(grpc.aio.AioRpcError, match="photo 2 of 3, from 0: not an image"):
+        await spoilt
+    logits = np.frombuffer((await whole).raw_output_contents[1], "<f4").reshape(3, 2)
+    assert np.allclose(logits, logits_of(PIXELS), atol=1e-4)
+    assert max(held.batches) > 3
+
+
+async def test_a_loading_server_is_live_and_not_ready(models) -> None:
+    from serving.server import Server
+    from serving.settings import ServerSettings
+
+    server = Server(ServerSettings(models=str(models), port=0, device="cpu"))
+    port = await server.open()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = Stub(channel)
+            assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+            assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
+            assert not (await stub.ModelReady(pb.ModelReadyRequest(name="pets"))).ready
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.ModelInfer(raw_photos())
+            assert raised.value.code() is Code.UNAVAILABLE
+            await server.load()
+            assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+            assert (await stub.ModelReady(pb.ModelReadyRequest(name="pets"))).ready
+    finally:
+        await server.close()
