@@ -18,7 +18,7 @@ from serving.client_messages import (
     classify_request,
     description_of,
     encoded,
-    exception_of,
+    exception_of_call,
     models_of,
     response_of,
 )
@@ -66,9 +66,12 @@ class AsyncClient:
         model: str,
         version: str | int = "",
         top_k: int = 1,
+        low_priority: bool = False,
+        routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
+        data = [encoded(photo) for photo in photos]
+        request = classify_request(data, model, version, top_k, low_priority, routing_key)
         hedge_after_s = self.hedge_after_s
         message = await self._call(self._stub.Classify, request, timeout_s, hedge_after_s)
         return response_of(message)
@@ -90,11 +93,12 @@ class AsyncClient:
         model: str,
         version: str | int = "",
         top_k: int = 1,
+        low_priority: bool = False,
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
     ) -> AsyncIterator[StreamedResult]:
         """See Client.stream."""
-        state = StreamState(self.address, model, version, top_k)
+        state = StreamState(self.address, model, version, top_k, low_priority)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
         slots = asyncio.Semaphore(in_flight)
         call = self._stub.ClassifyStream()
@@ -120,7 +124,7 @@ class AsyncClient:
                     arrived.put_nowait(state.receive(message))
                 arrived.put_nowait(None)
             except grpc.aio.AioRpcError as error:
-                arrived.put_nowait(exception_of(error.code(), error.details(), self.address))
+                arrived.put_nowait(exception_of_call(error, self.address))
             except Exception as error:
                 arrived.put_nowait(error)
 
@@ -151,7 +155,7 @@ class AsyncClient:
                 return await hedged_async(method, request, wait_s, hedge_after_s)
             return await method(request, timeout=wait_s)
         except grpc.aio.AioRpcError as error:
-            raise exception_of(error.code(), error.details(), self.address) from None
+            raise exception_of_call(error, self.address) from None
 
 
 async def _next(arrived: "asyncio.Queue[T]", wait_s: float) -> T:

@@ -138,14 +138,18 @@ async def _classify(
         for wait_s in (*OVERLOAD_WAITS_S, None):
             try:
                 response = await client.classify(
-                    [photo], model=plan.model, version=plan.version, top_k=plan.top_k
+                    [photo],
+                    model=plan.model,
+                    version=plan.version,
+                    top_k=plan.top_k,
+                    low_priority=True,
                 )
             except InvalidRequest as error:
                 return row_of(key, None, str(error))
-            except Overloaded:
+            except Overloaded as error:
                 if wait_s is None:
                     raise
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(max(wait_s, error.retry_after_s or 0))
             else:
                 return row_of(key, response, response.results[0].error)
     raise AssertionError("the last wait is None")

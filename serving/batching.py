@@ -148,6 +148,7 @@ class Batcher:
         self._gathering_since = math.inf
         # Of the event loop alone:
         self._admitted = 0  # photos
+        self._admitted_low = 0  # of them of low priority
         # Written by the inference thread: seconds per photo in a batch that is at least half full
         self._photo_s = 0.0
 
@@ -183,6 +184,8 @@ class Batcher:
                 self._thread.add(self)
             self._coming += photos
         self._admitted += photos
+        if priority is Priority.LOW:
+            self._admitted_low += photos
         return call
 
     @property
@@ -196,10 +199,10 @@ class Batcher:
         return self._admitted
 
     def _free(self, priority: Priority) -> int:
-        places = self._settings.max_queue
-        if priority is Priority.LOW and self._admitted:  # an idle server takes any call
-            places //= 2
-        return max(0, places - self._admitted)
+        free = self._settings.max_queue - self._admitted
+        if priority is Priority.LOW and self._admitted_low:  # the first call may have any size
+            free = min(free, self._settings.max_queue // 2 - self._admitted_low)
+        return max(0, free)
 
     def _drained_in_s(self) -> float:
         return max(RETRY_AFTER_AT_LEAST_S, self._admitted * self._photo_s)
@@ -241,6 +244,8 @@ class Batcher:
 
     def _leave(self, call: Call, unused: int) -> None:
         self._admitted -= call.photos
+        if call.priority is Priority.LOW:
+            self._admitted_low -= call.photos
         with self._thread.changed:
             self._coming -= unused
             self._turns[call.priority].drop(call.caller, lambda waiting: waiting.call is call)

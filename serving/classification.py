@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.answers import Label
-from serving.batching import Answer
+from serving.batching import Answer, Priority
 from serving.catalogue import ServedVersion
 from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
@@ -51,6 +51,8 @@ class Classifier:
         self._limits = limits
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decode_threads = decode_threads
+        # No more photos of low priority are in the pool's queue, of however many calls.
+        self._low_priority = asyncio.Semaphore(decode_threads)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -63,6 +65,7 @@ class Classifier:
         top_k: int,
         deadline: float,
         caller: Hashable = None,
+        priority: Priority = Priority.HIGH,
     ) -> Classified:
         """top_k: 0 means 1. deadline: on the monotonic clock. caller: see Batcher.admit.
 
@@ -74,7 +77,9 @@ class Classifier:
             raise InvalidRequest(
                 f"top_k must be 0 to {len(labels)}, the number of labels; got {top_k}"
             )
-        inferred = await self.infer(served, photos, deadline=deadline, caller=caller)
+        inferred = await self.infer(
+            served, photos, deadline=deadline, caller=caller, priority=priority
+        )
         results = tuple(
             answer
             if isinstance(answer, InvalidImage)
@@ -90,6 +95,7 @@ class Classifier:
         *,
         deadline: float,
         caller: Hashable = None,
+        priority: Priority = Priority.HIGH,
     ) -> Inferred:
         """As classify, but with the rows of the model's outputs."""
         if not photos:
@@ -101,9 +107,11 @@ class Classifier:
             )
         decode_s = 0.0
         outcomes: list[asyncio.Future[Answer] | InvalidImage] = []
-        with served.batcher.admit(len(photos), deadline=deadline, caller=caller) as call:
+        with served.batcher.admit(
+            len(photos), deadline=deadline, caller=caller, priority=priority
+        ) as call:
             spec = served.engine.manifest.preprocessing
-            async for pixels, seconds in self._decoded(photos, spec):
+            async for pixels, seconds in self._decoded(photos, spec, priority):
                 decode_s += seconds
                 if isinstance(pixels, InvalidImage):
                     call.skip()
@@ -125,7 +133,7 @@ class Classifier:
         )
 
     async def _decoded(
-        self, photos: Sequence[Photo], spec: Preprocessing
+        self, photos: Sequence[Photo], spec: Preprocessing, priority: Priority
     ) -> AsyncIterator[tuple[npt.NDArray[np.uint8] | InvalidImage, float]]:
         """Pixels, or why there are none, with the seconds it took, in the order of the photos.
 
@@ -142,9 +150,12 @@ class Classifier:
                     continue
                 if len(under_way) == self._decode_threads:
                     yield await under_way.popleft()
-                under_way.append(
-                    loop.run_in_executor(self._pool, _decode, photo, spec, self._limits)
-                )
+                if priority is Priority.LOW:
+                    await self._low_priority.acquire()
+                future = loop.run_in_executor(self._pool, _decode, photo, spec, self._limits)
+                if priority is Priority.LOW:
+                    future.add_done_callback(lambda _: self._low_priority.release())
+                under_way.append(future)
             while under_way:
                 yield await under_way.popleft()
         finally:

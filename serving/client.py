@@ -29,7 +29,7 @@ from serving.client_messages import (
     classify_request,
     description_of,
     encoded,
-    exception_of,
+    exception_of_call,
     models_of,
     response_of,
 )
@@ -85,11 +85,17 @@ class Client:
         model: str,
         version: str | int = "",
         top_k: int = 1,
+        low_priority: bool = False,
+        routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        """One call. version: a number, an alias, or "" for the default. Raises OSError for a file
-        that can't be read."""
-        request = classify_request([encoded(photo) for photo in photos], model, version, top_k)
+        """One call. version: a number, an alias, or "" for the default. low_priority: the calls that
+        are not go first. routing_key: with no version given, calls of one key have the same one.
+
+        Raises OSError for a file that can't be read.
+        """
+        data = [encoded(photo) for photo in photos]
+        request = classify_request(data, model, version, top_k, low_priority, routing_key)
         hedge_after_s = self.hedge_after_s
         return response_of(self._call(self._stub.Classify, request, timeout_s, hedge_after_s))
 
@@ -109,6 +115,7 @@ class Client:
         model: str,
         version: str | int = "",
         top_k: int = 1,
+        low_priority: bool = False,
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
     ) -> Iterator[StreamedResult]:
@@ -117,7 +124,7 @@ class Client:
         A photo that can't be read, here or there, has its error in its result. timeout_s: the
         longest wait for the next answer.
         """
-        state = StreamState(self.address, model, version, top_k)
+        state = StreamState(self.address, model, version, top_k, low_priority)
         arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
         slots = threading.Semaphore(in_flight)
         ended = threading.Event()
@@ -142,7 +149,7 @@ class Client:
                     arrived.put(state.receive(message))
                 arrived.put(None)
             except grpc.RpcError as error:
-                arrived.put(exception_of(error.code(), error.details(), self.address))
+                arrived.put(exception_of_call(error, self.address))
             except Exception as error:
                 arrived.put(error)
 
@@ -175,7 +182,7 @@ class Client:
                 return hedged(method, request, wait_s, hedge_after_s)
             return method(request, timeout=wait_s)
         except grpc.RpcError as error:
-            raise exception_of(error.code(), error.details(), self.address) from None
+            raise exception_of_call(error, self.address) from None
 
 
 def _next(arrived: "queue.SimpleQueue[T]", wait_s: float) -> T:

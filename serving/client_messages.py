@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from protos.pawprint.v1 import classifier_pb2 as pb
@@ -53,14 +55,47 @@ def encoded(photo: Photo) -> bytes:
 
 
 def classify_request(
-    photos: Sequence[bytes], model: str, version: str | int, top_k: int
+    photos: Sequence[bytes],
+    model: str,
+    version: str | int,
+    top_k: int,
+    low_priority: bool,
+    routing_key: str = "",
 ) -> pb.ClassifyRequest:
     if not 0 <= top_k < 2**31:
         raise InvalidRequest(f"top_k must be 0 to the number of labels, got {top_k}")
-    return pb.ClassifyRequest(model=model, version=str(version), images=photos, top_k=top_k)
+    return pb.ClassifyRequest(
+        model=model,
+        version=str(version),
+        images=photos,
+        top_k=top_k,
+        priority=pb.PRIORITY_LOW if low_priority else pb.PRIORITY_UNSPECIFIED,
+        routing_key=routing_key,
+    )
 
 
-def exception_of(code: Any, details: str | None, address: str) -> PawprintError:
+def exception_of_call(error: Any, address: str) -> PawprintError:
+    """The exception for a failed call's grpc.RpcError."""
+    return exception_of(error.code(), error.details(), address, _retry_after_s(error))
+
+
+def _retry_after_s(error: Any) -> float | None:
+    """What a server says of when to try again: google.rpc.RetryInfo in its trailing metadata."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            info = error_details_pb2.RetryInfo()
+            try:
+                for detail in status_pb2.Status.FromString(value).details:
+                    if detail.Unpack(info):
+                        return float(info.retry_delay.ToMilliseconds()) / 1e3
+            except DecodeError:
+                return None  # of another kind of server
+    return None
+
+
+def exception_of(
+    code: Any, details: str | None, address: str, retry_after_s: float | None = None
+) -> PawprintError:
     """The exception for a status; `code` is a grpc.StatusCode or its number."""
     code = _CODES.get(code, code)
     details = details or ""
@@ -71,6 +106,8 @@ def exception_of(code: Any, details: str | None, address: str) -> PawprintError:
     kind = EXCEPTIONS.get(code)
     if kind is None:
         return PawprintError(f"the server answers {getattr(code, 'name', code)}: {details}")
+    if kind is Overloaded:
+        return Overloaded(details, retry_after_s=retry_after_s)
     return kind(details)
 
 

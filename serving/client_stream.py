@@ -12,11 +12,14 @@ MAX_PHOTO_BYTES = 64 * 1024 * 1024
 
 
 class StreamState:
-    def __init__(self, address: str, model: str, version: str | int, top_k: int) -> None:
+    def __init__(
+        self, address: str, model: str, version: str | int, top_k: int, low_priority: bool
+    ) -> None:
         self._address = address
         self._model = model
         self._version = version
         self._top_k = top_k
+        self._low_priority = low_priority
         self._sent_at: dict[int, float] = {}
 
     def send(self, index: int, photo: Photo) -> pb.ClassifyStreamRequest | StreamedResult:
@@ -30,7 +33,9 @@ class StreamState:
         self._sent_at[index] = time.monotonic()
         return pb.ClassifyStreamRequest(
             request_id=index,
-            request=classify_request([data], self._model, self._version, self._top_k),
+            request=classify_request(
+                [data], self._model, self._version, self._top_k, self._low_priority
+            ),
         )
 
     def receive(self, message: pb.ClassifyStreamResponse) -> StreamedResult:
@@ -42,7 +47,10 @@ class StreamState:
             return StreamedResult(
                 index=index, result=response.results[0], response=response, latency_s=latency_s
             )
-        error = exception_of(message.error.code, message.error.message, self._address)
+        retry_after_s = message.error.retry_after_ms / 1e3 or None
+        error = exception_of(
+            message.error.code, message.error.message, self._address, retry_after_s
+        )
         if not isinstance(error, InvalidRequest | Overloaded):
             raise error
         return _refused(index, str(error), latency_s)

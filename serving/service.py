@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.batching import Priority
 from serving.catalogue import Catalogue
 from serving.classification import Classifier
 from serving.edge import Call, Edge
@@ -13,6 +14,8 @@ from serving.messages import classify_response, get_model_response, list_models_
 from serving.status import Failure
 
 T = TypeVar("T")
+
+PRIORITIES = {pb.PRIORITY_LOW: Priority.LOW}
 
 
 class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
@@ -40,7 +43,11 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         def failed(
             request: pb.ClassifyStreamRequest, failure: Failure
         ) -> pb.ClassifyStreamResponse:
-            error = pb.RequestError(code=failure.code.value[0], message=failure.message)
+            error = pb.RequestError(
+                code=failure.code.value[0],
+                message=failure.message,
+                retry_after_ms=failure.retry_after_ms,
+            )
             return pb.ClassifyStreamResponse(request_id=request.request_id, error=error)
 
         await self._edge.answer_stream(context, "ClassifyStream", classify, failed)
@@ -65,7 +72,12 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         call.found(served)
         call.photos = len(request.images)
         classified = await self._classifier.classify(
-            served, request.images, top_k=request.top_k, deadline=call.deadline, caller=caller
+            served,
+            request.images,
+            top_k=request.top_k,
+            deadline=call.deadline,
+            caller=caller,
+            priority=PRIORITIES.get(request.priority, Priority.HIGH),
         )
         call.inferred = classified.inferred
         return classify_response(classified, served, time.monotonic() - call.start)

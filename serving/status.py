@@ -40,6 +40,7 @@ class Failure:
 
     code: grpc.StatusCode
     message: str
+    retry_after_ms: int = 0  # 0 where that is not known
     trailers: tuple[tuple[str, bytes], ...] = ()
 
 
@@ -50,14 +51,22 @@ def failure_of(error: Exception) -> Failure:
         return Failure(code=grpc.StatusCode.INTERNAL, message="internal error of the server")
     code, message = STATUS[type(error)], str(error)
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        return Failure(code=code, message=message, trailers=_retry(code, message, error))
+        retry_after_ms = max(1, round(1e3 * error.retry_after_s))
+        return Failure(
+            code=code,
+            message=message,
+            retry_after_ms=retry_after_ms,
+            trailers=_retry(code, message, retry_after_ms),
+        )
     return Failure(code=code, message=message)
 
 
-def _retry(code: grpc.StatusCode, message: str, error: Overloaded) -> tuple[tuple[str, bytes], ...]:
+def _retry(
+    code: grpc.StatusCode, message: str, retry_after_ms: int
+) -> tuple[tuple[str, bytes], ...]:
     """google.rpc.RetryInfo: when another attempt has a chance."""
     info = error_details_pb2.RetryInfo()
-    info.retry_delay.FromNanoseconds(round(1e9 * (error.retry_after_s or 0)))
+    info.retry_delay.FromMilliseconds(retry_after_ms)
     status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
     return ((DETAILS, status.SerializeToString()),)

@@ -29,6 +29,7 @@ CORE = {
     "inference_thread",
     "loading",
     "onnxfile",
+    "turns",
     *CONTRACTS,
 }
 SERVING_NEEDS = {

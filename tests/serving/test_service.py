@@ -11,6 +11,8 @@ import pytest
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.client import AsyncClient
+from serving.errors import Overloaded
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
@@ -329,3 +331,39 @@ def test_every_error_of_the_core_has_a_status() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.PawprintError)
     }
     assert STATUS.keys() == kinds - {errors.PawprintError}
+
+
+async def test_calls_of_low_priority_wait_for_the_others(running: Running, stub) -> None:
+    held = HeldModel(running.server)
+    first = asyncio.ensure_future(stub.Classify(request(jpeg())))
+    await held.running(1)
+    photos = [jpeg(seed=seed) for seed in range(16)]
+    low = asyncio.ensure_future(stub.Classify(request(*photos, priority=pb.PRIORITY_LOW)))
+    await held.waiting(16)
+    high = asyncio.ensure_future(stub.Classify(request(*photos[:15])))
+    await held.waiting(31)
+    held.release()
+    await first
+    answers = [await high, await low]
+    assert answers[0].timings.queue_ms < answers[1].timings.queue_ms
+    for answer, sent in zip(answers, (photos[:15], photos), strict=True):
+        for result, photo in zip(answer.results, sent, strict=True):
+            check(result, photo)
+
+
+async def test_a_refusal_says_when_to_try_again(models: Path) -> None:
+    async with (
+        running_server(models, max_queue=16, max_photos=16) as running,
+        AsyncClient(running.address) as client,
+    ):
+        held = HeldModel(running.server)
+        calls = [
+            asyncio.ensure_future(client.classify([jpeg()] * 8, model="pets")) for _ in range(2)
+        ]
+        await held.admitted(16)
+        with pytest.raises(Overloaded, match="the queue is full") as caught:
+            await client.classify([jpeg()], model="pets")
+        assert caught.value.retry_after_s is not None and caught.value.retry_after_s >= 0.05
+        held.release()
+        for call in calls:
+            assert len((await call).results) == 8
