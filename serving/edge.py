@@ -37,6 +37,7 @@ class Call:
     deadline: float
     metadata: dict[str, str]
     request_id: str
+    caller: str = ""  # whose token it is, where the server wants one
     model: str = ""  # the one that answers, once it is found
     version: int = 0
     photos: int = 0
@@ -77,6 +78,16 @@ class Edge:
     def serve(self, catalogue: Catalogue) -> None:
         """From now on, answer with these models."""
         self._catalogue = catalogue
+
+    @property
+    def serving(self) -> Catalogue | None:
+        """What is served, None until something is loaded."""
+        return self._catalogue
+
+    @property
+    def active(self) -> int:
+        """Requests being answered."""
+        return self._active
 
     @property
     def ready(self) -> bool:

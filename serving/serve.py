@@ -12,6 +12,7 @@ from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError, Unavailable
+from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, read_settings
 
@@ -64,12 +65,9 @@ def announce(settings: ServerSettings, port: int, catalogue: Catalogue) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.captureWarnings(True)  # Pillow's, of odd photos: dated lines like all others
     try:
         settings = read_settings(arguments, os.environ)
+        configure_logging(settings.log_format)
         problem = cuda_problem() if settings.device != "cpu" else None
         if settings.device == "auto":
             log.info("device: %s", f"cpu, for {problem}" if problem else "cuda")

@@ -15,6 +15,9 @@ from serving.errors import Unavailable
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThread
+from serving.log_format import log_access
+from serving.metrics import Metrics
+from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
 from serving.service import ClassifierService
 from serving.settings import ServerSettings
@@ -44,6 +47,8 @@ class Server:
             ),
         )
         self._statistics = InferenceStatistics()
+        self._metrics = Metrics()
+        self._metrics_server: MetricsServer | None = None
         self._edge = Edge(
             EdgeLimits(
                 max_message_bytes=settings.max_message_mib * MIB,
@@ -51,8 +56,13 @@ class Server:
                 max_streams=settings.max_streams,
                 max_stream_in_flight=settings.max_stream_in_flight,
             ),
-            sinks=(self._statistics.add,),
+            sinks=(
+                self._statistics.add,
+                self._metrics.observe,
+                *([log_access] if settings.access_log == "on" else []),
+            ),
         )
+        self._metrics.watch(self._edge)
         self._health = health.aio.HealthServicer()
         self._thread = InferenceThread("inference")
         self._control = ModelControl(
@@ -100,6 +110,13 @@ class Server:
             raise Unavailable(
                 f"can't listen on {host}:{settings.port}; is another server there?"
             ) from error
+        if settings.metrics_port:
+            self._metrics_server = MetricsServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                self._metrics.registry,
+                lambda: self._edge.ready,
+            )
         await self._grpc.start()
         return port
 
@@ -125,10 +142,13 @@ class Server:
         """End what is left at once, and the threads."""
         await self._grpc.stop(0)
         self._classifier.close()
+        if self._metrics_server:
+            self._metrics_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.close)
 
     def _on_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
         self._statistics.add_batch(model, version)
+        self._metrics.observe_batch(model, version, photos, seconds)
 
     async def _report(self, status: int) -> None:
         for service in ("", *SERVICES):

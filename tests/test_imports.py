@@ -34,9 +34,14 @@ CORE = {
 }
 SERVING_NEEDS = {
     *{"PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "rich"},
+    *{"prometheus_client"},
     *{"serving", "protos"},
 }
-EXTRAS = {"serving.bucket": {"fsspec"}, "serving.parquet": {"pyarrow"}}  # of their extras
+EXTRAS = {
+    "serving.bucket": {"fsspec"},
+    "serving.parquet": {"pyarrow"},
+    "serving.gpu_memory": {"pynvml"},
+}  # of their extras
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -1,0 +1,69 @@
+"""How log lines look: text for a person, JSON for a machine; and the access log."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from serving.edge import Call
+
+FORMATS = ("text", "json")
+ACCESS = "serving.access"
+
+_access = logging.getLogger(ACCESS)
+
+
+class TextFormatter(logging.Formatter):
+    """`fields` of the record follow its message as name=value."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {}).items()
+        given = [f"{name}={value}" for name, value in fields if value != ""]
+        return " ".join((super().formatMessage(record), *given))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; `fields` of the record stand beside its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        value = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            value["exception"] = self.formatException(record.exc_info)
+        return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def configure_logging(kind: str) -> None:
+    """Log to stderr as `kind` of FORMATS; what was configured before goes."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)  # Pillow's, of odd photos: dated lines like all others
+
+
+def log_access(call: Call) -> None:
+    """A sink of the edge: one line for each call. Photos and tokens are never written."""
+    fields = {
+        "method": call.method,
+        "code": call.code.name,
+        "request_id": call.request_id,
+        "caller": call.caller,
+        "model": call.model,
+        "version": call.version,
+        "photos": call.photos,
+        "total_ms": round(1e3 * (call.end - call.start), 2),
+    }
+    if call.inferred is not None:
+        fields |= {
+            "decode_ms": round(1e3 * call.inferred.decode_s, 2),
+            "queue_ms": round(1e3 * call.inferred.queue_s, 2),
+            "inference_ms": round(1e3 * call.inferred.inference_s, 2),
+        }
+    _access.info("call", extra={"fields": fields})

@@ -1,0 +1,170 @@
+"""Prometheus metrics of a server. docs/observability.md lists them.
+
+Labels are bounded: a model or version is named only once it was found, methods and codes are few.
+The children of each metric are bound once: a call costs a few increments.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from serving.catalogue import ServedVersion
+from serving.edge import Call, Edge
+from serving.gpu_memory import gpu_memory
+
+UNKNOWN = "unknown"
+# Each about twice the last: from a bare inference to a caller's patience.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
+PHOTOS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+STAGES = ("decode", "queue", "inference")
+VERSION = ("model", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """The children of one version's metrics."""
+
+    photos: Counter
+    decode: Histogram
+    queue: Histogram
+    inference: Histogram
+
+
+class Metrics:
+    """`observe` is a sink of the edge; `observe_batch` belongs to the thread that runs batches."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry(auto_describe=True)
+        self._calls = Counter(
+            "pawprint_calls",
+            "Calls answered, each request of a stream counting as one",
+            ("method", *VERSION, "code"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "pawprint_call_seconds",
+            "From the receipt of a message to its answer",
+            ("method", *VERSION),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "pawprint_stage_seconds",
+            "Decoding (summed over the photos of a call), waiting for a batch, running it",
+            (*VERSION, "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._photos = Counter("pawprint_photos", "Photos answered", VERSION, registry=registry)
+        self._batches = Histogram(
+            "pawprint_batch_photos", "Photos in a batch", VERSION, buckets=PHOTOS, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "pawprint_batch_seconds",
+            "Running a batch",
+            VERSION,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._bound_calls: dict[tuple[str, str, int, str], tuple[Counter, Histogram]] = {}
+        self._bound_versions: dict[tuple[str, int], _Version] = {}
+        self._bound_batches: dict[tuple[str, int], tuple[Histogram, Histogram]] = {}
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    def watch(self, edge: Edge) -> None:
+        """Read what is loaded and how much waits whenever the metrics are asked for."""
+        self.registry.register(_Loaded(edge))
+
+    def observe(self, call: Call) -> None:
+        key = (call.method, call.model, call.version, call.code.name)
+        bound = self._bound_calls.get(key)
+        if bound is None:
+            bound = self._bound_calls[key] = self._bind_call(*key)
+        bound[0].inc()
+        bound[1].observe(call.end - call.start)
+        if call.inferred is not None:
+            version = self._bound_versions.get((call.model, call.version))
+            if version is None:
+                version = self._bind_version(call.model, call.version)
+            version.photos.inc(call.photos)
+            version.decode.observe(call.inferred.decode_s)
+            version.queue.observe(call.inferred.queue_s)
+            version.inference.observe(call.inferred.inference_s)
+
+    def observe_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
+        bound = self._bound_batches.get((model, version))
+        if bound is None:
+            labels = (model, str(version))
+            bound = self._batches.labels(*labels), self._batch_seconds.labels(*labels)
+            self._bound_batches[model, version] = bound
+        bound[0].observe(photos)
+        bound[1].observe(seconds)
+
+    def _bind_call(
+        self, method: str, model: str, version: int, code: str
+    ) -> tuple[Counter, Histogram]:
+        labels = (method, model or UNKNOWN, str(version) if model else UNKNOWN)
+        return self._calls.labels(*labels, code), self._seconds.labels(*labels)
+
+    def _bind_version(self, model: str, version: int) -> _Version:
+        labels = (model, str(version))
+        stages = {stage: self._stages.labels(*labels, stage) for stage in STAGES}
+        bound = _Version(photos=self._photos.labels(*labels), **stages)
+        self._bound_versions[model, version] = bound
+        return bound
+
+
+class _Loaded(Collector):
+    """Gauges that are read, not kept."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        return iter(())  # else the registry would collect to learn the names
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        catalogue = self._edge.serving
+        yield GaugeMetricFamily(
+            "pawprint_ready", "1 while calls are taken", value=float(self._edge.ready)
+        )
+        yield GaugeMetricFamily(
+            "pawprint_calls_in_flight", "Calls being answered", value=self._edge.active
+        )
+        versions: list[tuple[str, int, ServedVersion]] = [
+            (name, version, served)
+            for name, model in (catalogue.models.items() if catalogue else ())
+            for version, served in model.versions.items()
+        ]
+        loaded = GaugeMetricFamily(
+            "pawprint_model_loaded",
+            "1 for each version that is loaded; default: it answers calls that name none",
+            labels=(*VERSION, "precision", "device", "default"),
+        )
+        waiting = GaugeMetricFamily(
+            "pawprint_queue_photos", "Decoded photos that wait for a batch", labels=VERSION
+        )
+        admitted = GaugeMetricFamily(
+            "pawprint_photos_in_flight", "Photos admitted and not yet answered", labels=VERSION
+        )
+        for name, version, served in versions:
+            labels = (name, str(version))
+            default = catalogue is not None and catalogue.models[name].default_version == version
+            engine = served.engine
+            loaded.add_metric((*labels, engine.precision, engine.device, str(default).lower()), 1)
+            waiting.add_metric(labels, served.batcher.waiting)
+            admitted.add_metric(labels, served.batcher.admitted)
+        yield from (loaded, waiting, admitted)
+        memory = gpu_memory()
+        if memory is not None:
+            gauge = GaugeMetricFamily(
+                "pawprint_gpu_memory_bytes", "Memory of each GPU", labels=("gpu", "kind")
+            )
+            for index, (used, total) in enumerate(memory):
+                gauge.add_metric((str(index), "used"), used)
+                gauge.add_metric((str(index), "total"), total)
+            yield gauge

@@ -1,0 +1,84 @@
+"""A small HTTP server beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from serving.errors import Unavailable
+
+_STALLED_S = 10.0  # a client that sends nothing for so long is dropped
+
+
+class MetricsServer:
+    """Serves in threads of its own from its creation until `close`."""
+
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]
+    ) -> None:
+        """Raises Unavailable if the port can't be had."""
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = _STALLED_S
+
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/metrics":
+                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                    self._send(200, kind, encode(registry))
+                elif path == "/healthz":
+                    self._send(200, "text/plain", b"ok\n")
+                elif path == "/readyz":
+                    up = ready()
+                    self._send(200 if up else 503, "text/plain", b"ok\n" if up else b"not ready\n")
+                else:
+                    self._send(404, "text/plain", b"/metrics, /healthz or /readyz\n")
+
+            def _send(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def version_string(self) -> str:
+                return "pawprint"  # not which Python
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """A scrape every few seconds is no news."""
+
+        try:
+            self._server = _Server((host, port), Handler)
+        except OSError as error:
+            raise Unavailable(
+                f"can't serve metrics on {host}:{port}: {error.strerror or error}"
+            ) from error
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A scraper that went away in the middle is its own affair."""

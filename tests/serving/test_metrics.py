@@ -1,0 +1,193 @@
+"""What a scrape of a running server says, against what was really called."""
+
+import asyncio
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.client import AsyncClient, Client
+from serving.errors import InvalidRequest, NotFound, Unavailable
+from serving.server import Server
+from serving.settings import ServerSettings
+from tests.conftest import Running, ServerProcess, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import HeldModel
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def fetch(port: int, path: str, **headers: str) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+class Scrape:
+    def __init__(self, port: int) -> None:
+        status, text = fetch(port, "/metrics")
+        assert status == 200
+        self.samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        found = [s for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(sample.value for sample in found)
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+async def running(models: Path, port: int) -> AsyncIterator[Running]:
+    async with running_server(models, metrics_port=port) as server:
+        yield server
+
+
+async def scrape(port: int) -> Scrape:
+    return await asyncio.to_thread(Scrape, port)
+
+
+async def test_calls_photos_stages_and_batches_are_counted(running: Running, port: int) -> None:
+    async with AsyncClient(running.address) as client:
+        for _ in range(3):
+            await client.classify([jpeg(), jpeg(seed=1)], model="pets")
+        with pytest.raises(InvalidRequest):
+            await client.classify([b"junk"], model="pets")
+        with pytest.raises(NotFound):
+            await client.classify([jpeg()], model="no such model")
+        await client.list_models()
+    said = await scrape(port)
+    pets = {"model": "pets", "version": "1"}
+    calls = "pawprint_calls_total"
+    assert said.value(calls, method="Classify", code="OK", **pets) == 3
+    assert said.value(calls, method="Classify", code="INVALID_ARGUMENT", **pets) == 1
+    unknown = {"model": "unknown", "version": "unknown"}
+    assert said.value(calls, method="Classify", code="NOT_FOUND", **unknown) == 1
+    assert said.value(calls, method="ListModels", code="OK") == 1
+    assert said.value(calls) == 6
+    assert said.value("pawprint_photos_total", **pets) == 6
+    for stage in ("decode", "queue", "inference"):
+        assert said.value("pawprint_stage_seconds_count", stage=stage, **pets) == 3
+    assert said.value("pawprint_call_seconds_count", method="Classify", **pets) == 4
+    parts = said.value("pawprint_stage_seconds_sum", stage="inference")
+    assert 0 < parts < said.value("pawprint_call_seconds_sum", method="Classify", **pets)
+    assert said.value("pawprint_batch_photos_sum", **pets) == 6
+    assert 3 <= said.value("pawprint_batch_photos_count", **pets) <= 6
+    assert said.value("pawprint_batch_seconds_sum", **pets) > 0
+    assert said.value("pawprint_ready") == 1
+    assert said.value("pawprint_model_loaded", precision="fp32", device="cpu", **pets) == 1
+    assert said.value("process_resident_memory_bytes") > 1e6
+    assert not any("no such model" in str(s.labels) for s in said.samples)
+
+
+async def test_gauges_show_what_waits(running: Running, port: int) -> None:
+    held = HeldModel(running.server)
+    async with AsyncClient(running.address) as client:
+        first = asyncio.ensure_future(client.classify([jpeg()], model="pets"))
+        await held.running(1)
+        more = asyncio.ensure_future(client.classify([jpeg()] * 4, model="pets"))
+        await held.waiting(4)
+        said = await scrape(port)
+        assert said.value("pawprint_queue_photos", model="pets") == 4
+        assert said.value("pawprint_photos_in_flight", model="pets") == 5
+        assert said.value("pawprint_calls_in_flight") == 2
+        held.release()
+        await asyncio.gather(first, more)
+    said = await scrape(port)
+    for gauge in ("queue_photos", "photos_in_flight"):
+        assert said.value(f"pawprint_{gauge}") == 0
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled(running: Running, port: int) -> None:
+    held = HeldModel(running.server)
+    async with AsyncClient(running.address) as client:
+        call = asyncio.ensure_future(client.classify([jpeg()], model="pets"))
+        await held.running(1)
+        call.cancel()
+        await asyncio.wait([call])
+        await held.admitted(0)
+        held.release()
+    said = await scrape(port)
+    assert said.value("pawprint_calls_total", code="CANCELLED", model="pets") == 1
+
+
+async def test_probes_and_unknown_paths(models: Path, port: int) -> None:
+    server = Server(ServerSettings(models=str(models), port=0, device="cpu", metrics_port=port))
+    await server.open()
+    try:
+        for path, status in (("/healthz", 200), ("/readyz", 503), ("/", 404), ("/etc", 404)):
+            assert (await asyncio.to_thread(fetch, port, path))[0] == status
+        await server.load()
+        assert await asyncio.to_thread(fetch, port, "/readyz?x=1") == (200, "ok\n")
+        open_metrics = await asyncio.to_thread(
+            fetch, port, "/metrics", Accept="application/openmetrics-text"
+        )
+        assert open_metrics[1].endswith("# EOF\n")
+    finally:
+        await server.close()
+    with pytest.raises(urllib.error.URLError):
+        await asyncio.to_thread(fetch, port, "/healthz")
+
+
+async def test_a_port_that_is_taken_is_an_error_that_says_so(models: Path, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        server = Server(ServerSettings(models=str(models), port=0, device="cpu", metrics_port=port))
+        with pytest.raises(Unavailable, match=f"can't serve metrics on 127.0.0.1:{port}"):
+            await server.open()
+        await server.close()
+
+
+def test_logs_are_json_lines_with_the_request_id(
+    start: Callable[..., ServerProcess], models: Path
+) -> None:
+    server = start(models, "--log-format", "json", "--access-log", "on")
+    with grpc.insecure_channel(server.address) as channel:
+        from protos.pawprint.v1 import classifier_pb2 as pb
+        from protos.pawprint.v1 import classifier_pb2_grpc
+
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        good = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        _, call = stub.Classify.with_call(good, metadata=[("x-request-id", "abc-1")])
+        assert dict(call.trailing_metadata())["x-request-id"] == "abc-1"
+        made = dict(stub.ListModels.with_call(pb.ListModelsRequest())[1].trailing_metadata())
+        with pytest.raises(grpc.RpcError) as failed:
+            stub.Classify(pb.ClassifyRequest(model="cars"), metadata=[("x-request-id", "x" * 500)])
+        replaced = dict(failed.value.trailing_metadata())["x-request-id"]
+    status, _, err = server.stop()
+    assert status == 0
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    first, second, third = (line for line in lines if line["logger"] == "serving.access")
+    assert first["request_id"] == "abc-1" and first["code"] == "OK" and first["photos"] == 1
+    assert (first["model"], first["version"], first["method"]) == ("pets", 1, "Classify")
+    assert 0 < first["inference_ms"] < first["total_ms"]
+    assert second["request_id"] == made["x-request-id"] and len(second["request_id"]) == 32
+    assert third["code"] == "NOT_FOUND" and third["request_id"] == replaced
+    assert len(replaced) == 32
+
+
+def test_text_logs_name_the_fields(start: Callable[..., ServerProcess], models: Path) -> None:
+    server = start(models, "--access-log", "on")
+    with Client(server.address) as client:
+        client.classify([jpeg()], model="pets")
+    _, _, err = server.stop()
+    (line,) = [line for line in err.splitlines() if "serving.access" in line]
+    assert " INFO serving.access: call method=Classify code=OK request_id=" in line
+    assert " photos=1 " in line and " inference_ms=" in line
