@@ -9,8 +9,8 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.access import Tls, authorised, open_async_channel
 from serving.answers import Model, ModelDescription, Response, StreamedResult
-from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.client_messages import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
@@ -38,12 +38,14 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
+        tls: Tls | None = None,
+        token: str = "",
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
-        self._channel = grpc.aio.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
-        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+        self._channel = open_async_channel(address, tls)
+        self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
 
     async def __aenter__(self) -> Self:
         return self

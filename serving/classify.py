@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from serving.access import access_of, add_access_flags
 from serving.answers import StreamedResult
 from serving.batch_job import PART_PHOTOS, Plan, Share, agree, digest_of, first_error, run_job
 from serving.client import AsyncClient
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
     """Print the answer for each path, in their order; returns how many have none."""
-    async with AsyncClient(options.address, timeout_s=options.timeout) as client:
+    async with _client(options) as client:
         model = options.model or await _only_model(client)
         answers = client.stream(
             paths,
@@ -101,7 +102,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
     source, out = place(location), place(options.out)
     share = _share(options.shard)
     keys = await asyncio.to_thread(source.photos)
-    async with AsyncClient(options.address, timeout_s=options.timeout) as client:
+    async with _client(options) as client:
         described = await client.get_model(
             options.model or await _only_model(client), options.version
         )
@@ -134,6 +135,10 @@ def _share(text: str) -> Share:
     if not (rank.isdigit() and of.isdigit()):
         raise InvalidRequest(f"--shard is RANK/OF, as 0/4, got {text!r}")
     return Share(rank=int(rank), of=int(of))
+
+
+def _client(options: argparse.Namespace) -> AsyncClient:
+    return AsyncClient(options.address, timeout_s=options.timeout, **access_of(options))
 
 
 async def _only_model(client: AsyncClient) -> str:
@@ -290,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_access_flags(parser)
     form.add_argument("--csv", action="store_true", help="CSV, one row for each label")
     return parser
 

@@ -19,9 +19,9 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.access import Tls, authorised, open_channel
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
-from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.client_messages import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
@@ -37,7 +37,7 @@ from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
 from serving.hedging import hedged
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Tls"]
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class Client:
     address: of one server, or of several (see serving.channel.target_of), between which calls are
     balanced; a call that one can't answer is tried at another. timeout_s: of each call, unless
     given there. hedge_after_s: where `classify` has no answer by then, a second server is asked
-    too, and the faster answer counts; None: never.
+    too, and the faster answer counts; None: never. tls: the call is not encrypted without. token:
+    shown to a server that wants one.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
+        tls: Tls | None = None,
+        token: str = "",
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
-        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+        self._channel = open_channel(address, tls)
+        self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +92,8 @@ class Client:
         routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        """One call. version: a number, an alias, or "" for the default. low_priority: the calls that
-        are not go first. routing_key: with no version given, calls of one key have the same one.
+        """One call. version: a number, an alias, or "" for the default. low_priority: other calls
+        go first. routing_key: with no version given, calls of one key are answered by one version.
 
         Raises OSError for a file that can't be read.
         """

@@ -18,8 +18,9 @@ import grpc
 
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
-from serving.errors import InvalidRequest, Overloaded, Unavailable
+from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
 from serving.status import Failure, failure_of
+from serving.tokens import Token, Tokens
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class Call:
     deadline: float
     metadata: dict[str, str]
     request_id: str
-    caller: str = ""  # whose token it is, where the server wants one
+    token: Token | None = None  # the caller's, where the server wants one
     model: str = ""  # the one that answers, once it is found
     version: int = 0
     photos: int = 0
@@ -64,8 +65,11 @@ class EdgeLimits:
 class Edge:
     """Its methods belong to the event loop."""
 
-    def __init__(self, limits: EdgeLimits, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self, limits: EdgeLimits, tokens: Tokens | None = None, sinks: Sequence[Sink] = ()
+    ) -> None:
         self._limits = limits
+        self._tokens = tokens
         self._sinks = tuple(sinks)
         self._catalogue: Catalogue | None = None
         self._active = 0  # requests being answered, those of streams counted each
@@ -120,11 +124,18 @@ class Edge:
                 "allowed: send fewer or smaller photos"
             )
 
+    def charge(self, call: Call, photos: int) -> None:
+        """Count the photos of a call against its caller's rate. Raises Overloaded."""
+        call.photos = photos
+        if self._tokens is not None and call.token is not None:
+            self._tokens.charge(call.token, photos)
+
     async def answer(self, context: Any, method: str, work: Callable[[Call], Awaitable[T]]) -> T:
         """The result of `work`; a call that fails is aborted with the status of its error."""
         call = _call(context, method)
         with self._counted(call):
             try:
+                self._identify(call)
                 self._admit()
                 result = await work(call)
                 call.code = grpc.StatusCode.OK
@@ -160,6 +171,7 @@ class Edge:
                 deadline=whole.deadline,
                 metadata=whole.metadata,
                 request_id=whole.request_id,
+                token=whole.token,
             )
             with self._counted(call):
                 try:
@@ -176,6 +188,7 @@ class Edge:
             slots.release()
 
         try:
+            self._identify(whole)
             with self._open_stream():
                 context.set_trailing_metadata(trailers)
                 async with asyncio.TaskGroup() as answering:
@@ -183,7 +196,7 @@ class Edge:
                         answering.create_task(answer(request))
             if self._draining.is_set():
                 raise Unavailable("the server is shutting down")
-        except (Overloaded, Unavailable) as error:
+        except PawprintError as error:
             failure = failure_of(error)
             await context.abort(failure.code, failure.message, (*failure.trailers, *trailers))
 
@@ -198,6 +211,10 @@ class Edge:
                 yield request
         finally:
             draining.cancel()
+
+    def _identify(self, call: Call) -> None:
+        if self._tokens is not None:
+            call.token = self._tokens.identify(call.metadata.get("authorization", ""))
 
     def _admit(self) -> None:
         if self._active > self._limits.max_calls:

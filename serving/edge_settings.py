@@ -1,9 +1,12 @@
-"""The settings of the edge: limits on calls, metrics, logs; a part of ServerSettings."""
+"""The settings of the edge: limits, who may call, metrics, logs; a part of ServerSettings."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from serving.errors import InvalidRequest
 from serving.log_format import FORMATS
 from serving.setting import check_choice, check_ranges, setting
+from serving.tls import TlsFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,16 @@ class EdgeSettings:
     max_streams: int = setting(256, "streams open at once")
     max_stream_in_flight: int = setting(16, "requests of one stream that are answered at once")
 
+    tls_cert: str = setting("", "PEM file of the server's certificate chain: calls are encrypted")
+    tls_key: str = setting("", "PEM file of its key")
+    tls_client_ca: str = setting(
+        "", "PEM file of an authority: callers must show a certificate of it"
+    )
+    tokens: str = setting(
+        "",
+        "TOML file of the tokens of callers (see python -m serving.tokens --help); none: no "
+        "token is asked for",
+    )
     metrics_port: int = setting(
         0, "port of /metrics, /healthz and /readyz over HTTP, by the rule 9464; 0: none"
     )
@@ -33,5 +46,19 @@ class EdgeSettings:
                 ("metrics_port", 0, 65535),
             ),
         )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise InvalidRequest("tls_cert and tls_key must be given together")
+        if self.tls_client_ca and not self.tls_cert:
+            raise InvalidRequest("tls_client_ca needs tls_cert and tls_key")
         check_choice(self, "log_format", FORMATS)
         check_choice(self, "access_log", ("on", "off"))
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        if not self.tls_cert:
+            return None
+        return TlsFiles(
+            cert=Path(self.tls_cert),
+            key=Path(self.tls_key),
+            client_ca=Path(self.tls_client_ca) if self.tls_client_ca else None,
+        )

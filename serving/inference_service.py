@@ -140,7 +140,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         call.found(served)
         wanted = wanted_outputs(request)
         photos = photos_of(request, served.engine.manifest.preprocessing.size)
-        call.photos = len(photos)
+        self._edge.charge(call, len(photos))
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
             served, photos, deadline=deadline, caller=caller

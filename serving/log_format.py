@@ -54,7 +54,7 @@ def log_access(call: Call) -> None:
         "method": call.method,
         "code": call.code.name,
         "request_id": call.request_id,
-        "caller": call.caller,
+        "caller": call.token.name if call.token else "",
         "model": call.model,
         "version": call.version,
         "photos": call.photos,

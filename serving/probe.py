@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.access import Tls, access_of, add_access_flags, open_channel
 from serving.commandline import Parser, fail
+from serving.errors import InvalidRequest
 
 
-def serving_status(address: str, service: str, timeout_s: float) -> str:
+def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None = None) -> str:
     """SERVING, NOT_SERVING, SERVICE_UNKNOWN, or the status code of a call that failed."""
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address, tls, options=()) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(
@@ -34,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--address", default=f"127.0.0.1:{port}", help="(default: %(default)s)")
     parser.add_argument("--service", default="", help="one service (default: the whole server)")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: %(default)s)")
+    add_access_flags(parser)
     options = parser.parse_args(arguments)
     if not options.timeout > 0:
         parser.error(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
-    status = serving_status(options.address, options.service, options.timeout)
+    try:
+        tls = access_of(options)["tls"]
+        status = serving_status(options.address, options.service, options.timeout, tls)
+    except InvalidRequest as error:
+        fail(str(error))
     if status != "SERVING":
         fail(f"{options.address} is {status}", status=1)
     print(status)

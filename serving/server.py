@@ -1,6 +1,9 @@
 """A server from its start to its end: bind, load and prove the models, answer, drain, close."""
 
 import asyncio
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -8,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
+from serving.admin_service import admin_server
 from serving.catalogue import Catalogue
 from serving.classification import Classifier, Limits
 from serving.edge import Edge, EdgeLimits
@@ -22,6 +26,10 @@ from serving.model_control import ModelControl
 from serving.service import ClassifierService
 from serving.settings import ServerSettings
 from serving.storage import open_repository
+from serving.tls import server_credentials
+from serving.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
 INFERENCE = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -31,6 +39,13 @@ MIB = 1024 * 1024
 MESSAGE_MARGIN = MIB
 # A draining server that was asked nothing for so long closes the streams that are still open.
 QUIET_S = 1.0
+# What `reconfigure` takes over.
+LIVE_SETTINGS = frozenset(
+    {
+        *{"only", "versions", "canary", "shadow", "control", "poll_s", "drain_s"},
+        *{"max_photos", "max_photo_mib", "max_megapixels"},
+    }
+)
 
 
 class Server:
@@ -38,14 +53,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._classifier = Classifier(
-            settings.decoders,
-            Limits(
-                max_photos=settings.max_photos,
-                max_photo_bytes=settings.max_photo_mib * MIB,
-                max_pixels=settings.max_megapixels * 1_000_000,
-            ),
-        )
+        self._classifier = Classifier(settings.decoders, limits(settings))
         self._statistics = InferenceStatistics()
         self._metrics = Metrics()
         self._metrics_server: MetricsServer | None = None
@@ -56,6 +64,7 @@ class Server:
                 max_streams=settings.max_streams,
                 max_stream_in_flight=settings.max_stream_in_flight,
             ),
+            Tokens(Path(settings.tokens)) if settings.tokens else None,
             sinks=(
                 self._statistics.add,
                 self._metrics.observe,
@@ -65,9 +74,15 @@ class Server:
         self._metrics.watch(self._edge)
         self._health = health.aio.HealthServicer()
         self._thread = InferenceThread("inference")
-        self._control = ModelControl(
-            settings, open_repository(settings.models), self._thread, self._on_batch
+        self.control = ModelControl(
+            settings,
+            open_repository(settings.models),
+            self._thread,
+            self._on_batch,
+            self._on_change,
         )
+        self._watching: asyncio.Task[None] | None = None
+        self._admin: grpc.aio.Server | None = None
         self.catalogue: Catalogue | None = None  # None until loaded
         self._grpc = grpc.aio.server(
             options=[
@@ -83,7 +98,8 @@ class Server:
         )
 
     async def open(self) -> int:
-        """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had."""
+        """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
+        InvalidRequest if the TLS files can't be used."""
         settings = self._settings
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
             ClassifierService(self._classifier, self._edge), self._grpc
@@ -103,13 +119,21 @@ class Server:
             [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
         )
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        where = host_port(settings.host, settings.port)
+        files = settings.tls_files
+        credentials = server_credentials(files) if files else None
         try:
-            port = int(self._grpc.add_insecure_port(f"{host}:{settings.port}"))
+            port = int(
+                self._grpc.add_secure_port(where, credentials)
+                if credentials
+                else self._grpc.add_insecure_port(where)
+            )
+            if settings.admin_port:
+                where = host_port(settings.admin_host, settings.admin_port)
+                self._admin = admin_server(self.control, where)
+                await self._admin.start()
         except RuntimeError as error:
-            raise Unavailable(
-                f"can't listen on {host}:{settings.port}; is another server there?"
-            ) from error
+            raise Unavailable(f"can't listen on {where}; is another server there?") from error
         if settings.metrics_port:
             self._metrics_server = MetricsServer(
                 settings.metrics_host,
@@ -121,14 +145,35 @@ class Server:
         return port
 
     async def load(self) -> Catalogue:
-        """Load and prove every model, then report SERVING. Raises what ModelControl.load does."""
-        catalogue = self.catalogue = await self._control.load()
-        self._edge.serve(catalogue)
-        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        """Load and prove every model, report SERVING, and from then on watch the repository.
+
+        Raises what ModelControl.load does.
+        """
+        catalogue = await self.control.load()
+        self._watching = asyncio.create_task(self.control.watch())
         return catalogue
+
+    async def reconfigure(self, settings: ServerSettings) -> None:
+        """Take over what can change in a running server; say what can't. Looks at the repository.
+
+        What does not change is not what `settings` has, but what the server began with.
+        """
+        changed = {
+            name: getattr(settings, name)
+            for name in (field.name for field in fields(ServerSettings))
+            if getattr(settings, name) != getattr(self._settings, name)
+        }
+        if fixed := sorted(changed.keys() - LIVE_SETTINGS):
+            log.warning("only a restart changes: %s", ", ".join(fixed))
+        live = {name: value for name, value in changed.items() if name in LIVE_SETTINGS}
+        self._settings = replace(self._settings, **live)
+        self._classifier.limits = limits(self._settings)
+        log.info("changed: %s", ", ".join(sorted(live)) or "nothing")
+        await self.control.reconfigure(self._settings)
 
     async def drain(self) -> None:
         """Report NOT_SERVING, take no new calls, let running ones finish within `drain_s`."""
+        self._stop_watching()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
         # Health watchers and idle streams would hold the server open for all of drain_s.
@@ -140,11 +185,24 @@ class Server:
 
     async def close(self) -> None:
         """End what is left at once, and the threads."""
+        self._stop_watching()
         await self._grpc.stop(0)
+        if self._admin:
+            await self._admin.stop(0)
         self._classifier.close()
         if self._metrics_server:
             self._metrics_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.close)
+
+    def _stop_watching(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+
+    async def _on_change(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self._edge.serve(catalogue)
+        answer = health_pb2.HealthCheckResponse
+        await self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 
     def _on_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
         self._statistics.add_batch(model, version)
@@ -153,3 +211,15 @@ class Server:
     async def _report(self, status: int) -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
+
+
+def limits(settings: ServerSettings) -> Limits:
+    return Limits(
+        max_photos=settings.max_photos,
+        max_photo_bytes=settings.max_photo_mib * MIB,
+        max_pixels=settings.max_megapixels * 1_000_000,
+    )
+
+
+def host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

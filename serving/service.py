@@ -70,7 +70,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         self._edge.check_size(request)
         served = self._edge.catalogue().find(request.model, request.version)
         call.found(served)
-        call.photos = len(request.images)
+        self._edge.charge(call, len(request.images))
         classified = await self._classifier.classify(
             served,
             request.images,

@@ -1,0 +1,118 @@
+"""What a client shows a server, and what it wants to see: certificates and a token."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from serving.channel import CHANNEL_OPTIONS, target_of
+from serving.errors import InvalidRequest
+
+TOKEN_VARIABLE = "PAWPRINT_TOKEN"
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Paths of PEM files. ca: the authorities to trust, "" for those of the machine. cert and key:
+    shown to a server that wants them. server_name: the one that its certificate must have, where
+    that is not the one in the address."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.cert) != bool(self.key):
+            raise InvalidRequest(
+                "a client's certificate needs its key, and the key its certificate"
+            )
+
+
+Options = Sequence[tuple[str, int | str]]
+
+
+def open_channel(address: str, tls: Tls | None, options: Options = CHANNEL_OPTIONS) -> grpc.Channel:
+    """Not encrypted without `tls`. Raises InvalidRequest."""
+    if tls is None:
+        return grpc.insecure_channel(target_of(address), options)
+    return grpc.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
+
+
+def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """As open_channel, for asyncio."""
+    options = CHANNEL_OPTIONS
+    if tls is None:
+        return grpc.aio.insecure_channel(target_of(address), options)
+    return grpc.aio.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
+
+
+def authorised(stub: S, token: str) -> S:
+    """The stub, whose every call carries the token; as it is if there is none."""
+    if token:
+        metadata = (("authorization", f"Bearer {token}"),)
+        for name, method in vars(stub).items():
+            setattr(stub, name, _WithMetadata(method, metadata))
+    return stub
+
+
+class _WithMetadata:
+    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._method(*arguments, metadata=self._metadata, **options)
+
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        return self._method.future(*arguments, metadata=self._metadata, **options)
+
+
+def add_access_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "access", f"A token that the server wants stands in the environment as {TOKEN_VARIABLE}."
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; implied by the flags below")
+    group.add_argument("--tls-ca", default="", metavar="FILE", help="PEM of the authority to trust")
+    group.add_argument("--tls-cert", default="", metavar="FILE", help="PEM of our own certificate")
+    group.add_argument("--tls-key", default="", metavar="FILE", help="PEM of its key")
+    group.add_argument(
+        "--tls-server-name", default="", metavar="NAME", help="name in the server's certificate"
+    )
+
+
+def access_of(options: argparse.Namespace) -> dict[str, Any]:
+    """`tls` and `token` of Client, from flags and the environment. Raises InvalidRequest."""
+    tls = Tls(
+        ca=options.tls_ca,
+        cert=options.tls_cert,
+        key=options.tls_key,
+        server_name=options.tls_server_name,
+    )
+    wanted = options.tls or tls != Tls()
+    return {"tls": tls if wanted else None, "token": os.environ.get(TOKEN_VARIABLE, "")}
+
+
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        root_certificates=_read(tls.ca),
+        private_key=_read(tls.key),
+        certificate_chain=_read(tls.cert),
+    )
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be read: {error.strerror}") from error
+
+
+def _name(tls: Tls) -> list[tuple[str, str]]:
+    return [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else []

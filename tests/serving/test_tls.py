@@ -1,0 +1,150 @@
+"""TLS and mutual TLS over real sockets; certificates renewed under a running server."""
+
+import asyncio
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.access import Tls
+from serving.client import AsyncClient, Client
+from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from serving.probe import serving_status
+from serving.settings import ServerSettings
+from serving.tls import TlsFiles, server_credentials
+from tests.certificates import Authority, Pair, serial
+from tests.conftest import ROOT, Running, running_server
+from tests.photos import jpeg
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
+
+
+def tls_settings(pair: Pair, **more: str) -> dict[str, str]:
+    return {"tls_cert": str(pair.cert), "tls_key": str(pair.key), **more}
+
+
+async def classify(running: Running, tls: Tls | None) -> str:
+    async with AsyncClient(running.address, tls=tls, timeout_s=5) as client:
+        response = await client.classify([jpeg()], model="pets")
+        return response.results[0].label
+
+
+async def test_an_encrypted_server_answers_those_who_trust_it(
+    models: Path, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = Authority(tmp_path / "stranger", "another authority")
+    async with running_server(models, **tls_settings(authority.sign("server"))) as running:
+        assert await classify(running, Tls(ca=str(authority.ca))) in ("cat", "dog")
+        for tls in (None, Tls(ca=str(stranger.ca))):
+            with pytest.raises((Unavailable, DeadlineExceeded)):
+                await classify(running, tls)
+        named = Tls(ca=str(authority.ca), server_name="localhost")
+        assert await classify(running, named) in ("cat", "dog")
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await classify(running, Tls(ca=str(authority.ca), server_name="example.org"))
+
+
+async def test_mutual_tls_wants_a_certificate_of_the_authority(
+    models: Path, authority: Authority, tmp_path: Path
+) -> None:
+    callers = Authority(tmp_path / "callers", "authority of the callers")
+    stranger = Authority(tmp_path / "stranger", "another authority")
+    settings = tls_settings(authority.sign("server"), tls_client_ca=str(callers.ca))
+    good, bad = callers.sign("shop"), stranger.sign("shop")
+    async with running_server(models, **settings) as running:
+        ca = str(authority.ca)
+        shown = Tls(ca=ca, cert=str(good.cert), key=str(good.key))
+        assert await classify(running, shown) in ("cat", "dog")
+        assert await asyncio.to_thread(serving_status, running.address, "", 5.0, shown) == "SERVING"
+        for tls in (Tls(ca=ca), Tls(ca=ca, cert=str(bad.cert), key=str(bad.key))):
+            with pytest.raises((Unavailable, DeadlineExceeded)):
+                await classify(running, tls)
+
+
+def shown_serial(address: str) -> int:
+    """Of the certificate that a new connection is shown."""
+    host, _, port = address.rpartition(":")
+    return serial(ssl.get_server_certificate((host, int(port))).encode())
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart(
+    models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = authority.sign("first"), authority.sign("second")
+    live = Pair(cert=tmp_path / "live.pem", key=tmp_path / "live.key")
+    shutil.copy(first.cert, live.cert)
+    shutil.copy(first.key, live.key)
+    async with running_server(models, **tls_settings(live)) as running:
+        tls = Tls(ca=str(authority.ca))
+        async with AsyncClient(running.address, tls=tls) as old:
+            await old.classify([jpeg()], model="pets")
+            before = await asyncio.to_thread(shown_serial, running.address)
+            assert before == serial(first.cert.read_bytes())
+            _replace(second.cert, live.cert)  # the key does not fit yet
+            assert await asyncio.to_thread(shown_serial, running.address) == before
+            assert "the certificate stays as it was" in caplog.text
+            _replace(second.key, live.key)
+            after = await asyncio.to_thread(shown_serial, running.address)
+            assert after == serial(second.cert.read_bytes())
+            await old.classify([jpeg()], model="pets")  # an open connection lives on
+        assert await classify(running, tls) in ("cat", "dog")
+        os.remove(live.key)
+        assert await asyncio.to_thread(shown_serial, running.address) == after
+
+
+def _replace(source: Path, target: Path) -> None:
+    part = target.with_suffix(".part")
+    shutil.copy(source, part)
+    os.replace(part, target)
+
+
+def test_files_that_do_not_fit_are_refused_at_the_start(
+    authority: Authority, tmp_path: Path
+) -> None:
+    one, other = authority.sign("one"), authority.sign("other")
+    (tmp_path / "junk").write_text("junk")
+    for cert, key in (
+        (one.cert, other.key),
+        (one.cert, tmp_path / "missing"),
+        (tmp_path / "junk", one.key),
+    ):
+        with pytest.raises(InvalidRequest, match="the TLS files .* can't be used"):
+            server_credentials(TlsFiles(cert=cert, key=key, client_ca=None))
+
+
+def test_half_of_the_settings_is_refused(authority: Authority) -> None:
+    with pytest.raises(InvalidRequest, match="tls_cert and tls_key must be given together"):
+        ServerSettings(tls_cert="cert.pem")
+    with pytest.raises(InvalidRequest, match="tls_client_ca needs"):
+        ServerSettings(tls_client_ca="ca.pem")
+    with pytest.raises(InvalidRequest, match="a client's certificate needs its key"):
+        Tls(cert="cert.pem")
+    with pytest.raises(InvalidRequest, match="nowhere.pem can't be read"):
+        Client("localhost:1", tls=Tls(ca="nowhere.pem"))
+
+
+async def test_the_commands_take_certificates(
+    models: Path, authority: Authority, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg())
+    async with running_server(models, **tls_settings(authority.sign("server"))) as running:
+        for command in (
+            ["serving.probe", "--address", running.address],
+            ["serving.classify", "--address", running.address, str(photo)],
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *command, "--tls-ca", str(authority.ca)),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            out, err = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, err) == (0, b"") and out

@@ -1,0 +1,191 @@
+"""Who may call, and how much: tokens and their rates, over a real server."""
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.client import AsyncClient
+from serving.errors import InvalidRequest, Overloaded, Unauthenticated
+from serving.rate_limit import Bucket
+from serving.tokens import Tokens, read_tokens
+from tests.conftest import ROOT, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import until
+
+
+def entry(name: str, token: str, *lines: str) -> str:
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return "\n".join((f'[[tokens]]\nname = "{name}"\nsha256 = "{digest}"', *lines, ""))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    path.write_text(
+        entry("shop", "secret") + entry("slow", "calm", "photos_per_s = 2", "burst = 3")
+    )
+    return path
+
+
+async def test_only_a_known_token_may_call(models: Path, file: Path) -> None:
+    async with running_server(models, tokens=str(file)) as running:
+        async with AsyncClient(running.address, token="secret") as client:
+            await client.classify([jpeg()] * 20, model="pets")
+            await client.list_models()
+            found = [result async for result in client.stream([jpeg()] * 3, model="pets")]
+            assert [result.error for result in found] == [None] * 3
+        for token in ("", "wrong", "secret2", "calm secret"):
+            async with AsyncClient(running.address, token=token) as client:
+                with pytest.raises(Unauthenticated):
+                    await client.classify([jpeg()], model="pets")
+                with pytest.raises(Unauthenticated):
+                    await client.list_models()
+                with pytest.raises(Unauthenticated):
+                    _ = [result async for result in client.stream([jpeg()], model="pets")]
+
+
+async def test_the_other_protocol_wants_it_too_and_health_does_not(
+    models: Path, file: Path
+) -> None:
+    async with (
+        running_server(models, tokens=str(file)) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        inference = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        live = grpc_service_pb2.ServerLiveRequest()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await inference.ServerLive(live)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "authorization: Bearer TOKEN" in raised.value.details()
+        good = [("authorization", "bearer secret")]
+        assert (await inference.ServerLive(live, metadata=good)).live
+        health = health_pb2_grpc.HealthStub(channel)
+        await health.Check(health_pb2.HealthCheckRequest())
+
+
+async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, file: Path) -> None:
+    async with (
+        running_server(models, tokens=str(file)) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        metadata = [("authorization", "Bearer calm")]
+        three = pb.ClassifyRequest(model="pets", images=[jpeg()] * 3)
+        one = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        await stub.Classify(three, metadata=metadata)
+        await stub.Classify(one, metadata=metadata)  # the little that came back: the rest is owed
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Classify(one, metadata=metadata)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "has had its 2 photos a second" in raised.value.details()
+        details = dict(raised.value.trailing_metadata())["grpc-status-details-bin"]
+        status = status_pb2.Status.FromString(details)
+        info = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        wait_s = info.retry_delay.ToMilliseconds() / 1e3
+        assert 0 < wait_s <= 0.5
+        await asyncio.sleep(wait_s + 0.01)
+        await stub.Classify(one, metadata=metadata)
+        async with AsyncClient(running.address, token="secret") as other:
+            await other.classify([jpeg()] * 10, model="pets")  # another's rate is its own
+
+
+def test_over_a_long_time_a_bucket_gives_its_rate() -> None:
+    bucket, granted, now = Bucket(10.0, 20.0, 20.0, 0.0), 0, 0.0
+    while now < 100:
+        wait_s = bucket.take(7, now)
+        granted += 0 if wait_s else 7
+        now += wait_s or 0.001
+    assert 10 * 100 <= granted <= 10 * 100 + 20 + 7
+    assert bucket.take(7, 1e6) == 0 and bucket.left == 13  # never more than the burst
+
+
+async def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
+    models: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(models, tokens=str(file)) as running:
+
+        async def may(token: str) -> bool:
+            async with AsyncClient(running.address, token=token) as client:
+                try:
+                    await client.list_models()
+                except Unauthenticated:
+                    return False
+            return True
+
+        assert await may("secret") and not await may("new")
+        file.write_text(entry("new", "new"))
+        deadline = time.monotonic() + 10
+        while not await may("new"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert not await may("secret")
+        part = file.with_suffix(".part")
+        part.write_text("[[tokens]]\nname = 'x'\n")
+        os.replace(part, file)
+
+        def complained() -> bool:
+            return "the tokens stay as they were" in caplog.text
+
+        while not complained():
+            assert await may("new") and time.monotonic() < deadline + 10
+            await asyncio.sleep(0.1)
+        await until(complained)
+        assert await may("new")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must hold"),
+        ("tokens = 3", "must hold"),
+        ("x = 1\n" + entry("a", "a"), "must hold"),
+        ("[[tokens]]\nname = 'a'", "missing"),
+        (entry("a", "a", "colour = 'red'"), "unknown"),
+        (entry("a b", "a"), "name must be"),
+        ("[[tokens]]\nname = 'a'\nsha256 = 'abc'", "64 lower-case hex digits"),
+        (entry("a", "a", "photos_per_s = -1"), "must be more than 0"),
+        (entry("a", "a", "photos_per_s = 'fast'"), "expected float"),
+        (entry("a", "a") + entry("a", "b"), "the same name"),
+        (entry("a", "a") + entry("b", "a"), "the same sha256"),
+        ("[[tokens", "can't be used"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest, match=words):
+        read_tokens(path)
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="can't be used"):
+        Tokens(Path("/nowhere/tokens.toml"))
+
+
+async def test_the_command_makes_a_token_that_works(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving.tokens", "shop", "--photos-per-s", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    path = tmp_path / "tokens.toml"
+    path.write_text(done.stderr)
+    tokens = Tokens(path)
+    token = tokens.identify(f"Bearer {done.stdout.strip()}")
+    assert (token.name, token.photos_per_s, token.burst) == ("shop", 5.0, 50.0)
+    tokens.charge(token, 51)
+    with pytest.raises(Overloaded) as raised:
+        tokens.charge(token, 1)
+    assert 0 < raised.value.retry_after_s < 1
+    wrong = subprocess.run([*command[:3], "a b"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: name must be")
