@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from serving.batching import Batcher
 from serving.engine import Engine
-from serving.errors import NotFound
+from serving.errors import NotFound, Unavailable
 from serving.modelspec import RobustnessSummary
+from serving.splits import falls_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,23 @@ class ServedVersion:
     engine: Engine
     batcher: Batcher
     robustness: RobustnessSummary | None  # None until `analyze` has measured it
+    shadow: "Shadow | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shadow:
+    """A version that gets copies of another one's calls, whose answers are only counted."""
+
+    served: ServedVersion
+    share: float  # of the calls, 0 to 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A version that answers a share of the calls that name none."""
+
+    version: int
+    share: float  # 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +39,9 @@ class ServedModel:
     name: str
     versions: Mapping[int, ServedVersion]  # ascending
     default_version: int
-    aliases: Mapping[str, int]  # those whose version is loaded
+    aliases: Mapping[str, int]  # those whose version is loaded or restarting
+    restarting: frozenset[int] = frozenset()  # versions whose engine is being made anew
+    canary: Canary | None = None
 
 
 class Catalogue:
@@ -30,23 +50,46 @@ class Catalogue:
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.models = models  # sorted by name
 
-    def find(self, name: str, reference: str) -> ServedVersion:
-        """The version that a number, an alias or "" (the default) names. Raises NotFound."""
+    @property
+    def can_answer(self) -> bool:
+        """Whether any version of any model is there."""
+        return any(model.versions for model in self.models.values())
+
+    def find(self, name: str, reference: str, routing_key: str = "") -> ServedVersion:
+        """The version that a number, an alias or "" (the default) names.
+
+        routing_key: calls without a reference that have the same key get the same version.
+        Raises NotFound; Unavailable for a version whose engine is being made anew.
+        """
         model = self.models.get(name)
         if model is None:
             raise NotFound(f"no model {name[:64]!r} is served; models here: {_list(self.models)}")
-        if reference == "":
-            return model.versions[model.default_version]
-        if reference in model.aliases:
-            return model.versions[model.aliases[reference]]
-        if reference.isascii() and reference.isdigit() and len(reference) < 10:
-            version = model.versions.get(int(reference))
-            if version is not None:
-                return version
+        version = _choose(model, reference, routing_key)
+        served = model.versions.get(version)
+        if served is not None:
+            return served
+        if version in model.restarting:
+            raise Unavailable(
+                f"version {version} of model {name!r} is restarting; try again shortly"
+            )
         raise NotFound(
             f"model {name!r} has no version or alias {reference[:64]!r} here; "
             f"versions: {_list(model.versions)}; aliases: {_list(model.aliases)}"
         )
+
+
+def _choose(model: ServedModel, reference: str, routing_key: str) -> int:
+    """A version number, not always one that is there."""
+    if reference == "":
+        canary = model.canary
+        if canary is not None and falls_in(canary.share, model.name, routing_key):
+            return canary.version
+        return model.default_version
+    if reference in model.aliases:
+        return model.aliases[reference]
+    if reference.isascii() and reference.isdigit() and len(reference) < 10:
+        return int(reference)
+    return 0
 
 
 def _list(names: Mapping[str, object] | Mapping[int, object]) -> str:

@@ -38,6 +38,8 @@ class Inferred:
     decode_s: float  # summed over the photos
     queue_s: float  # longest of a photo
     inference_s: float  # longest of a batch
+    decoded: float  # when the last photo was, on the monotonic clock
+    answered: float  # when the last answer was there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Classified:
 
 class Classifier:
     def __init__(self, decode_threads: int, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decode_threads = decode_threads
         # No more photos of low priority are in the pool's queue, of however many calls.
@@ -100,9 +102,9 @@ class Classifier:
         """As classify, but with the rows of the model's outputs."""
         if not photos:
             raise InvalidRequest("the call holds no photos; send at least one")
-        if len(photos) > self._limits.max_photos:
+        if len(photos) > self.limits.max_photos:
             raise InvalidRequest(
-                f"the call holds {len(photos)} photos; at most {self._limits.max_photos} are "
+                f"the call holds {len(photos)} photos; at most {self.limits.max_photos} are "
                 "allowed: split it, or use ClassifyStream"
             )
         decode_s = 0.0
@@ -118,6 +120,7 @@ class Classifier:
                     outcomes.append(pixels)
                 else:
                     outcomes.append(call.put(pixels))
+            decoded = time.monotonic()
             if len(outcomes) == 1 and isinstance(outcomes[0], InvalidImage):
                 raise outcomes[0]
             answers = [
@@ -130,6 +133,8 @@ class Classifier:
             decode_s=decode_s,
             queue_s=max((answer.queue_s for answer in answered), default=0.0),
             inference_s=max((answer.run_s for answer in answered), default=0.0),
+            decoded=decoded,
+            answered=time.monotonic(),
         )
 
     async def _decoded(
@@ -152,7 +157,7 @@ class Classifier:
                     yield await under_way.popleft()
                 if priority is Priority.LOW:
                     await self._low_priority.acquire()
-                future = loop.run_in_executor(self._pool, _decode, photo, spec, self._limits)
+                future = loop.run_in_executor(self._pool, _decode, photo, spec, self.limits)
                 if priority is Priority.LOW:
                     future.add_done_callback(lambda _: self._low_priority.release())
                 under_way.append(future)

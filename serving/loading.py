@@ -1,14 +1,15 @@
-"""Chooses and loads the versions to serve: of each model the newest sound one and the aliased."""
+"""Chooses and loads the versions of a model to serve, and says what is refused and why."""
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from serving.engine import Engine
 from serving.errors import BrokenVersion, NotFound
 from serving.modelspec import RobustnessSummary, read_strictly
 from serving.repository import DEFAULT_ALIAS, Repository
+from serving.version_policy import VersionPolicy
 
 log = logging.getLogger(__name__)
 
@@ -16,42 +17,114 @@ Load = Callable[[str, int], Engine]  # name, version -> engine; raises BrokenVer
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadedVersion:
+    engine: Engine
+    robustness: RobustnessSummary | None
+    stamp: Hashable  # see Repository.stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    reason: str
+    stamp: Hashable
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    engines: dict[int, Engine]  # ascending by version
-    aliases: dict[str, int]  # those whose version is loaded
-    default_version: int
+    versions: dict[int, LoadedVersion] = field(default_factory=dict)  # ascending
+    restarting: frozenset[int] = frozenset()  # those whose engine is being made anew
+    aliases: dict[str, int] = field(default_factory=dict)  # to versions that are here
+    default_version: int = 0  # 0: there is none
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    alias_problem: str = ""
 
 
-def load_model(repository: Repository, name: str, load: Load) -> LoadedModel | None:
-    """None if no version of the model can be served. What is refused is logged, with the reason."""
-    engines: dict[int, Engine] = {}
-    tried: set[int] = set()
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    policy: VersionPolicy
+    also: frozenset[int] = frozenset()  # whatever the policy says
+    never: frozenset[int] = frozenset()
+
+
+def load_version(repository: Repository, name: str, version: int, load: Load) -> LoadedVersion:
+    """Raises BrokenVersion, NotFound, Unavailable."""
+    stamp = repository.stamp(name, version)
+    return LoadedVersion(
+        engine=load(name, version),
+        robustness=read_robustness(repository, name, version),
+        stamp=stamp,
+    )
+
+
+def update_model(
+    repository: Repository, name: str, load: Load, wanted: Wanted, before: LoadedModel
+) -> LoadedModel:
+    """What is to be served now, given what was served before. What is refused is logged once.
+
+    What is loaded is not loaded again, and stays if its files are altered or gone: it goes only
+    when others take its place. A refused version is tried again once its files have changed.
+    Raises Unavailable where the repository can't be read.
+    """
+    present = repository.versions(name)
+    versions: dict[int, LoadedVersion] = {}
+    refused: dict[int, Refusal] = {}
+    restarting: set[int] = set()
 
     def attempt(version: int) -> bool:
-        if version not in tried:
-            tried.add(version)
-            try:
-                engines[version] = load(name, version)
-            except (BrokenVersion, NotFound) as error:
-                log.error("not served: %s", error)
-        return version in engines
+        if version in wanted.never or version in refused:
+            return False
+        if version in versions or version in restarting:
+            return True
+        if version in before.restarting:
+            restarting.add(version)
+            return True
+        if version in before.versions:
+            versions[version] = _refreshed(repository, name, version, before.versions[version])
+            return True
+        if version not in present:
+            return False
+        stamp = repository.stamp(name, version)
+        earlier = before.refused.get(version)
+        if earlier is not None and earlier.stamp == stamp:
+            refused[version] = earlier
+            return False
+        try:
+            versions[version] = load_version(repository, name, version, load)
+        except (BrokenVersion, NotFound) as error:
+            refused[version] = Refusal(reason=str(error), stamp=stamp)
+            log.error("not served: %s", error)
+        return version in versions
 
-    aliases = _aliases(repository, name)
-    for version in reversed(repository.versions(name)):
+    sound = 0
+    for version in sorted({*present, *before.versions, *before.restarting}, reverse=True):
+        if sound < wanted.policy.newest:
+            sound += attempt(version)
+        if version in wanted.policy.numbers or version in wanted.also:
+            attempt(version)
+    named, alias_problem = _aliases(repository, name, present, before)
+    if alias_problem and alias_problem != before.alias_problem:
+        log.error("the aliases of %s can't be read: %s", name, alias_problem)
+    aliases = {}
+    for alias, version in named.items():
+        earlier_version = before.aliases.get(alias, 0)
         if attempt(version):
-            break
-    served_aliases = {alias: version for alias, version in aliases.items() if attempt(version)}
-    if not engines:
-        return None
-    newest = max(engines)
-    for alias in aliases.keys() - served_aliases.keys():
-        log.error("alias %r of %s is not served, for its version is refused", alias, name)
-    if DEFAULT_ALIAS in aliases and DEFAULT_ALIAS not in served_aliases:
-        log.warning("%s: calls that name no version are answered by %d", name, newest)
+            aliases[alias] = version
+        elif attempt(earlier_version):
+            aliases[alias] = earlier_version
+        if version in refused and refused[version] is not before.refused.get(version):
+            kept = f"it stays with {earlier_version}" if alias in aliases else "it is not served"
+            log.error("alias %r of %s: its version is refused, and %s", alias, name, kept)
+    newest = max({*versions, *restarting}, default=0)
+    default = aliases.get(DEFAULT_ALIAS, newest)
+    if DEFAULT_ALIAS in named.keys() - aliases.keys() and default != before.default_version:
+        log.warning("%s: calls that name no version are answered by %d", name, default)
     return LoadedModel(
-        engines=dict(sorted(engines.items())),
-        aliases=served_aliases,
-        default_version=served_aliases.get(DEFAULT_ALIAS, newest),
+        versions=dict(sorted(versions.items())),
+        restarting=frozenset(restarting),
+        aliases=aliases,
+        default_version=default,
+        refused=refused,
+        alias_problem=alias_problem,
     )
 
 
@@ -67,9 +140,32 @@ def read_robustness(repository: Repository, name: str, version: int) -> Robustne
         return None
 
 
-def _aliases(repository: Repository, name: str) -> dict[str, int]:
+def _refreshed(
+    repository: Repository, name: str, version: int, loaded: LoadedVersion
+) -> LoadedVersion:
+    """With the analysis that has come since it was loaded."""
+    stamp = repository.stamp(name, version)
+    if stamp in (loaded.stamp, ()):  # the same, or gone
+        return loaded
     try:
-        return repository.aliases(name)
+        robustness = read_robustness(repository, name, version)
+    except NotFound:
+        robustness = None
+    return LoadedVersion(
+        engine=loaded.engine, robustness=robustness or loaded.robustness, stamp=stamp
+    )
+
+
+def _aliases(
+    repository: Repository, name: str, present: list[int], before: LoadedModel
+) -> tuple[dict[str, int], str]:
+    """Those of the repository, and those whose version is no longer there but still loaded.
+
+    Those of before if they can't be read; then also the reason.
+    """
+    try:
+        found = repository.aliases(name)
     except BrokenVersion as error:
-        log.error("the aliases of %s are not served: %s", name, error)
-        return {}
+        return before.aliases, str(error)
+    left = {a: version for a, version in before.aliases.items() if version not in present}
+    return dict(sorted((left | found).items())), ""

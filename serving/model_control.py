@@ -1,24 +1,48 @@
-"""Which versions are loaded: chosen from the repository, proven, and put behind a batcher."""
+"""Which versions are loaded now: as the repository, the settings and the operator's calls have it.
+
+A new version is loaded, proven and warm before the catalogue names it, and the one before it goes
+only then: calls that it is answering hold it until they are answered.
+"""
 
 import asyncio
-import functools
-import time
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
-from serving.batching import Batcher, BatchSettings, Run
-from serving.catalogue import Catalogue, ServedModel, ServedVersion
-from serving.engine import Engine, Floats, Images, load_engine
-from serving.errors import NotFound
+from serving.batching import Batcher, BatchSettings
+from serving.catalogue import Canary, Catalogue, ServedModel, ServedVersion, Shadow
+from serving.engine import Engine, load_engine
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
 from serving.inference_thread import InferenceThread
-from serving.loading import LoadedModel, load_model, read_robustness
+from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, update_model
+from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
+from serving.splits import Split, read_splits
+from serving.version_policy import read_policy
 
-OnBatch = Callable[[str, int, int, float], None]  # model, version, photos, seconds
+log = logging.getLogger(__name__)
+
+# How long until a broken engine is made anew again, where that failed; the last one ever after.
+RESTART_WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+OnChange = Callable[[Catalogue], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionState:
+    model: str
+    version: int
+    state: str  # "serving", "refused" or "restarting"
+    reason: str  # why it is refused
+    aliases: tuple[str, ...]
+    default: bool
+    device: str  # "" unless it is serving
+    precision: str
 
 
 class ModelControl:
-    """Belongs to the event loop; what it loads, it loads in other threads."""
+    """Belongs to the event loop; what it reads and loads, it reads and loads in other threads."""
 
     def __init__(
         self,
@@ -26,79 +50,319 @@ class ModelControl:
         repository: Repository,
         thread: InferenceThread,
         on_batch: OnBatch,
+        on_change: OnChange,
     ) -> None:
-        """on_batch: told of each batch, in the thread that runs it."""
-        self._settings = settings
+        """on_batch: told of each batch, in the thread that runs it. on_change: told, on the event
+        loop, whenever other versions are served than before."""
+        self.settings = settings
         self._repository = repository
         self._thread = thread
         self._on_batch = on_batch
+        self._on_change = on_change
+        self._changing = asyncio.Lock()
+        self._models: dict[str, LoadedModel] = {}
+        self._served: dict[tuple[str, int], ServedVersion] = {}
+        self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
+        self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
+        self._trouble = ""  # why the repository can't be read
+        self._restarts: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Catalogue:
-        """Load, prove and warm every model.
+        """Load, prove and warm what is to be served; on_change is told once, of all of it.
 
-        Raises NotFound if there is no model to serve, Unavailable if the device can't be had.
+        Raises NotFound if there is no model to serve, Unavailable if the device or the repository
+        can't be had.
         """
-        names = self._repository.names()
-        loop = asyncio.get_running_loop()
-        models = {}
-        for name in names:
-            loaded = await loop.run_in_executor(None, self._load, name)
-            if loaded is not None:
-                models[name] = self._wire(name, loaded)
-        if not models:
-            found = "every version there is refused" if names else "there is none"
-            raise NotFound(
-                f"no model to serve in {self._settings.models}: {found}; publish one with `train`, "
-                "or see `models verify`"
-            )
-        return Catalogue(models)
+        async with self._changing:
+            names = await asyncio.to_thread(self._names)
+            for name in names:
+                self._models[name] = await asyncio.to_thread(self._update, name)
+            if not any(model.versions for model in self._models.values()):
+                found = "every version there is refused" if names else "there is none"
+                raise NotFound(
+                    f"no model to serve in {self.settings.models}: {found}; publish one with "
+                    "`train`, or see `models verify`"
+                )
+            return await self._publish()
 
-    def _load(self, name: str) -> LoadedModel | None:
-        settings = self._settings
-        load = functools.partial(
-            load_engine,
-            self._repository,
-            device=settings.device,
-            threads=settings.inference_threads,
-            warm_sizes=warm_sizes(settings.max_batch),
+    async def watch(self) -> None:
+        """Look at the repository every poll_s seconds, for as long as that is not cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.poll_s or 1.0)
+            if self.settings.control == "poll" and self.settings.poll_s:
+                await self.rescan()
+
+    async def rescan(self) -> None:
+        """Serve what the repository and the settings ask for now.
+
+        Whatever stands against that is logged, once, and what is served goes on being served.
+        """
+        async with self._changing:
+            try:
+                names = await asyncio.to_thread(self._names)
+                for name in names:
+                    await self._change(name)
+            except (PawprintError, OSError) as error:
+                if str(error) != self._trouble:
+                    log.error("what is loaded goes on being served, but: %s", error)
+                self._trouble = str(error)
+                return
+            if self._trouble:
+                log.info("the repository can be read again")
+            self._trouble = ""
+            for name in self._models.keys() - names:  # no longer in --only
+                del self._models[name]
+                await self._publish()
+
+    async def reconfigure(self, settings: ServerSettings) -> None:
+        """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
+        self.settings = settings
+        await self.rescan()
+
+    async def load_version(self, name: str, reference: str) -> tuple[int, ...]:
+        """Serve a version until it is unloaded; "": what the policy asks for now.
+
+        Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest.
+        """
+        self._check_control(name)
+        async with self._changing:
+            if reference:
+                version = await asyncio.to_thread(self._repository.resolve, name, reference)
+                self._pinned.add((name, version))
+                self._barred.discard((name, version))
+                if name in self._models:  # a refused one is tried again, whatever its stamp
+                    self._models[name].refused.pop(version, None)
+            await self._change(name)
+            model = self._models[name]
+            if reference and version in model.refused:
+                self._pinned.discard((name, version))
+                raise BrokenVersion(model.refused[version].reason)
+            return tuple(model.versions)
+
+    async def unload_version(self, name: str, reference: str) -> tuple[int, ...]:
+        """Serve a version no longer; "": none of the model. Returns those that are still loaded.
+
+        Raises NotFound, InvalidRequest.
+        """
+        self._check_control(name)
+        async with self._changing:
+            model = self._models.get(name, LoadedModel())
+            here = {*model.versions, *model.restarting}
+            if reference in model.aliases:
+                here &= {model.aliases[reference]}
+            elif reference:
+                here &= {int(reference) if reference.isdecimal() else 0}
+            if not here:
+                raise NotFound(f"model {name!r} has no version {reference!r} loaded")
+            for version in here:
+                self._barred.add((name, version))
+                self._pinned.discard((name, version))
+            await self._change(name)
+            return tuple(self._models[name].versions)
+
+    def states(self) -> list[VersionState]:
+        """What has become of every version that was tried, by model and version."""
+        found = []
+        for name, model in sorted(self._models.items()):
+            for version in sorted({*model.versions, *model.restarting, *model.refused}):
+                loaded, refusal = model.versions.get(version), model.refused.get(version)
+                state = "refused" if refusal else "serving" if loaded else "restarting"
+                found.append(
+                    VersionState(
+                        model=name,
+                        version=version,
+                        state=state,
+                        reason=refusal.reason if refusal else "",
+                        aliases=tuple(a for a, v in model.aliases.items() if v == version),
+                        default=version == model.default_version,
+                        device=loaded.engine.device if loaded else "",
+                        precision=loaded.engine.precision if loaded else "",
+                    )
+                )
+        return found
+
+    # --- one change at a time: the lock is held
+
+    async def _change(self, name: str) -> None:
+        after = await asyncio.to_thread(self._update, name)
+        before = self._models.get(name)
+        self._models[name] = after
+        if after != before:
+            log.info("%s: %s", name, _described(after))
+            await self._publish()
+
+    async def _publish(self) -> Catalogue:
+        served = {}
+        for name, model in self._models.items():
+            for version, loaded in model.versions.items():
+                served[name, version] = self._wire(loaded, self._served.get((name, version)))
+        self._served = served
+        catalogue = Catalogue(
+            {
+                name: self._catalogued(name, model)
+                for name, model in sorted(self._models.items())
+                if model.versions or model.restarting
+            }
         )
-        return load_model(self._repository, name, load)
+        await self._on_change(catalogue)
+        return catalogue
 
-    def _wire(self, name: str, loaded: LoadedModel) -> ServedModel:
-        settings = self._settings
+    def _wire(self, loaded: LoadedVersion, before: ServedVersion | None) -> ServedVersion:
+        if before is not None and before.engine is loaded.engine:
+            return replace(before, robustness=loaded.robustness)
+        settings, engine = self.settings, loaded.engine
         batching = BatchSettings(
             max_batch=settings.max_batch,
             max_delay_s=settings.max_delay_ms / 1e3,
             max_queue=settings.max_queue,
+            sizes=warm_sizes(settings.max_batch) if pads(settings.pad, engine.device) else (),
         )
+        loop = asyncio.get_running_loop()
+        name, version = engine.manifest.name, engine.manifest.version
+
+        def on_broken() -> None:
+            loop.call_soon_threadsafe(self._restart_soon, name, version)
+
+        run = ObservedRun(engine, self._on_batch, on_broken)
+        return ServedVersion(
+            engine=engine,
+            batcher=Batcher(run, batching, self._thread),
+            robustness=loaded.robustness,
+        )
+
+    def _catalogued(self, name: str, model: LoadedModel) -> ServedModel:
+        canary, shadow = self._split("canary", name), self._split("shadow", name)
+        versions = {version: self._served[name, version] for version in model.versions}
+        copied_to = versions.get(_named(shadow, model)) if shadow else None
+        if shadow is not None and copied_to is not None:
+            copies = Shadow(served=copied_to, share=shadow.share)
+            versions = {
+                version: served if served is copied_to else replace(served, shadow=copies)
+                for version, served in versions.items()
+            }
         return ServedModel(
             name=name,
-            versions={
-                version: ServedVersion(
-                    engine=engine,
-                    batcher=Batcher(observed(engine, self._on_batch), batching, self._thread),
-                    robustness=read_robustness(self._repository, name, version),
-                )
-                for version, engine in loaded.engines.items()
-            },
-            default_version=loaded.default_version,
-            aliases=loaded.aliases,
+            versions=versions,
+            default_version=model.default_version,
+            aliases=model.aliases,
+            restarting=model.restarting,
+            canary=Canary(version=_named(canary, model), share=canary.share)
+            if canary and _named(canary, model) in versions
+            else None,
         )
 
+    # --- an engine that fails
 
-def observed(engine: Engine, on_batch: OnBatch) -> Run:
-    """The engine's `run`, which tells of each batch that it has run."""
-    name, version = engine.manifest.name, engine.manifest.version
+    def _restart_soon(self, name: str, version: int) -> None:
+        task = asyncio.ensure_future(self._restart(name, version))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
 
-    def run(images: Images) -> tuple[Floats, Floats]:
-        start = time.monotonic()
-        outputs = engine.run(images)
-        on_batch(name, version, len(images), time.monotonic() - start)
-        return outputs
+    async def _restart(self, name: str, version: int) -> None:
+        """Let a broken engine go, and make it anew from the repository until that succeeds."""
+        async with self._changing:
+            model = self._models.get(name, LoadedModel())
+            if version not in model.versions:
+                return
+            log.error("the engine of %s/%d fails again and again: it is made anew", name, version)
+            others = {v: loaded for v, loaded in model.versions.items() if v != version}
+            self._models[name] = replace(
+                model, versions=others, restarting=model.restarting | {version}
+            )
+            del model, others
+            await self._publish()
+        for wait_s in (*RESTART_WAITS_S, *iter(lambda: RESTART_WAITS_S[-1], None)):
+            async with self._changing:
+                if version not in self._models[name].restarting:
+                    return  # it was unloaded, or another took its place
+                try:
+                    loaded = await asyncio.to_thread(
+                        load_version, self._repository, name, version, self._load_engine
+                    )
+                except (PawprintError, OSError) as error:
+                    log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
+                else:
+                    model = self._models[name]
+                    self._models[name] = replace(
+                        model,
+                        versions=dict(sorted({**model.versions, version: loaded}.items())),
+                        restarting=model.restarting - {version},
+                    )
+                    await self._publish()
+                    log.info("the engine of %s/%d runs again", name, version)
+                    return
+            await asyncio.sleep(wait_s)
 
-    return run
+    # --- in other threads
+
+    def _names(self) -> list[str]:
+        """What to serve: in the repository, or loaded already. Raises NotFound."""
+        there, only = self._repository.names(), self.settings.model_names
+        if missing := sorted(only - set(there) - self._models.keys()):
+            raise NotFound(
+                f"no model {missing[0]!r} in {self.settings.models}, which `only` asks for; "
+                f"models there: {', '.join(there) or 'none'}"
+            )
+        names = {*there, *self._models}
+        return sorted(names & only if only else names)
+
+    def _update(self, name: str) -> LoadedModel:
+        splits = (self._split("canary", name), self._split("shadow", name))
+        numbers = {int(s.reference) for s in splits if s and s.reference.isdecimal()}
+        pinned = {version for model, version in self._pinned if model == name}
+        barred = {version for model, version in self._barred if model == name}
+        wanted = Wanted(
+            policy=read_policy(self.settings.versions),
+            also=frozenset(numbers | pinned),
+            never=frozenset(barred),
+        )
+        before = self._models.get(name, LoadedModel())
+        return update_model(self._repository, name, self._load_engine, wanted, before)
+
+    def _load_engine(self, name: str, version: int) -> Engine:
+        settings = self.settings
+        return load_engine(
+            self._repository,
+            name,
+            version,
+            device=settings.device,
+            threads=settings.inference_threads,
+            precision=settings.precision,
+            warm_sizes=warm_sizes(settings.max_batch),
+        )
+
+    # ---
+
+    def _split(self, kind: str, name: str) -> Split | None:
+        return read_splits(getattr(self.settings, kind), kind).get(name)
+
+    def _check_control(self, name: str) -> None:
+        if self.settings.control == "none":
+            raise InvalidRequest("this server was started with --control none")
+        only = self.settings.model_names
+        if only and name not in only:
+            raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
 
 
-def warm_sizes(max_batch: int) -> list[int]:
+def _named(split: Split, model: LoadedModel) -> int:
+    """The version that a split names; 0 if there is no such version."""
+    if split.reference.isdecimal():
+        return int(split.reference)
+    return model.aliases.get(split.reference, 0)
+
+
+def _described(model: LoadedModel) -> str:
+    versions = ", ".join(map(str, sorted({*model.versions, *model.restarting}))) or "none"
+    aliases = ", ".join(f"{alias} is {version}" for alias, version in model.aliases.items())
+    return f"versions {versions}; default {model.default_version}; {aliases or 'no aliases'}"
+
+
+def warm_sizes(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... and max_batch itself: every buffer and kernel that a later batch may need."""
-    return [2**i for i in range(max_batch.bit_length()) if 2**i < max_batch] + [max_batch]
+    powers = (2**i for i in range(max_batch.bit_length()))
+    return (*(power for power in powers if power < max_batch), max_batch)
+
+
+def pads(pad: str, device: str) -> bool:
+    """CUDA picks its kernels anew for each batch size; a CPU would only compute the padding too."""
+    return pad == "on" or (pad == "auto" and device == "cuda")

@@ -66,6 +66,10 @@ class RemoteRepository(Repository):
             int(match[1]) for key in keys if (match := re.fullmatch(_VERSION + MANIFEST, key))
         )
 
+    def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
+        """By names and sizes alone."""
+        return tuple(sorted(self._bucket.sizes(f"{check_name(name)}/{version}").items()))
+
     def path(self, name: str, version: int) -> Path:
         """A copy of the version on this machine, without its analysis."""
         manifest = self.manifest(name, version)

@@ -94,6 +94,16 @@ class Repository:
             raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
         return aliases.get(DEFAULT_ALIAS, versions[-1])
 
+    def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
+        """Changes when a file of the version does; () if there is no version. Reads no file."""
+        folder = self.root / check_name(name) / str(version)
+        found = []
+        for file in sorted(files_below(folder)):
+            with suppress(FileNotFoundError):  # gone since it was listed
+                status = (folder / file).lstat()
+                found.append((file, status.st_size, status.st_mtime_ns, status.st_ino))
+        return tuple(found)
+
     # --- whole and unaltered
 
     def manifest(self, name: str, version: int) -> Manifest:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from serving.settings import ServerSettings
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import Tokens
+from serving.tracing import sinks_of, tracing_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Server:
         self._statistics = InferenceStatistics()
         self._metrics = Metrics()
         self._metrics_server: MetricsServer | None = None
+        self._tracing = tracing_of(os.environ)
         self._edge = Edge(
             EdgeLimits(
                 max_message_bytes=settings.max_message_mib * MIB,
@@ -69,6 +72,7 @@ class Server:
                 self._statistics.add,
                 self._metrics.observe,
                 *([log_access] if settings.access_log == "on" else []),
+                *sinks_of(self._tracing),
             ),
         )
         self._metrics.watch(self._edge)
@@ -192,6 +196,8 @@ class Server:
         self._classifier.close()
         if self._metrics_server:
             self._metrics_server.close()
+        if self._tracing:
+            await asyncio.get_running_loop().run_in_executor(None, self._tracing.close)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.close)
 
     def _stop_watching(self) -> None:

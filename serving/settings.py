@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from serving.commandline import Parser
+from serving.control_settings import ControlSettings
 from serving.cores import usable_cores
 from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
+from serving.precision import PRECISIONS
 from serving.setting import check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
+PADS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings(EdgeSettings):
+class ServerSettings(ControlSettings, EdgeSettings):
     models: str = setting(
         "models",
         "the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix, whose "
@@ -30,14 +33,23 @@ class ServerSettings(EdgeSettings):
     )
     host: str = setting(
         "127.0.0.1",
-        "address to listen on; 0.0.0.0 or :: for every network (calls are not encrypted)",
+        "address to listen on; 0.0.0.0 or :: for every network (calls are not encrypted "
+        "without tls_cert)",
     )
     port: int = setting(50051, "port to listen on; 0 for any that is free")
     port_file: str = setting("", "write the port to this file once the server is ready")
     device: str = setting(
         "auto", "cpu, cuda (refuses to start without), or auto: CUDA where it works, else the CPU"
     )
+    precision: str = setting(
+        "auto",
+        "fp32, int8, fp16, or auto: the one that the device gains by, where a version has it",
+    )
     max_batch: int = setting(16, "photos in one batch")
+    pad: str = setting(
+        "auto",
+        "on: fill batches up to 1, 2, 4, ... photos; off; auto: on where the device gains by it",
+    )
     max_delay_ms: float = setting(
         2.0, "how long an idle engine waits for photos that are being decoded, to batch them"
     )
@@ -53,7 +65,13 @@ class ServerSettings(EdgeSettings):
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise InvalidRequest(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        super().__post_init__()
+        for name, values in (("precision", PRECISIONS), ("pad", PADS)):
+            if getattr(self, name) not in values:
+                raise InvalidRequest(
+                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}"
+                )
+        ControlSettings.__post_init__(self)
+        EdgeSettings.__post_init__(self)
         check_ranges(
             self,
             (

@@ -26,10 +26,16 @@ CORE = {
     "cores",
     "device",
     "engine",
+    "golden",
     "inference_thread",
     "loading",
+    "observed_run",
     "onnxfile",
+    "precision",
+    "session",
+    "splits",
     "turns",
+    "version_policy",
     *CONTRACTS,
 }
 SERVING_NEEDS = {
@@ -41,6 +47,7 @@ EXTRAS = {
     "serving.bucket": {"fsspec"},
     "serving.parquet": {"pyarrow"},
     "serving.gpu_memory": {"pynvml"},
+    "serving.tracing": {"opentelemetry"},
 }  # of their extras
 
 

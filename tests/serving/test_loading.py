@@ -101,7 +101,7 @@ async def test_a_broken_alias_target_is_said_and_the_newest_answers(
         assert (model.versions, model.default_version, model.aliases) == ((2,), 2, {})
         with pytest.raises(NotFound):
             await client.classify([jpeg()], model="pets", version="stable")
-    assert "alias 'stable' of pets is not served" in caplog.text
+    assert "alias 'stable' of pets: its version is refused, and it is not served" in caplog.text
     assert "calls that name no version are answered by 2" in caplog.text
 
 
@@ -113,7 +113,7 @@ async def test_a_malformed_alias_does_not_stop_the_model(
     (tmp_path / "pets/aliases/stable").write_text("first\n")
     async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
         assert (await client.classify([jpeg()], model="pets")).version == 1
-    assert "aliases of pets are not served" in caplog.text
+    assert "aliases of pets can't be read" in caplog.text
 
 
 async def test_a_golden_mismatch_falls_back_to_the_version_before(

@@ -211,7 +211,7 @@ def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
     assert downloaded[0] < MIB and downloaded[1] <= downloaded[0] - model_bytes
 
 
-@pytest.mark.parametrize("command", ["models", "server"])
+@pytest.mark.parametrize("command", ["models", "serve"])
 def test_a_store_that_can_not_be_reached_is_one_line(command: str, proxy: CutProxy) -> None:
     flags = ["list", "--models"] if command == "models" else ["--device", "cpu", "--models"]
     proxy.close()

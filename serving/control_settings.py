@@ -1,0 +1,58 @@
+"""Which models and versions are served, and how that changes; a part of ServerSettings."""
+
+from dataclasses import dataclass
+
+from serving.errors import InvalidRequest
+from serving.setting import check_ranges, setting
+from serving.splits import read_splits
+from serving.version_policy import read_policy
+
+CONTROLS = ("poll", "explicit", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    only: str = setting("", "names of the models to serve, separated by commas; empty: all")
+    versions: str = setting(
+        "latest:1",
+        "versions of each model to serve: latest:N (the newest N sound ones), all, numbers such "
+        "as 1,2,5, or alias (only those that an alias names, which are served in any case)",
+    )
+    canary: str = setting(
+        "",
+        "MODEL=VERSION:SHARE: a share (0 to 1) of the calls that name no version goes to this one, "
+        "an alias or a number; several separated by commas",
+    )
+    shadow: str = setting(
+        "",
+        "MODEL=VERSION:SHARE: copies of a share of the calls go to this version too, whose answers "
+        "are compared and only counted",
+    )
+    control: str = setting(
+        "poll",
+        "poll: the repository is watched; explicit: versions change only by AdminService; none: "
+        "what is loaded at the start stays",
+    )
+    poll_s: float = setting(
+        5.0, "how often the repository is looked at, seconds; 0: only on SIGHUP"
+    )
+    admin_host: str = setting("127.0.0.1", "address on which AdminService listens")
+    admin_port: int = setting(0, "port of AdminService; 0: it is not served")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, (("poll_s", 0, 86_400), ("admin_port", 0, 65535)))
+        if self.control not in CONTROLS:
+            raise InvalidRequest(
+                f"control must be one of {', '.join(CONTROLS)}, got {self.control!r}"
+            )
+        read_policy(self.versions)
+        for model, split in read_splits(self.shadow, "shadow").items():
+            if read_splits(self.canary, "canary").get(model) == split:
+                raise InvalidRequest(
+                    f"canary and shadow of {model} are the same version: nothing could be compared"
+                )
+
+    @property
+    def model_names(self) -> frozenset[str]:
+        """Empty: all."""
+        return frozenset(name.strip() for name in self.only.split(",") if name.strip())
