@@ -9,7 +9,7 @@ from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import pgd
 from trainer.defence import Defence
 
-_RISES, _FULL = 0.25, 0.75  # shares of the training at which epsilon leaves 0, and is whole
+_FULL = 0.5  # share of the training at which epsilon is whole
 _CHECK_STEPS = 10  # of the attack that measures; training's own, with fewer, would flatter
 _BATCH = 32
 
@@ -17,10 +17,11 @@ _BATCH = 32
 def epsilon_at(progress: float, target: float) -> float:
     """The size of the adversary's ball when a share `progress` of the training is done.
 
-    Nothing at first, then linearly up to `target`, then `target`: a net that is not robust yet
-    must adapt to the task first, or it may never (Ngnawé et al. 2025, arXiv:2509.23325).
+    Linearly from nothing up to `target`, then `target`: a net that is attacked with full force
+    before it has adapted to the task may never do so (Ngnawé et al. 2025, arXiv:2509.23325). The
+    stretch at 0 that they begin with is left out, for our head is fitted when this begins.
     """
-    return target * min(1.0, max(0.0, (progress - _RISES) / (_FULL - _RISES)))
+    return target * min(1.0, progress / _FULL)
 
 
 class Adversary:

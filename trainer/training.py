@@ -39,11 +39,17 @@ class Epoch:
     val_robust_accuracy: float | None = None  # against the adversary, where there is one
 
     def better_than(self, other: "Epoch") -> bool:
-        """By accuracy on val, the robust one first where it is measured; then by the loss."""
+        """By accuracy on val, then by the loss; with an adversary, by the mean of both accuracies.
+
+        The robust one alone would prefer a net that gives all photos the same label to one that is
+        nearly always right.
+        """
         return self._rank() > other._rank()
 
-    def _rank(self) -> tuple[float, ...]:
-        return (self.val_robust_accuracy or 0.0, self.val_accuracy, -self.val_loss)
+    def _rank(self) -> tuple[float, float]:
+        robust = self.val_robust_accuracy
+        seen = self.val_accuracy if robust is None else (self.val_accuracy + robust) / 2
+        return seen, -self.val_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +83,8 @@ def fine_tune(
     """Train what of `classifier` is not frozen, and leave it as it was after its best epoch on val.
 
     Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
-    With an `adversary` the net learns from what that makes of the photos, and the best epoch is
-    the one that withstands it most often. `report` is told of each epoch. Raises FailedCheck when
-    the loss is no number.
+    With an `adversary` the net learns from what that makes of the photos, and is measured against
+    it too. `report` is told of each epoch. Raises FailedCheck when the loss is no number.
     """
     device = classifier.head.weight.device
     photos, targets = data.splits["train"], data.targets("train")

@@ -236,6 +236,7 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     run(
         *("trainer.train", "--data", trained.data, "--name", "cartoon", "--size", 32),
         *("--backbone", "tiny", "--weights", "none", "--epochs", 6, "--out", tmp_path / "twice"),
+        *("--adversarial", "fast@1/255", "--learning-rate", 0.003),
     )
     monkeypatch.chdir(tmp_path)
     said = here(
@@ -244,6 +245,10 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     )
     made = json.loads(said)
     assert [v["version"] for v in made["versions"]] == ["cartoon/1", "cartoon/2"]
+    assert [v["defence"] for v in made["versions"]] == ["none", "fast@1/255"]
+    for version in made["versions"]:
+        left = [version["clean"]["correct"], *(p["correct"] for p in version["robust"])]
+        assert left == sorted(left, reverse=True) and len(left) == 5
     for i in (0, 1):
         other = made["transfer"][i][1 - i]
         assert made["transfer"][i][i] >= other, "an attack is strongest where it was made"

@@ -114,8 +114,13 @@ def _compare(options: argparse.Namespace) -> int:
         return 0
     for one, row in zip(made["versions"], made["transfer"], strict=True):
         print(
-            f"{one['version']}: clean {percent(one['clean']['accuracy'])}, left by PGD at "
-            f"{k255(made['epsilon'])} {percent(one['robust']['accuracy'])}; its images turn "
+            f"{one['version']}: defence {one['defence']}; clean "
+            f"{percent(one['clean']['accuracy'])}; left by PGD "
+            + ", ".join(
+                f"{percent(point['accuracy'])} at {k255(point['epsilon'])}"
+                for point in one["robust"]
+            )
+            + f"; its images at {k255(made['epsilon'])} turn "
             + ", ".join(
                 f"{percent(share)} in {other['version']}"
                 for share, other in zip(row, made["versions"], strict=True)

@@ -1,25 +1,27 @@
 """Two versions side by side on the same photos, and how far an attack on one carries over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from serving.repository import Repository
 from trainer.analysis.attacks.ball import Ball
 from trainer.analysis.attacks.gradient import pgd
 from trainer.analysis.lattice import to_uint8
-from trainer.analysis.photos import load_photos
+from trainer.analysis.photos import Photos, load_photos
 from trainer.analysis.report import k255, percent
 from trainer.analysis.robustness import proportion
-from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
 from trainer.analysis.subject import Subject, load_subject
 from trainer.errors import InvalidData
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def compare(
@@ -58,29 +60,18 @@ def compare(
             "the versions kept different photos of that folder for the test; "
             "give a folder that neither was trained on"
         )
-    rights, turned = [], []
-    made = []
-    for subject, photo_set in zip(subjects, sets, strict=True):
-        right = subject.judge(photo_set.pixels)[0][0].argmax(axis=1) == photo_set.labels
-        images = subject.images(photo_set.pixels)
-        result = pgd(
-            subject.model,
-            images,
-            subject.goal(photo_set.labels),
-            Ball(norm="linf", epsilon=REFERENCE_EPSILON),
-            steps=settings.pgd_steps,
-            restarts=settings.pgd_restarts,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        rights.append(right)
-        made.append(to_uint8(result.adversarial).cpu().numpy())
-    for pictures in made:
-        turned.append(
-            [
-                subject.judge(pictures)[0][0].argmax(axis=1) != photo_set.labels
-                for subject, photo_set in zip(subjects, sets, strict=True)
-            ]
-        )
+    attacked = [
+        _attack(subject, photo_set, settings, seed)
+        for subject, photo_set in zip(subjects, sets, strict=True)
+    ]
+    rights = [one.right for one in attacked]
+    turned = [
+        [
+            subject.judge(one.pictures)[0][0].argmax(axis=1) != photo_set.labels
+            for subject, photo_set in zip(subjects, sets, strict=True)
+        ]
+        for one in attacked
+    ]
     both = np.logical_and.reduce(rights)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -88,8 +79,7 @@ def compare(
         "epsilon": REFERENCE_EPSILON,
         "both_right": int(both.sum()),
         "versions": [
-            _figures(repository, subject, rights[i], rights[i] & ~turned[i][i])
-            for i, subject in enumerate(subjects)
+            _figures(subject, one) for subject, one in zip(subjects, attacked, strict=True)
         ],
         "transfer": [
             [float(column[both].mean()) if both.any() else 0.0 for column in row] for row in turned
@@ -97,17 +87,51 @@ def compare(
     }
 
 
-def _figures(
-    repository: Repository, subject: Subject, right: np.ndarray, robust: np.ndarray
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Attacked:
+    right: npt.NDArray[np.bool_]  # [n], before any attack
+    stands: Mapping[float, npt.NDArray[np.bool_]]  # epsilon -> [n]: right, and PGD did not turn it
+    pictures: npt.NDArray[np.uint8]  # [n, S, S, 3], at the reference epsilon
+
+
+def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Attacked:
+    """PGD at growing sizes; what fell at a smaller one is attacked again at the reference alone."""
+    right = subject.judge(photos.pixels)[0][0].argmax(axis=1) == photos.labels
+    still, stands, pictures = right.copy(), {}, photos.pixels.copy()
+    for epsilon in budget.linf:
+        reference = epsilon == REFERENCE_EPSILON
+        rows = np.arange(len(right)) if reference else np.flatnonzero(still)
+        if len(rows):
+            result = pgd(
+                subject.model,
+                subject.images(photos.pixels[rows]),
+                subject.goal(photos.labels[rows]),
+                Ball(norm="linf", epsilon=epsilon),
+                steps=budget.pgd_steps,
+                restarts=budget.pgd_restarts,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            found = to_uint8(result.adversarial).cpu().numpy()
+            said = subject.judge(found)[0][0].argmax(axis=1)
+            still[rows] &= said == photos.labels[rows]
+            if reference:
+                pictures = found
+        stands[epsilon] = still.copy()
+    return _Attacked(right=right, stands=stands, pictures=pictures)
+
+
+def _figures(subject: Subject, attacked: _Attacked) -> dict[str, Any]:
     manifest = subject.manifest
     variant = manifest.variants["fp32"]
     return {
         "version": f"{manifest.name}/{manifest.version}",
         "backbone": manifest.backbone,
         "defence": manifest.configuration.get("adversarial") or "none",
-        "clean": proportion(right),
-        "robust": proportion(robust),
+        "clean": proportion(attacked.right),
+        "robust": [
+            {"epsilon": epsilon, **proportion(stands)}
+            for epsilon, stands in attacked.stands.items()
+        ],
         "size": manifest.files[variant.file].size,
         "latency_ms": variant.latency_ms,
     }
@@ -120,9 +144,9 @@ def render(made: dict[str, Any]) -> str:
         ("backbone", [v["backbone"] for v in made["versions"]]),
         ("defence", [v["defence"] for v in made["versions"]]),
         ("clean accuracy", [_share(v["clean"]) for v in made["versions"]]),
-        (
-            f"left by PGD at {k255(made['epsilon'])}",
-            [_share(v["robust"]) for v in made["versions"]],
+        *(
+            (f"left by PGD at {k255(points[0]['epsilon'])}", [_share(p) for p in points])
+            for points in zip(*(v["robust"] for v in made["versions"]), strict=True)
         ),
         ("size", [f"{v['size'] / 1e6:.1f} MB" for v in made["versions"]]),
         ("one photo", [f"{v['latency_ms']:.1f} ms" for v in made["versions"]]),

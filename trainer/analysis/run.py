@@ -31,7 +31,7 @@ from trainer.errors import InvalidData
 
 SCHEMA_VERSION = 1
 SMALLEST = {
-    "linf": "FMN (Pintor et al. 2021, arXiv:2102.12827), then level by level with PGD",
+    "linf": "FMN (Pintor et al. 2021, arXiv:2102.12827), then fewer levels by bisection with PGD",
     "l2": "FMN (Pintor et al. 2021, arXiv:2102.12827), then bisected",
 }
 CORRUPTIONS = "The 15 kinds of ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261)"
