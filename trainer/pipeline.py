@@ -141,7 +141,7 @@ def _fine_tune(
         result = fine_tune(classifier, data, augmentation, config, report, advance, adversary)
     if adversary is not None and result.best.epoch == 0:
         raise FailedCheck(
-            f"training against {config.adversarial} made the net no sturdier on val in "
+            f"training against {config.adversarial} made the net no better on val in "
             f"{config.epochs} epochs; try more --epochs, another --learning-rate or a smaller "
             "epsilon"
         )
