@@ -33,7 +33,7 @@ def tls_settings(pair: Pair, **more: str) -> dict[str, str]:
 async def classify(running: Running, tls: Tls | None) -> str:
     async with AsyncClient(running.address, tls=tls, timeout_s=5) as client:
         response = await client.classify([jpeg()], model="pets")
-        return response.results[0].label
+        return response.results[0].label.name
 
 
 async def test_an_encrypted_server_answers_those_who_trust_it(

@@ -1,0 +1,101 @@
+"""OpenTelemetry traces of calls (extra `otel`): on where OTEL_EXPORTER_OTLP_ENDPOINT is set.
+
+The caller's W3C context (metadata `traceparent`) is carried on. Spans are made once a call has
+ended, from the times that were taken anyway: nothing is added to the call itself.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+
+import grpc
+
+from serving.edge import Call, Sink
+from serving.errors import InvalidRequest
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+SERVICE_NAME = "OTEL_SERVICE_NAME"
+
+
+class Tracing:
+    """`export` is a sink of the edge; spans leave in batches, from a thread of OpenTelemetry's."""
+
+    def __init__(self) -> None:
+        """Raises InvalidRequest if the extra is not installed."""
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ImportError as error:
+            raise InvalidRequest(
+                f"{ENDPOINT} is set, but OpenTelemetry is not installed: install pawprint[otel], "
+                "or unset it"
+            ) from error
+        name = os.environ.get(SERVICE_NAME, "pawprint")
+        # A provider of its own, not the global one: a server is no library's guest.
+        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("pawprint.serving")
+        self._extract = TraceContextTextMapPropagator().extract
+        self._child_of = trace.set_span_in_context
+        self._kind = trace.SpanKind.SERVER
+        self._error = trace.Status(trace.StatusCode.ERROR)
+        # From the monotonic clock of a call to nanoseconds since 1970.
+        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+
+    def export(self, call: Call) -> None:
+        span = self._tracer.start_span(
+            call.method,
+            context=self._extract(call.metadata),
+            kind=self._kind,
+            start_time=self._ns(call.start),
+            attributes={
+                "rpc.system": "grpc",
+                "rpc.method": call.method,
+                "rpc.grpc.status_code": call.code.value[0],
+                "pawprint.model": call.model,
+                "pawprint.version": call.version,
+                "pawprint.photos": call.photos,
+                "pawprint.request_id": call.request_id,
+            },
+        )
+        if call.inferred is not None:
+            context = self._child_of(span)
+            for stage, (start, end) in _stages(call).items():
+                child = self._tracer.start_span(stage, context=context, start_time=self._ns(start))
+                child.end(self._ns(end))
+        if call.code is not grpc.StatusCode.OK:
+            span.set_status(self._error)
+        span.end(self._ns(call.end))
+
+    def close(self) -> None:
+        """Send what is left; blocks for as long as that takes, a few seconds at most."""
+        self._provider.shutdown()
+
+    def _ns(self, seconds: float) -> int:
+        return self._epoch_ns + round(1e9 * seconds)
+
+
+def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
+    """None where no endpoint is set. Raises InvalidRequest."""
+    return Tracing() if environment.get(ENDPOINT) else None
+
+
+def sinks_of(tracing: Tracing | None) -> tuple[Sink, ...]:
+    return (tracing.export,) if tracing else ()
+
+
+def _stages(call: Call) -> dict[str, tuple[float, float]]:
+    """Start and end of each stage, monotonic clock. Those of the photo that was answered last: its
+    batch ended as the call did."""
+    assert call.inferred is not None
+    inferred = call.inferred
+    running = inferred.answered - inferred.inference_s
+    return {
+        "decode": (call.start, inferred.decoded),
+        "queue": (running - inferred.queue_s, running),
+        "inference": (running, inferred.answered),
+    }

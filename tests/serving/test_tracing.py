@@ -1,0 +1,106 @@
+"""Spans of a real server, as an OpenTelemetry collector receives them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from tests.conftest import ROOT, ServerProcess
+from tests.photos import jpeg
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self) -> None:
+        self.spans: list[trace_pb2.Span] = []
+        self.services: set[str] = set()
+
+    def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: object):
+        for resource in request.resource_spans:
+            self.services |= {
+                a.value.string_value
+                for a in resource.resource.attributes
+                if a.key == "service.name"
+            }
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Its address is in the environment of servers that are started."""
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    collecting = Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collecting, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "pets-server")
+    yield collecting
+    server.stop(None).wait()
+
+
+def test_a_call_is_a_span_in_its_callers_trace(
+    collector: Collector, start: Callable[..., ServerProcess], models: Path
+) -> None:
+    server = start(models)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        request = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        stub.Classify(request, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01")])
+        unsampled = f"00-{TRACE[::-1]}-{PARENT}-00"
+        stub.Classify(request, metadata=[("traceparent", unsampled)])
+        with pytest.raises(grpc.RpcError):
+            stub.Classify(pb.ClassifyRequest(model="cars", images=[jpeg()]))
+    status, _, err = server.stop()
+    assert status == 0, err  # what was not sent yet is sent before the end
+    assert collector.services == {"pets-server"}
+    traced = {span.name: span for span in collector.spans if span.trace_id.hex() == TRACE}
+    assert traced.keys() == {"Classify", "decode", "queue", "inference"}
+    call = traced["Classify"]
+    assert call.parent_span_id.hex() == PARENT and call.kind == trace_pb2.Span.SPAN_KIND_SERVER
+    attributes = {a.key: a.value for a in call.attributes}
+    assert attributes["pawprint.model"].string_value == "pets"
+    assert attributes["pawprint.photos"].int_value == 1
+    order = ("decode", "queue", "inference")
+    times = [call.start_time_unix_nano]
+    for name in order:
+        span = traced[name]
+        assert span.parent_span_id == call.span_id
+        times += [span.start_time_unix_nano, span.end_time_unix_nano]
+    times.append(call.end_time_unix_nano)
+    slack_ns = 2_000_000  # each stage is timed where it happens: threads hand over in between
+    assert all(
+        later >= earlier - slack_ns for earlier, later in zip(times, times[1:], strict=False)
+    )
+    (failed,) = [span for span in collector.spans if span.trace_id.hex() != TRACE]
+    assert failed.status.code == trace_pb2.Status.STATUS_CODE_ERROR  # and the unsampled is not here
+
+
+def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -> None:
+    code = (
+        "import sys; sys.modules['opentelemetry'] = None; import serving.serve as s; "
+        "s.main(['--models', sys.argv[1], '--port', '0', '--device', 'cpu'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(models)],
+        cwd=ROOT,
+        env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "error: OTEL_EXPORTER_OTLP_ENDPOINT is set, but" in done.stderr
+    assert "Traceback" not in done.stderr
