@@ -35,3 +35,30 @@ def environment_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
     assert installing.returncode == 0, installing.stderr
     done.write_text(wanted)
     return folder
+
+
+NPM_TROUBLE = ("enotfound", "econnrefused", "eai_again", "etimedout", "enotcached", "e403")
+
+
+def npm_folder_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
+    """The folder whose node_modules/.bin has the packages' programs. Skips where there is no npm,
+    or no network and nothing cached."""
+    folder = Path(cache.mkdir(f"npm-{name}"))
+    done = folder / "installed"
+    if done.is_file() and done.read_text() == "\n".join(packages):
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm here")
+    installing = subprocess.run(
+        [npm, "install", "--prefer-offline", "--no-progress", "--no-save", *packages],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    if installing.returncode and any(x in installing.stderr.lower() for x in NPM_TROUBLE):
+        pytest.skip(f"npm can't install: {installing.stderr.strip().splitlines()[0]}")
+    assert installing.returncode == 0, installing.stderr
+    done.write_text("\n".join(packages))
+    return folder

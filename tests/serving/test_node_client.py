@@ -9,11 +9,11 @@ import pytest
 
 from serving.client import Client
 from tests.conftest import ROOT, ServerProcess, start_server
+from tests.environments import NPM_TROUBLE
 from tests.photos import jpeg
 from tests.tiny import build_version
 
 EXAMPLE = ROOT / "examples/node"
-NETWORK_TROUBLE = ("enotfound", "econnrefused", "eai_again", "etimedout", "enotcached", "e403")
 
 Classify = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -41,7 +41,7 @@ def classify(server: ServerProcess) -> Classify:
             text=True,
             timeout=180,
         )
-        if done.returncode != 0 and any(word in done.stderr.lower() for word in NETWORK_TROUBLE):
+        if done.returncode != 0 and any(word in done.stderr.lower() for word in NPM_TROUBLE):
             pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[0]}")
         assert done.returncode == 0, done.stderr
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.environments import NETWORK_TROUBLE
 from tests.photos import jpeg
 from tests.tiny import build_version
-
-NETWORK_TROUBLE = ("failed to fetch", "error sending request", "dns error", "connection refused")
 
 
 @pytest.fixture(scope="module")
