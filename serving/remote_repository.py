@@ -33,6 +33,7 @@ from serving.repository import (
     file_entry,
     files_below,
 )
+from serving.triton_config import triton_files
 
 CLAIMS = ".claims"
 
@@ -152,11 +153,15 @@ class RemoteRepository(Repository):
         """
         files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
         version = self._claim(name)
-        data = describe(version, files).to_json().encode()
+        manifest = describe(version, files)
+        data = manifest.to_json().encode()
         for file in files:
             self._bucket.upload(staging / file, f"{name}/{version}/{file}")
         self._bucket.write(f"{name}/{version}/{MANIFEST_DIGEST}", digest_line(data))
         self._bucket.write(f"{name}/{version}/{MANIFEST}", data)
+        if self.versions(name)[-1] == version:
+            for file, text in triton_files(manifest).items():
+                self._bucket.write(f"{name}/{file}", text.encode())
         return version
 
     def _claim(self, name: str) -> int:

@@ -5,6 +5,7 @@
 <root>/cats/1/model.onnx ...
 <root>/cats/1/analysis/         added later by analyze, as a whole, with digests.json of its own
 <root>/cats/aliases/stable      the version it names, and beneath it those it named before
+<root>/cats/config.pbtxt        with labels.txt: how Triton may serve the newest version
 <root>/cats/.staging-*          a publication under way, or one that was killed: never served
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
 from serving.modelspec import FileEntry, Manifest, read_strictly
+from serving.triton_config import triton_files
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -226,7 +228,8 @@ class Repository:
         files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
         while True:
             version = max(self.versions(name), default=0) + 1
-            data = describe(version, files).to_json().encode()
+            manifest = describe(version, files)
+            data = manifest.to_json().encode()
             (staging / MANIFEST).write_bytes(data)
             (staging / MANIFEST_DIGEST).write_bytes(digest_line(data))
             sync_tree(staging)
@@ -237,6 +240,9 @@ class Repository:
                     raise
                 continue
             _sync(self.root / name)
+            if self.versions(name)[-1] == version:
+                for file, text in triton_files(manifest).items():
+                    _replace(self.root / name / file, text.encode())
             return version
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
@@ -339,13 +345,7 @@ class Repository:
     def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
         folder = self.root / name / "aliases"
         folder.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-            file.write(alias_lines(history))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, folder / alias)
-        _sync(folder)
+        _replace(folder / alias, alias_lines(history))
 
 
 def check_name(name: str) -> str:
@@ -397,6 +397,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in one step: a reader finds the old or the new content."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    _sync(path.parent)
 
 
 def digest_line(data: bytes) -> bytes:

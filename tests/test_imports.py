@@ -9,13 +9,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-CONTRACTS = {"errors", "modelspec", "preprocess", "repository"}
+CONTRACTS = {"errors", "modelspec", "preprocess", "repository", "triton_config"}
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
     "errors": set(),
     "modelspec": {"errors"},
     "preprocess": {"errors", "modelspec"},
-    "repository": {"errors", "modelspec"},
+    "repository": {"errors", "modelspec", "triton_config"},
+    "triton_config": {"modelspec"},
 }
 # The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.
 CORE = {
@@ -33,6 +34,7 @@ CORE = {
     "onnxfile",
     "precision",
     "session",
+    "shadowing",
     "splits",
     "turns",
     "version_policy",
