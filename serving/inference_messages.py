@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.inference import grpc_service_pb2 as pb
+from serving.batching import Priority
 from serving.catalogue import ServedVersion
 from serving.classification import Photo, best_labels
 from serving.errors import InvalidRequest
@@ -72,6 +73,23 @@ def timeout_of(request: pb.ModelInferRequest) -> float:
         return math.inf
     value = _integer("timeout", timeout)
     return value / 1e6 if value else math.inf
+
+
+def priority_of(request: pb.ModelInferRequest) -> Priority:
+    """As Triton counts: 1 goes first, and so does a call that says nothing, or 0."""
+    parameter = request.parameters.get("priority")
+    low = parameter is not None and _integer("priority", parameter) > 1
+    return Priority.LOW if low else Priority.HIGH
+
+
+def routing_key_of(request: pb.ModelInferRequest) -> str:
+    """An extension of ours: see ClassifyRequest."""
+    parameter = request.parameters.get("routing_key")
+    if parameter is None:
+        return ""
+    if parameter.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidRequest("parameter 'routing_key' must be a string")
+    return str(parameter.string_param)
 
 
 def wanted_outputs(request: pb.ModelInferRequest) -> list[tuple[str, int]]:

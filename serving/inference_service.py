@@ -10,7 +10,14 @@ from serving.classification import Classifier
 from serving.edge import Call, Edge
 from serving.errors import InvalidImage, NotFound
 from serving.inference_descriptions import model_config, model_metadata, repository_index
-from serving.inference_messages import infer_response, photos_of, timeout_of, wanted_outputs
+from serving.inference_messages import (
+    infer_response,
+    photos_of,
+    priority_of,
+    routing_key_of,
+    timeout_of,
+    wanted_outputs,
+)
 from serving.inference_statistics import InferenceStatistics
 from serving.status import Failure
 
@@ -136,14 +143,16 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, call: Call, caller: Hashable = None
     ) -> pb.ModelInferResponse:
         self._edge.check_size(request)
-        served = self._edge.catalogue().find(request.model_name, request.model_version)
+        served = self._edge.catalogue().find(
+            request.model_name, request.model_version, routing_key_of(request)
+        )
         call.found(served)
         wanted = wanted_outputs(request)
         photos = photos_of(request, served.engine.manifest.preprocessing.size)
         self._edge.charge(call, len(photos))
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
-            served, photos, deadline=deadline, caller=caller
+            served, photos, deadline=deadline, caller=caller, priority=priority_of(request)
         )
         rows = []
         for index, answer in enumerate(call.inferred.answers):

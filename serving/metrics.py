@@ -4,16 +4,24 @@ Labels are bounded: a model or version is named only once it was found, methods 
 The children of each metric are bound once: a call costs a few increments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
+from serving.model_control import VersionState
 
 UNKNOWN = "unknown"
 # Each about twice the last: from a bare inference to a caller's patience.
@@ -21,6 +29,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.
 PHOTOS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 STAGES = ("decode", "queue", "inference")
 VERSION = ("model", "version")
+# Photos by model, the version that answered, its shadow, and the outcome: see Shadowing.
+ShadowCounts = Mapping[tuple[str, int, int, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +79,38 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._states = Gauge(
+            "pawprint_model_version_state",
+            "1 for each version that was tried: serving, refused or restarting",
+            (*VERSION, "state"),
+            registry=registry,
+        )
+        self._failures = Counter(
+            "pawprint_model_load_failures",
+            "Versions refused when they were to be loaded",
+            ("model",),
+            registry=registry,
+        )
+        self._refused_before: set[tuple[str, int, str]] = set()
         self._bound_calls: dict[tuple[str, str, int, str], tuple[Counter, Histogram]] = {}
         self._bound_versions: dict[tuple[str, int], _Version] = {}
         self._bound_batches: dict[tuple[str, int], tuple[Histogram, Histogram]] = {}
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, edge: Edge) -> None:
-        """Read what is loaded and how much waits whenever the metrics are asked for."""
-        self.registry.register(_Loaded(edge))
+    def watch(self, edge: Edge, shadow_counts: ShadowCounts) -> None:
+        """Read what is loaded, how much waits and how shadows agree whenever a scrape comes."""
+        self.registry.register(_Readings(edge, shadow_counts))
+
+    def set_states(self, states: Sequence[VersionState]) -> None:
+        """What has become of the versions of the repository."""
+        refused = {(s.model, s.version, s.reason) for s in states if s.state == "refused"}
+        for model, _, _ in refused - self._refused_before:
+            self._failures.labels(model).inc()
+        self._refused_before = refused
+        self._states.clear()
+        for state in states:
+            self._states.labels(state.model, str(state.version), state.state).set(1)
 
     def observe(self, call: Call) -> None:
         key = (call.method, call.model, call.version, call.code.name)
@@ -118,16 +151,17 @@ class Metrics:
         return bound
 
 
-class _Loaded(Collector):
+class _Readings(Collector):
     """Gauges that are read, not kept."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, shadow_counts: ShadowCounts) -> None:
         self._edge = edge
+        self._shadow_counts = shadow_counts
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         return iter(())  # else the registry would collect to learn the names
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         catalogue = self._edge.serving
         yield GaugeMetricFamily(
             "pawprint_ready", "1 while calls are taken", value=float(self._edge.ready)
@@ -159,6 +193,14 @@ class _Loaded(Collector):
             waiting.add_metric(labels, served.batcher.waiting)
             admitted.add_metric(labels, served.batcher.admitted)
         yield from (loaded, waiting, admitted)
+        shadows = CounterMetricFamily(
+            "pawprint_shadow_photos",
+            "Photos of copied calls: whether the shadow's first label was the one answered",
+            labels=(*VERSION, "shadow_version", "outcome"),
+        )
+        for (name, version, shadow, outcome), photos in list(self._shadow_counts.items()):
+            shadows.add_metric((name, str(version), str(shadow), outcome), photos)
+        yield shadows
         memory = gpu_memory()
         if memory is not None:
             gauge = GaugeMetricFamily(

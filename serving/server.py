@@ -75,7 +75,7 @@ class Server:
                 *sinks_of(self._tracing),
             ),
         )
-        self._metrics.watch(self._edge)
+        self._metrics.watch(self._edge, self._classifier.shadowing.counts)
         self._health = health.aio.HealthServicer()
         self._thread = InferenceThread("inference")
         self.control = ModelControl(
@@ -207,6 +207,7 @@ class Server:
     async def _on_change(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self._edge.serve(catalogue)
+        self._metrics.set_states(self.control.states())
         answer = health_pb2.HealthCheckResponse
         await self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 

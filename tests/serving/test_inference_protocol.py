@@ -15,7 +15,7 @@ from serving.preprocess import preprocess
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import HeldModel
-from tests.tiny import logits_of, softmax
+from tests.tiny import build_version, logits_of, softmax
 
 Code = grpc.StatusCode
 Stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub
@@ -180,6 +180,16 @@ WRONG = [
         altered(raw_photos, lambda r: r.parameters["timeout"].MergeFrom(Parameter(int64_param=-1))),
         "'timeout' must be an integer",
     ),
+    (
+        altered(raw_photos, lambda r: r.parameters["priority"].MergeFrom(Parameter(bool_param=1))),
+        "'priority' must be an integer",
+    ),
+    (
+        altered(
+            raw_photos, lambda r: r.parameters["routing_key"].MergeFrom(Parameter(int64_param=1))
+        ),
+        "'routing_key' must be a string",
+    ),
 ]
 
 
@@ -241,6 +251,42 @@ async def test_it_shares_batches_with_classify_and_harms_no_neighbour(
     logits = np.frombuffer((await whole).raw_output_contents[1], "<f4").reshape(3, 2)
     assert np.allclose(logits, logits_of(PIXELS), atol=1e-4)
     assert max(held.batches) > 3
+
+
+async def test_a_call_of_low_priority_lets_others_go_first(running: Running, stub: Stub) -> None:
+    held = HeldModel(running.server)
+    first = asyncio.ensure_future(stub.ModelInfer(raw_pixels()))
+    await held.running(1)
+    await held.waiting(3 - held.batches[0])
+    low = raw_pixels()
+    low.parameters["priority"].uint64_param = 2
+    ended: list[str] = []
+    calls = []
+    for name, request in (("low", low), ("high", raw_pixels())):
+        for _ in range(6):  # 18 photos of each, in batches of 16
+            calls.append(asyncio.ensure_future(stub.ModelInfer(request)))
+            calls[-1].add_done_callback(lambda _, name=name: ended.append(name))
+        await held.waiting(3 - held.batches[0] + 18 * (1 + (name == "high")))
+    held.release()
+    await asyncio.gather(first, *calls)
+    assert ended.index("low") > ended.index("high")
+    assert ended.count("high") == ended.count("low") == 6
+
+
+async def test_calls_of_one_routing_key_have_one_version(models) -> None:
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, versions="all", canary="pets=1:0.5") as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        answered: dict[str, set[str]] = {}
+        for key in [f"key-{number}" for number in range(12)] * 2:
+            request = raw_pixels()
+            request.parameters["routing_key"].string_param = key
+            response = await Stub(channel).ModelInfer(request)
+            answered.setdefault(key, set()).add(response.model_version)
+    assert all(len(versions) == 1 for versions in answered.values())
+    assert set.union(*answered.values()) == {"1", "2"}
 
 
 async def test_a_loading_server_is_live_and_not_ready(models) -> None:

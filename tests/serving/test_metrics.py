@@ -18,7 +18,8 @@ from serving.server import Server
 from serving.settings import ServerSettings
 from tests.conftest import Running, ServerProcess, running_server
 from tests.photos import jpeg
-from tests.serving.held_model import HeldModel
+from tests.serving.held_model import HeldModel, until
+from tests.tiny import build_version, golden_of
 
 
 def free_port() -> int:
@@ -113,6 +114,37 @@ async def test_gauges_show_what_waits(running: Running, port: int) -> None:
     said = await scrape(port)
     for gauge in ("queue_photos", "photos_in_flight"):
         assert said.value(f"pawprint_{gauge}") == 0
+
+
+async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: int) -> None:
+    build_version(models, "pets", golden=golden_of(seed=5))
+    async with running_server(models, metrics_port=port, poll_s=0.1) as running:
+        said = await scrape(port)
+        failures = "pawprint_model_load_failures_total"
+        assert said.value(failures, model="pets") == 1
+        state = "pawprint_model_version_state"
+        assert said.value(state, version="2", state="refused") == 1
+        assert said.value(state, version="1", state="serving") == 1
+        build_version(models, "pets", seed=3)
+        await until(lambda: 3 in running.server.catalogue.models["pets"].versions)
+        said = await scrape(port)
+        assert said.value(failures, model="pets") == 1
+        assert said.value(state, version="3", state="serving") == 1
+        assert said.value("pawprint_model_loaded", version="3", default="true") == 1
+        assert said.value("pawprint_model_loaded", version="1") == 0
+
+
+async def test_shadows_are_counted(models: Path, port: int) -> None:
+    build_version(models, "pets")  # the same weights: every first label agrees
+    settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}
+    async with running_server(models, **settings) as running:
+        async with AsyncClient(running.address) as client:
+            await client.classify([jpeg(seed=seed) for seed in range(3)], model="pets")
+        counts = running.server._classifier.shadowing.counts
+        await until(lambda: sum(counts.values()) == 3)
+        said = await scrape(port)
+        agreed = {"version": "2", "shadow_version": "1", "outcome": "agreed"}
+        assert said.value("pawprint_shadow_photos_total", model="pets", **agreed) == 3
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(running: Running, port: int) -> None:
