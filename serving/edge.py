@@ -19,6 +19,7 @@ import grpc
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
 from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
+from serving.malformed import MALFORMED, TEXT
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
 
@@ -163,6 +164,7 @@ class Edge:
         slots = asyncio.Semaphore(self._limits.max_stream_in_flight)
         sending = asyncio.Lock()  # gRPC allows one message on its way at a time
         trailers = ((REQUEST_ID, whole.request_id),)
+        malformed = False
 
         async def answer(request: Any) -> None:
             call = Call(
@@ -193,7 +195,11 @@ class Edge:
                 context.set_trailing_metadata(trailers)
                 async with asyncio.TaskGroup() as answering:
                     async for request in self._requests(context, slots):
+                        if malformed := request is MALFORMED:
+                            break
                         answering.create_task(answer(request))
+            if malformed:
+                raise InvalidRequest(TEXT)
             if self._draining.is_set():
                 raise Unavailable("the server is shutting down")
         except PawprintError as error:

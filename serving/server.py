@@ -21,6 +21,7 @@ from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThread
 from serving.log_format import log_access
+from serving.malformed import Registrar
 from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
@@ -105,8 +106,9 @@ class Server:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
         InvalidRequest if the TLS files can't be used."""
         settings = self._settings
+        registrar = Registrar(self._grpc)
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
-            ClassifierService(self._classifier, self._edge), self._grpc
+            ClassifierService(self._classifier, self._edge), registrar
         )
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceService(
@@ -116,7 +118,7 @@ class Server:
                 max_photos=settings.max_photos,
                 max_delay_s=settings.max_delay_ms / 1e3,
             ),
-            self._grpc,
+            registrar,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
