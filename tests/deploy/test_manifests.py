@@ -19,9 +19,12 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
 from tests.tiny import build_version
 
-KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "training", "kserve")
+KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "training", "kserve")
 VERSIONS = ("1.32", "1.34")
-CUSTOM = {"serving.kserve.io"}  # resources of operators, whose schemas are not Kubernetes' own
+CUSTOM = {
+    "serving.kserve.io",
+    "monitoring.coreos.com",
+}  # resources of operators, whose schemas are not Kubernetes' own
 
 
 def rendered(name: str) -> list[dict[str, Any]]:

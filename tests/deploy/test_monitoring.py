@@ -1,0 +1,127 @@
+"""The dashboard and the manifests of monitoring, against what a running server really offers."""
+
+import asyncio
+import itertools
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from serving.client import AsyncClient
+from serving.settings import ENVIRONMENT
+from tests.conftest import ROOT, running_server
+from tests.deploy.test_manifests import rendered
+from tests.photos import jpeg
+from tests.serving.held_model import until
+from tests.serving.test_metrics import Scrape, free_port
+from tests.tiny import build_version, golden_of
+
+DASHBOARD = json.loads((ROOT / "deploy/grafana/pawprint.json").read_text())
+# There only with a GPU; tests/serving/test_gpu_memory.py has them.
+OF_GPUS = {"pawprint_gpu_memory_bytes": {"gpu", "kind"}}
+OF_PROMETHEUS = {"job", "instance"}  # labels that a scrape adds
+
+
+def queries() -> list[str]:
+    targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    variables = [v for v in DASHBOARD["templating"]["list"] if v["type"] == "query"]
+    return [t["expr"] for t in targets] + [v["definition"] for v in variables]
+
+
+def names_in(query: str) -> set[str]:
+    return set(re.findall(r"\b(?:pawprint|process)_\w+", query))
+
+
+def labels_in(query: str) -> set[str]:
+    """Those that a query filters or groups by, or asks the values of."""
+    matched = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", query)
+    grouped = [name for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(",")]
+    asked = re.findall(r"label_values\(\w+, (\w+)\)", query)
+    return {name.strip() for name in (*matched, *grouped, *asked)}
+
+
+async def offered(models: Path) -> dict[str, set[str]]:
+    """Metric -> labels, of a server with a shadow and a refused version that was called."""
+    build_version(models, "pets")
+    build_version(models, "pets", golden=golden_of(seed=5))
+    port = free_port()
+    settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}
+    async with running_server(models, **settings) as running:
+        async with AsyncClient(running.address) as client:
+            await client.classify([jpeg()], model="pets")
+        counts = running.server._classifier.shadowing.counts
+        await until(lambda: sum(counts.values()) == 1)
+        scrape = await asyncio.to_thread(Scrape, port)
+    found: dict[str, set[str]] = defaultdict(set)
+    for sample in scrape.samples:
+        found[sample.name] |= sample.labels.keys()
+    return found
+
+
+async def test_every_query_asks_for_metrics_and_labels_that_are_there(models: Path) -> None:
+    there = await offered(models) | OF_GPUS
+    asked = [(query, names_in(query)) for query in queries()]
+    assert all(names for _, names in asked)
+    for query, names in asked:
+        assert names <= there.keys(), f"{query}: no {names - there.keys()}"
+        known = set.union(*(there[name] for name in names)) | OF_PROMETHEUS
+        assert labels_in(query) <= known, f"{query}: no label {labels_in(query) - known}"
+    ours = {re.sub(r"_(bucket|sum|count)$", "", n) for n in there if n.startswith("pawprint_")}
+    shown = {re.sub(r"_(bucket|sum|count)$", "", n) for _, names in asked for n in names}
+    # Each metric is on the dashboard, but for the times at which counters were made.
+    assert {name for name in ours - shown if not name.endswith("_created")} <= {
+        "pawprint_calls_in_flight"
+    }
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 10
+    assert all(panel["title"] and panel["description"] for panel in panels)
+    for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart_x or apart_y
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD))) - {"__rate_interval", "__all"}
+    assert used == variables
+    for query in queries():
+        for opening, closing in ("()", "{}", "[]"):
+            assert query.count(opening) == query.count(closing), query
+
+
+def test_prometheus_finds_the_port_that_the_server_opens() -> None:
+    resources = {(r["kind"], r["metadata"]["name"]): r for r in rendered("overlays/monitored")}
+    settings = next(
+        r["data"]
+        for r in resources.values()
+        if r["kind"] == "ConfigMap" and "PAWPRINT_CACHE" in r["data"]
+    )
+    port = int(settings[f"{ENVIRONMENT}METRICS_PORT"])
+    assert settings[f"{ENVIRONMENT}METRICS_HOST"] == "0.0.0.0"
+    pod = resources["Deployment", "pawprint-serve"]["spec"]["template"]["spec"]
+    ports = {p["name"]: p["containerPort"] for p in pod["containers"][0]["ports"]}
+    assert ports["metrics"] == port
+    monitor = resources["ServiceMonitor", "pawprint-serve"]["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    services: list[dict[str, Any]] = [r for r in resources.values() if r["kind"] == "Service"]
+    chosen = [s for s in services if wanted <= s["metadata"]["labels"].items()]
+    assert [service["metadata"]["name"] for service in chosen] == ["pawprint-headless"]
+    (endpoint,) = monitor["endpoints"]
+    (service_port,) = [p for p in chosen[0]["spec"]["ports"] if p["name"] == endpoint["port"]]
+    assert service_port["targetPort"] == "metrics" and service_port["port"] == port
+    policy = resources["NetworkPolicy", "pawprint-serve"]["spec"]["ingress"]
+    assert [rule["ports"][0]["port"] for rule in policy] == ["grpc", "metrics"]
+    shipped = resources["ConfigMap", "pawprint-dashboard"]
+    assert json.loads(shipped["data"]["pawprint.json"]) == DASHBOARD
+
+
+async def test_the_autoscaler_follows_a_metric_that_pods_have(models: Path) -> None:
+    (scaler,) = (
+        r for r in rendered("overlays/monitored") if r["kind"] == "HorizontalPodAutoscaler"
+    )
+    kinds = {metric["type"]: metric for metric in scaler["spec"]["metrics"]}
+    assert kinds["Resource"]["resource"]["name"] == "cpu"
+    assert kinds["Pods"]["pods"]["metric"]["name"] in await offered(models)
