@@ -5,6 +5,7 @@ the interpreter lock); a photo that can't be read is an error of that photo alon
 """
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Sequence
@@ -20,6 +21,7 @@ from serving.catalogue import ServedVersion
 from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from serving.shadowing import Shadowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,12 @@ class Classifier:
         self.limits = limits
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decode_threads = decode_threads
+        self.shadowing = Shadowing()
         # No more photos of low priority are in the pool's queue, of however many calls.
         self._low_priority = asyncio.Semaphore(decode_threads)
 
     def close(self) -> None:
+        self.shadowing.close()
         self._pool.shutdown(cancel_futures=True)
 
     async def classify(
@@ -127,6 +131,8 @@ class Classifier:
                 outcome if isinstance(outcome, InvalidImage) else await outcome
                 for outcome in outcomes
             ]
+        if served.shadow is not None:
+            self.shadowing.copy(served, answers, functools.partial(self._copy, photos))
         answered = [answer for answer in answers if isinstance(answer, Answer)]
         return Inferred(
             answers=tuple(answers),
@@ -136,6 +142,15 @@ class Classifier:
             decoded=decoded,
             answered=time.monotonic(),
         )
+
+    async def _copy(
+        self, photos: Sequence[Photo], served: ServedVersion, deadline: float
+    ) -> Sequence[Answer | InvalidImage]:
+        side = served.engine.manifest.preprocessing.size
+        if any(isinstance(photo, np.ndarray) and len(photo) != side for photo in photos):
+            raise InvalidRequest(f"pixels of another size than {side} can't be copied")
+        copied = await self.infer(served, photos, deadline=deadline, priority=Priority.LOW)
+        return copied.answers
 
     async def _decoded(
         self, photos: Sequence[Photo], spec: Preprocessing, priority: Priority

@@ -98,7 +98,8 @@ def update_model(
     sound = 0
     for version in sorted({*present, *before.versions, *before.restarting}, reverse=True):
         if sound < wanted.policy.newest:
-            sound += attempt(version)
+            # One that the operator unloaded keeps its place: no older one takes it unasked.
+            sound += attempt(version) or version in wanted.never
         if version in wanted.policy.numbers or version in wanted.also:
             attempt(version)
     named, alias_problem = _aliases(repository, name, present, before)

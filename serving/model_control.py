@@ -5,6 +5,7 @@ only then: calls that it is answering hold it until they are answered.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -126,8 +127,8 @@ class ModelControl:
         """
         self._check_control(name)
         async with self._changing:
+            version = await asyncio.to_thread(self._repository.resolve, name, reference)
             if reference:
-                version = await asyncio.to_thread(self._repository.resolve, name, reference)
                 self._pinned.add((name, version))
                 self._barred.discard((name, version))
                 if name in self._models:  # a refused one is tried again, whatever its stamp
@@ -271,7 +272,7 @@ class ModelControl:
             )
             del model, others
             await self._publish()
-        for wait_s in (*RESTART_WAITS_S, *iter(lambda: RESTART_WAITS_S[-1], None)):
+        for wait_s in itertools.chain(RESTART_WAITS_S, itertools.repeat(RESTART_WAITS_S[-1])):
             async with self._changing:
                 if version not in self._models[name].restarting:
                     return  # it was unloaded, or another took its place

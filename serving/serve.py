@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serving.catalogue import Catalogue
@@ -14,17 +15,22 @@ from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError, Unavailable
 from serving.log_format import configure_logging
 from serving.server import Server
-from serving.settings import ServerSettings, read_settings
+from serving.settings import ServerSettings, asks_check, read_settings
+from serving.tls import server_credentials
 
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises what Server.open and Server.load raise."""
+async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns.
+
+    Raises what Server.open and Server.load raise.
+    """
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
+    stopped, hung_up = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     server = Server(settings)
     try:
         port = await server.open()
@@ -33,7 +39,9 @@ async def serve(settings: ServerSettings) -> None:
         await asyncio.wait({stop, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             announce(settings, port, loading.result())
+            following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
+            following.cancel()
             log.info("stopping: running calls may finish within %g s", settings.drain_s)
             await server.drain()
         else:
@@ -41,6 +49,42 @@ async def serve(settings: ServerSettings) -> None:
     finally:
         await server.close()
     log.info("stopped")
+
+
+async def follow(
+    server: Server, hung_up: asyncio.Event, reread: Callable[[], ServerSettings]
+) -> None:
+    """At each SIGHUP, read the configuration again; one that is wrong changes nothing."""
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        try:
+            settings = reread()
+        except PawprintError as error:
+            log.error("the configuration stays as it was: %s", error)
+        else:
+            await server.reconfigure(settings)
+
+
+async def check(settings: ServerSettings) -> bool:
+    """Whether `serve` would serve all that these settings ask for; says what of each version.
+
+    Loads and proves it, and listens nowhere. Raises what Server.load raises, InvalidRequest.
+    """
+    if settings.tls_files:
+        server_credentials(settings.tls_files)
+    server = Server(settings)
+    try:
+        await server.load()
+        states = server.control.states()
+    finally:
+        await server.close()
+    for state in states:
+        where = f" on {state.device} in {state.precision}" if state.device else ""
+        aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
+        reason = f": {state.reason}" if state.reason else ""
+        print(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}")
+    return all(state.state == "serving" for state in states)
 
 
 def announce(settings: ServerSettings, port: int, catalogue: Catalogue) -> None:
@@ -57,9 +101,9 @@ def announce(settings: ServerSettings, port: int, catalogue: Catalogue) -> None:
         except OSError as error:
             raise Unavailable(f"the port file can't be written: {error}") from error
     served = [
-        f"{name}/{version}"
+        f"{name}/{version} ({loaded.engine.precision} on {loaded.engine.device})"
         for name, model in catalogue.models.items()
-        for version in model.versions
+        for version, loaded in model.versions.items()
     ]
     print(f"serving on {settings.host}:{port}: {', '.join(served)}", flush=True)
 
@@ -77,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings.inference_threads,
             settings.decoders,
         )
-        asyncio.run(serve(settings))
+        if asks_check(arguments):
+            sys.exit(0 if asyncio.run(check(settings)) else 1)
+        asyncio.run(serve(settings, lambda: read_settings(arguments, os.environ)))
     except NotFound as error:
         fail(str(error), status=1)
     except PawprintError as error:

@@ -68,7 +68,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         self, request: pb.ClassifyRequest, call: Call, caller: Hashable = None
     ) -> pb.ClassifyResponse:
         self._edge.check_size(request)
-        served = self._edge.catalogue().find(request.model, request.version)
+        served = self._edge.catalogue().find(request.model, request.version, request.routing_key)
         call.found(served)
         self._edge.charge(call, len(request.images))
         classified = await self._classifier.classify(

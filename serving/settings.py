@@ -108,6 +108,7 @@ def read_settings(
 ) -> ServerSettings:
     """Raises InvalidRequest; exits as argparse does on unknown flags and --help."""
     given = vars(_parser().parse_args(arguments))
+    del given["check"]
     settings = {
         key.removeprefix(ENVIRONMENT).lower(): (value, key)
         for key, value in environment.items()
@@ -130,6 +131,10 @@ def read_settings(
     )
 
 
+def asks_check(arguments: Sequence[str] | None) -> bool:
+    return bool(_parser().parse_args(arguments).check)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="serve",
@@ -137,10 +142,16 @@ def _parser() -> argparse.ArgumentParser:
         "newest sound version, and those that aliases name.",
         epilog=f"Every setting can also stand in the environment ({ENVIRONMENT}MAX_BATCH=8) or in "
         "the file of --config (max_batch = 8). A flag comes before the environment, that before "
-        "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. Status 1: "
-        "there is no model to serve. Status 2: a wrong setting.",
+        "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. SIGHUP reads "
+        "the file again and looks at the repository. Status 1: there is no model to serve. "
+        "Status 2: a wrong setting.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="load and prove what would be served, say so, and end; status 1 if any is refused",
+    )
     for one in fields(ServerSettings):
         default = one.default or "all" if "threads" in one.name else one.default
         parser.add_argument(

@@ -116,7 +116,7 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
         status, out, err = server.stop(number, within_s=60)
         assert [call.result().version for call in calls] == [1] * 12
     assert status == 0, err
-    assert out.splitlines() == [f"serving on {server.address}: pets/1"]
+    assert out.splitlines() == [f"serving on {server.address}: pets/1 (fp32 on cpu)"]
     assert "stopped" in err and "Traceback" not in err
     with Client(server.address) as client, pytest.raises(Unavailable):
         client.list_models()

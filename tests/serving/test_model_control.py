@@ -1,0 +1,367 @@
+"""Versions that come, go and break under a running server; real repository, real calls."""
+
+import asyncio
+import gc
+import logging
+import shutil
+import socket
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.pawprint.v1 import admin_pb2, admin_pb2_grpc, classifier_pb2_grpc
+from serving.client import AsyncClient
+from serving.errors import NotFound
+from serving.observed_run import FAILURES_IN_A_ROW
+from serving.repository import Repository
+from serving.server import SERVICE
+from tests.conftest import Running, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import HeldModel, until
+from tests.serving.test_loading import flip
+from tests.serving.test_service import request
+from tests.tiny import build_version, golden_of
+
+WATCH = {"poll_s": 0.05}
+
+
+async def versions(client: AsyncClient, name: str = "pets") -> tuple[int, ...]:
+    return next((m.versions for m in await client.list_models() if m.name == name), ())
+
+
+async def answering(client: AsyncClient, version: int | str = "") -> int:
+    return (await client.classify([jpeg()], model="pets", version=version)).version
+
+
+async def until_served(running: Running, *wanted: int, name: str = "pets") -> None:
+    def served() -> bool:
+        model = running.server.catalogue.models.get(name)
+        return model is not None and tuple(model.versions) == wanted
+
+    await until(served)
+
+
+async def test_a_new_version_takes_over_without_a_failed_call(models: Path) -> None:
+    async with (
+        running_server(models, **WATCH) as running,
+        AsyncClient(running.address) as client,
+    ):
+        ended = asyncio.Event()
+        seen: list[int] = []
+
+        async def caller() -> None:
+            while not ended.is_set():
+                seen.append(await answering(client))
+
+        callers = [asyncio.create_task(caller()) for _ in range(8)]
+        for number in range(2, 7):
+            await asyncio.to_thread(build_version, models, "pets", seed=number)
+            await until(lambda number=number: number in seen or all(c.done() for c in callers))
+        ended.set()
+        await asyncio.gather(*callers)  # raises if any call failed
+    assert set(seen) == {1, 2, 3, 4, 5, 6}
+
+
+async def test_calls_in_flight_finish_on_the_version_they_began_with(models: Path) -> None:
+    async with (
+        running_server(models, **WATCH) as running,
+        AsyncClient(running.address) as client,
+    ):
+        held = HeldModel(running.server)
+        calls = [asyncio.ensure_future(answering(client)) for _ in range(5)]
+        await held.admitted(5)
+        build_version(models, "pets", seed=1)
+        await until_served(running, 2)
+        held.release()
+        assert [await call for call in calls] == [1] * 5
+
+
+async def test_what_is_let_go_frees_its_session(models: Path) -> None:
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        for number in range(2, 5):
+            served = running.server.catalogue.models["pets"].versions[number - 1]
+            gone = [weakref.ref(served), weakref.ref(served.engine._session)]
+            del served
+            assert await answering(client) == number - 1
+            build_version(models, "pets", seed=number)
+            await running.server.control.rescan()
+            assert await answering(client) == number
+            gc.collect()
+            assert [reference() for reference in gone] == [None, None]
+
+
+async def test_a_broken_version_is_refused_once_and_the_old_one_stays(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        build_version(models, "pets", golden=golden_of(seed=3))
+        for _ in range(3):
+            await running.server.control.rescan()
+            assert await answering(client) == 1
+        states = [(s.version, s.state) for s in running.server.control.states()]
+        assert states == [(1, "serving"), (2, "refused")]
+        assert "golden" in running.server.control.states()[1].reason
+        refused = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert len(refused) == 1 and "pets/2" in refused[0].getMessage()
+        build_version(models, "pets", seed=1)
+        await running.server.control.rescan()
+        assert await answering(client) == 3
+
+
+async def test_a_repaired_version_is_tried_again(models: Path) -> None:
+    build_version(models, "pets", seed=1)
+    path = models / "pets/2/model.onnx"
+    data = path.read_bytes()
+    flip(path)
+    async with (
+        running_server(models, **WATCH) as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert await versions(client) == (1,)
+        path.write_bytes(data)
+        await until_served(running, 2)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped", "half-written"])
+async def test_damage_to_a_loaded_version_changes_nothing(models: Path, damage: str) -> None:
+    Repository(models).promote("pets", 1)
+    async with (
+        running_server(models, **WATCH) as running,
+        AsyncClient(running.address) as client,
+    ):
+        path = models / "pets/1/model.onnx"
+        if damage == "deleted":
+            shutil.rmtree(models / "pets/1")
+        elif damage == "truncated":
+            path.write_bytes(path.read_bytes()[:100])
+        elif damage == "flipped":
+            flip(path)
+        else:  # a copy that is under way: a number that no publisher would take yet
+            (models / "pets/2").mkdir()
+            (models / "pets/2/model.onnx").write_bytes(path.read_bytes()[:100])
+        for _ in range(3):
+            await running.server.control.rescan()
+            assert await answering(client) == await answering(client, "stable") == 1
+        build_version(models, "pets", seed=1)
+        newest = Repository(models).versions("pets")[-1]
+        Repository(models).promote("pets", newest)
+        await until(lambda: running.server.catalogue.models["pets"].default_version == newest)
+        assert await answering(client) == newest
+
+
+async def test_a_moved_alias_is_followed_and_one_to_a_broken_version_is_not(models: Path) -> None:
+    repository = Repository(models)
+    build_version(models, "pets", seed=1)
+    repository.promote("pets", 1)
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert (await answering(client), await answering(client, "stable")) == (1, 1)
+        repository.promote("pets", 2)
+        await running.server.control.rescan()
+        assert (await answering(client), await answering(client, "stable")) == (2, 2)
+        build_version(models, "pets", golden=golden_of(seed=9))
+        repository.promote("pets", 3)
+        await running.server.control.rescan()
+        assert (await answering(client), await answering(client, "stable")) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "policy, served",
+    [
+        ("latest:1", (1, 5)),
+        ("latest:3", (1, 3, 4, 5)),
+        ("all", (1, 2, 3, 4, 5)),
+        ("2,4,9", (1, 2, 4)),
+        ("alias", (1,)),
+    ],
+)
+async def test_the_version_policy(models: Path, policy: str, served: tuple[int, ...]) -> None:
+    for seed in range(1, 5):
+        build_version(models, "pets", seed=seed)
+    Repository(models).promote("pets", 1)
+    async with (
+        running_server(models, versions=policy) as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert await versions(client) == served
+
+
+async def test_models_that_come_later_and_those_not_asked_for(models: Path) -> None:
+    build_version(models, "birds")
+    with pytest.raises(NotFound, match="no model 'fish' in"):
+        async with running_server(models, only="pets,fish"):
+            pass
+    async with (
+        running_server(models, **WATCH) as running,
+        AsyncClient(running.address) as client,
+    ):
+        build_version(models, "fish")
+        await until_served(running, 1, name="fish")
+        assert [m.name for m in await client.list_models()] == ["birds", "fish", "pets"]
+
+
+async def test_a_repository_that_is_gone_is_said_once(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        models.rename(models.with_name("away"))
+        models.write_text("not a folder")
+        for _ in range(3):
+            await running.server.control.rescan()
+        assert await answering(client) == 1
+    assert not [r for r in caplog.records if "Traceback" in r.getMessage()]
+
+
+# --- the operator's calls
+
+
+@pytest.fixture
+async def admin(models: Path) -> AsyncIterator[tuple[Running, admin_pb2_grpc.AdminServiceStub]]:
+    for seed in (1, 2):
+        build_version(models, "pets", seed=seed)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with (
+        running_server(models, control="explicit", admin_port=port) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield running, admin_pb2_grpc.AdminServiceStub(channel)
+
+
+async def test_load_and_unload(admin, models: Path) -> None:
+    running, stub = admin
+    loaded = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="1"))
+    assert loaded.versions == [1, 3]
+    async with AsyncClient(running.address) as client:
+        assert await answering(client, 1) == 1
+        gone = await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+        assert gone.versions == [1]
+        assert await answering(client) == 1
+        with pytest.raises(NotFound):
+            await answering(client, 3)
+        build_version(models, "pets", seed=7)
+        await running.server.control.rescan()  # as SIGHUP does: what was unloaded stays so
+        assert await versions(client) == (1, 4)
+        await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets"))
+        code, _ = await status_of_a_call(running)
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert await health(running) == health_pb2.HealthCheckResponse.NOT_SERVING
+        await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="3"))
+    async with AsyncClient(running.address) as client:
+        assert await answering(client) == 3
+        assert await health(running) == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_status_says_what_is_refused_and_why(admin, models: Path) -> None:
+    running, stub = admin
+    build_version(models, "pets", golden=golden_of(seed=9))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="4"))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "golden" in caught.value.details()
+    status = await stub.GetStatus(admin_pb2.GetStatusRequest())
+    assert (status.control, status.policy) == ("explicit", "latest:1")
+    found = [(v.version, v.state, v.default, v.device, v.precision) for v in status.versions]
+    assert found == [
+        (3, admin_pb2.STATE_SERVING, True, "cpu", "fp32"),
+        (4, admin_pb2.STATE_REFUSED, False, "", ""),
+    ]
+    assert "golden" in status.versions[1].reason
+
+
+@pytest.mark.parametrize(
+    "model, version, code",
+    [
+        ("birds", "", grpc.StatusCode.NOT_FOUND),
+        ("pets", "9", grpc.StatusCode.NOT_FOUND),
+        ("pets", "nonesuch", grpc.StatusCode.NOT_FOUND),
+        ("../pets", "1", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_wrong_call_of_the_operator(
+    admin, model: str, version: str, code: grpc.StatusCode
+) -> None:
+    _, stub = admin
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.LoadModel(admin_pb2.LoadModelRequest(model=model, version=version))
+    assert caught.value.code() is code
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.UnloadModel(admin_pb2.UnloadModelRequest(model=model, version="9"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def status_of_a_call(running: Running) -> tuple[grpc.StatusCode, str]:
+    """Of one attempt: our own client would wait for a server that says it is serving."""
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await classifier_pb2_grpc.ClassifierServiceStub(channel).Classify(request(jpeg()))
+    return caught.value.code(), caught.value.details()
+
+
+async def health(running: Running) -> int:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))).status
+
+
+# --- an engine that fails
+
+
+async def test_a_broken_engine_is_made_anew(models: Path) -> None:
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address, timeout_s=5) as client,
+    ):
+        engine = running.server.catalogue.models["pets"].versions[1].engine
+        run = running.server.catalogue.models["pets"].versions[1].batcher._run_model
+
+        def broken(images: np.ndarray) -> None:
+            raise MemoryError("CUDA error: out of memory")
+
+        run._run = broken  # as a session does whose device has failed
+        for _ in range(FAILURES_IN_A_ROW):
+            with pytest.raises(Exception, match="INTERNAL"):
+                await answering(client)
+        await until(
+            lambda: (
+                running.server.catalogue.models["pets"].versions.get(1) is not None
+                and running.server.catalogue.models["pets"].versions[1].engine is not engine
+            )
+        )
+        assert await answering(client) == 1
+
+
+async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -> None:
+    async with running_server(models, control="none") as running:
+        path = models / "pets/1/model.onnx"
+        data = path.read_bytes()
+        flip(path)  # so that it can't be made anew
+        running.server.control._restart_soon("pets", 1)
+        await until(lambda: not running.server.catalogue.can_answer)
+        assert await health(running) == health_pb2.HealthCheckResponse.NOT_SERVING
+        code, message = await status_of_a_call(running)
+        assert code is grpc.StatusCode.UNAVAILABLE and "restarting" in message
+        (state,) = running.server.control.states()
+        assert state.state == "restarting"
+        path.write_bytes(data)
+        await until(lambda: running.server.catalogue.can_answer)
+        assert await health(running) == health_pb2.HealthCheckResponse.SERVING
+        async with AsyncClient(running.address) as client:
+            assert await answering(client) == 1
