@@ -46,8 +46,9 @@ class ControlSettings:
                 f"control must be one of {', '.join(CONTROLS)}, got {self.control!r}"
             )
         read_policy(self.versions)
-        for model, split in read_splits(self.shadow, "shadow").items():
-            if read_splits(self.canary, "canary").get(model) == split:
+        canaries = read_splits(self.canary, "canary")
+        for model, shadow in read_splits(self.shadow, "shadow").items():
+            if model in canaries and canaries[model].reference == shadow.reference:
                 raise InvalidRequest(
                     f"canary and shadow of {model} are the same version: nothing could be compared"
                 )

@@ -114,7 +114,10 @@ def build_version(
     golden: dict[str, np.ndarray] | None = None,
     extra_files: dict[str, bytes] | None = None,
 ) -> int:
-    """Publish a tiny version and return its number; `model` and `golden` replace the sound ones."""
+    """Publish a tiny version and return its number; `model` and `golden` replace the sound ones.
+
+    A model.int8.onnx or model.fp16.onnx among `extra_files` is a variant.
+    """
     repository = Repository(root)
     if model is None:
         model = tiny_model(len(labels), size, seed)
@@ -170,7 +173,9 @@ def manifest_of(
         configuration={"backbone": "tiny"},
         training_seconds=0.0,
         variants={
-            "fp32": Variant(file="model.onnx", metrics=metrics, parity=parity, latency_ms=0.1)
+            precision: Variant(file=file, metrics=metrics, parity=parity, latency_ms=0.1)
+            for precision in ("fp32", "int8", "fp16")
+            if (file := f"model.{precision}.onnx".replace(".fp32", "")) in files
         },
         software={"onnx": onnx.__version__},
         files=files,

@@ -1,0 +1,96 @@
+"""SIGHUP and --check, of the command in a process of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.client import Client
+from serving.errors import InvalidRequest
+from serving.repository import Repository
+from tests.conftest import ROOT, ServerProcess
+from tests.photos import jpeg
+from tests.serving.test_loading import flip
+from tests.tiny import build_version, golden_of
+
+WITHIN_S = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def hang_up(server: ServerProcess) -> None:
+    server.process.send_signal(signal.SIGHUP)
+
+
+def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) -> None:
+    build_version(models, "pets", seed=1)
+    config = tmp_path / "serve.toml"
+    config.write_text('versions = "latest:1"\ncontrol = "explicit"\nmax_batch = 8\n')
+    server = start(models, "--config", str(config))
+    with Client(server.address) as client:
+        (model,) = client.list_models()
+        assert model.versions == (2,)
+        config.write_text('versions = "all"\ncontrol = "explicit"\nmax_batch = 4\nmax_photos = 2\n')
+        hang_up(server)
+        until(lambda: client.list_models()[0].versions == (1, 2))
+        with pytest.raises(InvalidRequest, match="at most 2 are allowed"):
+            client.classify([jpeg()] * 3, model="pets")
+        config.write_text("versions = 7\n")
+        hang_up(server)
+        build_version(models, "pets", seed=2)
+        time.sleep(0.3)
+        assert client.list_models()[0].versions == (1, 2)
+        config.write_text('versions = "latest:1"\ncontrol = "explicit"\nmax_batch = 8\n')
+        hang_up(server)
+        until(lambda: client.list_models()[0].versions == (3,))
+        assert client.classify([jpeg()] * 3, model="pets").version == 3
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+    assert "only a restart changes: max_batch" in err
+    assert "changed: max_photos, versions" in err
+    assert "the configuration stays as it was: versions in" in err
+
+
+def check(*flags: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "serving.serve", "--check", "--device", "cpu", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_check_says_what_would_be_served(models: Path) -> None:
+    Repository(models).promote("pets", 1)
+    build_version(models, "pets", seed=1)
+    done = check("--models", str(models), "--port", "1")  # it does not listen
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        ["pets/1 (stable): serving on cpu in fp32", "pets/2: serving on cpu in fp32"],
+    )
+
+
+def test_check_fails_on_a_version_that_is_refused(models: Path) -> None:
+    build_version(models, "pets", golden=golden_of(seed=5))
+    done = check("--models", str(models))
+    assert done.returncode == 1
+    assert done.stdout.startswith("pets/1: serving on cpu in fp32\npets/2: refused: pets/2: its ")
+
+
+def test_check_without_a_sound_model_and_with_a_wrong_setting(models: Path) -> None:
+    flip(models / "pets/1/model.onnx")
+    done = check("--models", str(models))
+    assert done.returncode == 1 and "error: no model to serve in" in done.stderr
+    done = check("--models", str(models), "--versions", "newest")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: versions must be latest:N, all, alias, or numbers")

@@ -1,0 +1,158 @@
+"""Canary and shadow: whose calls go where, and what is counted."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.client import AsyncClient
+from serving.errors import InvalidRequest
+from serving.repository import Repository
+from serving.settings import ServerSettings
+from serving.splits import Split, falls_in, read_splits
+from tests.conftest import Running, running_server
+from tests.photos import jpeg
+from tests.serving.held_model import until
+from tests.tiny import build_version
+
+
+@pytest.fixture
+def two(models: Path) -> Path:
+    """pets/1, which is stable, and pets/2, which is canary and answers otherwise."""
+    build_version(models, "pets", seed=1)
+    Repository(models).promote("pets", 1)
+    Repository(models).promote("pets", 2, "canary")
+    return models
+
+
+def test_the_share_of_keys_is_the_share_asked_for() -> None:
+    keys = [f"user-{number}" for number in range(20_000)]
+    small = {key for key in keys if falls_in(0.1, "pets", key)}
+    large = {key for key in keys if falls_in(0.3, "pets", key)}
+    assert len(small) / len(keys) == pytest.approx(0.1, abs=0.01)
+    assert len(large) / len(keys) == pytest.approx(0.3, abs=0.01)
+    assert small < large  # raising the share takes nobody back
+    assert small != {key for key in keys if falls_in(0.1, "birds", key)}
+    for share, expected in ((0.0, set()), (1.0, set(keys))):
+        assert {key for key in keys if falls_in(share, "pets", key)} == expected
+
+
+def test_splits_are_read() -> None:
+    assert read_splits("pets=canary:0.1, birds=7:1", "canary") == {
+        "pets": Split(reference="canary", share=0.1),
+        "birds": Split(reference="7", share=1.0),
+    }
+    assert read_splits("", "canary") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pets", "pets=canary", "pets=canary:2", "pets=canary:-1", "=canary:1", "pets=:1", "a=b:."],
+)
+def test_a_wrong_split_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="canary must be MODEL=VERSION:SHARE"):
+        ServerSettings(canary=text)
+
+
+def test_canary_and_shadow_of_one_version_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="nothing could be compared"):
+        ServerSettings(canary="pets=2:1", shadow="pets=2:1")
+
+
+async def test_a_canary_answers_its_share_by_key(two: Path) -> None:
+    async with (
+        running_server(two, canary="pets=canary:0.3") as running,
+        AsyncClient(running.address) as client,
+    ):
+
+        async def version(key: str, reference: str = "") -> int:
+            response = await client.classify(
+                [jpeg()], model="pets", version=reference, routing_key=key
+            )
+            return response.version
+
+        keys = [f"user-{number}" for number in range(60)]
+        first = [await version(key) for key in keys]
+        assert first == [2 if falls_in(0.3, "pets", key) else 1 for key in keys]
+        assert set(first) == {1, 2}
+        assert first == [await version(key) for key in keys]  # sticky
+        assert {await version(key, "stable") for key in keys} == {1}  # asked for by name
+        without = [await version("") for _ in range(60)]
+        assert set(without) == {1, 2}
+
+
+async def test_a_canary_that_is_not_there_gets_nothing(models: Path) -> None:
+    async with (
+        running_server(models, canary="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+
+
+async def test_a_canary_by_number_is_loaded_whatever_the_policy(two: Path) -> None:
+    build_version(two, "pets", seed=3)
+    async with (
+        running_server(two, versions="alias", canary="pets=3:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert (await client.classify([jpeg()], model="pets")).version == 3
+
+
+async def counted(running: Running, photos: int) -> dict[str, int]:
+    counts = running.server._classifier.shadowing.counts
+    await until(lambda: sum(counts.values()) == photos)
+    assert {key[:3] for key in counts} == {("pets", 1, 2)}
+    return {key[3]: value for key, value in counts.items()}
+
+
+async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
+    photos = [jpeg(seed=seed) for seed in range(40)]
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        responses = [await client.classify([photo], model="pets") for photo in photos]
+        assert {response.version for response in responses} == {1}
+        counts = await counted(running, 40)
+        labels = [response.results[0].labels[0].name for response in responses]
+        others = [
+            (await client.classify([photo], model="pets", version=2)).results[0].labels[0].name
+            for photo in photos
+        ]
+        agreed = sum(one == other for one, other in zip(labels, others, strict=True))
+        assert counts == {k: v for k, v in (("agreed", agreed), ("differed", 40 - agreed)) if v}
+        assert await counted(running, 40) == counts  # calls to the shadow itself are not copied
+
+
+async def test_a_slow_or_failing_shadow_harms_nobody(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        shadow = running.server.catalogue.models["pets"].versions[2]
+
+        def failing(images: object) -> None:
+            raise RuntimeError("the shadow is broken")
+
+        shadow.batcher._run_model = failing
+        for _ in range(5):
+            assert (await client.classify([jpeg()], model="pets")).version == 1
+        assert await counted(running, 5) == {"failed": 5}
+
+
+async def test_no_more_copies_are_kept_than_can_be_asked(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        shadow = running.server.catalogue.models["pets"].versions[2]
+        served = running.server.catalogue.models["pets"].versions[1]
+        shadow.batcher._settings = shadow.batcher._settings.__class__(
+            max_batch=64, max_delay_s=10, max_queue=256
+        )
+        with shadow.batcher.admit(1):  # a photo that does not come: the shadow waits for it
+            for _ in range(30):
+                assert (await client.classify([jpeg()], model="pets")).version == 1
+            counts = running.server._classifier.shadowing.counts
+            assert counts["pets", 1, 2, "skipped"] == 14
+        assert (await counted(running, 30))["skipped"] == 14
+        assert served.batcher.admitted == 0
