@@ -2,7 +2,8 @@
 
 All of it is gRPC's own, in a service config (github.com/grpc/grpc, doc/service_config.md):
 round_robin over every address, those left out whose health service does not say SERVING, and
-another attempt, at the next server, for a call that failed as UNAVAILABLE. Classify changes nothing
+another attempt, at the next server, for a call that failed as UNAVAILABLE or that its server, not
+its caller, cancelled. Classify changes nothing
 on a server, so a repeated attempt is harmless.
 """
 
@@ -23,7 +24,8 @@ _RETRIED = {
         "initialBackoff": "0.05s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        # CANCELLED too: a call that reaches a server in the very moment in which it stops.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
 _SERVICE_CONFIG = {

@@ -1,4 +1,4 @@
-"""The command `models`: what a model repository holds, whether it is whole, and its aliases."""
+"""The command `models`: what a model repository holds and a server serves, checks and aliases."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from serving import administration
 from serving.commandline import Parser, aligned, fail
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
@@ -18,7 +19,10 @@ from serving.storage import open_repository
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
-        options.command(open_repository(options.models, must_exist=True), options)
+        if "server" in options:
+            options.command(options)
+        else:
+            options.command(open_repository(options.models, must_exist=True), options)
     except BrokenVersion as error:
         fail(str(error), status=1)
     except PawprintError as error:
@@ -172,16 +176,28 @@ def _parser() -> argparse.ArgumentParser:
         help="the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix "
         "(default: PAWPRINT_SERVE_MODELS, else models)",
     )
-    common.add_argument("--json", action="store_true", help="for machines")
+    machine = Parser(add_help=False)
+    machine.add_argument("--json", action="store_true", help="for machines")
     parser = Parser(
         prog="models",
-        description="Look after a model repository.",
+        description="Look after a model repository, and the versions that a server has loaded.",
         epilog="Status 0: done. 1: a version is broken. 2: wrong arguments, no such version.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[common], help=help, description=help)
+        sub = commands.add_parser(name, parents=[common, machine], help=help, description=help)
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_remote(name: str, command: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[machine], help=help, description=help)
+        sub.add_argument(
+            "--server",
+            required=True,
+            metavar="HOST:PORT",
+            help="a server's AdminService: serve --admin-port",
+        )
         sub.set_defaults(command=command)
         return sub
 
@@ -199,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("model", metavar="NAME[/VERSION]")
     copy.add_argument("--to", required=True, metavar="LOCATION", help="the other repository")
     add("page", _page, "Write index.html: all versions side by side, linked to their reports.")
+    load = add_remote("load", administration.load, "Let a server load a version, and keep it.")
+    unload = add_remote("unload", administration.unload, "Let a server let a version go.")
+    for sub in (load, unload):
+        sub.add_argument("model", metavar="NAME[/VERSION]")
+    add_remote("status", administration.status, "What a server has loaded, and what it refuses.")
     return parser
 
 

@@ -74,11 +74,12 @@ async def test_calls_go_round_all_servers() -> None:
     assert collections.Counter(answers) == {1: 10, 2: 10, 3: 10}
 
 
-async def test_a_call_that_one_server_refuses_is_answered_by_another() -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_a_call_that_one_server_refuses_is_answered_by_another(code) -> None:
     scripts = [Scripted(1), Scripted(2)]
     async with Servers(*scripts) as address, AsyncClient(address) as client:
         await until_connected(client, scripts)
-        scripts[0].code = grpc.StatusCode.UNAVAILABLE
+        scripts[0].code = code
         photo = b"\0" * 2_000_000  # gRPC by itself would retry nothing that is this large
         answers = [(await client.classify([photo], model="m")).version for _ in range(10)]
     assert answers == [2] * 10 and scripts[0].calls > 0

@@ -1,0 +1,63 @@
+"""`models load | unload | status` against a real server."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny import build_version, golden_of
+
+
+@pytest.fixture
+def admin(models: Path, start) -> str:
+    build_version(models, "pets", seed=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start(models, "--control", "explicit", "--admin-port", str(port))
+    return f"127.0.0.1:{port}"
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "serving.models", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_load_unload_and_status(admin: str, models: Path) -> None:
+    done = run("load", "pets/1", "--server", admin)
+    assert (done.returncode, done.stdout) == (0, "pets: versions 1, 2 are loaded\n")
+    done = run("unload", "pets/2", "--server", admin, "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"name": "pets", "versions": [1]})
+    build_version(models, "pets", golden=golden_of(seed=9))
+    done = run("load", "pets/3", "--server", admin)
+    assert done.returncode == 1 and done.stderr.startswith("error: pets/3: its ")
+    done = run("load", "pets", "--server", admin)  # what the policy asks for: 3, which is refused
+    assert done.returncode == 0
+    status = json.loads(run("status", "--server", admin, "--json").stdout)
+    assert (status["control"], status["policy"]) == ("explicit", "latest:1")
+    found = [(v["version"], v["state"], v["default"]) for v in status["versions"]]
+    assert found == [(1, "serving", True), (3, "refused", False)]
+    lines = run("status", "--server", admin).stdout.splitlines()
+    assert lines[1].split()[:6] == ["pets", "1", "serving,", "default", "cpu", "fp32"]
+    assert lines[2].split()[:3] == ["pets", "3", "refused"] and "golden" in lines[2]
+
+
+def test_what_is_wrong_is_one_line(admin: str) -> None:
+    for arguments, words in (
+        (("load", "birds", "--server", admin), "no model 'birds'"),
+        (("unload", "pets/7", "--server", admin), "has no version '7' loaded"),
+        (("status", "--server", "127.0.0.1:1"), "does not answer"),
+        (("status",), "--server"),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("error: ") and words in done.stderr
