@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.server import Server
 from serving.settings import ServerSettings
-from tests.conftest import Running, ServerProcess, running_server
+from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import HeldModel, until
 from tests.tiny import build_version, golden_of
@@ -96,6 +97,17 @@ async def test_calls_photos_stages_and_batches_are_counted(running: Running, por
     assert said.value("pawprint_model_loaded", precision="fp32", device="cpu", **pets) == 1
     assert said.value("process_resident_memory_bytes") > 1e6
     assert not any("no such model" in str(s.labels) for s in said.samples)
+
+
+async def test_the_documentation_names_every_metric(running: Running, port: int) -> None:
+    async with AsyncClient(running.address) as client:
+        await client.classify([jpeg()], model="pets")
+    _, text = await asyncio.to_thread(fetch, port, "/metrics")
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE pawp"))
+    served = {name for name in kinds if not name.endswith("_created")}
+    page = (ROOT / "docs/observability.md").read_text()
+    named = set(re.findall(r"^\| `(pawprint_\w+)`", page, re.MULTILINE))
+    assert named - {"pawprint_gpu_memory_bytes"} == served - {"pawprint_gpu_memory_bytes"}
 
 
 async def test_gauges_show_what_waits(running: Running, port: int) -> None:
