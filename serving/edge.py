@@ -47,6 +47,11 @@ class Call:
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED  # until it is answered
     end: float = field(default=math.nan)
 
+    @property
+    def turn(self) -> str | None:
+        """Calls of one token share a turn in the queue, however many they are; None without."""
+        return self.token.name if self.token else None
+
     def found(self, served: ServedVersion) -> None:
         self.model = served.engine.manifest.name
         self.version = served.engine.manifest.version

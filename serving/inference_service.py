@@ -32,14 +32,11 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         classifier: Classifier,
         edge: Edge,
         statistics: InferenceStatistics,
-        *,
-        max_photos: int,
         max_delay_s: float,
     ) -> None:
         self._classifier = classifier
         self._edge = edge
         self._statistics = statistics
-        self._max_photos = max_photos
         self._max_delay_s = max_delay_s
 
     async def ModelInfer(
@@ -116,7 +113,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelConfigResponse:
         def describe() -> pb.ModelConfigResponse:
             served = self._edge.catalogue().find(request.name, request.version)
-            config = model_config(served, self._max_photos, self._max_delay_s)
+            config = model_config(served, self._classifier.limits.max_photos, self._max_delay_s)
             return pb.ModelConfigResponse(config=config)
 
         return await self._at_once(context, "ModelConfig", describe)
@@ -152,7 +149,11 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._edge.charge(call, len(photos))
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
-            served, photos, deadline=deadline, caller=caller, priority=priority_of(request)
+            served,
+            photos,
+            deadline=deadline,
+            caller=call.turn or caller,
+            priority=priority_of(request),
         )
         rows = []
         for index, answer in enumerate(call.inferred.answers):

@@ -1,5 +1,6 @@
 """A small HTTP server beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,7 +53,8 @@ class MetricsServer:
                 """A scrape every few seconds is no news."""
 
         try:
-            self._server = _Server((host, port), Handler)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._server = _Server(family, (host, port), Handler)
         except OSError as error:
             raise Unavailable(
                 f"can't serve metrics on {host}:{port}: {error.strerror or error}"
@@ -79,6 +81,15 @@ class MetricsServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        handler: type[BaseHTTPRequestHandler],
+    ) -> None:
+        self.address_family = family
+        super().__init__(address, handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A scraper that went away in the middle is its own affair."""

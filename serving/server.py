@@ -1,6 +1,7 @@
 """A server from its start to its end: bind, load and prove the models, answer, drain, close."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 from dataclasses import fields, replace
@@ -115,8 +116,7 @@ class Server:
                 self._classifier,
                 self._edge,
                 self._statistics,
-                max_photos=settings.max_photos,
-                max_delay_s=settings.max_delay_ms / 1e3,
+                settings.max_delay_ms / 1e3,
             ),
             registrar,
         )
@@ -126,6 +126,8 @@ class Server:
         )
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
+        if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
+            log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
         files = settings.tls_files
         credentials = server_credentials(files) if files else None
         try:
@@ -232,3 +234,10 @@ def limits(settings: ServerSettings) -> Limits:
 
 def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -76,7 +76,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
             request.images,
             top_k=request.top_k,
             deadline=call.deadline,
-            caller=caller,
+            caller=call.turn or caller,
             priority=PRIORITIES.get(request.priority, Priority.HIGH),
         )
         call.inferred = classified.inferred

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, NotFound, Unavailable
+from serving.metrics_server import MetricsServer
 from serving.server import Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, ServerProcess, running_server
@@ -196,6 +198,15 @@ async def test_a_port_that_is_taken_is_an_error_that_says_so(models: Path, port:
         with pytest.raises(Unavailable, match=f"can't serve metrics on 127.0.0.1:{port}"):
             await server.open()
         await server.close()
+
+
+def test_it_listens_on_ipv6_too() -> None:
+    try:
+        server = MetricsServer("::1", 0, CollectorRegistry(), lambda: True)
+    except Unavailable as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with server, urllib.request.urlopen(f"http://[::1]:{server.port}/readyz") as response:
+        assert response.status == 200
 
 
 def test_logs_are_json_lines_with_the_request_id(

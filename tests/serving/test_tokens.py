@@ -22,7 +22,7 @@ from serving.rate_limit import Bucket
 from serving.tokens import Tokens, read_tokens
 from tests.conftest import ROOT, running_server
 from tests.photos import jpeg
-from tests.serving.held_model import until
+from tests.serving.held_model import HeldModel, until
 
 
 def entry(name: str, token: str, *lines: str) -> str:
@@ -100,6 +100,40 @@ async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, 
         await stub.Classify(one, metadata=metadata)
         async with AsyncClient(running.address, token="secret") as other:
             await other.classify([jpeg()] * 10, model="pets")  # another's rate is its own
+
+
+async def test_the_calls_of_one_token_share_a_turn(models: Path, file: Path) -> None:
+    """Twenty calls of one wait; the single call of another is in the very next batch."""
+    async with running_server(models, tokens=str(file), max_batch=4, max_queue=64) as running:
+        held = HeldModel(running.server)
+        async with (
+            AsyncClient(running.address, token="secret") as many,
+            AsyncClient(running.address, token="calm") as one,
+        ):
+            calls = [asyncio.ensure_future(many.classify([jpeg()], model="pets"))]
+            await held.running(1)
+            calls += [
+                asyncio.ensure_future(many.classify([jpeg()], model="pets")) for _ in range(20)
+            ]
+            await held.waiting(20)
+            single = asyncio.ensure_future(one.classify([jpeg()], model="pets"))
+            await held.waiting(21)
+            order: list[str] = []
+            for call in calls[1:]:
+                call.add_done_callback(lambda _: order.append("many"))
+            single.add_done_callback(lambda _: order.append("one"))
+            held.release()
+            await asyncio.gather(*calls, single)
+    assert order.index("one") < 4
+
+
+async def test_tokens_over_an_open_network_are_warned_of(
+    models: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(models, tokens=str(file)):
+        assert "unencrypted" not in caplog.text
+    async with running_server(models, tokens=str(file), host="0.0.0.0"):
+        assert "tokens come over the network unencrypted" in caplog.text
 
 
 def test_over_a_long_time_a_bucket_gives_its_rate() -> None:
