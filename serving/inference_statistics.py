@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import grpc
@@ -41,6 +42,11 @@ class InferenceStatistics:
 
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, int], _Tally] = defaultdict(_Tally)
+
+    def keep_only(self, served: Collection[tuple[str, int]]) -> None:
+        """Forget all other versions."""
+        for key in [key for key in [*self._tallies] if key not in served]:
+            del self._tallies[key]
 
     def add(self, call: Call) -> None:
         if not call.model or not call.photos:

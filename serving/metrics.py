@@ -4,7 +4,7 @@ Labels are bounded: a model or version is named only once it was found, methods 
 The children of each metric are bound once: a call costs a few increments.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -111,6 +111,26 @@ class Metrics:
         self._states.clear()
         for state in states:
             self._states.labels(state.model, str(state.version), state.state).set(1)
+
+    def keep_only(self, served: Collection[tuple[str, int]]) -> None:
+        """Forget all other versions, else a server would keep the series of every one it ever had.
+
+        Calls that still end on one that was let go are forgotten at the next change.
+        """
+        for call in [c for c in self._bound_calls if c[1] and (c[1], c[2]) not in served]:
+            method, model, version, code = call
+            del self._bound_calls[call]
+            self._calls.remove(method, model, str(version), code)
+            self._seconds.remove(method, model, str(version))  # which its codes share
+        for model, version in [key for key in self._bound_versions if key not in served]:
+            del self._bound_versions[model, version]
+            for stage in STAGES:
+                self._stages.remove(model, str(version), stage)
+            self._photos.remove(model, str(version))
+        for model, version in [key for key in [*self._bound_batches] if key not in served]:
+            del self._bound_batches[model, version]
+            self._batches.remove(model, str(version))
+            self._batch_seconds.remove(model, str(version))
 
     def observe(self, call: Call) -> None:
         key = (call.method, call.model, call.version, call.code.name)

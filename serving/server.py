@@ -212,6 +212,13 @@ class Server:
         self.catalogue = catalogue
         self._edge.serve(catalogue)
         self._metrics.set_states(self.control.states())
+        here = {
+            (model.name, version)
+            for model in catalogue.models.values()
+            for version in (*model.versions, *model.restarting)
+        }
+        self._metrics.keep_only(here)
+        self._statistics.keep_only(here)
         answer = health_pb2.HealthCheckResponse
         await self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 
