@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from trainer.metrics import Floats, Ints
+from trainer.metrics import Floats, Ints, log_softmax
 
 _LOG_RANGE = (math.log(0.05), math.log(20.0))
 
@@ -23,11 +22,7 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     targets[np.arange(photos), labels] = (photos + 1) / (photos + 2)
 
     def loss(log_temperature: float) -> float:
-        return -float(np.mean(np.sum(targets * _log_softmax(scaled, log_temperature), axis=1)))
+        log_p = log_softmax(scaled / math.exp(log_temperature))
+        return -float(np.mean(np.sum(targets * log_p, axis=1)))
 
     return math.exp(minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded").x)
-
-
-def _log_softmax(logits: npt.NDArray[np.float64], log_temperature: float) -> Floats:
-    shifted = (logits - logits.max(axis=1, keepdims=True)) / math.exp(log_temperature)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

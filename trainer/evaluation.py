@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +57,17 @@ def measure(probabilities: Floats, logits: Floats, targets: Ints, labels: Sequen
     )
 
 
-def measure_latency(runner: OnnxRunner, image: npt.NDArray[np.uint8]) -> float:
-    """Median milliseconds of one photo's inference, uint8 [1, S, S, 3], once it is warm."""
-    taken = []
+def measure_latency(
+    runners: Mapping[str, OnnxRunner], image: npt.NDArray[np.uint8]
+) -> dict[str, float]:
+    """Median milliseconds of one photo's inference, uint8 [1, S, S, 3], once it is warm.
+
+    The files take turns, so that a busy moment of the machine is shared by all.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(_LATENCY_RUNS):
-        started = time.perf_counter()
-        runner.run(image, 1)
-        taken.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(taken[_LATENCY_RUNS // 3 :])
+        for name, runner in runners.items():
+            started = time.perf_counter()
+            runner.run(image, 1)
+            taken[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(runs[_LATENCY_RUNS // 3 :]) for name, runs in taken.items()}

@@ -34,11 +34,21 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
+def log_softmax(logits: Floats) -> Floats:
+    """Logarithms of the probabilities [n, K]."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
 def nll(logits: Floats, labels: Ints) -> float:
     """Mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), in nats."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(shifted).sum(axis=1))
-    return float(np.mean(log_sum - shifted[np.arange(len(labels)), labels]))
+    return -float(np.mean(log_softmax(logits)[np.arange(len(labels)), labels]))
+
+
+def divergence(expected: Floats, got: Floats) -> float:
+    """Mean Kullback-Leibler divergence of softmax(`got`) from softmax(`expected`), nats; [n, K]."""
+    p, q = (log_softmax(logits.astype(np.float64)) for logits in (expected, got))
+    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
 
 
 def reliability(probabilities: Floats, labels: Ints, bins: int = 15) -> tuple[Ints, Floats, Floats]:

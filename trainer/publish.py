@@ -17,23 +17,20 @@ from serving.modelspec import (
     FileEntry,
     Manifest,
     Preprocessing,
-    Variant,
 )
 from serving.repository import Repository
 from trainer.backbones import IMAGENET, WEIGHTS, Calibrated, version_state
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
-from trainer.evaluation import measure, measure_latency, run_photos
 from trainer.export import OPSET, Served, export_onnx
-from trainer.onnx_runner import OnnxRunner
-from trainer.parity import measure_parity, require_parity
+from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.training import Epoch
+from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden, spread
 
 MODEL = "model.onnx"
 
-_GOLDEN_PHOTOS = 8
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 _SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "pillow")
 
@@ -75,22 +72,18 @@ def publish(
         console.line("Exporting to ONNX")
         served = Served(calibrated).eval()
         export_onnx(served, config.size, folder / MODEL)
-        runner = OnnxRunner(folder / MODEL)
-        sample = [test[i] for i in _spread(len(test), _PARITY_PHOTOS)]
+        sample = [test[i] for i in spread(len(test), _PARITY_PHOTOS)]
         images = np.stack(data.squares.get(sample))
-        parity, differ = measure_parity(served, runner, images)
-        require_parity(parity, differ, [photo.file for photo in sample])
-        _save_golden(folder / "golden.npz", runner, images)
-        with console.bar("Test photos through ONNX", len(test)) as advance:
-            probabilities, logits = run_photos(runner, test, data.squares, advance)
-        targets = data.targets("test")
-        latency_ms = measure_latency(runner, images[:1])
-        metrics = measure(probabilities, logits, targets, data.labels)
-        variant = Variant(file=MODEL, metrics=metrics, parity=parity, latency_ms=latency_ms)
+        bench = Bench(served=served, data=data, images=images, console=console)
+        fp32 = bench.measure(folder / MODEL, FP32)
+        require_parity(fp32.parity, fp32.differ, [photo.file for photo in sample])
+        save_golden(folder / "golden.npz", fp32.runner, images)
+        variants = as_variants(add_precisions(bench, folder, fp32, config), images[:1])
         save_file(version_state(calibrated.classifier), folder / WEIGHTS)
         (folder / "split.json").write_text(data.split_json(), encoding="utf-8")
         (folder / "training.json").write_text(_training_json(fitted), encoding="utf-8")
-        save_plots(folder / "plots", fitted.history, probabilities, targets, data.labels)
+        targets = data.targets("test")
+        save_plots(folder / "plots", fitted.history, fp32.probabilities, targets, data.labels)
 
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(
@@ -107,7 +100,7 @@ def publish(
                 dataset=data.describe(),
                 configuration=dataclasses.asdict(config),
                 training_seconds=round(time.monotonic() - started, 1),
-                variants={"fp32": variant},
+                variants=variants,
                 software=_software(),
                 files=files,
             )
@@ -115,18 +108,6 @@ def publish(
         number = repository.publish(config.name, folder, describe)
     manifest = repository.manifest(config.name, number)
     return Published(path=repository.path(config.name, number), manifest=manifest, how=fitted.how)
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """`count` indices spread over range(length), or all of them."""
-    return sorted(set(np.linspace(0, length - 1, count).round().astype(int).tolist()))
-
-
-def _save_golden(path: Path, runner: OnnxRunner, images: np.ndarray) -> None:
-    """Pictures with their answers, by which a server proves that its machine computes the same."""
-    chosen = images[np.linspace(0, len(images) - 1, _GOLDEN_PHOTOS).round().astype(int)]
-    probabilities, logits = runner.run(chosen, _GOLDEN_PHOTOS)
-    np.savez(path, images=chosen, logits=logits, probabilities=probabilities)
 
 
 def _training_json(fitted: Fitted) -> str:

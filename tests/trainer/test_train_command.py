@@ -34,7 +34,7 @@ class Trained:
         self.repository = Repository(folder / "models")
         self.result = run(
             *("--data", self.photos, "--name", "shapes", "--out", self.repository.root),
-            *(*SCRATCH, "--epochs", "10", "--batch-size", "16", "--json"),
+            *(*SCRATCH, "--epochs", "10", "--batch-size", "16", "--json", "--int8", "--fp16"),
         )
         assert self.result.returncode == 0, self.result.stderr
 
@@ -116,6 +116,26 @@ def test_the_golden_pictures_have_the_files_own_answers(trained: Trained):
         got = session.run(["probabilities", "logits"], {"image": images[i : i + 1]})
         assert got[0][0] == pytest.approx(probabilities[i], abs=1e-5)
         assert got[1][0] == pytest.approx(logits[i], abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_other_precisions_are_files_with_figures_and_answers_of_their_own(
+    trained: Trained, precision: str
+):
+    folder = trained.repository.path("shapes", 1)
+    manifest = trained.repository.manifest("shapes", 1)
+    variant = manifest.variants[precision]
+    assert variant.metrics.photos == 18 and variant.latency_ms > 0
+    assert variant.metrics.accuracy >= manifest.variants["fp32"].metrics.accuracy - 0.01
+    assert 0 < variant.parity.max_logit_error < 0.2 * variant.parity.logit_scale
+    session = onnxruntime.InferenceSession(folder / variant.file)
+    with np.load(folder / f"golden.{precision}.npz", allow_pickle=False) as golden:
+        answer = session.run(["logits"], {"image": golden["images"]})
+        assert answer[0] == pytest.approx(golden["logits"], abs=0.05 * variant.parity.logit_scale)
+    assert json.loads(trained.result.stdout)["variants"].keys() == {"fp32", "int8", "fp16"}
+    assert "times as fast" in trained.result.stderr
+    chosen = json.loads((folder / "quantization.json").read_text())["chosen"]
+    assert chosen["method"] in {"minmax", "entropy", "percentile"}
 
 
 def test_a_version_is_rebuilt_in_pytorch_as_it_was_exported(trained: Trained):

@@ -1,0 +1,198 @@
+"""Other precisions: what is in integers, what it costs, and what is chosen."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torchvision.models import mobilenet_v2
+
+from trainer.backbones import Calibrated, Classifier, build
+from trainer.export import Served, export_onnx
+from trainer.half import to_half
+from trainer.int8 import by_sensitivity, quantize_within
+from trainer.metrics import divergence
+from trainer.onnx_runner import OnnxRunner
+from trainer.quantize import calibrate, layers, prepare, quantize
+
+SIZE, CLASSES = 32, 4
+
+
+def pixels(n: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
+    """Blotches of many sizes and colours: uint8 [n, S, S, 3]."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (n, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
+    fine = generator.integers(-40, 41, (n, size, size, 3))
+    return np.clip(coarse + fine, 0, 255).astype(np.uint8)
+
+
+def exported(classifier: Classifier, path: Path, size: int = SIZE) -> Path:
+    export_onnx(Served(Calibrated(classifier.eval(), 1.0)).eval(), size, path)
+    return path
+
+
+def settled(classifier: Classifier, size: int = SIZE) -> Classifier:
+    """With running statistics of real activations, and logits that spread."""
+    classifier.train()
+    images = torch.from_numpy(pixels(32, 9, size)).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        for _ in range(20):
+            classifier(images)
+        classifier.head.weight.mul_(20)
+    return classifier.eval()
+
+
+def outlier(classifier: Classifier) -> Classifier:
+    """The same function, but one channel between two layers is 3000 times larger than the rest."""
+    first, second = classifier.backbone.features[1][4], classifier.backbone.features[2][0]
+    assert isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.Conv2d)
+    with torch.no_grad():
+        first.weight[0] *= 3000
+        first.bias[0] *= 3000
+        second.weight[:, 0] /= 3000
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    return exported(settled(build("tiny", CLASSES, SIZE)), path)
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("skewed") / "model.onnx"
+    return exported(outlier(settled(build("tiny", CLASSES, SIZE))), path)
+
+
+def logits(model: Path | onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    data = model if isinstance(model, Path) else model.SerializeToString()
+    return OnnxRunner(data).run(images, 16)[1]
+
+
+def contract(model: onnx.ModelProto) -> tuple[list[tuple], list[tuple]]:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return (
+        [(i.name, i.type, i.shape) for i in session.get_inputs()],
+        [(o.name, o.type, o.shape) for o in session.get_outputs()],
+    )
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_int8_answers_nearly_as_fp32(tiny: Path, method: str):
+    prepared = prepare(tiny)
+    model = quantize(prepared, calibrate(prepared, pixels(24), method))
+    images = pixels(32, 1)
+    expected, got = logits(tiny, images), logits(model, images)
+    assert 0 < np.abs(got - expected).max() < 0.15 * np.abs(expected).max()
+    assert np.mean(got.argmax(1) == expected.argmax(1)) > 0.9
+
+
+def test_every_layer_is_in_integers_behind_the_same_contract(tiny: Path):
+    prepared = prepare(tiny)
+    model = quantize(prepared, calibrate(prepared, pixels(8), "minmax"))
+    assert contract(model) == contract(onnx.load(tiny))
+    names = set(layers(prepared))
+    assert len(names) == 9  # eight convolutions and the head
+    makers = {output: n.op_type for n in model.graph.node for output in n.output}
+    for node in model.graph.node:
+        if node.name in names:
+            assert {makers[name] for name in node.input} == {"DequantizeLinear"}
+    (softmax,) = (n for n in model.graph.node if n.op_type == "Softmax")
+    assert makers[softmax.input[0]] != "DequantizeLinear"
+
+
+def test_weights_have_7_bits_and_those_of_depthwise_convolutions_8(tmp_path: Path):
+    torch.manual_seed(0)
+    net = mobilenet_v2(weights=None).features[:3]
+    classifier = Classifier(nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                            nn.Linear(24, 3), "head")  # fmt: skip
+    prepared = prepare(exported(settled(classifier), tmp_path / "model.onnx"))
+    model = quantize(prepared, calibrate(prepared, pixels(8), "minmax"))
+    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    highest = {4: [], 2: []}
+    for name, tensor in tensors.items():
+        if name.endswith("_quantized") and tensor.dtype == np.int8 and tensor.ndim == 4:
+            depthwise = tensor.shape[1] == 1
+            assert np.abs(tensor.astype(int)).max() == (127 if depthwise else 64), name
+            highest[4].append(depthwise)
+    assert any(highest[4]) and not all(highest[4])
+
+
+def test_integer_kernels_saturate_nowhere(tmp_path: Path):
+    """Weights all at their end and inputs all bright: pairs of products that 16 bits can't hold."""
+    conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    other = nn.Conv2d(8, 16, 3, padding=1)
+    with torch.no_grad():
+        for layer in (conv, other):
+            layer.weight.fill_(0.1)
+            layer.weight[::2] *= -1
+            layer.bias.fill_(0.5)
+    backbone = nn.Sequential(conv, nn.ReLU(), other, nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                             nn.Flatten())  # fmt: skip
+    classifier = Classifier(backbone, nn.Linear(16, 3), "head")
+    prepared = prepare(exported(classifier, tmp_path / "model.onnx"))
+    images = np.maximum(pixels(8), 200)
+    model = quantize(prepared, calibrate(prepared, images, "minmax"))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    in_float = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    (expected,) = in_float.run(["logits"], {"image": images})  # the same integers, as floats
+    step = 0.02 * float(np.abs(expected).max())
+    assert logits(model, images) == pytest.approx(expected, abs=step)
+
+
+def test_layers_are_ordered_by_the_harm_they_do(skewed: Path):
+    prepared = prepare(skewed)
+    order = by_sensitivity(prepared, calibrate(prepared, pixels(16), "minmax"), pixels(16, 1))
+    assert sorted(order) == sorted(layers(prepared))
+    assert set(order[:2]) == set(layers(prepared)[3:5])  # on both sides of the large channel
+
+
+def test_what_hurts_is_left_in_float_and_no_more(skewed: Path):
+    images = pixels(48, 1)
+    targets = logits(skewed, images).argmax(axis=1)
+    result = quantize_within(skewed, pixels(16), images, targets, 0.05)
+    whole = [attempt for attempt in result.attempts if not attempt.in_float]
+    assert {attempt.method for attempt in whole} == {"minmax", "entropy", "percentile"}
+    assert all(attempt.accuracy_loss > 0.05 for attempt in whole)
+    assert result.chosen.accuracy_loss <= 0.05
+    assert 1 <= len(result.chosen.in_float) <= 2
+    got = logits(result.model, images)
+    assert 1 - np.mean(got.argmax(axis=1) == targets) == pytest.approx(result.chosen.accuracy_loss)
+    assert divergence(logits(skewed, images), got) == pytest.approx(result.chosen.divergence)
+
+
+def test_where_nothing_is_lost_the_best_calibration_is_taken(tiny: Path):
+    images = pixels(16, 1)
+    result = quantize_within(tiny, pixels(16), images, logits(tiny, images).argmax(axis=1), 0.5)
+    assert len(result.attempts) == 3 and result.chosen.in_float == ()
+    best = min(result.attempts, key=lambda a: (-a.accuracy, a.divergence))
+    assert result.chosen == best
+
+
+def test_fp16_answers_nearly_as_fp32_behind_the_same_contract(tiny: Path):
+    model = to_half(tiny)
+    assert contract(model) == contract(onnx.load(tiny))
+    images = pixels(16, 1)
+    expected, got = logits(tiny, images), logits(model, images)
+    assert 0 < np.abs(got - expected).max() < 0.01 * np.abs(expected).max()
+    kinds = {t.data_type for t in model.graph.initializer if len(t.dims) == 4 and t.dims[2] == 3}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+def test_fp16_keeps_probabilities_that_float16_would_round_to_nothing(tmp_path: Path):
+    torch.manual_seed(0)
+    classifier = settled(build("tiny", CLASSES, SIZE))
+    with torch.no_grad():
+        classifier.head.bias.copy_(torch.tensor([0.0, -20.0, -30.0, -40.0]))
+        classifier.head.weight.zero_()
+    path = exported(classifier, tmp_path / "model.onnx")
+    probabilities, _ = OnnxRunner(to_half(path).SerializeToString()).run(pixels(1), 1)
+    assert probabilities[0] == pytest.approx(np.exp([0.0, -20, -30, -40]), rel=0.02)

@@ -1,0 +1,152 @@
+"""Other precisions of an exported file, each published only where it costs little accuracy."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from serving.modelspec import Metrics, Parity, Variant
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.data import PhotoData
+from trainer.evaluation import measure, measure_latency, run_photos
+from trainer.export import Served
+from trainer.half import to_half
+from trainer.int8 import quantize_within
+from trainer.metrics import Floats
+from trainer.onnx_runner import OnnxRunner
+from trainer.parity import Disagreement, measure_parity
+from trainer.pictures import Photo
+
+FP32, INT8, FP16 = "fp32", "int8", "fp16"
+QUANTIZATION = "quantization.json"
+
+_GOLDEN_PHOTOS = 8
+_CALIBRATION_PHOTOS = 64
+_VAL_PHOTOS = 512  # that decide how to quantise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A file with all that was measured of it, but for its latency."""
+
+    file: str
+    runner: OnnxRunner
+    metrics: Metrics
+    parity: Parity
+    differ: tuple[Disagreement, ...]
+    probabilities: Floats  # [n, K] of the test photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What every file of a version is measured on."""
+
+    served: Served
+    data: PhotoData
+    images: np.ndarray  # uint8 [n, S, S, 3]: test photos for parity
+    console: Console
+
+    def measure(self, path: Path, precision: str) -> Candidate:
+        runner = OnnxRunner(path)
+        test = self.data.splits["test"]
+        parity, differ = measure_parity(self.served, runner, self.images)
+        with self.console.bar(f"Test photos through {precision}", len(test)) as advance:
+            probabilities, logits = run_photos(runner, test, self.data.squares, advance)
+        return Candidate(
+            file=path.name,
+            runner=runner,
+            metrics=measure(probabilities, logits, self.data.targets("test"), self.data.labels),
+            parity=parity,
+            differ=tuple(differ),
+            probabilities=probabilities,
+        )
+
+
+def other_precisions(bench: Bench, fp32: Path, config: TrainConfig) -> dict[str, onnx.ModelProto]:
+    """What is asked for beside fp32, made of the file `fp32`; how int8 was chosen lies with it."""
+    models: dict[str, onnx.ModelProto] = {}
+    if config.int8:
+        bench.console.line("Quantising: int8, calibrated on training photos, chosen on val")
+        data = bench.data
+        train, val = data.splits["train"], data.splits["val"]
+        chosen = spread(len(val), _VAL_PHOTOS)
+        quantized = quantize_within(
+            fp32,
+            np.stack(data.squares.get(_some(train, _CALIBRATION_PHOTOS))),
+            np.stack(data.squares.get([val[i] for i in chosen])),
+            data.targets("val")[chosen],
+            config.max_accuracy_loss,
+        )
+        attempts = [dataclasses.asdict(attempt) for attempt in quantized.attempts]
+        value = {"chosen": dataclasses.asdict(quantized.chosen), "attempts": attempts}
+        (fp32.parent / QUANTIZATION).write_text(json.dumps(value, indent=1) + "\n")
+        bench.console.line(
+            f"int8: {quantized.chosen.method} calibration, {len(quantized.chosen.in_float)} layers "
+            f"in float; on val {quantized.chosen.accuracy_loss:+.4f} of accuracy lost"
+        )
+        models[INT8] = quantized.model
+    if config.fp16:
+        models[FP16] = to_half(fp32)
+    return models
+
+
+def add_precisions(
+    bench: Bench, folder: Path, fp32: Candidate, config: TrainConfig
+) -> dict[str, Candidate]:
+    """fp32, and each other precision that loses no more than it may on the test photos.
+
+    The files of those lie in `folder` afterwards, with golden answers of their own.
+    """
+    candidates = {FP32: fp32}
+    for precision, model in other_precisions(bench, folder / fp32.file, config).items():
+        path = folder / f"model.{precision}.onnx"
+        onnx.save(model, path)
+        candidate = bench.measure(path, precision)
+        lost = fp32.metrics.accuracy - candidate.metrics.accuracy
+        if lost > config.max_accuracy_loss:
+            path.unlink()
+            bench.console.line(
+                f"{precision} is left out: it loses {lost:.4f} of accuracy on the test photos "
+                f"({candidate.metrics.accuracy:.4f}, fp32 has {fp32.metrics.accuracy:.4f}); "
+                f"--max-accuracy-loss is {config.max_accuracy_loss:g}"
+            )
+            continue
+        save_golden(folder / f"golden.{precision}.npz", candidate.runner, bench.images)
+        candidates[precision] = candidate
+    return candidates
+
+
+def as_variants(candidates: Mapping[str, Candidate], image: np.ndarray) -> dict[str, Variant]:
+    """With the latency of each on `image`, uint8 [1, S, S, 3]."""
+    runners = {precision: candidate.runner for precision, candidate in candidates.items()}
+    latency_ms = measure_latency(runners, image)
+    return {
+        precision: Variant(
+            file=candidate.file,
+            metrics=candidate.metrics,
+            parity=candidate.parity,
+            latency_ms=latency_ms[precision],
+        )
+        for precision, candidate in candidates.items()
+    }
+
+
+def save_golden(path: Path, runner: OnnxRunner, images: np.ndarray) -> None:
+    """Pictures with their answers, by which a server proves that its machine computes the same."""
+    chosen = images[spread(len(images), _GOLDEN_PHOTOS)]
+    probabilities, logits = runner.run(chosen, len(chosen))
+    np.savez(path, images=chosen, logits=logits, probabilities=probabilities)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` indices spread over range(length), or all of them."""
+    return sorted(set(np.linspace(0, length - 1, count).round().astype(int).tolist()))
+
+
+def _some(photos: Sequence[Photo], count: int) -> list[Photo]:
+    return [photos[i] for i in spread(len(photos), count)]
