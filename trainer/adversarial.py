@@ -29,7 +29,7 @@ class Adversary:
 
     def __init__(self, defence: Defence, seed: int) -> None:
         self._defence = defence
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def attack(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         """PGD from a random start (Madry et al. 2018, arXiv:1706.06083, section 2.1).
@@ -46,7 +46,7 @@ class Adversary:
         ball = Ball(norm="linf", epsilon=epsilon)
         steps = self._defence.steps
         step_size = epsilon * (1.25 if steps == 1 else 2.5 / steps)
-        attacked = random_start(images, ball, self._generator)
+        attacked = random_start(images, ball, self.generator)
         for _ in range(steps):
             leaf = attacked.requires_grad_(True)
             loss = cross_entropy(model(leaf), labels, reduction="sum")
@@ -64,7 +64,7 @@ class Adversary:
         for part, of_part in parts:
             result = pgd(
                 model, part, Goal(labels=of_part), ball, steps=_CHECK_STEPS,
-                generator=self._generator,
+                generator=self.generator,
             )  # fmt: skip
             stand += int((~result.success).sum())
         return stand / len(images)

@@ -27,7 +27,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class Classifier(nn.Module):
-    """float32 [n, 3, S, S] in [0, 1] -> logits [n, K]: normalise, backbone, linear head.
+    """float32 [n, 3, S, S] in [0, 1] -> logits [n, K]: normalise, backbone, dropout, linear head.
 
     Stages that are frozen have no gradient and stay in evaluation mode, whatever `train()` says:
     their batch-norm statistics do not move and their dropout does not drop.
@@ -39,6 +39,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Linear, head_name: str) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(0.0)
         self.head = head
         self.head_name = head_name  # where the head was in the backbone
         self.frozen: list[nn.Module] = []
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
         return pooled
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.features(images))
+        logits: torch.Tensor = self.head(self.dropout(self.features(images)))
         return logits
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:

@@ -8,6 +8,14 @@ from serving.modelspec import INTERPOLATIONS
 from serving.repository import check_name
 from trainer.defence import parse_defence
 
+# What the flags may be; kept here, so that --help need not load torch.
+OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw")
+SCHEDULES = ("cosine", "one-cycle", "constant")
+HEAD_INITS = ("uniform", "normal", "glorot", "kaiming")
+POLICIES = ("crop", "standard", "trivial", "rand")
+BALANCES = ("none", "sampling", "weights")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -31,7 +39,31 @@ class TrainConfig:
     warmup: float = 0.1  # share of the steps in which the rate rises
     thaw: float = 0.25  # share of the stages, from the last, that fine-tuning changes
     views: int = 4  # augmented views of a photo that the frozen stages are run on
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    layer_decay: float = 1.0  # a stage's learning rate over that of the stage after it
+    gradual: bool = False  # stages thaw one an epoch, from the last
+    head_init: str = "uniform"  # of a head that no probe solves
+    augment: str = "standard"
+    erasing: float = 0.0  # how likely a rectangle of a picture is blacked
+    mixup: float = 0.0  # alpha of its Beta distribution; 0: none
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    dropout: float = 0.0  # before the head
+    balance: str = "none"  # of uneven classes
+    clip: float = 0.0  # longest gradient; 0: any
+    ema: float = 0.0  # decay of a moving average of the weights; 0: none
+    accumulate: int = 1  # parts in which a batch is computed
+    patience: int = 0  # epochs without a better one after which training ends; 0: never
+    wise_ft: bool = False  # the best on val between probe and fine-tuned
+    amp: str = "fp32"
+    compile: bool = False
+    deterministic: bool = False
+    checkpoints: str | None = None  # folder for the state after each epoch
     adversarial: str | None = None  # train against this adversary, such as pgd-3@4/255
+    int8: bool = False  # publish the model in 8-bit integers too
+    fp16: bool = False  # and in 16-bit floats
+    max_accuracy_loss: float = 0.01  # that these may have against fp32
     workers: int = 2  # threads that decode
     cache: str | None = None  # folder in which frozen features are kept for the next run
 
@@ -49,9 +81,30 @@ class TrainConfig:
         _range("warmup", self.warmup, 0.0, 0.9)
         _range("thaw", self.thaw, 0.0, 1.0)
         _range("views", self.views, 1, 1000)
+        _check("optimizer", self.optimizer, OPTIMIZERS)
+        _check("schedule", self.schedule, SCHEDULES)
+        _check("head_init", self.head_init, HEAD_INITS)
+        _check("augment", self.augment, POLICIES)
+        _check("balance", self.balance, BALANCES)
+        _check("amp", self.amp, PRECISIONS)
+        _range("layer_decay", self.layer_decay, 0.01, 1.0)
+        _range("erasing", self.erasing, 0.0, 1.0)
+        _range("mixup", self.mixup, 0.0, 10.0)
+        _range("cutmix", self.cutmix, 0.0, 10.0)
+        _range("label_smoothing", self.label_smoothing, 0.0, 0.9)
+        _range("dropout", self.dropout, 0.0, 0.95)
+        _range("clip", self.clip, 0.0, 1e6)
+        _range("ema", self.ema, 0.0, 0.99999)
+        _range("accumulate", self.accumulate, 1, self.batch_size)
+        _range("patience", self.patience, 0, 10_000)
+        _range("max_accuracy_loss", self.max_accuracy_loss, 0.0, 1.0)
         _range("workers", self.workers, 1, 64)
         if self.weights == "none" and self.epochs == 0:
             raise InvalidRequest("epochs must be at least 1 with weights none, got 0")
+        if self.wise_ft and (self.weights == "none" or self.adversarial):
+            raise InvalidRequest(
+                "wise_ft needs a probe to start from: not with weights none or adversarial"
+            )
         if self.adversarial is not None:
             parse_defence(self.adversarial)
             if self.epochs == 0:

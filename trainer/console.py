@@ -26,8 +26,9 @@ _LOG_EVERY_S = 10.0
 class Console:
     """Writes to stdout, or to stderr where stdout is to hold JSON alone."""
 
-    def __init__(self, *, to_stderr: bool) -> None:
-        self._rich = RichConsole(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
+    def __init__(self, *, to_stderr: bool, silent: bool = False) -> None:
+        file = sys.stderr if to_stderr else sys.stdout
+        self._rich = RichConsole(file=file, highlight=False, quiet=silent)
 
     def line(self, text: str = "") -> None:
         self._rich.print(text, markup=False, soft_wrap=True)

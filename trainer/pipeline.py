@@ -1,25 +1,33 @@
 """One training run, from top to bottom: photos in, a published version out."""
 
 import copy
+import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
+from serving.errors import InvalidRequest
 from serving.modelspec import Preprocessing
 from serving.repository import Repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.calibration import fit_temperature
+from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData, load_data
 from trainer.defence import parse_defence
+from trainer.determinism import deterministic
+from trainer.distributed import World, joined
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.features import VIEWS, extract
+from trainer.heads import initialise_head
 from trainer.metrics import chance_of_gain
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, fit_head, fit_probe
@@ -30,50 +38,92 @@ from trainer.tree import find_files, labels_of
 from trainer.weights import digest_state
 
 SIGNIFICANT = 0.05  # chance below which a gain on val is believed
+# Settings that the weights do not depend on, or that the digests of photos and weights stand for.
+_NEUTRAL = {
+    *("data", "weights", "out", "name", "cache", "checkpoints", "workers", "strict", "compile"),
+    *("int8", "fp16", "max_accuracy_loss"),
+}
 
 
-def train(config: TrainConfig, console: Console) -> Published:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every stage of one training needs."""
+
+    data: PhotoData
+    config: TrainConfig
+    console: Console
+    checkpoints: Checkpoints | None
+    world: World
+
+
+def train(config: TrainConfig, console: Console) -> Published | None:
     """Train, export, check, measure and publish one version.
 
-    Raises PawprintError (InvalidRequest, InvalidData, FailedCheck); then nothing is published.
+    Under torchrun every process calls it; None in those that do not lead. Raises PawprintError
+    (InvalidRequest, InvalidData, FailedCheck); then nothing is published.
     """
+    with joined() as world, deterministic(config.deterministic):
+        return _train(config, console, world)
+
+
+def _train(config: TrainConfig, console: Console, world: World) -> Published | None:
     started = time.monotonic()
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.amp == "fp16" and device.type == "cpu":
+        raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
     repository = Repository(Path(config.out))
     with repository.staging(config.name):
         pass  # fails now, rather than after the training, where nothing can be written
     files = find_files(Path(config.data))
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
+    if config.weights == "none":
+        drawn = torch.Generator().manual_seed(config.seed)
+        initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     data = load_data(config, files, spec, console.track)
     _say_what_was_found(data, console)
+    checkpoints = _checkpoints(classifier, data, config)
+    run = Run(data=data, config=config, console=console, checkpoints=checkpoints, world=world)
     if config.weights == "none":
-        fitted = _from_scratch(classifier, data, config, console)
+        fitted = _from_scratch(classifier, run)
     else:
-        fitted = _probe_then_fine_tune(classifier, data, config, console)
+        fitted = _probe_then_fine_tune(classifier, run)
+    if not world.leads:
+        return None
     classifier.to("cpu").to(memory_format=torch.contiguous_format)
     calibrated = Calibrated(classifier, fitted.temperature).eval()
-    return publish(repository, calibrated, data, spec, config, fitted, started, console)
+    published = publish(repository, calibrated, data, spec, config, fitted, started, console)
+    if checkpoints is not None:
+        checkpoints.delete()
+    return published
 
 
-def _from_scratch(
-    classifier: Classifier, data: PhotoData, config: TrainConfig, console: Console
-) -> Fitted:
-    result = _fine_tune(classifier, data, config, console)
-    return _fitted(result, data, None, f"from scratch, epoch {result.best.epoch}")
+def _checkpoints(
+    classifier: Classifier, data: PhotoData, config: TrainConfig
+) -> Checkpoints | None:
+    if config.checkpoints is None:
+        return None
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
+    settings["data"] = data.describe().digest
+    settings["weights"] = digest_state(classifier.backbone.state_dict())
+    return Checkpoints(Path(config.checkpoints), config.name, settings)
 
 
-def _probe_then_fine_tune(
-    classifier: Classifier, data: PhotoData, config: TrainConfig, console: Console
-) -> Fitted:
+def _from_scratch(classifier: Classifier, run: Run) -> Fitted:
+    result = _fine_tune(classifier, run)
+    return _fitted(result, run.data, None, f"from scratch, epoch {result.best.epoch}")
+
+
+def _probe_then_fine_tune(classifier: Classifier, run: Run) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
     Where fine-tuning does not do better on val than the probe by more than chance would, the probe
     is published: the best of several epochs on few photos looks better than it is. As val has then
     chosen nothing of it, that probe is fitted to train and val together.
     """
+    data, config, console = run.data, run.config, run.console
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
     key = {
@@ -85,7 +135,8 @@ def _probe_then_fine_tune(
     }
     cache = FeatureCache(None if config.cache is None else Path(config.cache), key)
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
-        features = extract(classifier, photos, data.squares, cache, advance)
+        part = extract(classifier, run.world.share(photos), data.squares, cache, advance)
+    features = run.world.join(part)
     classes = len(data.labels)
     probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
@@ -98,13 +149,16 @@ def _probe_then_fine_tune(
         _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
         classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
         pretrained = copy.deepcopy(classifier.backbone.state_dict())
-        result = _fine_tune(classifier, data, config, console)
+        result = _fine_tune(classifier, run)
         if config.adversarial:
             how = f"{config.adversarial} fine-tuning, epoch {result.best.epoch}"
             return _fitted(result, data, probe.penalty, how)
         chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
         if chance < SIGNIFICANT:
-            return _fitted(result, data, probe.penalty, f"fine-tuned, epoch {result.best.epoch}")
+            how = f"fine-tuned, epoch {result.best.epoch}"
+            if result.share < 1:
+                how += f", {result.share:.0%} of the way from the probe"
+            return _fitted(result, data, probe.penalty, how)
         console.line(
             f"Fine-tuning gained no more on {len(data.splits['val'])} val photos than chance may "
             f"give (p = {chance:.2f}): the linear probe is kept, fitted to train and val"
@@ -120,9 +174,9 @@ def _probe_then_fine_tune(
     )
 
 
-def _fine_tune(
-    classifier: Classifier, data: PhotoData, config: TrainConfig, console: Console
-) -> FineTuned:
+def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
+    data, config, console = run.data, run.config, run.console
+
     def report(epoch: Epoch) -> None:
         seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
         robust = epoch.val_robust_accuracy
@@ -133,12 +187,30 @@ def _fine_tune(
         )
 
     pictures = for_augmentation(config.size, workers=config.workers)
-    augmentation = Augmentation(pictures, config.size, config.seed)
+    augmentation = Augmentation(
+        pictures, config.size, config.seed, policy=config.augment, erasing=config.erasing
+    )
     adversary = None
     if config.adversarial:
         adversary = Adversary(parse_defence(config.adversarial), config.seed)
     with console.bar("Training", config.epochs * len(data.splits["train"])) as advance:
-        result = fine_tune(classifier, data, augmentation, config, report, advance, adversary)
+        try:
+            result = fine_tune(
+                classifier,
+                data,
+                augmentation,
+                config,
+                report,
+                advance,
+                adversary=adversary,
+                checkpoints=run.checkpoints,
+                world=run.world,
+            )
+        except TorchDynamoException as error:
+            reason = str(error).strip().split("\n")[0]
+            raise FailedCheck(
+                f"the net can't be compiled on this machine ({reason}); leave out --compile"
+            ) from error
     if adversary is not None and result.best.epoch == 0:
         raise FailedCheck(
             f"training against {config.adversarial} made the net no better on val in "

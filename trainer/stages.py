@@ -1,10 +1,12 @@
 """A backbone as a row of stages: which are frozen, and how to run those only once."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+
+from trainer.backbones import Classifier
 
 _CONTAINERS = ("features", "layers", "encoder", "blocks", "trunk_output")  # hold stages in order
 
@@ -26,6 +28,20 @@ def frozen_stages(backbone: nn.Module, thaw: float) -> list[nn.Module]:
     thawed = min(len(weighted), max(1, round(len(weighted) * thaw))) if thaw > 0 else 0
     first = weighted[-thawed] if thawed else len(parts)
     return parts[:first]
+
+
+def make_thawing(classifier: Classifier, *, gradual: bool) -> Callable[[int], list[nn.Module]]:
+    """Epoch, from 1 -> what is frozen in it: what is now; and, if `gradual`, stages yet to thaw.
+
+    They thaw from the last, one an epoch (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+    """
+    frozen = list(classifier.frozen)
+    if not gradual:
+        return lambda epoch: frozen
+    parts = stages(classifier.backbone)
+    weighted = [part for part in parts if any(True for _ in part.parameters())]
+    learning = [part for part in weighted if not any(part is other for other in frozen)]
+    return lambda epoch: [*frozen, *learning[: max(0, len(learning) - epoch)]]
 
 
 def split_frozen(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -16,6 +16,7 @@ from trainer.console import Console
 from trainer.errors import FailedCheck
 
 if TYPE_CHECKING:
+    from serving.modelspec import Manifest
     from trainer.publish import Published
 
 _DESCRIPTION = """\
@@ -73,7 +74,31 @@ _HELP = {
     "warmup": "share of the steps in which the rate rises",
     "thaw": "share of the stages, from the last, that are fine-tuned",
     "views": "augmented views of a photo that the frozen stages see",
+    "optimizer": "sgd, momentum, adagrad, rmsprop, adam or adamw",
+    "schedule": "of the learning rate after warm-up: cosine, one-cycle or constant",
+    "layer_decay": "a stage's learning rate over that of the stage after it",
+    "gradual": "thaw one stage an epoch, from the last",
+    "head_init": "from scratch: uniform, normal, glorot or kaiming",
+    "augment": "crop, standard (and colours), trivial (TrivialAugment) or rand (RandAugment)",
+    "erasing": "how likely a rectangle of a picture is blacked",
+    "mixup": "mix pictures; alpha of its Beta distribution, such as 0.2",
+    "cutmix": "put a rectangle of one picture in another; alpha, such as 1",
+    "label_smoothing": "share of each label that is spread over all, such as 0.1",
+    "dropout": "share of features that the head does not see in a step",
+    "balance": "of uneven classes: none, sampling (rare ones more often) or weights",
+    "clip": "shorten gradients to this length, such as 1; 0: never",
+    "ema": "publish a moving average of the weights, such as 0.999; 0: the last",
+    "accumulate": "parts in which a batch is computed, where memory is short",
+    "patience": "stop after so many epochs without a better one; 0: never",
+    "wise_ft": "publish the best on val between probe and fine-tuned (WiSE-FT)",
+    "amp": "mixed precision of training: fp32 (none), bf16 or fp16",
+    "compile": "compile the net (torch.compile): worth it for long trainings on a GPU",
+    "deterministic": "the same weights from the same seed on a GPU too, if slower",
+    "checkpoints": "folder for the state after each epoch; a killed training goes on from it",
     "adversarial": "train against PGD of so many steps, or one (fast@4/255), of this size",
+    "int8": "publish the model in 8-bit integers too, for CPUs",
+    "fp16": "publish the model in 16-bit floats too, for GPUs",
+    "max_accuracy_loss": "accuracy that int8 and fp16 may lose; else they are left out",
     "workers": "threads that decode photos",
     "cache": "folder in which frozen features are kept for the next run",
 }
@@ -85,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = vars(_parser().parse_args(arguments))
     as_json, file = flags.pop("json"), flags.pop("config")
-    console = Console(to_stderr=as_json)
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    console = Console(to_stderr=as_json, silent=not leads)
     try:
         config = read_config(flags, os.environ, file)
         console.table("Configuration", [(k, str(v)) for k, v in dataclasses.asdict(config).items()])
@@ -102,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; nothing was published", file=sys.stderr)
         return 130
+    if published is None:
+        return 0
     _summary(published, config, console)
     if as_json:
         print(json.dumps(_as_json(published), indent=2))
@@ -193,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
             also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]
             help_text += f" (default: {field.default}{''.join(also)})"
         names = {"data": "DIR", "out": "DIR", "cache": "DIR", "adversarial": "pgd-3@4/255"}
+        names["checkpoints"] = "DIR"
         metavar = names.get(field.name, "VALUE")
         parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
@@ -219,10 +248,23 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
                 f"{parity.max_logit_error:.2g} in logits up to {parity.logit_scale:.3g}",
             ),
             ("latency", f"{manifest.variants['fp32'].latency_ms:.1f} ms a photo on this CPU"),
+            *_other_precisions(manifest),
             ("time", f"{manifest.training_seconds:.0f} s"),
         ],
     )
     console.line(f"Serve it: serve --models {config.out}")
+
+
+def _other_precisions(manifest: "Manifest") -> Iterator[tuple[str, str]]:
+    fp32 = manifest.variants["fp32"]
+    for precision in sorted(manifest.variants.keys() - {"fp32"}):
+        variant = manifest.variants[precision]
+        yield (
+            precision,
+            f"accuracy {variant.metrics.accuracy:.4f}, {variant.parity.top1_agreement:.1%} of "
+            f"labels as in fp32, {variant.latency_ms:.1f} ms a photo on this CPU "
+            f"({fp32.latency_ms / variant.latency_ms:.2f} times as fast)",
+        )
 
 
 def _as_json(published: "Published") -> dict[str, Any]:
@@ -235,6 +277,7 @@ def _as_json(published: "Published") -> dict[str, Any]:
         "trained": published.how,
         "metrics": dataclasses.asdict(variant.metrics),
         "parity": dataclasses.asdict(variant.parity),
+        "variants": {p: dataclasses.asdict(v) for p, v in manifest.variants.items()},
         "training_seconds": manifest.training_seconds,
     }
 

@@ -1,28 +1,36 @@
 """Fine-tuning, from top to bottom: the loop, its learning rate, and the epoch that is kept."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from trainer.activations import Activations
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
-from trainer.backbones import Classifier
+from trainer.averaging import MovingAverage, State, best_between
+from trainer.backbones import Classifier, version_state
+from trainer.balance import class_weights, make_order
+from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData
+from trainer.distributed import ALONE, World
 from trainer.errors import FailedCheck
 from trainer.features import plain
 from trainer.metrics import accuracy, nll
+from trainer.mixing import make_mix
+from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.pictures import Photo
-from trainer.stages import split_frozen
+from trainer.schedules import SCHEDULES
+from trainer.split import Ints
+from trainer.stages import make_thawing, split_frozen
+from trainer.step import Step
 
 Advance = Callable[[int, str], None]  # photos done since the last call, and a note
 
@@ -58,17 +66,7 @@ class FineTuned:
     best: Epoch
     val_logits: npt.NDArray[np.float64]  # [n, K] at the best epoch
     first_logits: npt.NDArray[np.float64]  # [n, K] at epoch 0
-
-
-def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
-    """Linear from 0 to `peak` over the share `warmup` of `total` steps, then half a cosine to 0.
-
-    Step 0 is the first, and already has a rate above 0.
-    """
-    rising = warmup * total
-    if step < rising:
-        return peak * (step + 1) / (rising + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
+    share: float  # of what was learnt, the rest is what went in: below 1 only with wise_ft
 
 
 def fine_tune(
@@ -78,27 +76,54 @@ def fine_tune(
     config: TrainConfig,
     report: Callable[[Epoch], None],
     advance: Advance,
+    *,
     adversary: Adversary | None = None,
+    checkpoints: Checkpoints | None = None,
+    world: World = ALONE,
 ) -> FineTuned:
     """Train what of `classifier` is not frozen, and leave it as it was after its best epoch on val.
 
     Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
     With an `adversary` the net learns from what that makes of the photos, and is measured against
-    it too. `report` is told of each epoch. Raises FailedCheck when the loss is no number.
+    it too. With `checkpoints` it goes on from the last one, and ends as if it had never stopped.
+    `report` is told of each epoch. Raises FailedCheck when the loss is no number.
     """
     device = classifier.head.weight.device
     photos, targets = data.splits["train"], data.targets("train")
+    classes, frozen = len(data.labels), classifier.frozen
     if adversary is None:
         prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
-        model: nn.Module = nn.Sequential(suffix, classifier.head)
+        model: nn.Module = nn.Sequential(suffix, classifier.dropout, classifier.head)
         ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
     else:  # it must see the pixels, and the whole net
         prefix, model, ready = nn.Identity(), classifier, nn.Identity()
     train = Activations(prefix, lambda p, view: ready(augmentation.batch(p, view)))
     val = Activations(prefix, lambda p, _: ready(plain(data.squares, p)))
-    optimizer = torch.optim.AdamW(parameter_groups(classifier, config.weight_decay))
-    generator = np.random.default_rng(config.seed)
+
+    classifier.dropout.p = config.dropout
+    groups = parameter_groups(classifier, config.weight_decay, config.layer_decay)
+    optimizer = OPTIMIZERS[config.optimizer](groups)
+    rate_at = SCHEDULES[config.schedule]
+    next_order = make_order(targets, config.balance)
+    mix = make_mix(config.mixup, config.cutmix, classes)
+    frozen_in = make_thawing(classifier, gradual=config.gradual)
+    average = MovingAverage(classifier, config.ema)
+    step = Step(
+        world.wrap(model, some_unused=config.gradual),
+        optimizer,
+        device=device,
+        amp=config.amp,
+        parts=config.accumulate,
+        clip=config.clip,
+        weights=loss_weights(targets, classes, config.balance, device),
+        smoothing=config.label_smoothing,
+        compile=config.compile,
+        world=world,
+    )
     batches = math.ceil(len(photos) / config.batch_size)
+
+    def evaluate() -> npt.NDArray[np.float64]:
+        return world.join(predict(model, val, world.share(data.splits["val"]), classes))
 
     def withstand() -> float | None:
         if adversary is None:
@@ -106,52 +131,147 @@ def fine_tune(
         photos, labels = data.splits["val"], torch.from_numpy(data.targets("val"))
         return adversary.robust_accuracy(model, val.get(photos, 0).to(device), labels.to(device))
 
-    val_logits = predict(model, val, data.splits["val"])
-    best = measure(0, (math.nan, math.nan), val_logits, data, withstand())
-    history, best_logits, first_logits = [best], val_logits, val_logits
-    kept = copy.deepcopy(classifier.state_dict())
-    report(best)
-    for epoch in range(1, config.epochs + 1):
+    first = copy.deepcopy(classifier.state_dict())
+    last = checkpoints.load() if checkpoints else None
+    if last is None:
+        first_logits = best_logits = evaluate()
+        history = [measure(0, (math.nan, math.nan), first_logits, data, withstand())]
+        kept = first
+        report(history[0])
+    else:
+        classifier.load_state_dict(last.model)
+        optimizer.load_state_dict(last.optimizer)
+        average.resume(last.average, last.average_steps)
+        first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
+        history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
+        kept = last.best
+        advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
+    best = best_of(history)
+
+    for epoch in range(len(history), config.epochs + 1):
+        if config.patience and len(history) - 1 - best.epoch >= config.patience:
+            break
+        classifier.freeze(frozen_in(epoch))
+        seed_epoch(config.seed, epoch, world.rank, adversary)
         loss_sum, right = 0.0, 0
-        order = np.array_split(generator.permutation(len(photos)), batches)
+        order = np.array_split(next_order(np.random.default_rng([config.seed, epoch])), batches)
         for i, batch in enumerate(order):
-            step = (epoch - 1) * batches + i
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    step, config.epochs * batches, config.learning_rate, config.warmup
-                )
-            inputs = train.get([photos[j] for j in batch], (epoch - 1) % config.views).to(device)
-            labels = torch.from_numpy(targets[batch]).to(device)
+            done = (epoch - 1) * batches + i
+            total = config.epochs * batches
+            set_rate(optimizer, rate_at(done, total, config.learning_rate, config.warmup))
+            mine = world.share(batch.tolist())
+            inputs = train.get([photos[j] for j in mine], (epoch - 1) % config.views).to(device)
+            labels = torch.from_numpy(targets[mine]).to(device)
             if adversary is not None:
-                progress = step / (config.epochs * batches)
-                inputs = adversary.attack(model, inputs, labels, progress)
+                inputs = adversary.attack(model, inputs, labels, done / total)
+            draw = np.random.default_rng([config.seed, done, world.rank])
+            mixed, goals = mix(inputs, labels, draw)
             model.train()
             classifier.train()  # puts what is frozen back into evaluation mode
-            logits = model(inputs)
-            loss = cross_entropy(logits, labels)
-            if not math.isfinite(loss.item()):
-                raise FailedCheck(
-                    f"the loss is {loss.item()} in epoch {epoch}, step {i + 1} of {batches}; "
-                    f"try a lower --learning-rate (it is {config.learning_rate:g})"
+            loss, hits = step(mixed, goals, labels, len(batch))
+            if not math.isfinite(loss):
+                where = f"in epoch {epoch}, step {i + 1} of {batches}"
+                first_files = [photos[j].file for j in batch[:3]]
+                classifier.load_state_dict(kept)
+                said = no_number(loss, where, first_files, config, checkpoints, classifier)
+                raise FailedCheck(said)
+            average.update()
+            loss_sum, right = loss_sum + loss, right + hits
+            parts = f", batches in {step.parts} parts" if step.parts > config.accumulate else ""
+            advance(
+                len(batch), f"epoch {epoch}/{config.epochs} loss {loss / len(batch):.3f}{parts}"
+            )
+        with average.applied():
+            val_logits = evaluate()
+            means = (loss_sum / len(photos), right / len(photos))
+            history.append(measure(epoch, means, val_logits, data, withstand()))
+            report(history[-1])
+            if history[-1].better_than(best):
+                best, best_logits = history[-1], val_logits
+                kept = copy.deepcopy(classifier.state_dict())
+        if checkpoints and world.leads:
+            checkpoints.save(
+                Checkpoint(
+                    epoch=epoch,
+                    model=classifier.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    best=kept,
+                    average=average.state,
+                    average_steps=average.steps,
+                    logits={
+                        "first": torch.from_numpy(first_logits),
+                        "best": torch.from_numpy(best_logits),
+                    },
+                    history=[list(dataclasses.astuple(each)) for each in history],
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss_sum += loss.item() * len(batch)
-            right += int((logits.argmax(dim=1) == labels).sum())
-            advance(len(batch), f"epoch {epoch}/{config.epochs} loss {loss.item():.3f}")
-        means = (loss_sum / len(photos), right / len(photos))
-        val_logits = predict(model, val, data.splits["val"])
-        history.append(measure(epoch, means, val_logits, data, withstand()))
-        report(history[-1])
-        if history[-1].better_than(best):
-            best, best_logits = history[-1], val_logits
-            kept = copy.deepcopy(classifier.state_dict())
+            )
+
+    share = 1.0
+    if config.wise_ft:
+
+        def cost(state: State) -> tuple[float, float]:
+            classifier.load_state_dict(state)
+            logits, labels = evaluate(), data.targets("val")
+            return -accuracy(logits, labels), nll(logits, labels)
+
+        share, kept = best_between(first, kept, cost)
     classifier.load_state_dict(kept)
+    classifier.freeze(frozen)
     classifier.eval()
+    if config.wise_ft:
+        best_logits = evaluate()
     return FineTuned(
-        history=tuple(history), best=best, val_logits=best_logits, first_logits=first_logits
+        history=tuple(history),
+        best=best,
+        val_logits=best_logits,
+        first_logits=first_logits,
+        share=share,
     )
+
+
+def best_of(history: Sequence[Epoch]) -> Epoch:
+    best = history[0]
+    for epoch in history:
+        if epoch.better_than(best):
+            best = epoch
+    return best
+
+
+def seed_epoch(seed: int, epoch: int, rank: int, adversary: Adversary | None) -> None:
+    """What an epoch draws is a function of the run's seed, the epoch and the process alone."""
+    (drawn,) = np.random.SeedSequence([seed, epoch, rank]).generate_state(1).tolist()
+    torch.manual_seed(drawn)
+    if adversary is not None:
+        adversary.generator.manual_seed(drawn)
+
+
+def loss_weights(
+    targets: Ints, classes: int, balance: str, device: torch.device
+) -> torch.Tensor | None:
+    """float32 [K], or None for equal ones."""
+    if balance != "weights":
+        return None
+    return torch.from_numpy(class_weights(targets, classes)).float().to(device)
+
+
+def no_number(
+    loss: float,
+    where: str,
+    files: Sequence[str],
+    config: TrainConfig,
+    checkpoints: Checkpoints | None,
+    best: Classifier,
+) -> str:
+    """Where the loss stopped being a number, what to try, and where the best weights are kept."""
+    clip = "" if config.clip else ", or --clip 1"
+    said = (
+        f"the loss is {loss} {where} (with {', '.join(files)}); try a lower --learning-rate (it is "
+        f"{config.learning_rate:g}){clip}"
+    )
+    if checkpoints is None:
+        return said
+    path = checkpoints.save_weights(version_state(best))
+    return f"{said}. The best weights so far are in {path}; --weights takes them"
 
 
 def measure(
@@ -167,23 +287,14 @@ def measure(
 
 
 def predict(
-    model: nn.Module, inputs: Activations, photos: Sequence[Photo]
+    model: nn.Module, inputs: Activations, photos: Sequence[Photo], classes: int
 ) -> npt.NDArray[np.float64]:
     """Logits [n, K] of the plain view, in evaluation mode."""
     model.eval()
     device = next(model.parameters()).device
-    rows = []
+    rows = [np.empty((0, classes))]
     for start in range(0, len(photos), _BATCH):
         batch = inputs.get(photos[start : start + _BATCH], 0)
         with torch.inference_mode():
             rows.append(model(batch.to(device)).double().cpu().numpy())
     return np.concatenate(rows)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels decay; biases and the scales of normalisation layers do not (He et al. 2019, 3.1)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]

@@ -12,19 +12,22 @@ from trainer.activations import Activations
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Classifier, build
+from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import plain
+from trainer.optimizers import parameter_groups
 from trainer.pictures import Photo, for_augmentation
+from trainer.schedules import cosine
 from trainer.stages import frozen_stages
-from trainer.training import Epoch, FineTuned, fine_tune, learning_rate, parameter_groups
+from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import find_files
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
-    rates = [learning_rate(step, 100, 0.1, 0.1) for step in range(100)]
+    rates = [cosine(step, 100, 0.1, 0.1) for step in range(100)]
     assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(0.1)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[55] == pytest.approx(0.05) and 0 < rates[99] < 1e-4
@@ -32,7 +35,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
 
 
 def test_without_warm_up_it_starts_at_its_peak():
-    assert learning_rate(0, 10, 0.3, 0.0) == 0.3
+    assert cosine(0, 10, 0.3, 0.0) == 0.3
 
 
 def test_an_epoch_is_better_by_accuracy_and_then_by_loss():
@@ -47,7 +50,7 @@ def test_an_epoch_is_better_by_accuracy_and_then_by_loss():
 def test_only_kernels_decay():
     net = build("resnet18", 3, 64)
     net.freeze(frozen_stages(net.backbone, 0.25))
-    decayed, free = parameter_groups(net, 0.3)
+    free, decayed = sorted(parameter_groups(net, 0.3), key=lambda group: group["weight_decay"])
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2, 4} and {p.dim() for p in free["params"]} == {
         1
@@ -69,6 +72,7 @@ class Run:
         torch.manual_seed(0)
         self.classifier: Classifier = build(backbone, 2, 48)
         self.classifier.freeze(frozen_stages(self.classifier.backbone, self.config.thaw))
+        self.checkpoints: Checkpoints | None = None
         self.reported: list[Epoch] = []
         self.done = 0
 
@@ -82,7 +86,7 @@ class Run:
             adversary = Adversary(parse_defence(self.config.adversarial), self.config.seed)
         return fine_tune(
             self.classifier, self.data, augmentation, self.config, self.reported.append, advance,
-            adversary,
+            adversary=adversary, checkpoints=self.checkpoints,
         )  # fmt: skip
 
     def val_images(self) -> torch.Tensor:
@@ -138,7 +142,8 @@ def test_a_loss_that_is_no_number_stops_it(photos: MakePhotos):
     run = Run(photos, "tiny", epochs=1, batch_size=8)
     with torch.no_grad():
         run.classifier.head.bias.fill_(math.nan)
-    with pytest.raises(FailedCheck, match="loss is nan in epoch 1, step 1 of 2; try a lower"):
+    expected = r"loss is nan in epoch 1, step 1 of 2 \(with .*jpg\); try a lower"
+    with pytest.raises(FailedCheck, match=expected):
         run()
 
 

@@ -1,0 +1,163 @@
+"""A training that was stopped goes on to the same end, and says clearly where it can't."""
+
+import dataclasses
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from serving.errors import InvalidRequest
+from serving.repository import Repository
+from tests.trainer.conftest import MakePhotos
+from tests.trainer.test_training import Run
+from trainer.backbones import build
+from trainer.checkpoint import Checkpoints
+from trainer.errors import FailedCheck
+from trainer.train import main
+from trainer.training import Epoch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def checkpoints(folder: Path, **settings: object) -> Checkpoints:
+    return Checkpoints(folder, "x", {"seed": 0, "learning_rate": 0.01, **settings})
+
+
+class Stop(Exception):
+    """Ends a training as a signal would, at the end of an epoch."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dropout": 0.5, "mixup": 0.4, "ema": 0.9, "optimizer": "momentum", "gradual": True},
+    ],
+)
+def test_resumed_it_ends_in_the_same_weights(
+    photos: MakePhotos, tmp_path: Path, settings: dict[str, object]
+):
+    settings = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, **settings}
+    whole = Run(photos, "tiny", **settings)
+    expected = whole()
+
+    stopped = Run(photos, "tiny", **settings)
+    stopped.checkpoints = checkpoints(tmp_path)
+
+    class Reported(list[Epoch]):
+        def append(self, epoch: Epoch) -> None:
+            super().append(epoch)
+            if epoch.epoch == 3:  # the checkpoint is that of epoch 2
+                raise Stop
+
+    stopped.reported = Reported()
+    with pytest.raises(Stop):
+        stopped()
+    resumed = Run(photos, "tiny", **settings)
+    resumed.checkpoints = checkpoints(tmp_path)
+    result = resumed()
+    assert [epoch.epoch for epoch in resumed.reported] == [3, 4]
+    assert result.history[1:] == expected.history[1:] and result.best.epoch == expected.best.epoch
+    before, after = whole.classifier.state_dict(), resumed.classifier.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert np.array_equal(result.first_logits, expected.first_logits)
+
+
+def trained_once(photos: MakePhotos, folder: Path, **settings: object) -> Run:
+    run = Run(photos, "tiny", epochs=1, batch_size=8, **settings)
+    run.checkpoints = checkpoints(folder)
+    run()
+    return run
+
+
+def test_other_settings_are_refused_by_name(photos: MakePhotos, tmp_path: Path):
+    trained_once(photos, tmp_path)
+    with pytest.raises(InvalidRequest, match=r"learning_rate is 0.5, there 0.01; give those, or"):
+        checkpoints(tmp_path, learning_rate=0.5).load()
+    with pytest.raises(InvalidRequest, match="ema is 0.9, there None"):
+        checkpoints(tmp_path, ema=0.9).load()
+    assert checkpoints(tmp_path).load() is not None
+
+
+def test_a_damaged_checkpoint_is_named(photos: MakePhotos, tmp_path: Path):
+    trained_once(photos, tmp_path)
+    (path,) = tmp_path.glob("*.ckpt")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InvalidRequest, match="x.ckpt can't be read; delete it to start anew"):
+        checkpoints(tmp_path).load()
+
+
+def test_where_there_is_no_room_the_last_checkpoint_stays(photos: MakePhotos, tmp_path: Path):
+    trained_once(photos, tmp_path)
+    found = checkpoints(tmp_path).load()
+    assert found is not None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may be larger
+    try:
+        with pytest.raises(FailedCheck, match="epoch 2 can't be written to .* the one before is"):
+            checkpoints(tmp_path).save(dataclasses.replace(found, epoch=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    again = checkpoints(tmp_path).load()
+    assert again is not None and again.epoch == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x.ckpt"]
+
+
+def test_a_loss_that_is_no_number_leaves_the_best_weights(photos: MakePhotos, tmp_path: Path):
+    run = Run(photos, "tiny", epochs=4, batch_size=8, learning_rate=10.0, optimizer="sgd")
+    run.checkpoints = checkpoints(tmp_path)
+    with torch.no_grad():
+        run.classifier.head.weight *= 1e36
+    with pytest.raises(FailedCheck, match=r"the loss is (nan|inf) in .* best weights so far are"):
+        run()
+    path = tmp_path / "x.best.safetensors"
+    assert all(value.isfinite().all() for value in load_file(path).values())
+    build("tiny", 2, 48, str(path))  # --weights takes them
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *("--data", str(data), "--name", "shapes", "--out", str(out), "--backbone", "tiny"),
+        *("--weights", "none", "--size", "32", "--epochs", "6", "--batch-size", "8", *more),
+    ]
+
+
+def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, kept = photos(per_class=10), tmp_path / "kept"
+    assert main(command(data, tmp_path / "whole")) == 0
+    arguments = command(data, tmp_path / "killed", "--checkpoints", str(kept))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Epoch 3/"):
+            process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert (kept / "shapes.ckpt").exists() and Repository(tmp_path / "killed").names() == []
+
+    status = main([*arguments, "--learning-rate", "0.5"])
+    said = capsys.readouterr().err
+    assert status == 2 and "learning_rate is 0.5, there 0.003" in said
+
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "Epoch 6/6" in said and "Epoch 2/6" not in said
+    whole, killed = (
+        Repository(tmp_path / which).manifest("shapes", 1) for which in ("whole", "killed")
+    )
+    assert killed.files["weights.safetensors"] == whole.files["weights.safetensors"]
+    assert not (kept / "shapes.ckpt").exists()

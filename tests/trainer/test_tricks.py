@@ -1,0 +1,273 @@
+"""Each trick by itself: what it computes, against figures worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from serving.errors import InvalidRequest
+from tests.trainer.conftest import MakePhotos
+from tests.trainer.test_training import Run
+from trainer.averaging import MovingAverage, best_between, interpolate
+from trainer.backbones import build
+from trainer.balance import class_weights, make_order
+from trainer.config import TrainConfig
+from trainer.distributed import ALONE
+from trainer.heads import initialise_head
+from trainer.mixing import cutmix, make_mix, mixup
+from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
+from trainer.schedules import SCHEDULES
+from trainer.stages import make_thawing, stages
+from trainer.step import Step
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedules_rise_to_their_peak_and_never_leave_it_upwards(name: str):
+    rates = [SCHEDULES[name](step, 200, 0.1, 0.3) for step in range(200)]
+    assert 0 < rates[0] <= 0.1 / 20 and max(rates) == pytest.approx(0.1)
+    assert rates[:61] == sorted(rates[:61])
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert rates[-1] == (0.1 if name == "constant" else pytest.approx(0, abs=1e-4))
+
+
+def test_one_cycle_begins_at_a_25th_of_its_peak():
+    assert SCHEDULES["one-cycle"](0, 100, 1.0, 0.3) == pytest.approx(1 / 25)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_optimizers_go_downhill(name: str):
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = OPTIMIZERS[name]([{"params": [weight], "weight_decay": 0.0, "scale": 1.0}])
+    for _ in range(50):
+        set_rate(optimizer, 0.02)
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    assert float(weight.detach().square().sum()) < 4
+
+
+def test_earlier_stages_learn_more_slowly():
+    net = build("resnet18", 3, 64)
+    net.freeze(stages(net.backbone)[:4])
+    optimizer = OPTIMIZERS["sgd"](parameter_groups(net, 0.1, layer_decay=0.5))
+    set_rate(optimizer, 0.8)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for part, expected in (
+        (net.head, 0.8),
+        (net.backbone.layer4, 0.4),
+        (net.backbone.layer3, 0.2),
+        (net.backbone.layer2, 0.1),
+        (net.backbone.layer1, 0.05),
+    ):
+        assert [rate[id(p)] for p in part.parameters()] == pytest.approx(
+            [expected] * len(list(part.parameters()))
+        )
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert len(rate) == len(trained) == sum(len(g["params"]) for g in optimizer.param_groups)
+
+
+def test_stages_thaw_one_an_epoch_from_the_last():
+    net = build("tiny", 2, 48)
+    net.freeze(stages(net.backbone)[:1])
+    frozen_in = make_thawing(net, gradual=True)
+    learning = []
+    for epoch in range(1, 5):
+        net.freeze(frozen_in(epoch))
+        learning.append(
+            [any(p.requires_grad for p in s.parameters()) for s in net.backbone.features]
+        )
+    assert learning[0] == [False, False, False, True]
+    assert learning[1] == [False, False, True, True]
+    assert learning[2] == learning[3] == [False, True, True, True]
+    assert make_thawing(net, gradual=False)(1) == net.frozen
+
+
+def test_mixup_is_a_line_between_two_pictures():
+    inputs = torch.rand(4, 3, 5, 5)
+    other = torch.tensor([1, 2, 3, 0])
+    mixed, share = mixup(inputs, other, 0.4, np.random.default_rng(0))
+    assert 0 <= share <= 1
+    assert torch.allclose(mixed, share * inputs + (1 - share) * inputs[other])
+
+
+def test_cutmix_keeps_the_share_that_it_says():
+    inputs, other = torch.zeros(2, 3, 20, 30), torch.tensor([1, 0])
+    inputs[1] = 1
+    for seed in range(20):
+        mixed, share = cutmix(inputs, other, 1.0, np.random.default_rng(seed))
+        assert float((mixed[0] == 0).float().mean()) == pytest.approx(share, abs=1e-6)
+        assert float((mixed[1] == 1).float().mean()) == pytest.approx(share, abs=1e-6)
+        assert torch.equal(inputs[0], torch.zeros(3, 20, 30))
+
+
+def test_labels_are_mixed_with_their_pictures():
+    labels = torch.tensor([0, 1, 2])
+    inputs = labels[:, None, None, None].float().expand(3, 1, 8, 8)
+    for alphas in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
+        mix = make_mix(*alphas, classes=3)
+        for seed in range(5):
+            mixed, goals = mix(inputs, labels, np.random.default_rng(seed))
+            expected = goals @ torch.tensor([0.0, 1.0, 2.0])
+            assert mixed.mean(dim=(1, 2, 3)) == pytest.approx(expected, abs=1e-5)
+            assert goals.sum(dim=1) == pytest.approx(torch.ones(3))
+    same, untouched = make_mix(0.0, 0.0, classes=3)(inputs, labels, np.random.default_rng(0))
+    assert same is inputs and untouched is labels
+
+
+def test_class_weights_make_classes_count_the_same():
+    targets = np.array([0] * 6 + [1] * 3 + [3])
+    weights = class_weights(targets, 4)
+    assert weights[2] == 0
+    sums = np.bincount(targets, weights[targets], minlength=4)
+    assert sums[[0, 1, 3]] == pytest.approx(10 / 3)
+    assert weights[targets].mean() == pytest.approx(1)
+
+
+def test_balanced_sampling_draws_classes_equally_often():
+    targets = np.array([0] * 900 + [1] * 100)
+    drawn = targets[make_order(targets, "sampling")(np.random.default_rng(0))]
+    assert len(drawn) == 1000 and 430 < drawn.sum() < 570
+    order = make_order(targets, "none")(np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(1000))
+
+
+def test_the_moving_average_is_what_its_recursion_says():
+    net = nn.Linear(1, 1, bias=False)
+    expected = float(net.weight.detach())
+    average = MovingAverage(net, 0.9)
+    for step in range(1, 41):
+        with torch.no_grad():
+            net.weight.fill_(float(step))
+        average.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    with average.applied():
+        assert float(net.weight.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(net.weight.detach()) == 40
+
+
+def test_between_two_states_the_best_is_found():
+    first, last = {"w": torch.tensor([0.0])}, {"w": torch.tensor([10.0])}
+    assert interpolate(first, last, 0.25)["w"] == 2.5
+    share, state = best_between(first, last, lambda s: (abs(float(s["w"]) - 3.2),))
+    assert share == 0.3 and float(state["w"]) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("how", "deviation"),
+    [
+        ("uniform", 1 / math.sqrt(3 * 400)),
+        ("normal", 0.01),
+        ("glorot", math.sqrt(2 / 500)),
+        ("kaiming", math.sqrt(2 / 400)),
+    ],
+)
+def test_a_new_head_spreads_as_its_name_says(how: str, deviation: float):
+    head = nn.Linear(400, 100)
+    initialise_head(head, how, torch.Generator().manual_seed(0))
+    assert float(head.weight.std().detach()) == pytest.approx(deviation, rel=0.05)
+    assert not head.bias.any()
+
+
+def step_on(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: object) -> Step:
+    defaults = {"amp": "fp32", "parts": 1, "clip": 0.0, "weights": None, "smoothing": 0.0}
+    return Step(
+        model, optimizer, device=torch.device("cpu"), compile=False, world=ALONE,
+        **{**defaults, **settings},
+    )  # fmt: skip
+
+
+def a_step(**settings: object) -> torch.Tensor:
+    """The weights of a small net after a step of SGD on 7 photos."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    step_on(model, optimizer, **settings)(inputs, labels, labels, 7)
+    return model.weight.detach()
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole():
+    assert torch.allclose(a_step(parts=3), a_step(), atol=1e-6)
+    assert torch.allclose(a_step(amp="bf16"), a_step(), rtol=0.1, atol=0.02)
+
+
+def test_smoothing_and_weights_are_those_of_the_formula():
+    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        log_p = model(inputs).log_softmax(dim=1)
+        weights = torch.tensor([0.5, 1.0, 2.0])
+        goals = torch.eye(3)[labels] * 0.7 + 0.3 / 3
+        return -(goals * weights * log_p).sum() / len(labels)
+
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    loss(model, inputs, labels).backward()
+    expected = model.weight.detach() - 0.5 * model.weight.grad
+    got = a_step(smoothing=0.3, weights=torch.tensor([0.5, 1.0, 2.0]))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_long_gradients_are_shortened():
+    torch.manual_seed(0)
+    start = nn.Linear(5, 3).weight.detach()
+    assert float((a_step() - start).norm()) > 0.1
+    assert float((a_step(clip=0.01) - start).norm()) <= 0.5 * 0.01 + 1e-6
+
+
+def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
+    """The error is torch's own; what raises it here stands for a GPU with room for two photos."""
+
+    class Small(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if len(inputs) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(inputs)
+
+    torch.manual_seed(0)
+    model = Small(5, 3)
+    inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    step = step_on(model, torch.optim.SGD(model.parameters(), lr=0.5))
+    step(inputs, labels, labels, 7)
+    assert step.parts == 4
+    assert torch.allclose(model.weight.detach(), a_step(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "ema": 0.9},
+        {"optimizer": "momentum", "schedule": "one-cycle", "layer_decay": 0.5, "gradual": True},
+        {"balance": "weights", "clip": 1.0, "dropout": 0.3, "accumulate": 2, "amp": "bf16"},
+        {"balance": "sampling", "wise_ft": True},
+    ],
+)
+def test_trained_with_tricks_it_still_learns(photos: MakePhotos, settings: dict):
+    run = Run(photos, "tiny", epochs=4, batch_size=8, learning_rate=3e-3, **settings)
+    result = run()
+    losses = [epoch.train_loss for epoch in result.history[1:]]
+    assert losses[-1] < losses[0]
+    assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-3)
+
+
+def test_patience_ends_it(photos: MakePhotos):
+    run = Run(photos, "tiny", epochs=50, batch_size=8, learning_rate=1e-8, patience=2)
+    result = run()
+    assert len(result.history) - 1 == result.best.epoch + 2 < 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, momentum"),
+        ({"augment": "none"}, "augment must be one of crop, standard"),
+        ({"ema": 1.0}, "ema must be 0 to 0.99999, got 1"),
+        ({"accumulate": 64}, "accumulate must be 1 to 32, got 64"),
+        ({"wise_ft": True, "weights": "none"}, "wise_ft needs a probe"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):
+    with pytest.raises(InvalidRequest, match=message):
+        TrainConfig(data="d", name="n", **settings)

@@ -1,0 +1,28 @@
+"""Uneven classes: photos of rare ones are drawn more often, or weigh more."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.split import Ints
+
+Order = Callable[[np.random.Generator], Ints]  # indices of the photos of one epoch
+
+
+def make_order(targets: Ints, balance: str) -> Order:
+    """All photos, shuffled; or, by "sampling", as many drawn so that classes come equally often."""
+    if balance != "sampling":
+        return lambda generator: generator.permutation(len(targets))
+    chances = class_weights(targets, int(targets.max()) + 1)[targets]
+    chances /= chances.sum()
+    return lambda generator: generator.choice(len(targets), len(targets), p=chances)
+
+
+def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float64]:
+    """Inverse to how often a class occurs, with mean 1 over the photos; 0 if it does not occur."""
+    counts = np.bincount(targets, minlength=classes)
+    present = max(1, int(np.sum(counts > 0)))
+    weights = np.zeros(classes)
+    np.divide(len(targets) / present, counts, out=weights, where=counts > 0)
+    return weights

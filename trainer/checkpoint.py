@@ -1,0 +1,106 @@
+"""The whole state of a training on disk after every epoch: a killed one goes on to the same end."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from serving.errors import InvalidRequest
+from trainer.errors import FailedCheck
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What the loop needs to go on after `epoch` as if it had never stopped.
+
+    No generator's state: each epoch draws from generators seeded by the run's seed and the epoch.
+    """
+
+    epoch: int
+    model: State
+    optimizer: dict[str, Any]
+    best: State  # weights of the best epoch so far
+    average: State  # of the weights, where one is kept
+    average_steps: int
+    logits: dict[str, torch.Tensor]  # on val: "first" and "best"
+    history: list[list[float | None]]  # an Epoch each
+
+
+class Checkpoints:
+    """One file for a model and its training; `settings`: all that the result depends on."""
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        self.path = folder / f"{name}.ckpt"
+        self._weights = folder / f"{name}.best.safetensors"
+        self._settings = dict(settings)
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint; None if there is none.
+
+        Raises InvalidRequest if it is of other settings, or damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            settings = json.loads(content.pop("settings"))
+            found = Checkpoint(**content)
+        except Exception as error:  # torch.load raises almost anything on other bytes
+            raise InvalidRequest(
+                f"the checkpoint {self.path} can't be read; delete it to start anew"
+            ) from error
+        expected = json.loads(json.dumps(self._settings))
+        different = [
+            f"{name} is {expected.get(name)!r}, there {settings.get(name)!r}"
+            for name in sorted(expected.keys() | settings.keys())
+            if expected.get(name) != settings.get(name)
+        ]
+        if different:
+            raise InvalidRequest(
+                f"the checkpoint {self.path} is of a training with other settings: "
+                f"{'; '.join(different)}; give those, or delete it to start anew"
+            )
+        return found
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the file in one step. Raises FailedCheck, and keeps the last, if it can't."""
+        content = {**vars(checkpoint), "settings": json.dumps(self._settings)}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    torch.save(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(name, self.path)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "no space is left" if full else str(error).strip().split("\n")[0]
+            last = "the one before is kept" if self.path.exists() else "there is none before"
+            raise FailedCheck(
+                f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
+                f" ({why}); {last}. Make room and run the same command: it goes on from there"
+            ) from error
+
+    def save_weights(self, state: Mapping[str, torch.Tensor]) -> Path:
+        """Weights alone, under the names that --weights takes."""
+        self._weights.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in state.items()}, self._weights)
+        return self._weights
+
+    def delete(self) -> None:
+        """Once the model is published."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""The processes of one training: each learns from its share of every batch, as if they were one."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all; every method is one that all processes call together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """It alone writes and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of `items`: in order, disjoint, and together all, none twice."""
+        bounds = np.linspace(0, len(items), self.size + 1).round().astype(int)
+        return list(items[bounds[self.rank] : bounds[self.rank + 1]])
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each over all processes."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        if dist.get_backend() == "nccl":
+            total = total.cuda()
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def join(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, in the order of their ranks: undoes `share`."""
+        if self.size == 1:
+            return rows
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        return np.concatenate(parts)
+
+    def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
+        """`model` with gradients averaged, and batch norm over the batches of all processes."""
+        if self.size == 1:
+            return model
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.__class__ = SyncedBatchNorm2d
+        return DistributedDataParallel(model, find_unused_parameters=some_unused)
+
+    def unsynced(self, model: nn.Module) -> Any:
+        """Within it, gradients add up in this process alone."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of all processes' batches, on the CPU too.
+
+    torch's SyncBatchNorm is for GPUs alone.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(inputs)
+        axes, channels = (0, 2, 3), inputs.shape[1]
+        count = inputs.new_full((1,), inputs.numel() / channels)
+        sums = torch.cat([inputs.sum(axes), inputs.square().sum(axes), count])
+        total: torch.Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+        number = total[-1].detach()
+        mean = total[:channels] / number
+        variance = total[channels:-1] / number - mean.square()
+        with torch.no_grad():
+            if self.track_running_stats and self.running_mean is not None:
+                assert self.num_batches_tracked is not None and self.running_var is not None
+                self.num_batches_tracked += 1
+                step = self.momentum or 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, step)
+                self.running_var.lerp_(variance * (number / (number - 1)), step)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        normal = (inputs - mean[:, None, None]) * scale[:, None, None]
+        return normal + self.bias[:, None, None] if self.affine else normal
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes that torchrun started; this one alone where it was not torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World()
+        return
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

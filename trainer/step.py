@@ -1,0 +1,102 @@
+"""One step of the optimiser on one batch: precision, accumulation, clipping, all processes."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainer.distributed import World
+from trainer.errors import FailedCheck
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step:
+    """Computes a batch in `parts`, and in twice as many from when the GPU's memory overflows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        amp: str,
+        parts: int,
+        clip: float,
+        weights: Tensor | None,
+        smoothing: float,
+        compile: bool,
+        world: World,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
+        self._kind, self._dtype = device.type, AUTOCAST[amp]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self._clip = clip
+        self._weights, self._smoothing = weights, smoothing
+        self._world = world
+        self.parts = parts
+
+    def __call__(
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+    ) -> tuple[float, int]:
+        """Sum of losses, and photos right, of all processes; `total`: photos in the whole batch.
+
+        goals: labels int64 [n], or probabilities [n, K]. Where the loss is no number, nothing has
+        changed. Raises FailedCheck if the GPU's memory is too small for any part.
+        """
+        loss, right = self._gradients(inputs, goals, labels, total)
+        loss, right = self._world.sum(loss, right)
+        if not math.isfinite(loss):
+            return loss, int(right)
+        self._scaler.unscale_(self._optimizer)
+        if self._clip:
+            trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self._clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss, int(right)
+
+    def _gradients(
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+    ) -> tuple[float, float]:
+        while True:
+            try:
+                return self._add_up(inputs, goals, labels, total)
+            except torch.OutOfMemoryError as error:
+                if self._world.size > 1 or 2 * self.parts > len(inputs):
+                    raise FailedCheck(
+                        f"the GPU has too little memory for {len(inputs)} photos in {self.parts} "
+                        "parts; try a smaller --batch-size, --size or backbone"
+                    ) from error
+                self.parts *= 2
+                torch.cuda.empty_cache()
+
+    def _add_up(
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+    ) -> tuple[float, float]:
+        """Gradients of the mean loss over the `total` photos of all processes."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_sum = right = 0.0
+        pieces = [torch.tensor_split(tensor, self.parts) for tensor in (inputs, goals, labels)]
+        for i, (part, goal, label) in enumerate(zip(*pieces, strict=True)):
+            with (
+                self._world.unsynced(self._model) if i + 1 < self.parts else nullcontext(),
+                torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None),
+            ):
+                logits = self._forward(part).float()
+                loss = cross_entropy(
+                    logits,
+                    goal,
+                    self._weights,
+                    reduction="sum",
+                    label_smoothing=self._smoothing,
+                )
+                share = self._world.size / total  # gradients are averaged over the processes
+                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.item()
+            right += float((logits.argmax(dim=1) == label).sum())
+        return loss_sum, right
