@@ -1,4 +1,4 @@
-"""Callers with NVIDIA's tritonclient, in an environment that has it. Started by serving.py.
+"""Callers with NVIDIA's tritonclient, in an environment that has it. Started by server.py.
 
 Asks for `count` photos with so many calls under way, and prints photos a second, p50 and p99.
 """
@@ -11,8 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
 
 WARM = 32
+
+
+async def ready(client: triton.InferenceServerClient, model: str) -> None:
+    until = time.monotonic() + 120
+    while True:
+        try:
+            if await client.is_model_ready(model):
+                return
+        except InferenceServerException:
+            pass  # not listening yet
+        if time.monotonic() > until:
+            raise TimeoutError(f"{model} is not ready")
+        await asyncio.sleep(0.2)
 
 
 async def main() -> None:
@@ -21,16 +35,19 @@ async def main() -> None:
     parser.add_argument("model")
     parser.add_argument("photos", type=Path, help="files named in lines, or pixels as .npy")
     parser.add_argument("callers", type=int)
+    parser.add_argument("--column", action="store_true", help="photos as [1, 1], as Triton has it")
     options = parser.parse_args()
     if options.photos.suffix == ".npy":
         datatype, contents = "UINT8", list(np.load(options.photos)[:, None])
     else:
         files = options.photos.read_text().splitlines()
         photos = [Path(file).read_bytes() for file in files]
-        datatype, contents = "BYTES", [np.array([photo], object) for photo in photos]
+        shape = (1, 1) if options.column else (1,)
+        datatype, contents = "BYTES", [np.full(shape, photo, object) for photo in photos]
     outputs = [triton.InferRequestedOutput("probabilities")]
     taken: list[float] = []
     async with triton.InferenceServerClient(options.address) as client:
+        await ready(client, options.model)
 
         async def ask(content: np.ndarray) -> None:
             image = triton.InferInput("image", list(content.shape), datatype)

@@ -1,0 +1,205 @@
+"""The server beside the limit of the machine and beside other servers.
+
+    .venv/bin/python benchmarks/server.py MODELS NAME PHOTOS --triton /tmp/triton/bin/python
+
+The limit is what plain loops reach with no server (limit.py), measured in the same run, before and
+after; callers and servers share the cores. Clients: ours, in a process of its own, and NVIDIA's
+tritonclient (`pip install tritonclient[grpc]` in an environment of its own) with photos (BYTES) and
+with pixels (UINT8). Other servers get the same tritonclient, where an environment that has them is
+named: see peers.py. `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would
+hide the package of that name from every script in this folder.)
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from limit import CORES, alone_ms, engine_of, limits, read_photos
+
+from serving.client import AsyncClient
+from serving.photo_paths import photo_paths
+from serving.preprocess import preprocess
+
+HERE = Path(__file__).parent
+WARM = 32
+CLIENTS = ("ours", "triton-bytes", "triton-pixels")
+PEERS = ("pytriton", "mlserver")
+
+
+@contextmanager
+def server(models: Path, precision: str, flags: list[str]) -> Iterator[str]:
+    """The address of a `serve` with its defaults."""
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
+        command += ["--port-file", str(port_file), "--device", "cpu", "--precision", precision]
+        process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL)
+        try:
+            while not port_file.exists():
+                if process.poll() is not None:
+                    sys.exit("error: the server did not start; it said why above")
+                time.sleep(0.05)
+            yield f"127.0.0.1:{port_file.read_text().strip()}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+@contextmanager
+def peer(python: str, which: str, version: Path, name: str) -> Iterator[str]:
+    """The address of another server with the same model; it may not be ready yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    library = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout.strip()  # Triton's Python backend needs libpython
+    process = subprocess.Popen(
+        [python, str(HERE / "peers.py"), which, str(version), name, str(port)],
+        env=os.environ | {"LD_LIBRARY_PATH": library},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+async def our_callers(address: str, name: str, photos: list[bytes], callers: int) -> dict:
+    taken: list[float] = []
+    async with AsyncClient(address) as client:
+
+        async def all_of(some: list[bytes]) -> float:
+            waiting = iter(some)
+
+            async def caller() -> None:
+                for photo in waiting:
+                    begin = time.perf_counter()
+                    await client.classify([photo], model=name)
+                    taken.append(time.perf_counter() - begin)
+
+            begin = time.perf_counter()
+            await asyncio.gather(*(caller() for _ in range(callers)))
+            return time.perf_counter() - begin
+
+        await all_of(photos[:WARM])
+        taken.clear()
+        seconds = await all_of(photos)
+    p50, p99 = (1e3 * float(np.quantile(taken, q)) for q in (0.5, 0.99))
+    return {"photos_s": len(photos) / seconds, "p50_ms": p50, "p99_ms": p99}
+
+
+class Load:
+    """Callers in a process of their own; each asks for the next photo when it has its answer."""
+
+    def __init__(self, options: argparse.Namespace, photos: list[bytes], folder: Path) -> None:
+        self._options, self._photos, self._folder = options, photos, folder
+
+    def __call__(self, client: str, address: str, callers: int) -> dict:
+        given = self._options
+        if client == "ours":
+            command = [sys.executable, __file__, str(given.models), given.name, str(given.photos)]
+            command += ["--count", str(given.count), "--callers", str(callers)]
+            command += ["--address", address]
+        else:
+            source = self._pixels() if client == "triton-pixels" else self._files()
+            command = [given.triton, str(HERE / "triton_load.py"), address, given.name]
+            command += [str(source), str(callers), *(["--column"] if client in PEERS else [])]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def _files(self) -> Path:
+        path = self._folder / "photos.txt"
+        found = [str(photo.resolve()) for photo in photo_paths([self._options.photos])]
+        path.write_text("\n".join(found[i % len(found)] for i in range(self._options.count)))
+        return path
+
+    def _pixels(self) -> Path:
+        path = self._folder / "pixels.npy"
+        if not path.exists():
+            given = self._options
+            spec = engine_of(given.models, given.name, given.precision, 1).manifest.preprocessing
+            np.save(path, np.stack([preprocess(photo, spec) for photo in self._photos]))
+        return path
+
+
+def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
+    given = (options.models, options.name, photos, options.precision)
+    best = limits(*given)[0]
+    clients = [c for c in options.clients if options.triton or c == "ours"]
+    of = dict.fromkeys((*clients, *PEERS), best.photos_s)
+    print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}, {options.precision}")
+    print(f"limit: {best.photos_s:.1f} photos/s ({best.loops} loops, batches of {best.batch})")
+    if "triton-pixels" in clients:
+        of["triton-pixels"] = limits(*given, decoded=True)[0].photos_s
+        print(f"limit with pixels: {of['triton-pixels']:.1f} photos/s")
+    print(f"one photo alone: {alone_ms(*given[:2], photos[:64], options.precision):.1f} ms")
+    print("server and client  callers  photos/s  of limit    p50 ms    p99 ms  p99/p50")
+
+    def add(client: str, address: str) -> None:
+        for callers in options.rows:
+            row = load(client, address, callers)
+            rate, p50, p99 = row["photos_s"], row["p50_ms"], row["p99_ms"]
+            print(
+                f"{client:17}  {callers:7}  {rate:8.1f}  {rate / of[client]:8.2f}  {p50:8.1f}  "
+                f"{p99:8.1f}  {p99 / p50:7.1f}",
+                flush=True,
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        load = Load(options, photos, Path(folder))
+        with server(options.models, options.precision, options.serve) as address:
+            for client in clients:
+                add(client, address)
+        manifest = engine_of(options.models, options.name, options.precision, 1).manifest
+        version = (options.models / options.name / str(manifest.version)).resolve()
+        for which in PEERS:
+            if python := getattr(options, which):
+                with peer(python, which, version, options.name) as address:
+                    add(which, address)
+    print(f"limit afterwards: {limits(*given)[0].photos_s:.1f} photos/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("photos", type=Path, help="folder")
+    parser.add_argument("--count", type=int, default=480, help="photos a row")
+    parser.add_argument("--precision", default="fp32", help="of ours (others have fp32)")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64], metavar="CALLERS")
+    parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
+    parser.add_argument("--triton", metavar="PYTHON", help="Python with tritonclient[grpc]")
+    for which in PEERS:
+        parser.add_argument(f"--{which}", metavar="PYTHON", help=f"Python with {which}")
+    parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="flags of `serve`")
+    parser.add_argument("--callers", type=int, help=argparse.SUPPRESS)  # we are the load
+    parser.add_argument("--address", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    photos = read_photos(options.photos, options.count)
+    if options.address:
+        run = our_callers(options.address, options.name, photos, options.callers)
+        print(json.dumps(asyncio.run(run)))
+    else:
+        measure(options, photos)
+
+
+if __name__ == "__main__":
+    main()
