@@ -6,17 +6,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from serving.announcement import announce
 from serving.catalogue import Catalogue
 from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
-from serving.errors import NotFound, PawprintError, Unavailable
+from serving.errors import NotFound, PawprintError
 from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
+from serving.worker import when_parent_ends, worker_index
+from serving.workers import supervise
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    if worker_index() is not None:
+        when_parent_ends(stopped.set)
     server = Server(settings)
     try:
         port = await server.open()
@@ -38,7 +42,7 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
         loading = asyncio.ensure_future(server.load())
         await asyncio.wait({stop, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            announce(settings, port, loading.result())
+            announce(settings, port, described(loading.result()))
             following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
             following.cancel()
@@ -87,25 +91,12 @@ async def check(settings: ServerSettings) -> bool:
     return all(state.state == "serving" for state in states)
 
 
-def announce(settings: ServerSettings, port: int, catalogue: Catalogue) -> None:
-    """Write the port file, whose appearance means ready, and one line on stdout: where, and what.
-
-    Raises Unavailable if the port file can't be written.
-    """
-    if settings.port_file:
-        path = Path(settings.port_file)
-        part = path.with_name(path.name + ".part")
-        try:
-            part.write_text(f"{port}\n")
-            os.replace(part, path)
-        except OSError as error:
-            raise Unavailable(f"the port file can't be written: {error}") from error
-    served = [
+def described(catalogue: Catalogue) -> str:
+    return ", ".join(
         f"{name}/{version} ({loaded.engine.precision} on {loaded.engine.device})"
         for name, model in catalogue.models.items()
         for version, loaded in model.versions.items()
-    ]
-    print(f"serving on {settings.host}:{port}: {', '.join(served)}", flush=True)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if asks_check(arguments):
             sys.exit(0 if asyncio.run(check(settings)) else 1)
+        if settings.workers > 1:
+            given = sys.argv[1:] if arguments is None else arguments
+            sys.exit(asyncio.run(supervise(settings, given)))
         asyncio.run(serve(settings, lambda: read_settings(arguments, os.environ)))
     except NotFound as error:
         fail(str(error), status=1)

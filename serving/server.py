@@ -32,6 +32,7 @@ from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import Tokens
 from serving.tracing import sinks_of, tracing_of
+from serving.worker import worker_index
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 # Our clients ping an answer that is long in coming; gRPC would call that abuse.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-                ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+                # Else a second server would silently share the port.
+                ("grpc.so_reuseport", int(worker_index() is not None)),
             ]
         )
 

@@ -54,6 +54,9 @@ class ServerSettings(ControlSettings, EdgeSettings):
         2.0, "how long an idle engine waits for photos that are being decoded, to batch them"
     )
     max_queue: int = setting(256, "photos admitted and not yet answered, for each version")
+    workers: int = setting(
+        1, "processes that share the port, where one interpreter is the limit; see docs/serving.md"
+    )
     threads: int = setting(0, "cores for one batch on the CPU; 0: all that are usable")
     decode_threads: int = setting(0, "threads that decode photos; 0: one for each usable core")
     max_message_mib: int = setting(64, "largest message, MiB")
@@ -79,6 +82,7 @@ class ServerSettings(ControlSettings, EdgeSettings):
                 ("max_batch", 1, 1024),
                 ("max_delay_ms", 0, 10_000),
                 ("max_queue", 1, 1_000_000),
+                ("workers", 1, 256),
                 ("threads", 0, 1024),
                 ("decode_threads", 0, 1024),
                 ("max_message_mib", 1, 1024),

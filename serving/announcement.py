@@ -1,0 +1,23 @@
+"""How a server says that it is ready: the port file, and one line on stdout."""
+
+import os
+from pathlib import Path
+
+from serving.errors import Unavailable
+from serving.settings import ServerSettings
+
+
+def announce(settings: ServerSettings, port: int, served: str) -> None:
+    """Write the port file, whose appearance means ready, and say where, and what is served.
+
+    Raises Unavailable if the port file can't be written.
+    """
+    if settings.port_file:
+        path = Path(settings.port_file)
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_text(f"{port}\n")
+            os.replace(part, path)
+        except OSError as error:
+            raise Unavailable(f"the port file can't be written: {error}") from error
+    print(f"serving on {settings.host}:{port}: {served}", flush=True)

@@ -1,0 +1,26 @@
+"""What one of several processes that share a port knows of itself; see serving.workers."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+INDEX = "PAWPRINT_WORKER"
+
+
+def worker_index() -> int | None:
+    """0, 1, ... in a worker; None in a server that is the only one on its port."""
+    text = os.environ.get(INDEX)
+    return None if text is None else int(text)
+
+
+def when_parent_ends(ended: Callable[[], None]) -> None:
+    """Call `ended` once the parent is gone, however it went: its end of our stdin closes then."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def readable() -> None:
+        if not os.read(descriptor, 1024):
+            loop.remove_reader(descriptor)
+            ended()
+
+    loop.add_reader(descriptor, readable)

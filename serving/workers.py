@@ -1,0 +1,168 @@
+"""`serve --workers N`: processes that share a port, and the parent that starts them again.
+
+Each is a whole server with an interpreter of its own. The kernel deals out connections, not calls
+(SO_REUSEPORT): a connection stays with its process.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.announcement import announce
+from serving.cores import usable_cores
+from serving.errors import Unavailable
+from serving.settings import ServerSettings
+from serving.worker import INDEX
+
+log = logging.getLogger(__name__)
+
+# Until a dead worker is started again, the more the oftener it died; the last one ever after.
+RESTART_WAITS_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
+# One that lived so long counts as sound again.
+SOUND_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What each worker is told beyond what the parent was."""
+
+    arguments: Sequence[str]
+    port: int
+    settings: ServerSettings
+
+    def command(self, index: int) -> list[str]:
+        settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
+        own = {
+            "workers": 1,
+            "port": self.port,
+            "port-file": "",
+            "threads": settings.threads or share,
+            "decode-threads": settings.decode_threads or share,
+            "metrics-port": settings.metrics_port and settings.metrics_port + index,
+            "admin-port": settings.admin_port and settings.admin_port + index,
+        }
+        flags = [f"--{name}={value}" for name, value in own.items()]
+        return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
+
+
+class Worker:
+    """One of the processes, and those that follow it."""
+
+    def __init__(self, index: int, plan: Plan) -> None:
+        self._index = index
+        self._plan = plan
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def start(self) -> str:
+        """Returns what the worker says once it serves; "" if it ended before that."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._plan.command(self._index),
+            stdin=asyncio.subprocess.PIPE,  # closed by our end, however it comes: the worker's too
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, INDEX: str(self._index)},
+        )
+        assert self._process.stdout is not None
+        return (await self._process.stdout.readline()).decode().strip()
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def keep(self) -> None:
+        """Start it again whenever it dies, until `stop`."""
+        deaths, since = 0, time.monotonic()
+        while True:
+            status = await self.ended()
+            if self._stopping:
+                return
+            deaths = 1 if time.monotonic() - since > SOUND_AFTER_S else deaths + 1
+            wait_s = RESTART_WAITS_S[min(deaths, len(RESTART_WAITS_S)) - 1]
+            log.error(
+                "worker %d ended with status %d; started again in %g s", self._index, status, wait_s
+            )
+            await asyncio.sleep(wait_s)
+            if self._stopping:
+                return
+            since = time.monotonic()
+            if await self.start():
+                log.info("worker %d serves again", self._index)
+
+    def signal(self, number: int) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self.signal(signal.SIGTERM)
+        if self._process is not None:
+            await self.ended()
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for the workers, and takes no connections itself.
+
+    Raises Unavailable if it can't be had, or if another server listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as alone:  # would share with nobody
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port))
+        shared = socket.socket(family, socket.SOCK_STREAM)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind((host, port))
+    except OSError as error:
+        raise Unavailable(
+            f"can't listen on {host}:{port} ({error.strerror}); is another server there?"
+        ) from error
+    return shared
+
+
+async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
+    """Serve with settings.workers processes until SIGTERM or SIGINT; returns the exit status.
+
+    If one of them can't start at all, none is kept, and its status is returned: it has said why.
+    Raises Unavailable if the port can't be had.
+    """
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    with reserve(settings.host, settings.port) as reserved:
+        port = int(reserved.getsockname()[1])
+        plan = Plan(arguments=arguments, port=port, settings=settings)
+        workers = [Worker(index, plan) for index in range(settings.workers)]
+
+        def hang_up() -> None:
+            for worker in workers:
+                worker.signal(signal.SIGHUP)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        starting = asyncio.gather(*(worker.start() for worker in workers))
+        stop = asyncio.ensure_future(stopped.wait())
+        either: set[asyncio.Future[Any]] = {starting, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await asyncio.gather(*(worker.stop() for worker in workers))
+            await starting
+            return 0
+        lines = starting.result()
+        if not all(lines):
+            status = await workers[lines.index("")].ended()
+            await asyncio.gather(*(worker.stop() for worker in workers))
+            return status or 1
+        announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
+        keeping = asyncio.gather(*(worker.keep() for worker in workers))
+        await stop
+        await asyncio.gather(*(worker.stop() for worker in workers))
+        keeping.cancel()
+    return 0

@@ -1,0 +1,142 @@
+"""`serve --workers`: processes that share a port, one of which may die."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.client import Client
+from tests.conftest import ROOT, ServerProcess
+from tests.photos import jpeg
+
+WITHIN_S = 30.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def workers_of(server: ServerProcess) -> set[int]:
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children}
+
+
+def listening(pid: int, port: int) -> bool:
+    """Whether the process itself holds a listening socket of the port."""
+    inodes = {
+        line.split()[9]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].rpartition(":")[2], 16) == port
+    }
+    held = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held.add(os.readlink(descriptor))
+        except OSError:
+            continue
+    return any(f"socket:[{inode}]" in held for inode in inodes)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def pair(models: Path, start) -> ServerProcess:
+    return start(models, "--workers", "2", "--control", "none")
+
+
+def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> None:
+    workers = workers_of(pair)
+    port = int(pair.address.rpartition(":")[2])
+    assert len(workers) == 2 and all(listening(pid, port) for pid in workers)
+    assert not listening(pair.process.pid, port)
+    with Client(pair.address) as client:
+        assert client.classify([jpeg()], model="pets").version == 1
+    status, out, err = pair.stop()
+    assert status == 0, err
+    assert out == f"serving on {pair.address}: pets/1 (fp32 on cpu); 2 workers\n"
+    assert not any(running(pid) for pid in workers)
+
+
+def test_a_killed_worker_is_replaced_and_clients_notice_nothing(pair: ServerProcess) -> None:
+    ended = threading.Event()
+    answered: list[int] = []
+    failures: list[Exception] = []
+
+    def call() -> None:
+        with Client(pair.address) as client:
+            while not ended.is_set():
+                try:
+                    answered.append(client.classify([jpeg()], model="pets").version)
+                except Exception as error:
+                    failures.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    before = workers_of(pair)
+    until(lambda: len(answered) > 20)
+    os.kill(min(before), signal.SIGKILL)
+    port = int(pair.address.rpartition(":")[2])
+    until(lambda: len(workers_of(pair)) == 2 and min(before) not in workers_of(pair))
+    until(lambda: all(listening(pid, port) for pid in workers_of(pair)))
+    count = len(answered)
+    until(lambda: len(answered) > count + 20)
+    ended.set()
+    for caller in callers:
+        caller.join()
+    assert not failures
+    status, _, err = pair.stop()
+    assert status == 0 and "ended with status -9; started again" in err and "serves again" in err
+
+
+def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
+    workers = workers_of(pair)
+    pair.process.kill()
+    until(lambda: not any(running(pid) for pid in workers))
+
+
+def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", port]
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.serve", *flags],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
+
+
+def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
+    flags = ["--models", str(tmp_path), "--workers", "2", "--device", "cpu", "--port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.serve", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "error: no model to serve" in done.stderr
+    assert "Traceback" not in done.stderr
