@@ -22,6 +22,7 @@ from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
 from trainer.analysis.report import percent
 from trainer.analysis.workspace import run_tasks
+from trainer.onnx_runner import OnnxRunner
 
 ANALYZE = "trainer.analysis.analyze"
 SMALL = ("--budget", "quick", "--photos", 4, "--linf", "8/255", "--l2", "1", "--ideal", "none")
@@ -232,11 +233,13 @@ def test_a_server_that_is_not_there_is_an_error_and_changes_nothing(trained):
 
 
 def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
+    """The second is trained against an adversary, and has an int8 file that is judged too."""
     shutil.copytree(trained.models, tmp_path / "twice")
     run(
         *("trainer.train", "--data", trained.data, "--name", "cartoon", "--size", 32),
         *("--backbone", "tiny", "--weights", "none", "--epochs", 6, "--out", tmp_path / "twice"),
         *("--adversarial", "fast@1/255", "--learning-rate", 0.003),
+        *("--int8", "--max-accuracy-loss", 0.5),
     )
     monkeypatch.chdir(tmp_path)
     said = here(
@@ -253,6 +256,22 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
         other = made["transfer"][i][1 - i]
         assert made["transfer"][i][i] >= other, "an attack is strongest where it was made"
     assert "cartoon/2" in (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
+    here("cartoon/2", *SMALL, "--data", trained.data, "--models", tmp_path / "twice")
+    _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2")
+
+
+def _check_that_each_precision_was_judged(version):
+    report = json.loads((version / "analysis/report.json").read_text())
+    assert report["model"]["precisions"] == ["fp32", "int8"]
+    assert report["model"]["defence"] == "fast@1/255"
+    points = [point for attack in report["attacks"] for point in attack["points"]]
+    assert all(point["by_precision"].keys() == {"fp32", "int8"} for point in points)
+    runner = OnnxRunner(version / "model.int8.onnx")
+    for entry in report["adversarial"]:
+        pixels = np.asarray(Image.open(version / "analysis" / entry["picture"]))[None]
+        scores, said = runner.run(pixels, 1)[0][0], entry["by_precision"]["int8"]
+        assert said["label"] == report["model"]["labels"][scores.argmax()]
+        assert said["probability"] == pytest.approx(scores.max(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
