@@ -59,6 +59,7 @@ class TrainConfig:
     amp: str = "fp32"
     compile: bool = False
     deterministic: bool = False
+    logs: str | None = None  # folder for TensorBoard (None: .logs in `out`)
     checkpoints: str | None = None  # folder for the state after each epoch
     adversarial: str | None = None  # train against this adversary, such as pgd-3@4/255
     int8: bool = False  # publish the model in 8-bit integers too

@@ -11,6 +11,7 @@ import numpy as np
 from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.errors import InvalidData
+from trainer.near_duplicates import NearDuplicate, near_duplicates
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.split import Ints, hold_out
@@ -24,6 +25,7 @@ class PhotoData:
     labels: tuple[str, ...]  # sorted; a photo's label is an index into it
     splits: dict[str, tuple[Photo, ...]]  # train, val, test
     left_out: tuple[LeftOut, ...]
+    alike: tuple[NearDuplicate, ...]  # across splits
     squares: Pictures  # as the server would see them
 
     def targets(self, split: str) -> Ints:
@@ -82,7 +84,19 @@ def load_data(
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
     splits = _split(photos, labels, config, left_out, {file.split for file in files})
-    return PhotoData(labels=labels, splits=splits, left_out=tuple(left_out), squares=squares)
+    thumbnails = {item.digest: item.thumbnail for item in kept}
+    alike = [
+        pair
+        for one, other in (("test", "train"), ("test", "val"), ("val", "train"))
+        for pair in near_duplicates(splits[one], splits[other], thumbnails)
+    ]
+    return PhotoData(
+        labels=labels,
+        splits=splits,
+        left_out=tuple(left_out),
+        alike=tuple(alike),
+        squares=squares,
+    )
 
 
 def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:

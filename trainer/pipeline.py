@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +34,17 @@ from trainer.pictures import for_augmentation
 from trainer.probe import Head, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
 from trainer.stages import frozen_stages
+from trainer.tracking import tracked
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import find_files, labels_of
 from trainer.weights import digest_state
 
+_NAMED = 10  # near duplicates, at most
 SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
 _NEUTRAL = {
     *("data", "weights", "out", "name", "cache", "checkpoints", "workers", "strict", "compile"),
-    *("int8", "fp16", "max_accuracy_loss"),
+    *("int8", "fp16", "max_accuracy_loss", "logs"),
 }
 
 
@@ -177,15 +180,6 @@ def _probe_then_fine_tune(classifier: Classifier, run: Run) -> Fitted:
 def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
     data, config, console = run.data, run.config, run.console
 
-    def report(epoch: Epoch) -> None:
-        seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
-        robust = epoch.val_robust_accuracy
-        withstood = "" if robust is None else f"  under attack {robust:.4f}"
-        console.line(
-            f"Epoch {epoch.epoch}/{config.epochs}: {seen}val loss {epoch.val_loss:.4f}  "
-            f"val accuracy {epoch.val_accuracy:.4f}{withstood}"
-        )
-
     pictures = for_augmentation(config.size, workers=config.workers)
     augmentation = Augmentation(
         pictures, config.size, config.seed, policy=config.augment, erasing=config.erasing
@@ -193,7 +187,18 @@ def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
     adversary = None
     if config.adversarial:
         adversary = Adversary(parse_defence(config.adversarial), config.seed)
-    with console.bar("Training", config.epochs * len(data.splits["train"])) as advance:
+    logs = Path(config.out, ".logs") if config.logs is None else Path(config.logs)
+    steps = config.epochs * len(data.splits["train"])
+    with (
+        tracked(logs, config.name) if run.world.leads else nullcontext() as track,
+        console.bar("Training", steps) as advance,
+    ):
+
+        def report(epoch: Epoch) -> None:
+            console.line(_in_words(epoch, config.epochs))
+            if track is not None:
+                track(epoch)
+
         try:
             result = fine_tune(
                 classifier,
@@ -220,6 +225,16 @@ def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
     return result
 
 
+def _in_words(epoch: Epoch, epochs: int) -> str:
+    seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
+    robust = epoch.val_robust_accuracy
+    withstood = "" if robust is None else f"  under attack {robust:.4f}"
+    return (
+        f"Epoch {epoch.epoch}/{epochs}: {seen}val loss {epoch.val_loss:.4f}  "
+        f"val accuracy {epoch.val_accuracy:.4f}{withstood}"
+    )
+
+
 def _fitted(result: FineTuned, data: PhotoData, penalty: float | None, how: str) -> Fitted:
     return Fitted(
         how=how,
@@ -242,3 +257,7 @@ def _say_what_was_found(data: PhotoData, console: Console) -> None:
         console.line(f"Left out {len(data.left_out)} files:")
         for item in data.left_out:
             console.line(f"  {item.file}: {item.reason}")
+    if data.alike:
+        console.line(f"{len(data.alike)} photos look like one in another split, which flatters:")
+        for pair in data.alike[:_NAMED]:
+            console.line(f"  {pair.one.file} and {pair.other.file}")

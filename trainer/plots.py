@@ -1,6 +1,6 @@
 """Pictures of a training run: curves, confusion matrix, reliability diagram."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trainer.metrics import Floats, Ints, confusion_matrix, expected_calibration_error, reliability
+from trainer.mistakes import draw_mistakes, most_wrong
+from trainer.pictures import Pixels
 from trainer.training import Epoch
 
 _DPI = 110
@@ -19,19 +21,26 @@ def save_plots(
     folder: Path,
     history: Sequence[Epoch],
     probabilities: Floats,
+    uncalibrated: Floats,
     targets: Ints,
     labels: Sequence[str],
+    pictures_of: Callable[[Ints], Sequence[Pixels]],
 ) -> None:
-    """training.png (where there were epochs), confusion.png and reliability.png in `folder`.
+    """training.png (where there were epochs), confusion.png, reliability.png and mistakes.png.
 
-    probabilities [n, K] and targets [n] of the test photos.
+    probabilities [n, K], those before the temperature, and targets [n] of the test photos;
+    `pictures_of` gives the pixels of some of them. Without mistakes there is no picture of them.
     """
     folder.mkdir()
     if len(history) > 1:
         _save(_training(history), folder / "training.png")
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
     _save(_confusion(matrix, labels), folder / "confusion.png")
-    _save(_reliability(probabilities, targets), folder / "reliability.png")
+    _save(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
+    worst = most_wrong(probabilities, targets)
+    if len(worst):
+        figure = draw_mistakes(pictures_of(worst), probabilities[worst], targets[worst], labels)
+        _save(figure, folder / "mistakes.png")
 
 
 def _training(history: Sequence[Epoch]) -> Figure:
@@ -69,16 +78,22 @@ def _confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _reliability(probabilities: Floats, targets: Ints) -> Figure:
-    counts, confidence, right = reliability(probabilities, targets)
-    filled = counts > 0
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+def _reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> Figure:
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="grey", label="perfect")
-    sizes = 20 + 300 * counts[filled] / counts.sum()
-    axes.scatter(confidence[filled], right[filled], sizes, alpha=0.7, label="bins, area by photos")
-    ece = expected_calibration_error(probabilities, targets)
-    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=f"ECE {ece:.3f}, {len(targets)} test photos")
+    for scores, name, alpha in (
+        (uncalibrated, "before the temperature", 0.35),
+        (probabilities, "as served", 0.8),
+    ):
+        counts, confidence, right = reliability(scores, targets)
+        filled = counts > 0
+        sizes = 20 + 300 * counts[filled] / counts.sum()
+        ece = expected_calibration_error(scores, targets)
+        label = f"{name}: ECE {ece:.3f}"
+        axes.scatter(confidence[filled], right[filled], sizes, alpha=alpha, label=label)
+    title = f"{len(targets)} test photos; bins, area by photos"
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
     _label(axes, "confidence", "accuracy")
     return figure
 

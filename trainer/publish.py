@@ -24,6 +24,7 @@ from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served, export_onnx
+from trainer.metrics import expected_calibration_error, softmax
 from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.training import Epoch
@@ -81,9 +82,19 @@ def publish(
         variants = as_variants(add_precisions(bench, folder, fp32, config), images[:1])
         save_file(version_state(calibrated.classifier), folder / WEIGHTS)
         (folder / "split.json").write_text(data.split_json(), encoding="utf-8")
-        (folder / "training.json").write_text(_training_json(fitted), encoding="utf-8")
         targets = data.targets("test")
-        save_plots(folder / "plots", fitted.history, fp32.probabilities, targets, data.labels)
+        uncalibrated = softmax(fp32.logits * fitted.temperature)
+        ece = expected_calibration_error(uncalibrated, targets)
+        (folder / "training.json").write_text(_training_json(fitted, ece), encoding="utf-8")
+        save_plots(
+            folder / "plots",
+            fitted.history,
+            fp32.probabilities,
+            uncalibrated,
+            targets,
+            data.labels,
+            lambda chosen: data.squares.get([test[i] for i in chosen]),
+        )
 
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(
@@ -110,8 +121,8 @@ def publish(
     return Published(path=repository.path(config.name, number), manifest=manifest, how=fitted.how)
 
 
-def _training_json(fitted: Fitted) -> str:
-    value = dataclasses.asdict(fitted)
+def _training_json(fitted: Fitted, uncalibrated_ece: float) -> str:
+    value = dataclasses.asdict(fitted) | {"ece_without_temperature": uncalibrated_ece}
     for epoch in value["history"]:
         for name in ("train_loss", "train_accuracy"):
             if epoch["epoch"] == 0:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serving.errors import InvalidImage
+from trainer.near_duplicates import Thumbnail, thumbnail
 from trainer.pictures import Pictures
 from trainer.tree import Found
 
@@ -22,6 +23,7 @@ class LeftOut:
 class Usable:
     found: Found
     digest: str  # sha256 of its bytes, hex
+    thumbnail: Thumbnail
 
 
 def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator[Usable | LeftOut]:
@@ -35,8 +37,8 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
             data = found.path.read_bytes()
             digest = hashlib.sha256(data).hexdigest()
-            pictures.decode(data, digest)
-            return Usable(found=found, digest=digest)
+            small = thumbnail(pictures.decode(data, digest))
+            return Usable(found=found, digest=digest, thumbnail=small)
         except InvalidImage as error:
             return LeftOut(file=found.file, reason=str(error))
         except OSError as error:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ so that small perturbations turn it less often, at a price in clean accuracy; `a
 """
 _EPILOG = """\
 examples:
-  train --data photos --name pets
+  train --data photos                     # names, chooses and says the rest
+  train --data photos --name pets --compare
   train --data photos --name pets --backbone resnet50 --epochs 0
   train --data photos --name pets --weights mobilenet_v2.pth
   train --data drawings --name drawings --backbone tiny --weights none
@@ -94,6 +96,7 @@ _HELP = {
     "amp": "mixed precision of training: fp32 (none), bf16 or fp16",
     "compile": "compile the net (torch.compile): worth it for long trainings on a GPU",
     "deterministic": "the same weights from the same seed on a GPU too, if slower",
+    "logs": "folder for TensorBoard (default: .logs in the model repository)",
     "checkpoints": "folder for the state after each epoch; a killed training goes on from it",
     "adversarial": "train against PGD of so many steps, or one (fast@4/255), of this size",
     "int8": "publish the model in 8-bit integers too, for CPUs",
@@ -109,12 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # spinning was measured to make training six times slower. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = vars(_parser().parse_args(arguments))
-    as_json, file = flags.pop("json"), flags.pop("config")
+    as_json, file, as_comparison = (flags.pop(name) for name in ("json", "config", "compare"))
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     console = Console(to_stderr=as_json, silent=not leads)
     try:
-        config = read_config(flags, os.environ, file)
-        console.table("Configuration", [(k, str(v)) for k, v in dataclasses.asdict(config).items()])
+        given = read_settings(flags, os.environ, file)
+        config = with_defaults(given)
+        if as_comparison:
+            from trainer.compare import compare
+
+            rows = compare({**given, "name": config.name}, with_defaults, console)
+            if as_json:
+                print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+            return 0
+        console.table("Configuration", _in_words(config, given))
         from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
 
         published = train(config, console)
@@ -136,27 +147,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_config(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
-) -> TrainConfig:
-    """Settings from flags, then environment, then a TOML file, then defaults.
+def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    values = dataclasses.asdict(config)
+    chosen = {"name", "backbone", "size", "batch_size", "epochs"} - given.keys()
+    return [(k, f"{v}  (chosen)" if k in chosen else str(v)) for k, v in values.items()]
 
-    Raises InvalidRequest for an unknown key, a value of another type, or one out of range.
+
+def read_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> dict[str, Any]:
+    """Settings from flags, then environment, then a TOML file.
+
+    Raises InvalidRequest for an unknown key or a value of another type.
     """
     given = _from_file(file) if file else {}
     given |= _from_environment(environment)
     given |= flags
-    missing = [name for name in ("data", "name") if name not in given]
-    if missing:
-        raise InvalidRequest(f"--{missing[0]} is required; see train --help")
-    defaults: dict[str, Any] = _ADVERSARIAL if given.get("adversarial") else {}
+    return given
+
+
+def with_defaults(given: Mapping[str, Any]) -> TrainConfig:
+    """The settings given, and for the others what suits them. Raises InvalidRequest, InvalidData.
+
+    The model is named after its folder of photos; backbone, batch size and epochs follow from the
+    number of photos and the device.
+    """
+    if "data" not in given:
+        raise InvalidRequest("--data is required; see train --help")
+    defaults: dict[str, Any] = {"name": _name(given["data"])}
     if given.get("weights") == "none":
-        defaults = _FROM_SCRATCH
+        defaults |= _FROM_SCRATCH
+    else:
+        defaults |= _chosen(given)
+        defaults |= _ADVERSARIAL if given.get("adversarial") else {}
     if "size" not in given:
         from trainer.backbones import default_size
 
-        defaults = {**defaults, "size": default_size(given.get("backbone", TrainConfig.backbone))}
+        chosen = defaults.get("backbone", TrainConfig.backbone)
+        defaults["size"] = default_size(given.get("backbone", chosen))
     return TrainConfig(**{**defaults, **given})
+
+
+def _name(data: str) -> str:
+    """The folder's own, as far as a model may have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).resolve().name).strip("-._") or "model"
+
+
+def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What trainer.auto chooses, of the settings that are not given."""
+    wanted = {"backbone", "batch_size", "epochs"} - given.keys()
+    if given.get("weights", "imagenet") != "imagenet":
+        wanted.discard("backbone")  # the weights are those of one net
+    if not wanted:
+        return {}
+    import torch
+
+    from trainer.auto import choose
+    from trainer.tree import find_files
+
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    found = choose(len(find_files(Path(given["data"]))), gpu)
+    return {name: found[name] for name in wanted}
 
 
 def _kinds() -> dict[str, type]:
@@ -221,10 +272,16 @@ def _parser() -> argparse.ArgumentParser:
             also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]
             help_text += f" (default: {field.default}{''.join(also)})"
         names = {"data": "DIR", "out": "DIR", "cache": "DIR", "adversarial": "pgd-3@4/255"}
-        names["checkpoints"] = "DIR"
+        names |= {"checkpoints": "DIR", "logs": "DIR"}
         metavar = names.get(field.name, "VALUE")
         parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        default=False,
+        help="train in four ways: frozen, fine-tuned, full, from scratch; one table and plot",
+    )
     parser.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
     return parser
 

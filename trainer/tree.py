@@ -63,6 +63,7 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
             f"{folder} has {have}; expected two or more folders, each named after its class and "
             f"holding its photos: {folder}/<class>/<photo>"
         )
+    _distinct(classes)
     files = {label: _files(label) for label in classes}
     empty = [str(label) for label, paths in files.items() if not paths]
     if empty:
@@ -72,6 +73,19 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
         for label, paths in files.items()
         for path in paths
     ]
+
+
+def _distinct(classes: Sequence[Path]) -> None:
+    """Two folders whose names differ only in case or spaces are one class, misspelt."""
+    seen: dict[str, Path] = {}
+    for folder in classes:
+        name = " ".join(folder.name.replace("_", " ").casefold().split())
+        other = seen.setdefault(name, folder)
+        if other is not folder:
+            raise InvalidData(
+                f"the classes {other.name!r} and {folder.name!r} in {folder.parent} differ only in "
+                "case or spaces; merge them, or give them names that differ"
+            )
 
 
 def _same_classes(found: dict[str, list[Found]]) -> None:

@@ -40,6 +40,7 @@ class Candidate:
     parity: Parity
     differ: tuple[Disagreement, ...]
     probabilities: Floats  # [n, K] of the test photos
+    logits: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Bench:
             parity=parity,
             differ=tuple(differ),
             probabilities=probabilities,
+            logits=logits,
         )
 
 

@@ -5,8 +5,24 @@ from pathlib import Path
 import pytest
 
 from serving.errors import InvalidRequest
+from trainer.auto import choose
 from trainer.config import TrainConfig
-from trainer.train import read_config
+from trainer.train import read_settings, with_defaults
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """photos/ and d/ in the current folder, each of two classes."""
+    for name in ("photos/cat", "photos/dog", "d/cat", "d/dog"):
+        folder = tmp_path / "here" / name
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").touch()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def read_config(flags: dict, environment: dict, file: Path | None) -> TrainConfig:
+    return with_defaults(read_settings(flags, environment, file))
+
 
 REQUIRED = {"data": "photos", "name": "pets"}
 
@@ -24,8 +40,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path):
 def test_required_settings_may_come_from_the_environment():
     environment = {"PAWPRINT_TRAIN_DATA": "d", "PAWPRINT_TRAIN_NAME": "n"}
     assert read_config({}, environment, None).data == "d"
-    with pytest.raises(InvalidRequest, match="--name is required"):
-        read_config({"data": "d"}, {}, None)
+    with pytest.raises(InvalidRequest, match="--data is required"):
+        read_config({"name": "n"}, {}, None)
 
 
 def test_defaults_follow_backbone_and_weights():
@@ -87,3 +103,23 @@ def test_values_out_of_range_are_named_with_what_was_expected(
 ):
     with pytest.raises(InvalidRequest, match=message):
         TrainConfig(**{**REQUIRED, setting: value})
+
+
+def test_the_model_is_named_after_its_folder(tmp_path: Path):
+    assert read_config({"data": "photos"}, {}, None).name == "photos"
+    odd = tmp_path / "My cats & dogs!"
+    (tmp_path / "here" / "photos").rename(odd)
+    assert read_config({"data": str(odd)}, {}, None).name == "My-cats-dogs"
+
+
+def test_backbone_batch_and_epochs_follow_photos_and_device():
+    few = choose(500, None)
+    assert few == {"backbone": "mobilenet_v2", "batch_size": 32, "epochs": 6}
+    assert (
+        choose(500, None)["epochs"] > choose(10_000, None)["epochs"] > choose(10**6, None)["epochs"]
+    )
+    small, large = choose(500, 4 << 30), choose(10_000, 80 << 30)
+    assert small["backbone"] == "resnet50" and large["backbone"] == "convnext_tiny"
+    assert 8 <= small["batch_size"] < large["batch_size"] <= 256
+    given = read_config({"data": "photos", "weights": "file.pth", "batch_size": 5}, {}, None)
+    assert (given.backbone, given.batch_size) == (TrainConfig.backbone, 5)

@@ -218,3 +218,13 @@ def test_what_does_not_fit_in_memory_is_decoded_anew_and_the_same(photos: MakePh
     again = data.squares.get(members)
     assert len(data.squares._kept) == 2
     assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+@pytest.mark.parametrize("other", ["Discs", "discs ", "dis_cs"])
+def test_classes_that_differ_only_in_case_or_spaces_are_one_misspelt(
+    photos: MakePhotos, other: str
+):
+    folder = photos(labels=("dis cs" if "_" in other else "discs", "squares"))
+    shutil.copytree(folder / "squares", folder / other)
+    with pytest.raises(InvalidData, match="differ only in case or spaces; merge them"):
+        load(folder)

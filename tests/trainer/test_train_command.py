@@ -66,6 +66,9 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
     assert {"plots/training.png", "plots/confusion.png", "plots/reliability.png"} <= set(
         manifest.files
     )
+    assert ("plots/mistakes.png" in manifest.files) == (metrics.correct < metrics.photos)
+    training = json.loads((trained.repository.path("shapes", 1) / "training.json").read_text())
+    assert 0 <= training["ece_without_temperature"] <= 1
 
 
 def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
@@ -205,7 +208,8 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(photos: MakePhotos, tm
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "error: interrupted; nothing was published\n"
-    assert Repository(out).names() == [] and not list(out.glob("*/*"))
+    assert Repository(out).names() == [] and not list(out.glob("shapes/*"))
+    assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
 
 
 def test_killed_before_the_rename_nothing_is_there_to_be_served(photos: MakePhotos, tmp_path: Path):

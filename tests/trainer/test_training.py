@@ -16,6 +16,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.defence import parse_defence
+from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.features import plain
 from trainer.optimizers import parameter_groups
@@ -73,6 +74,7 @@ class Run:
         self.classifier: Classifier = build(backbone, 2, 48)
         self.classifier.freeze(frozen_stages(self.classifier.backbone, self.config.thaw))
         self.checkpoints: Checkpoints | None = None
+        self.world = ALONE
         self.reported: list[Epoch] = []
         self.done = 0
 
@@ -86,7 +88,7 @@ class Run:
             adversary = Adversary(parse_defence(self.config.adversarial), self.config.seed)
         return fine_tune(
             self.classifier, self.data, augmentation, self.config, self.reported.append, advance,
-            adversary=adversary, checkpoints=self.checkpoints,
+            adversary=adversary, checkpoints=self.checkpoints, world=self.world,
         )  # fmt: skip
 
     def val_images(self) -> torch.Tensor:

@@ -1,0 +1,105 @@
+"""The ways of transfer learning side by side: the same photos and splits, each way a version."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from serving.errors import InvalidRequest
+from serving.modelspec import Manifest
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.pipeline import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    way: str
+    version: str  # name/number
+    trained: str  # what was published in the end
+    accuracy: float
+    accuracy_low: float  # 95 % interval
+    accuracy_high: float
+    seconds: float
+    megabytes: float  # of model.onnx
+    latency_ms: float
+
+
+def compare(
+    settings: Mapping[str, Any], make: Callable[[Mapping[str, Any]], TrainConfig], console: Console
+) -> list[Row]:
+    """Train `settings` in each of four ways; `make` fills in the defaults of each.
+
+    Beside the versions, <name>-<way>, lie <name>-comparison.json and .png. Raises PawprintError.
+    """
+    rows = []
+    name, out = settings["name"], Path(settings.get("out", TrainConfig.out))
+    pretrained = settings.get("weights", TrainConfig.weights)
+    if pretrained == "none":
+        raise InvalidRequest("--compare needs pre-trained weights; give --weights imagenet or FILE")
+    fine = {k: v for k, v in settings.items() if k not in ("weights", "thaw", "name")}
+    ways: dict[str, dict[str, Any]] = {
+        "frozen": {**fine, "weights": pretrained, "epochs": 0},
+        "fine-tuned": {**fine, "weights": pretrained},
+        "full": {**fine, "weights": pretrained, "thaw": 1.0, "views": 1000},
+        "scratch": {**fine, "weights": "none"},
+    }
+    for way, changed in ways.items():
+        console.line(f"\n--- {way}")
+        published = train(make({**changed, "name": f"{name}-{way}"}), console)
+        if published is not None:
+            rows.append(_row(way, published.manifest, published.how))
+    if rows:
+        found = [asdict(row) for row in rows]
+        (out / f"{name}-comparison.json").write_text(json.dumps(found, indent=1) + "\n")
+        _plot(rows, out / f"{name}-comparison.png")
+        _say(rows, console)
+    return rows
+
+
+def _row(way: str, manifest: Manifest, how: str) -> Row:
+    variant = manifest.variants["fp32"]
+    return Row(
+        way=way,
+        version=f"{manifest.name}/{manifest.version}",
+        trained=how,
+        accuracy=variant.metrics.accuracy,
+        accuracy_low=variant.metrics.accuracy_low,
+        accuracy_high=variant.metrics.accuracy_high,
+        seconds=manifest.training_seconds,
+        megabytes=manifest.files[variant.file].size / 1e6,
+        latency_ms=variant.latency_ms,
+    )
+
+
+def _say(rows: Sequence[Row], console: Console) -> None:
+    console.table(
+        "Ways of transfer learning, on the test photos",
+        [
+            (
+                row.way,
+                f"{row.accuracy:.4f} ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})  "
+                f"{row.seconds:.0f} s  {row.megabytes:.1f} MB  {row.latency_ms:.1f} ms a photo  "
+                f"[{row.version}: {row.trained}]",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _plot(rows: Sequence[Row], path: Path) -> None:
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        below, above = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
+        errors = [[max(0.0, below)], [max(0.0, above)]]
+        axes.errorbar(row.seconds, row.accuracy, errors, fmt="o", capsize=3, label=row.way)
+    axes.set(xscale="log", xlabel="time, s", ylabel="accuracy on the test photos")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,42 @@
+"""The photos that a net is most wrongly sure of: wrong labels and odd pictures come first."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer.metrics import Floats, Ints
+from trainer.pictures import Pixels
+
+_COLUMNS, _ROWS = 6, 3
+MOST = _COLUMNS * _ROWS
+
+
+def most_wrong(probabilities: Floats, targets: Ints, count: int = MOST) -> Ints:
+    """Indices of wrong answers, from the one whose label was thought least likely; at most `count`.
+
+    probabilities [n, K], targets [n].
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != targets)
+    order = np.argsort(probabilities[wrong, targets[wrong]], kind="stable")
+    return wrong[order[:count]]
+
+
+def draw_mistakes(
+    pictures: Sequence[Pixels], probabilities: Floats, targets: Ints, labels: Sequence[str]
+) -> Figure:
+    """Each of `pictures` uint8 [S, S, 3] with what it is and what it was taken for; [n, K], [n]."""
+    rows = max(1, -(-len(pictures) // _COLUMNS))
+    figure = Figure(figsize=(2 * _COLUMNS, 2.4 * rows), layout="constrained")
+    for axes in figure.subplots(rows, _COLUMNS).ravel():
+        axes.axis("off")
+    for axes, picture, row, target in zip(
+        figure.axes, pictures, probabilities, targets, strict=False
+    ):
+        axes.imshow(picture)
+        taken = int(row.argmax())
+        axes.set_title(
+            f"{labels[target]} ({row[target]:.0%})\nas {labels[taken]} ({row[taken]:.0%})",
+            fontsize=8,
+        )
+    return figure

@@ -1,0 +1,32 @@
+"""The curves of a training while it runs, for TensorBoard."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.training import Epoch
+
+
+@contextmanager
+def tracked(folder: Path, name: str) -> Iterator[Callable[[Epoch], None]]:
+    """What writes the figures of an epoch to a new folder of this run below `folder`/`name`."""
+    started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    writer = SummaryWriter(str(folder / name / started))
+
+    def write(epoch: Epoch) -> None:
+        figures = {"loss/val": epoch.val_loss, "accuracy/val": epoch.val_accuracy}
+        if epoch.epoch > 0:
+            figures |= {"loss/train": epoch.train_loss, "accuracy/train": epoch.train_accuracy}
+        if epoch.val_robust_accuracy is not None:
+            figures["accuracy/val under attack"] = epoch.val_robust_accuracy
+        for figure, value in figures.items():
+            writer.add_scalar(figure, value, epoch.epoch)
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        writer.close()
