@@ -29,6 +29,7 @@ from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.features import VIEWS, extract
 from trainer.heads import initialise_head
+from trainer.listing import find_photos
 from trainer.metrics import chance_of_gain
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, fit_head, fit_probe
@@ -36,7 +37,7 @@ from trainer.publish import Fitted, Published, publish
 from trainer.stages import frozen_stages
 from trainer.tracking import tracked
 from trainer.training import Epoch, FineTuned, fine_tune
-from trainer.tree import find_files, labels_of
+from trainer.tree import labels_of
 from trainer.weights import digest_state
 
 _NAMED = 10  # near duplicates, at most
@@ -78,7 +79,7 @@ def _train(config: TrainConfig, console: Console, world: World) -> Published | N
     repository = Repository(Path(config.out))
     with repository.staging(config.name):
         pass  # fails now, rather than after the training, where nothing can be written
-    files = find_files(Path(config.data))
+    files = find_photos(Path(config.data))
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
     if config.weights == "none":
         drawn = torch.Generator().manual_seed(config.seed)

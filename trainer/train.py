@@ -58,7 +58,7 @@ _FROM_SCRATCH = {
 # Robustness is learnt by all stages, from pictures that are never the same.
 _ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0, "views": 1000}
 _HELP = {
-    "data": "folder of photos",
+    "data": "folder of photos, or a .csv or .parquet of path, label and, if given, split",
     "name": "name of the model",
     "out": "model repository",
     "backbone": "tiny, or a classification model of torchvision by its name",
@@ -189,8 +189,9 @@ def with_defaults(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _name(data: str) -> str:
-    """The folder's own, as far as a model may have it."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).resolve().name).strip("-._") or "model"
+    """The folder's own, or the table's, as far as a model may have it."""
+    name = Path(data).resolve().name.removesuffix(".csv").removesuffix(".parquet")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
 def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,10 +204,10 @@ def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from trainer.auto import choose
-    from trainer.tree import find_files
+    from trainer.listing import find_photos
 
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    found = choose(len(find_files(Path(given["data"]))), gpu)
+    found = choose(len(find_photos(Path(given["data"]))), gpu)
     return {name: found[name] for name in wanted}
 
 

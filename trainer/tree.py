@@ -46,7 +46,7 @@ def find_files(root: Path) -> list[Found]:
             "train, val and test there, or only class folders"
         )
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
-    _same_classes(found)
+    same_classes(found)
     return [file for split in SPLITS for file in found.get(split, [])]
 
 
@@ -88,7 +88,8 @@ def _distinct(classes: Sequence[Path]) -> None:
             )
 
 
-def _same_classes(found: dict[str, list[Found]]) -> None:
+def same_classes(found: dict[str, list[Found]]) -> None:
+    """Raises InvalidData if a split lacks a class of train, or has another."""
     expected = {file.label for file in found["train"]}
     for split, files in found.items():
         labels = {file.label for file in files}

@@ -1,0 +1,74 @@
+"""Photos named in a table."""
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from trainer.errors import InvalidData
+from trainer.listing import find_photos
+from trainer.tree import labels_of
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "photos.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_paths_labels_and_splits_are_read(tmp_path: Path):
+    path = table(tmp_path, "split,label,path\ntest,dog,b/2.jpg\ntrain,dog,1.jpg\n"
+                 "test,cat,3.jpg\ntrain,cat,b/0.jpg\n")  # fmt: skip
+    found = find_photos(path)
+    assert [(f.file, f.label, f.split) for f in found] == [
+        ("1.jpg", "dog", "train"),
+        ("b/0.jpg", "cat", "train"),
+        ("3.jpg", "cat", "test"),
+        ("b/2.jpg", "dog", "test"),
+    ]
+    assert found[1].path == tmp_path / "b" / "0.jpg" and labels_of(found) == ("cat", "dog")
+
+
+def test_without_splits_there_are_none(tmp_path: Path):
+    found = find_photos(table(tmp_path, "path,label\na.jpg,x\nb.jpg,y\n"))
+    assert {each.split for each in found} == {None}
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path):
+    columns = {"path": ["a.jpg", "b.jpg"], "label": ["x", "y"], "split": [None, None]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    found = find_photos(tmp_path / "t.parquet")
+    assert [(f.file, f.label, f.split) for f in found] == [
+        ("a.jpg", "x", None),
+        ("b.jpg", "y", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,x\n", "has no column path; it has file, label"),
+        ("", "has no column path or label; it has none"),
+        ("path,label\n", "has no rows; expected two labels"),
+        ("path,label\na,x\nb,x\n", r"one label \(x\)"),
+        ("path,label\na,x\nb,\n", "row 2 of .* has no label"),
+        ("path,label\na,x\n,y\n", "row 2 of .* has no path"),
+        ("path,label\na,x\na,y\n", "names a more than once"),
+        ("path,label,split\na,x,train\nb,y,dev\n", "row 2 of .* has the split 'dev'; expected"),
+        ("path,label,split\na,x,train\nb,y,\n", "some photos a split and others none"),
+        ("path,label,split\na,x,test\nb,y,test\n", "no row of the split train"),
+        ("path,label,split\na,x,train\nb,y,train\nc,x,test\n", "classes of test are not those"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_by_row(tmp_path: Path, text: str, message: str):
+    with pytest.raises(InvalidData, match=message):
+        find_photos(table(tmp_path, text))
+
+
+def test_a_file_that_is_no_table_says_so(tmp_path: Path):
+    (tmp_path / "t.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InvalidData, match="can't be read as Parquet"):
+        find_photos(tmp_path / "t.parquet")
+    with pytest.raises(InvalidData, match="can't be read as CSV"):
+        find_photos(tmp_path / "absent.csv")
