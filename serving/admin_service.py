@@ -7,9 +7,10 @@ import grpc
 
 from protos.pawprint.v1 import admin_pb2 as pb
 from protos.pawprint.v1 import admin_pb2_grpc
-from serving.model_control import ModelControl, VersionState
+from serving.model_control import ModelControl
 from serving.settings import ServerSettings
 from serving.status import failure_of
+from serving.version_state import VersionState
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
-from serving.model_control import VersionState
+from serving.version_state import VersionState
 
 UNKNOWN = "unknown"
 # Each about twice the last: from a bare inference to a caller's patience.

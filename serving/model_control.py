@@ -8,10 +8,10 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from serving.batching import Batcher, BatchSettings
-from serving.catalogue import Canary, Catalogue, ServedModel, ServedVersion, Shadow
+from serving.batching import Batcher
+from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
 from serving.inference_thread import InferenceThread
@@ -19,8 +19,10 @@ from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, up
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
-from serving.splits import Split, read_splits
+from serving.splits import read_splits
 from serving.version_policy import read_policy
+from serving.version_state import VersionState, states_of
+from serving.wiring import batch_settings, catalogue_of, warm_sizes
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +30,6 @@ log = logging.getLogger(__name__)
 RESTART_WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 OnChange = Callable[[Catalogue], Awaitable[None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionState:
-    model: str
-    version: int
-    state: str  # "serving", "refused" or "restarting"
-    reason: str  # why it is refused
-    aliases: tuple[str, ...]
-    default: bool
-    device: str  # "" unless it is serving
-    precision: str
 
 
 class ModelControl:
@@ -91,7 +81,10 @@ class ModelControl:
         while True:
             await asyncio.sleep(self.settings.poll_s or 1.0)
             if self.settings.control == "poll" and self.settings.poll_s:
-                await self.rescan()
+                try:
+                    await self.rescan()
+                except Exception:  # a defect of ours must not end the watch
+                    log.exception("unexpected error while looking at the repository")
 
     async def rescan(self) -> None:
         """Serve what the repository and the settings ask for now.
@@ -163,24 +156,9 @@ class ModelControl:
 
     def states(self) -> list[VersionState]:
         """What has become of every version that was tried, by model and version."""
-        found = []
-        for name, model in sorted(self._models.items()):
-            for version in sorted({*model.versions, *model.restarting, *model.refused}):
-                loaded, refusal = model.versions.get(version), model.refused.get(version)
-                state = "refused" if refusal else "serving" if loaded else "restarting"
-                found.append(
-                    VersionState(
-                        model=name,
-                        version=version,
-                        state=state,
-                        reason=refusal.reason if refusal else "",
-                        aliases=tuple(a for a, v in model.aliases.items() if v == version),
-                        default=version == model.default_version,
-                        device=loaded.engine.device if loaded else "",
-                        precision=loaded.engine.precision if loaded else "",
-                    )
-                )
-        return found
+        return [
+            state for name in sorted(self._models) for state in states_of(name, self._models[name])
+        ]
 
     # --- one change at a time: the lock is held
 
@@ -198,26 +176,14 @@ class ModelControl:
             for version, loaded in model.versions.items():
                 served[name, version] = self._wire(loaded, self._served.get((name, version)))
         self._served = served
-        catalogue = Catalogue(
-            {
-                name: self._catalogued(name, model)
-                for name, model in sorted(self._models.items())
-                if model.versions or model.restarting
-            }
-        )
+        catalogue = catalogue_of(self._models, served, self.settings)
         await self._on_change(catalogue)
         return catalogue
 
     def _wire(self, loaded: LoadedVersion, before: ServedVersion | None) -> ServedVersion:
-        if before is not None and before.engine is loaded.engine:
+        engine = loaded.engine
+        if before is not None and before.engine is engine:
             return replace(before, robustness=loaded.robustness)
-        settings, engine = self.settings, loaded.engine
-        batching = BatchSettings(
-            max_batch=settings.max_batch,
-            max_delay_s=settings.max_delay_ms / 1e3,
-            max_queue=settings.max_queue,
-            sizes=warm_sizes(settings.max_batch) if pads(settings.pad, engine.device) else (),
-        )
         loop = asyncio.get_running_loop()
         name, version = engine.manifest.name, engine.manifest.version
 
@@ -227,29 +193,8 @@ class ModelControl:
         run = ObservedRun(engine, self._on_batch, on_broken)
         return ServedVersion(
             engine=engine,
-            batcher=Batcher(run, batching, self._thread),
+            batcher=Batcher(run, batch_settings(self.settings, engine.device), self._thread),
             robustness=loaded.robustness,
-        )
-
-    def _catalogued(self, name: str, model: LoadedModel) -> ServedModel:
-        canary, shadow = self._split("canary", name), self._split("shadow", name)
-        versions = {version: self._served[name, version] for version in model.versions}
-        copied_to = versions.get(_named(shadow, model)) if shadow else None
-        if shadow is not None and copied_to is not None:
-            copies = Shadow(served=copied_to, share=shadow.share)
-            versions = {
-                version: served if served is copied_to else replace(served, shadow=copies)
-                for version, served in versions.items()
-            }
-        return ServedModel(
-            name=name,
-            versions=versions,
-            default_version=model.default_version,
-            aliases=model.aliases,
-            restarting=model.restarting,
-            canary=Canary(version=_named(canary, model), share=canary.share)
-            if canary and _named(canary, model) in versions
-            else None,
         )
 
     # --- an engine that fails
@@ -280,7 +225,7 @@ class ModelControl:
                     loaded = await asyncio.to_thread(
                         load_version, self._repository, name, version, self._load_engine
                     )
-                except (PawprintError, OSError) as error:
+                except Exception as error:  # what a broken device raises, nobody can say
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
                 else:
                     model = self._models[name]
@@ -308,7 +253,10 @@ class ModelControl:
         return sorted(names & only if only else names)
 
     def _update(self, name: str) -> LoadedModel:
-        splits = (self._split("canary", name), self._split("shadow", name))
+        splits = [
+            read_splits(text, kind).get(name)
+            for kind, text in (("canary", self.settings.canary), ("shadow", self.settings.shadow))
+        ]
         numbers = {int(s.reference) for s in splits if s and s.reference.isdecimal()}
         pinned = {version for model, version in self._pinned if model == name}
         barred = {version for model, version in self._barred if model == name}
@@ -334,9 +282,6 @@ class ModelControl:
 
     # ---
 
-    def _split(self, kind: str, name: str) -> Split | None:
-        return read_splits(getattr(self.settings, kind), kind).get(name)
-
     def _check_control(self, name: str) -> None:
         if self.settings.control == "none":
             raise InvalidRequest("this server was started with --control none")
@@ -345,25 +290,7 @@ class ModelControl:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
 
 
-def _named(split: Split, model: LoadedModel) -> int:
-    """The version that a split names; 0 if there is no such version."""
-    if split.reference.isdecimal():
-        return int(split.reference)
-    return model.aliases.get(split.reference, 0)
-
-
 def _described(model: LoadedModel) -> str:
     versions = ", ".join(map(str, sorted({*model.versions, *model.restarting}))) or "none"
     aliases = ", ".join(f"{alias} is {version}" for alias, version in model.aliases.items())
     return f"versions {versions}; default {model.default_version}; {aliases or 'no aliases'}"
-
-
-def warm_sizes(max_batch: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and max_batch itself: every buffer and kernel that a later batch may need."""
-    powers = (2**i for i in range(max_batch.bit_length()))
-    return (*(power for power in powers if power < max_batch), max_batch)
-
-
-def pads(pad: str, device: str) -> bool:
-    """CUDA picks its kernels anew for each batch size; a CPU would only compute the padding too."""
-    return pad == "on" or (pad == "auto" and device == "cuda")

@@ -1,0 +1,83 @@
+"""From loaded versions to what answers calls: batches, canaries, shadows, the catalogue."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from serving.batching import BatchSettings
+from serving.catalogue import Canary, Catalogue, ServedModel, ServedVersion, Shadow
+from serving.loading import LoadedModel
+from serving.settings import ServerSettings
+from serving.splits import Split, read_splits
+
+
+def catalogue_of(
+    models: Mapping[str, LoadedModel],
+    served: Mapping[tuple[str, int], ServedVersion],
+    settings: ServerSettings,
+) -> Catalogue:
+    """served: what answers, by model and version."""
+    canaries = read_splits(settings.canary, "canary")
+    shadows = read_splits(settings.shadow, "shadow")
+    return Catalogue(
+        {
+            name: _served_model(
+                name,
+                model,
+                {version: served[name, version] for version in model.versions},
+                canaries.get(name),
+                shadows.get(name),
+            )
+            for name, model in sorted(models.items())
+            if model.versions or model.restarting
+        }
+    )
+
+
+def _served_model(
+    name: str,
+    model: LoadedModel,
+    versions: dict[int, ServedVersion],
+    canary: Split | None,
+    shadow: Split | None,
+) -> ServedModel:
+    copied_to = versions.get(_named(shadow, model)) if shadow else None
+    if shadow is not None and copied_to is not None:
+        copies = Shadow(served=copied_to, share=shadow.share)
+        versions = {
+            version: served if served is copied_to else replace(served, shadow=copies)
+            for version, served in versions.items()
+        }
+    return ServedModel(
+        name=name,
+        versions=versions,
+        default_version=model.default_version,
+        aliases=model.aliases,
+        restarting=model.restarting,
+        canary=Canary(version=_named(canary, model), share=canary.share)
+        if canary and _named(canary, model) in versions
+        else None,
+    )
+
+
+def _named(split: Split, model: LoadedModel) -> int:
+    """The version that a split names; 0 if there is no such version."""
+    if split.reference.isdecimal():
+        return int(split.reference)
+    return model.aliases.get(split.reference, 0)
+
+
+def batch_settings(settings: ServerSettings, device: str) -> BatchSettings:
+    # CUDA picks its kernels anew for each batch size; a CPU would only compute the padding too.
+    pads = settings.pad == "on" or (settings.pad == "auto" and device == "cuda")
+    return BatchSettings(
+        max_batch=settings.max_batch,
+        max_delay_s=settings.max_delay_ms / 1e3,
+        max_queue=settings.max_queue,
+        sizes=warm_sizes(settings.max_batch) if pads else (),
+    )
+
+
+def warm_sizes(max_batch: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and max_batch itself: every buffer and kernel that a later batch may need."""
+    powers = (2**i for i in range(max_batch.bit_length()))
+    return (*(power for power in powers if power < max_batch), max_batch)
