@@ -17,7 +17,7 @@ from serving.settings import ServerSettings
 from tests.tiny import build_version
 
 ROOT = Path(__file__).resolve().parents[1]
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 
 
 @pytest.fixture
