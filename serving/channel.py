@@ -45,6 +45,8 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # A server whose network is cut says nothing: without an answer to a ping it counts as gone.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # Each client has connections of its own, so that several can use several workers of a server.
+    ("grpc.use_local_subchannel_pool", 1),
     # A server that comes back, or is new behind its name, is found within this time.
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
