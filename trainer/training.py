@@ -128,6 +128,7 @@ def fine_tune(
     def withstand() -> float | None:
         if adversary is None:
             return None
+        adversary.generator.manual_seed(config.seed)  # the same starts in every epoch and process
         photos, labels = data.splits["val"], torch.from_numpy(data.targets("val"))
         return adversary.robust_accuracy(model, val.get(photos, 0).to(device), labels.to(device))
 

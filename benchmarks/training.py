@@ -1,0 +1,155 @@
+"""Accuracy on the test photos: our linear probe, scikit-learn's logistic regression on the same
+frozen features, and a fine-tune by torchvision's reference recipe in a given time.
+
+    pip install scikit-learn
+    python benchmarks/training.py pets --weights mobilenet_v2.pth --cache cache --seeds 3
+
+scikit-learn: LogisticRegressionCV, its penalty tuned by five folds, on one centre crop. The recipe:
+SGD with momentum 0.9, cosine from 0.01 (batches of 32), random resized crops and mirror images,
+all layers from the pre-trained weights and a new head (torchvision's references/classification).
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
+
+from serving.modelspec import Preprocessing
+from trainer.backbones import Classifier, build
+from trainer.config import TrainConfig
+from trainer.data import PhotoData, load_data
+from trainer.feature_cache import FeatureCache
+from trainer.features import VIEWS, extract, plain
+from trainer.listing import find_photos
+from trainer.metrics import accuracy, wilson_interval
+from trainer.probe import fit_probe
+from trainer.weights import digest_state
+
+_BATCH = 32
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--weights", default="imagenet")
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--recipe-seconds", type=float, default=0, help="0: without the recipe")
+    options = parser.parse_args()
+    config = TrainConfig(
+        data=options.data, name="benchmark", backbone=options.backbone, size=options.size
+    )
+    spec = Preprocessing(size=config.size, interpolation=config.interpolation)
+    data = load_data(config, find_photos(Path(config.data)), spec, lambda items, *_: items)
+    classifier = build(config.backbone, len(data.labels), config.size, options.weights)
+    features = _features(classifier, data, config, options.cache)
+    photos = {split: len(members) for split, members in data.splits.items()}
+    print(f"{config.data}: {photos}; {len(data.labels)} classes; {config.backbone}")
+    for name, fit in (("our probe", _ours), ("scikit-learn", _sklearn)):
+        for seed in range(options.seeds):
+            started = time.perf_counter()
+            scores = fit(features, data, seed)
+            _say(name, seed, scores, data, time.perf_counter() - started)
+    if options.recipe_seconds:
+        for seed in range(options.seeds):
+            torch.manual_seed(seed)
+            net = build(config.backbone, len(data.labels), config.size, options.weights)
+            _say("recipe", seed, *_recipe(net, data, config, options.recipe_seconds))
+    return 0
+
+
+def _features(
+    classifier: Classifier, data: PhotoData, config: TrainConfig, cache: Path | None
+) -> dict[str, np.ndarray]:
+    """split -> float32 [n, views, F]."""
+    key = {
+        "backbone": config.backbone,
+        "weights": digest_state(classifier.backbone.state_dict()),
+        "size": config.size,
+        "interpolation": config.interpolation,
+        "views": VIEWS,
+    }
+    kept = FeatureCache(cache, key)
+    return {
+        split: extract(classifier, photos, data.squares, kept, lambda *_: None)
+        for split, photos in data.splits.items()
+    }
+
+
+def _ours(features: dict[str, np.ndarray], data: PhotoData, seed: int) -> np.ndarray:
+    known = np.concatenate([features["train"], features["val"]])
+    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    probe = fit_probe(known, targets, len(data.labels), np.random.default_rng(seed))
+    return probe.head.logits(features["test"][:, 0])
+
+
+def _sklearn(features: dict[str, np.ndarray], data: PhotoData, seed: int) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import StratifiedKFold
+
+    known = np.concatenate([features["train"][:, 0], features["val"][:, 0]])
+    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    model = LogisticRegressionCV(Cs=np.logspace(-4, 2, 7), cv=folds, max_iter=2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer photos than folds
+        model.fit(known, targets)
+    scores = model.decision_function(features["test"][:, 0])
+    return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
+
+
+def _recipe(
+    net: Classifier, data: PhotoData, config: TrainConfig, seconds: float
+) -> tuple[np.ndarray, PhotoData, float]:
+    """Scores on test after a training of that long."""
+    crop = v2.Compose(
+        [v2.RandomResizedCrop(config.size, antialias=True), v2.RandomHorizontalFlip()]
+    )
+    photos = data.splits["train"] + data.splits["val"]
+    targets = torch.from_numpy(np.concatenate([data.targets("train"), data.targets("val")]))
+    optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, lr=0.01, weight_decay=1e-4)
+    started = time.perf_counter()
+    net.train()
+    while (share := (time.perf_counter() - started) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * 0.5 * (1 + np.cos(np.pi * share))
+        chosen = torch.randint(len(photos), (_BATCH,)).tolist()
+        images = plain(data.squares, [photos[i] for i in chosen])
+        loss = cross_entropy(net(torch.stack([crop(image) for image in images])), targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    taken = time.perf_counter() - started
+    net.eval()
+    test = data.splits["test"]
+    with torch.inference_mode():
+        parts = [
+            net(plain(data.squares, test[start : start + _BATCH])).numpy()
+            for start in range(0, len(test), _BATCH)
+        ]
+    return np.concatenate(parts), data, taken
+
+
+def _say(name: str, seed: int, scores: np.ndarray, data: PhotoData, seconds: float) -> None:
+    targets = data.targets("test")
+    right = round(accuracy(scores, targets) * len(targets))
+    low, high = wilson_interval(right, len(targets))
+    print(
+        f"{name:<14} seed {seed}: {right / len(targets):.4f} ({right} of {len(targets)}; "
+        f"{low:.3f} to {high:.3f})  {seconds:.1f} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
