@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -205,3 +206,16 @@ def test_the_reason_for_the_cpu_is_one_line(models: Path, start) -> None:
     _, _, err = server.stop()
     assert len([line for line in err.splitlines() if "device: " in line]) == 1
     assert all(line[:2] == "20" for line in err.splitlines()), err  # dated lines of ours alone
+
+
+def test_the_first_calls_are_no_slower_than_later_ones(models: Path, start) -> None:
+    """Every batch size was run before the server was ready; only the connection is made anew."""
+    server = start(models)
+    times = []
+    with Client(server.address) as client:
+        for _ in range(400):
+            begin = time.monotonic()
+            client.classify([jpeg()], model="pets")
+            times.append(time.monotonic() - begin)
+    first, later = statistics.median(times[:100]), statistics.median(times[300:])
+    assert first < 3 * later
