@@ -11,15 +11,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from serving.announcement import announce
 from serving.cores import usable_cores
 from serving.errors import Unavailable
+from serving.metrics_server import MetricsServer
 from serving.settings import ServerSettings
 from serving.worker import INDEX
+from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ class Plan:
             "port-file": "",
             "threads": settings.threads or share,
             "decode-threads": settings.decode_threads or share,
-            "metrics-port": settings.metrics_port and settings.metrics_port + index,
+            "metrics-host": LOOPBACK,  # the parent gathers them, and tells others
+            "metrics-port": settings.metrics_port and settings.metrics_port + 1 + index,
             "admin-port": settings.admin_port and settings.admin_port + index,
         }
         flags = [f"--{name}={value}" for name, value in own.items()]
@@ -137,7 +143,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    with reserve(settings.host, settings.port) as reserved:
+    with reserve(settings.host, settings.port) as reserved, gathered_metrics(settings):
         port = int(reserved.getsockname()[1])
         plan = Plan(arguments=arguments, port=port, settings=settings)
         workers = [Worker(index, plan) for index in range(settings.workers)]
@@ -166,3 +172,16 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         await asyncio.gather(*(worker.stop() for worker in workers))
         keeping.cancel()
     return 0
+
+
+@contextmanager
+def gathered_metrics(settings: ServerSettings) -> Iterator[None]:
+    """All workers' metrics under the one port that is set; none without. Raises Unavailable."""
+    if not settings.metrics_port:
+        yield
+        return
+    metrics = WorkerMetrics([settings.metrics_port + 1 + i for i in range(settings.workers)])
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    with MetricsServer(settings.metrics_host, settings.metrics_port, registry, metrics.ready):
+        yield

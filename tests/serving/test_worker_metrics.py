@@ -1,0 +1,78 @@
+"""`serve --workers 2 --metrics-port`: what both did, under one port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.client import Client
+from tests.conftest import ROOT, ServerProcess
+from tests.photos import jpeg
+from tests.serving.test_metrics import Scrape, fetch
+from tests.serving.test_workers import until, workers_of
+
+CLIENTS, CALLS = 30, 1
+
+
+def three_free_ports() -> int:
+    """The first of three, one after another."""
+    while True:
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+            try:
+                two.bind(("127.0.0.1", port + 1))
+                three.bind(("127.0.0.1", port + 2))
+            except OSError:
+                continue
+            return port
+
+
+def test_the_metrics_of_all_workers_are_gathered(
+    start: Callable[..., ServerProcess], models: Path
+) -> None:
+    port = three_free_ports()
+    flags = ("--workers", "2", "--control", "none", "--metrics-port", str(port))
+    server = start(models, *flags)
+    assert fetch(port, "/readyz")[0] == 200
+    for _ in range(CLIENTS):  # a connection each: the kernel deals them out
+        with Client(server.address) as client:
+            for _ in range(CALLS):
+                client.classify([jpeg()], model="pets")
+    said = Scrape(port)
+    calls = "pawprint_calls_total"
+    by_worker = [said.value(calls, method="Classify", code="OK", worker=w) for w in ("0", "1")]
+    assert sum(by_worker) == said.value(calls, method="Classify") == CLIENTS * CALLS
+    assert min(by_worker) > 0  # all go to one by chance once in 2 ** 29
+    assert said.value("pawprint_stage_seconds_count", stage="decode") == CLIENTS * CALLS
+    assert said.value("pawprint_worker_up") == 2
+    assert said.value("process_resident_memory_bytes", worker="1") > 1e6
+    os.kill(min(workers_of(server)), signal.SIGKILL)
+    until(lambda: Scrape(port).value("pawprint_worker_up") == 1)
+    assert fetch(port, "/readyz")[0] == 200
+    until(lambda: Scrape(port).value("pawprint_worker_up") == 2)
+    status, _, err = server.stop()
+    assert status == 0, err
+
+
+def test_a_metrics_port_that_is_taken_starts_no_worker(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"),
+                *("--device", "cpu", "--workers", "2", "--metrics-port", str(port)),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: can't serve metrics on 127.0.0.1:{port}"
+    )
+    assert done.stdout == ""
