@@ -1,6 +1,7 @@
-"""Our attacks beside those of foolbox and torchattacks: same model, photos, epsilon and steps.
+"""Our attacks beside those of foolbox, torchattacks and ART: same model, photos, epsilon and steps.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install torch torchvision foolbox torchattacks
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install \
+        torch torchvision foolbox torchattacks adversarial-robustness-toolbox packaging
     .venv/bin/python benchmarks/analysis.py --peer /tmp/peers/bin/python --shared ../shared/data
 
 The model is mobilenet_v2 with a logistic head fitted to the frozen features of cats_vs_dogs/train;
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--problem", type=Path, help="keep model and photos in this file")
+    peers = [name for name in WORKERS if name != "ours"]
+    parser.add_argument("--libraries", nargs="+", choices=peers, default=peers)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -73,7 +76,7 @@ def main() -> None:
             name: run_worker(
                 sys.executable if name == "ours" else arguments.peer, name, problem, arguments
             )
-            for name in WORKERS
+            for name in ("ours", *arguments.libraries)
         }
     sys.exit(report(results))
 
@@ -196,7 +199,43 @@ def torchattacks(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callab
     return attack
 
 
-WORKERS = {"ours": ours, "torchattacks": torchattacks, "foolbox": foolbox}
+def art(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        net,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=2,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+
+    def attack(name: str, levels: int) -> torch.Tensor | None:
+        if name == "ensemble":  # its AutoAttack uses the loss that fewer than four classes lack
+            return None
+        size = {"eps": levels / 255, "batch_size": len(images)}
+        steps = {**size, "max_iter": STEPS, "verbose": False}
+        chosen = {
+            "fgsm": lambda: evasion.FastGradientMethod(classifier, **size),
+            "pgd": lambda: evasion.ProjectedGradientDescentPyTorch(
+                classifier, eps_step=step_size(levels), **steps
+            ),
+            "apgd": lambda: evasion.AutoProjectedGradientDescent(
+                classifier,
+                eps_step=step_size(levels),
+                nb_random_init=1,
+                loss_type="cross_entropy",
+                **steps,
+            ),
+        }[name]()
+        return torch.from_numpy(chosen.generate(x=images.numpy(), y=labels.numpy()))
+
+    return attack
+
+
+WORKERS = {"ours": ours, "torchattacks": torchattacks, "foolbox": foolbox, "art": art}
 
 
 def step_size(levels: int) -> float:
