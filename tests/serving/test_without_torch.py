@@ -84,7 +84,8 @@ def test_it_serves_and_classifies(environment: Path, tmp_path: Path) -> None:
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
-        assert line == f"serving on 127.0.0.1:{port_file.read_text().strip()}: pets/1 (fp32 on cpu)\n"
+        address = f"127.0.0.1:{port_file.read_text().strip()}"
+        assert line == f"serving on {address}: pets/1 (fp32 on cpu)\n"
         address = line.split()[2].rstrip(":")
         done = run([environment / "classify", photo, "--address", address, "--json"], tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
