@@ -1,7 +1,7 @@
 """One version of a model in ONNX Runtime, proven against its golden answers before it is used."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime
@@ -46,11 +46,11 @@ def load_engine(
     device: str = "auto",
     threads: int,
     precision: str = "auto",
-    warm_sizes: Sequence[int] = (1,),
+    warm_sizes: Callable[[str], Sequence[int]] = lambda device: (1,),
 ) -> Engine:
     """Check the whole version, create its session, prove its golden answers and warm it up.
 
-    threads: cores that one run may use (CPU). warm_sizes: batch sizes to run once.
+    threads: cores that one run may use (CPU). warm_sizes: device -> batch sizes to run once.
     Raises NotFound, BrokenVersion; Unavailable if `cuda` is asked for and can't be had.
     """
     problems = repository.verify_to_load(name, version)
@@ -60,7 +60,7 @@ def load_engine(
     engine = _open(repository, manifest, device, threads, precision)
     check_golden(repository, manifest, engine.run, engine.precision, engine.device)
     side = manifest.preprocessing.size
-    for size in sorted(set(warm_sizes)):
+    for size in warm_sizes(engine.device):
         try:
             engine.run(np.zeros((size, side, side, 3), np.uint8))
         except Exception as error:  # ONNX Runtime's own types have no common base

@@ -5,6 +5,7 @@ only then: calls that it is answering hold it until they are answered.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -277,7 +278,7 @@ class ModelControl:
             device=settings.device,
             threads=settings.inference_threads,
             precision=settings.precision,
-            warm_sizes=warm_sizes(settings.max_batch),
+            warm_sizes=functools.partial(warm_sizes, settings),
         )
 
     # ---

@@ -67,17 +67,24 @@ def _named(split: Split, model: LoadedModel) -> int:
 
 
 def batch_settings(settings: ServerSettings, device: str) -> BatchSettings:
-    # CUDA picks its kernels anew for each batch size; a CPU would only compute the padding too.
-    pads = settings.pad == "on" or (settings.pad == "auto" and device == "cuda")
     return BatchSettings(
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
         max_queue=settings.max_queue,
-        sizes=warm_sizes(settings.max_batch) if pads else (),
+        sizes=warm_sizes(settings, device) if _pads(settings, device) else (),
     )
 
 
-def warm_sizes(max_batch: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and max_batch itself: every buffer and kernel that a later batch may need."""
-    powers = (2**i for i in range(max_batch.bit_length()))
-    return (*(power for power in powers if power < max_batch), max_batch)
+def warm_sizes(settings: ServerSettings, device: str) -> tuple[int, ...]:
+    """1, 2, 4, ... and max_batch where these are the sizes that are run. Else 1 and max_batch: on a
+    CPU only the largest buffers count, and the rest would take its cores from the calls."""
+    largest = settings.max_batch
+    if not _pads(settings, device):
+        return tuple(sorted({1, largest}))
+    powers = (2**i for i in range(largest.bit_length()))
+    return (*(power for power in powers if power < largest), largest)
+
+
+def _pads(settings: ServerSettings, device: str) -> bool:
+    """CUDA picks its kernels anew for each batch size; a CPU would only compute the padding too."""
+    return settings.pad == "on" or (settings.pad == "auto" and device == "cuda")
