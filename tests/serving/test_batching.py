@@ -352,7 +352,7 @@ async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
     with pytest.raises(Overloaded, match="after the deadline") as caught:
         b.admit(20, deadline=now + 0.5)
     assert time.monotonic() - now < 0.25
-    assert caught.value.retry_after_s is not None and 0.2 < caught.value.retry_after_s < 1
+    assert caught.value.retry_after_s is not None and 0.4 <= caught.value.retry_after_s < LONG_S
     with b.admit(1, deadline=now + 0.5):  # has its turn after one photo, not after twenty
         pass
     with pytest.raises(Overloaded), b.admit(1, deadline=now + 0.04):
@@ -379,7 +379,7 @@ async def test_a_full_queue_says_when_to_try_again(model: Model, thread: Inferen
     await learnt(b, model, 0.02)
     with b.admit(8), pytest.raises(Overloaded) as caught:
         b.admit(1)
-    assert caught.value.retry_after_s == pytest.approx(0.16, rel=0.5)
+    assert caught.value.retry_after_s is not None and 0.16 <= caught.value.retry_after_s < LONG_S
 
 
 async def test_batches_are_padded_to_the_sizes_given(model: Model, thread: InferenceThread) -> None:
