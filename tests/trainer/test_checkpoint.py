@@ -136,17 +136,17 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     data, kept = photos(per_class=10), tmp_path / "kept"
     assert main(command(data, tmp_path / "whole")) == 0
     arguments = command(data, tmp_path / "killed", "--checkpoints", str(kept))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "trainer.train", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("Epoch 3/"):
-            process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 3/"):
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert (kept / "shapes.ckpt").exists() and Repository(tmp_path / "killed").names() == []
 
     status = main([*arguments, "--learning-rate", "0.5"])
