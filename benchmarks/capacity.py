@@ -71,12 +71,12 @@ async def measure(pid: int, address: str, name: str, photos: list[bytes], caller
 
 
 def serve_and_measure(
-    models: Path, name: str, photos: list[bytes], threads: int, callers: int
+    models: Path, name: str, photos: list[bytes], cores: int, callers: int
 ) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
         command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
-        command += ["--port-file", str(port_file), "--device", "cpu", "--threads", str(threads)]
+        command += ["--port-file", str(port_file), "--device", "cpu", "--cores", str(cores)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not port_file.exists():
@@ -100,16 +100,16 @@ def main() -> None:
     found = [path.read_bytes() for path in photo_paths([options.photos])]
     photos = [found[i % len(found)] for i in range(options.count)]
     rows: list[tuple[object, ...]] = [
-        ("THREADS", "CALLERS", "CPU MS/PHOTO", "PHOTOS/S A CORE", "PHOTOS/S NOW", "MEMORY MIB")
+        ("CORES", "CALLERS", "CPU MS/PHOTO", "PHOTOS/S A CORE", "PHOTOS/S NOW", "MEMORY MIB")
     ]
     best = float("inf")
-    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+    for cores in sorted({1, len(os.sched_getaffinity(0))}):
         for callers in CALLERS:
-            cost = serve_and_measure(options.models, options.name, photos, threads, callers)
+            cost = serve_and_measure(options.models, options.name, photos, cores, callers)
             best = min(best, cost.cpu_ms)
             rate = f"{1e3 / cost.cpu_ms:.1f}"
             memory = f"{cost.resident_mib:.0f}"
-            row = (threads, callers, f"{cost.cpu_ms:.1f}", rate, f"{cost.photos_s:.1f}", memory)
+            row = (cores, callers, f"{cost.cpu_ms:.1f}", rate, f"{cost.photos_s:.1f}", memory)
             rows.append(row)
     print(aligned(rows))
     cores = TARGET_PHOTOS_S * best / 1e3 / USE

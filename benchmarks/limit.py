@@ -37,9 +37,7 @@ class Limit:
 def engine_of(models: Path, name: str, precision: str, threads: int) -> Engine:
     repository = Repository(models)
     version = max(repository.versions(name))
-    return load_engine(
-        repository, name, version, device="cpu", threads=threads, precision=precision
-    )
+    return load_engine(repository, name, version, device="cpu", cores=threads, precision=precision)
 
 
 def rate(engine: Engine, photos: list[bytes], loops: int, batch: int, *, decoded: bool) -> float:

@@ -1,12 +1,13 @@
 """Requests in, batches out, for one model. Knows neither gRPC nor ONNX Runtime.
 
 A call is admitted for all its photos before the first is decoded, so that a full server refuses at
-once instead of after the work. Each decoded photo is put in; the inference thread takes batches out
-as soon as it is free. Callers take turns, photo by photo, so that one caller's 64 photos do not
-hold up another's one. Work of low priority takes what the rest leaves, and a small share always.
+once instead of after the work. Each decoded photo is put in; inference threads take batches out as
+soon as they are free: each takes its share of what waits, so that no other one stands idle. Callers
+take turns, photo by photo, so that one caller's 64 photos do not hold up another's one. Work of low
+priority takes what the rest leaves, and a small share always.
 
-When to start a batch: at once if the thread is idle and no admitted photo is still being decoded,
-for then nothing could be gained by waiting. While the thread is busy the next batch gathers by
+When to start a batch: at once if a thread is idle and no admitted photo is still being decoded, for
+then nothing could be gained by waiting. While all threads are busy the next batch gathers by
 itself. Only where more photos are known to be on their way does an idle thread wait for them, for
 at most `max_delay_s`, or until the batch is full.
 """
@@ -17,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.inference_thread import InferenceThread, Work
+from serving.inference_thread import InferenceThreads, Work
 from serving.turns import Turns
 
 # So that low priority never stands still: at least one photo in so many, while any waits.
@@ -34,7 +36,8 @@ RETRY_AFTER_AT_LEAST_S = 0.05
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of seconds per photo
 
 Array = npt.NDArray[Any]
-Run = Callable[[Array], Sequence[Array]]  # [n, ...] -> outputs, each with n rows
+# [n, ...] -> outputs, each with n rows; and whether it runs alone, with all the cores to itself
+Run = Callable[[Array, bool], Sequence[Array]]
 
 
 class Priority(enum.IntEnum):
@@ -132,14 +135,14 @@ class _Waiting:
 class Batcher:
     """Its methods and those of its calls belong to the event loop that it was made on.
 
-    The inference thread knows it only while a call is admitted: one that is let go ends with its
+    The inference threads know it only while a call is admitted: one that is let go ends with its
     last call.
     """
 
-    def __init__(self, run: Run, settings: BatchSettings, thread: InferenceThread) -> None:
+    def __init__(self, run: Run, settings: BatchSettings, threads: InferenceThreads) -> None:
         self._run_model = run
         self._settings = settings
-        self._thread = thread
+        self._threads = threads
         self._loop = asyncio.get_running_loop()
         # Guarded by the thread's lock:
         self._turns: tuple[Turns[_Waiting], ...] = tuple(Turns() for _ in Priority)
@@ -149,7 +152,7 @@ class Batcher:
         # Of the event loop alone:
         self._admitted = 0  # photos
         self._admitted_low = 0  # of them of low priority
-        # Written by the inference thread: seconds per photo in a batch that is at least half full
+        # Written by the inference threads: seconds per photo of all of them together, when busy
         self._photo_s = 0.0
 
     def admit(
@@ -179,9 +182,9 @@ class Batcher:
         if self._admitted * self._photo_s >= deadline - now - photos * self._photo_s:
             self._refuse_hopeless(photos, priority, deadline - now)
         call = Call(self, photos, deadline, object() if caller is None else caller, priority)
-        with self._thread.changed:
+        with self._threads.changed:
             if self._admitted == 0:
-                self._thread.add(self)
+                self._threads.add(self)
             self._coming += photos
         self._admitted += photos
         if priority is Priority.LOW:
@@ -212,7 +215,7 @@ class Batcher:
 
         Where nothing waits the call is tried, whatever the estimate: only runs can correct it.
         """
-        with self._thread.changed:
+        with self._threads.changed:
             high, low = self._turns
             if priority is Priority.HIGH:
                 ahead = high.ahead_of(photos)
@@ -230,32 +233,32 @@ class Batcher:
 
     def _put(self, call: Call, photo: Array) -> "asyncio.Future[Answer]":
         waiting = _Waiting(call, photo, self._loop.create_future(), time.monotonic())
-        with self._thread.changed:
+        with self._threads.changed:
             self._coming -= 1
             self._gathering_since = min(self._gathering_since, waiting.since)
             self._turns[call.priority].put(call.caller, waiting)
-            self._thread.changed.notify()
+            self._threads.changed.notify()
         return waiting.future
 
     def _skip(self) -> None:
-        with self._thread.changed:
+        with self._threads.changed:
             self._coming -= 1
-            self._thread.changed.notify()
+            self._threads.changed.notify()
 
     def _leave(self, call: Call, unused: int) -> None:
         self._admitted -= call.photos
         if call.priority is Priority.LOW:
             self._admitted_low -= call.photos
-        with self._thread.changed:
+        with self._threads.changed:
             self._coming -= unused
             self._turns[call.priority].drop(call.caller, lambda waiting: waiting.call is call)
             if not any(self._turns):
                 self._gathering_since = math.inf
             if self._admitted == 0:
-                self._thread.remove(self)
-            self._thread.changed.notify()
+                self._threads.remove(self)
+            self._threads.changed.notify()
 
-    # --- called by the inference thread, its lock held
+    # --- called by an inference thread, the lock held
 
     def due(self) -> float:
         high, low = self._turns
@@ -266,12 +269,13 @@ class Batcher:
             return -math.inf
         return self._gathering_since + self._settings.max_delay_s
 
-    def take(self) -> Work:
+    def take(self, idle: int, running: int) -> Work:
         now = time.monotonic()
         batch: list[_Waiting] = []
         late: list[_Waiting] = []
         high, low = self._turns
-        while (high or low) and len(batch) < self._settings.max_batch:
+        share = min(self._settings.max_batch, math.ceil((len(high) + len(low)) / idle))
+        while (high or low) and len(batch) < share:
             if high and not (low and self._since_low >= LOW_EVERY - 1):
                 waiting = high.pop()
                 self._since_low += 1
@@ -281,17 +285,20 @@ class Batcher:
             (batch if waiting.call.deadline > now else late).append(waiting)
         if not (high or low):
             self._gathering_since = math.inf
-        return lambda: self._run(batch, late)
+        alone = running == 0 and not (high or low)
+        return lambda: self._run(batch, late, alone)
 
-    # --- on the inference thread, without the lock
+    # --- on an inference thread, without the lock
 
-    def _run(self, batch: list[_Waiting], late: list[_Waiting]) -> None:
+    def _run(
+        self, batch: list[_Waiting], late: list[_Waiting], alone: bool
+    ) -> Callable[[], object]:
         start = time.monotonic()
         results: list[Answer | BaseException]
         try:
-            outputs = self._run_model(self._stack(batch)) if batch else ()
+            outputs = self._run_model(self._stack(batch), alone) if batch else ()
             run_s = time.monotonic() - start
-            self._learn(len(batch), run_s)
+            self._learn(len(batch), run_s if alone else run_s / self._threads.count)
             results = [
                 Answer(
                     outputs=tuple(output[i] for output in outputs),
@@ -304,7 +311,7 @@ class Batcher:
         except Exception as error:  # goes to every caller of the batch; the thread lives on
             results = [error] * len(batch)
         results += [DeadlineExceeded("the deadline passed in the queue") for _ in late]
-        self._loop.call_soon_threadsafe(_deliver, [*batch, *late], results)
+        return partial(self._loop.call_soon_threadsafe, _deliver, [*batch, *late], results)
 
     def _stack(self, batch: list[_Waiting]) -> Array:
         photos = [waiting.photo for waiting in batch]

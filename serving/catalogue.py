@@ -55,10 +55,12 @@ class Catalogue:
         """Whether any version of any model is there."""
         return any(model.versions for model in self.models.values())
 
-    def find(self, name: str, reference: str, routing_key: str = "") -> ServedVersion:
+    def find(self, name: str, reference: str, routing_key: str | None = None) -> ServedVersion:
         """The version that a number, an alias or "" (the default) names.
 
-        routing_key: calls without a reference that have the same key get the same version.
+        routing_key: of a call that is to be answered by a canary where its turn comes; calls
+        without a reference that have the same key get the same version, those with "" one by
+        chance. None: the default, for what only describes it.
         Raises NotFound; Unavailable for a version whose engine is being made anew.
         """
         model = self.models.get(name)
@@ -78,12 +80,13 @@ class Catalogue:
         )
 
 
-def _choose(model: ServedModel, reference: str, routing_key: str) -> int:
+def _choose(model: ServedModel, reference: str, routing_key: str | None) -> int:
     """A version number, not always one that is there."""
     if reference == "":
         canary = model.canary
-        if canary is not None and falls_in(canary.share, model.name, routing_key):
-            return canary.version
+        if canary and routing_key is not None:
+            if falls_in(canary.share, model.name, routing_key):
+                return canary.version
         return model.default_version
     if reference in model.aliases:
         return model.aliases[reference]

@@ -1,7 +1,9 @@
-"""The one thread of a device: it runs the batches of all models there, in turns.
+"""The threads that run the batches of all models of a device, in turns.
 
-One thread, so that batches do not fragment and models do not fight over the same cores. It forms
-the next batch itself, the moment the last one is done: no hop through the event loop in between.
+A GPU has one, so that batches do not fragment. A CPU has one for each batch that is to run at the
+same time: many small runs of one core each get more out of its cores than large ones that share
+them. A thread forms its next batch itself, the moment the last one is done: no hop through the
+event loop in between.
 """
 
 import math
@@ -11,26 +13,36 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-Work = Callable[[], None]
+# Runs a batch and returns what hands the answers out. Neither may raise.
+Work = Callable[[], Callable[[], object]]
 
 
 class Source(Protocol):
-    """What the thread draws work from. Both methods are called with the thread's lock held."""
+    """What the threads draw work from. Both methods are called with their lock held."""
 
     def due(self) -> float:
         """When the next batch should start, on the monotonic clock; inf if nothing waits."""
 
-    def take(self) -> Work:
-        """Form the next batch; what it returns is called without the lock and must not raise."""
+    def take(self, idle: int, running: int) -> Work:
+        """Form the next batch; what it returns is called without the lock.
+
+        idle: threads with nothing to do, the one that asks among them; running: the others.
+        """
 
 
-class InferenceThread:
-    def __init__(self, name: str) -> None:
+class InferenceThreads:
+    def __init__(self, name: str, count: int = 1) -> None:
+        self.count = count
         self.changed = threading.Condition()  # guards every source; notify when one is due earlier
         self._sources: deque[Source] = deque()  # the first has its turn
+        self._running = 0  # threads that run a batch
         self._closing = False
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True)
+            for i in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def add(self, source: Source) -> None:
         """Draw from this source too; the lock must be held."""
@@ -41,16 +53,20 @@ class InferenceThread:
         self._sources.remove(source)
 
     def close(self) -> None:
-        """Finish what waits, then end the thread. Blocks for as long as that takes."""
+        """Finish what waits, then end the threads. Blocks for as long as that takes."""
         with self.changed:
             self._closing = True
-            self.changed.notify()
-        self._thread.join()
+            self.changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _loop(self) -> None:
         while (work := self._next()) is not None:
-            work()
-            del work  # else it would keep the last batch in memory until the next one
+            deliver = work()
+            with self.changed:  # before the answers are out: what they cause finds a thread free
+                self._running -= 1
+            deliver()
+            del work, deliver  # else they would keep the last batch in memory until the next one
 
     def _next(self) -> Work | None:
         with self.changed:
@@ -61,7 +77,11 @@ class InferenceThread:
                     self._sources.rotate(-1)
                     due = source.due()
                     if due <= now or (self._closing and due < math.inf):
-                        return source.take()
+                        work = source.take(self.count - self._running, self._running)
+                        self._running += 1
+                        if self._running < self.count:
+                            self.changed.notify()  # there may be more to do than this
+                        return work
                     soonest = min(soonest, due)
                 if self._closing:
                     return None

@@ -15,7 +15,7 @@ from serving.batching import Batcher
 from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
-from serving.inference_thread import InferenceThread
+from serving.inference_thread import InferenceThreads
 from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, update_model
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
@@ -40,7 +40,7 @@ class ModelControl:
         self,
         settings: ServerSettings,
         repository: Repository,
-        thread: InferenceThread,
+        threads: InferenceThreads,
         on_batch: OnBatch,
         on_change: OnChange,
     ) -> None:
@@ -48,7 +48,7 @@ class ModelControl:
         loop, whenever other versions are served than before."""
         self.settings = settings
         self._repository = repository
-        self._thread = thread
+        self._threads = threads
         self._on_batch = on_batch
         self._on_change = on_change
         self._changing = asyncio.Lock()
@@ -194,7 +194,7 @@ class ModelControl:
         run = ObservedRun(engine, self._on_batch, on_broken)
         return ServedVersion(
             engine=engine,
-            batcher=Batcher(run, batch_settings(self.settings, engine.device), self._thread),
+            batcher=Batcher(run, batch_settings(self.settings, engine.device), self._threads),
             robustness=loaded.robustness,
         )
 
@@ -276,7 +276,7 @@ class ModelControl:
             name,
             version,
             device=settings.device,
-            threads=settings.inference_threads,
+            cores=settings.inference_cores,
             precision=settings.precision,
             warm_sizes=functools.partial(warm_sizes, settings),
         )

@@ -13,7 +13,7 @@ FAILURES_IN_A_ROW = 3
 
 
 class ObservedRun:
-    """Called by the inference thread alone, as are `on_batch` and `on_broken`."""
+    """Called by the inference threads, as are `on_batch` and `on_broken`."""
 
     def __init__(self, engine: Engine, on_batch: OnBatch, on_broken: Callable[[], None]) -> None:
         self._run = engine.run
@@ -22,10 +22,10 @@ class ObservedRun:
         self._on_broken = on_broken
         self._failures = 0
 
-    def __call__(self, images: Images) -> tuple[Floats, Floats]:
+    def __call__(self, images: Images, alone: bool) -> tuple[Floats, Floats]:
         start = time.monotonic()
         try:
-            outputs = self._run(images)
+            outputs = self._run(images, alone=alone)
         except Exception:
             self._failures += 1
             if self._failures == FAILURES_IN_A_ROW:

@@ -107,9 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if settings.device == "auto":
             log.info("device: %s", f"cpu, for {problem}" if problem else "cuda")
         log.info(
-            "%d usable cores: %d threads infer, %d decode",
+            "%d usable cores: %d infer on the CPU, %d threads decode",
             usable_cores(),
-            settings.inference_threads,
+            settings.inference_cores,
             settings.decoders,
         )
         if asks_check(arguments):

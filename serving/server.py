@@ -20,7 +20,7 @@ from serving.edge import Edge, EdgeLimits
 from serving.errors import Unavailable
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
-from serving.inference_thread import InferenceThread
+from serving.inference_thread import InferenceThreads
 from serving.log_format import log_access
 from serving.malformed import Registrar
 from serving.metrics import Metrics
@@ -32,6 +32,7 @@ from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import Tokens
 from serving.tracing import sinks_of, tracing_of
+from serving.wiring import runs_at_once
 from serving.worker import worker_index
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,11 @@ class Server:
         )
         self._metrics.watch(self._edge, self._classifier.shadowing.counts)
         self._health = health.aio.HealthServicer()
-        self._thread = InferenceThread("inference")
+        self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
             settings,
             open_repository(settings.models),
-            self._thread,
+            self._threads,
             self._on_batch,
             self._on_change,
         )
@@ -204,7 +205,7 @@ class Server:
             self._metrics_server.close()
         if self._tracing:
             await asyncio.get_running_loop().run_in_executor(None, self._tracing.close)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.close)
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.close)
 
     def _stop_watching(self) -> None:
         if self._watching:

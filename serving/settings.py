@@ -45,7 +45,7 @@ class ServerSettings(ControlSettings, EdgeSettings):
         "auto",
         "fp32, int8, fp16, or auto: the one that the device gains by, where a version has it",
     )
-    max_batch: int = setting(16, "photos in one batch")
+    max_batch: int = setting(0, "photos in one batch; 0: 16 on CUDA, 4 on the CPU")
     pad: str = setting(
         "auto",
         "on: fill batches up to 1, 2, 4, ... photos; off; auto: on where the device gains by it",
@@ -57,7 +57,7 @@ class ServerSettings(ControlSettings, EdgeSettings):
     workers: int = setting(
         1, "processes that share the port, where one interpreter is the limit; see docs/serving.md"
     )
-    threads: int = setting(0, "cores for one batch on the CPU; 0: all that are usable")
+    cores: int = setting(0, "cores that infer on the CPU; 0: all that are usable")
     decode_threads: int = setting(0, "threads that decode photos; 0: one for each usable core")
     max_message_mib: int = setting(64, "largest message, MiB")
     max_photos: int = setting(64, "photos in one call")
@@ -79,11 +79,11 @@ class ServerSettings(ControlSettings, EdgeSettings):
             self,
             (
                 ("port", 0, 65535),
-                ("max_batch", 1, 1024),
+                ("max_batch", 0, 1024),
                 ("max_delay_ms", 0, 10_000),
                 ("max_queue", 1, 1_000_000),
                 ("workers", 1, 256),
-                ("threads", 0, 1024),
+                ("cores", 0, 1024),
                 ("decode_threads", 0, 1024),
                 ("max_message_mib", 1, 1024),
                 ("max_photos", 1, 100_000),
@@ -99,8 +99,8 @@ class ServerSettings(ControlSettings, EdgeSettings):
             )
 
     @property
-    def inference_threads(self) -> int:
-        return self.threads or usable_cores()
+    def inference_cores(self) -> int:
+        return self.cores or usable_cores()
 
     @property
     def decoders(self) -> int:
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         help="load and prove what would be served, say so, and end; status 1 if any is refused",
     )
     for one in fields(ServerSettings):
-        default = one.default or "all" if "threads" in one.name else one.default
+        default = one.default or "all" if one.name in ("cores", "decode_threads") else one.default
         parser.add_argument(
             f"--{one.name.replace('_', '-')}",
             metavar=one.name.rpartition("_")[2].upper(),

@@ -48,7 +48,7 @@ class Plan:
             "workers": 1,
             "port": self.port,
             "port-file": "",
-            "threads": settings.threads or share,
+            "cores": settings.cores or share,
             "decode-threads": settings.decode_threads or share,
             "metrics-host": LOOPBACK,  # the parent gathers them, and tells others
             "metrics-port": settings.metrics_port and settings.metrics_port + 1 + index,

@@ -47,7 +47,10 @@ class Running:
 
 @asynccontextmanager
 async def running_server(models: Path, **settings: object) -> AsyncIterator[Running]:
-    server = Server(ServerSettings(models=models, port=0, device="cpu", **settings))
+    """On one core, with batches of 16, unless the settings say other: so that a test can hold the
+    one batch that runs, and know what gathers behind it."""
+    given = {"cores": 1, "max_batch": 16, **settings}
+    server = Server(ServerSettings(models=models, port=0, device="cpu", **given))
     try:
         port = await server.open()
         await server.load()

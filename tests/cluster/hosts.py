@@ -59,7 +59,7 @@ class Host:
         log = self.models.parent / f"{self.name}.log"
         command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "serving.serve"]
         command += ["--models", str(self.models), "--host", "0.0.0.0", "--port", str(PORT)]
-        command += ["--device", "cpu", "--threads", "1", "--decode-threads", "1"]
+        command += ["--device", "cpu", "--cores", "1", "--decode-threads", "1"]
         with log.open("ab") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
 

@@ -23,10 +23,10 @@ class HeldModel:
         self.batches: list[int] = []
         self._served.batcher._run_model = self._run
 
-    def _run(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _run(self, images: np.ndarray, alone: bool) -> tuple[np.ndarray, ...]:
         self.batches.append(len(images))
         assert self._gate.wait(WITHIN_S)
-        return self._served.engine.run(images)
+        return self._served.engine.run(images, alone=alone)
 
     def release(self) -> None:
         self._gate.set()

@@ -12,7 +12,7 @@ import pytest
 
 from serving.batching import LOW_EVERY, Answer, Batcher, BatchSettings, Priority
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.inference_thread import InferenceThread
+from serving.inference_thread import InferenceThreads
 
 LONG_S = 10.0
 
@@ -25,9 +25,11 @@ class Model:
         self.gate.set()
         self.begun = threading.Semaphore(0)
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
 
-    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray]:
+    def __call__(self, rows: np.ndarray, alone: bool) -> tuple[np.ndarray]:
         self.batches.append([int(row) for row in rows[:, 0]])
+        self.alone.append(alone)
         self.begun.release()
         assert self.gate.wait(LONG_S)
         if -1 in rows:
@@ -36,8 +38,8 @@ class Model:
 
 
 @pytest.fixture
-async def thread() -> AsyncIterator[InferenceThread]:
-    thread = InferenceThread("test")
+async def thread() -> AsyncIterator[InferenceThreads]:
+    thread = InferenceThreads("test")
     yield thread
     await asyncio.to_thread(thread.close)
 
@@ -47,7 +49,7 @@ def model() -> Model:
     return Model()
 
 
-def batcher(model: Model, thread: InferenceThread, **settings: float) -> Batcher:
+def batcher(model: Model, thread: InferenceThreads, **settings: float) -> Batcher:
     defaults = {"max_batch": 4, "max_delay_s": LONG_S, "max_queue": 64}
     return Batcher(model, BatchSettings(**{**defaults, **settings}), thread)  # type: ignore[arg-type]
 
@@ -79,13 +81,13 @@ async def queued(*coroutines: object) -> list["asyncio.Task[list[Answer]]"]:
     return tasks
 
 
-async def test_an_idle_engine_starts_at_once(model: Model, thread: InferenceThread) -> None:
+async def test_an_idle_engine_starts_at_once(model: Model, thread: InferenceThreads) -> None:
     start = time.monotonic()
     assert values(await ask(batcher(model, thread), 7)) == [14]
     assert time.monotonic() - start < LONG_S / 2
 
 
-async def test_a_busy_engine_gathers(model: Model, thread: InferenceThread) -> None:
+async def test_a_busy_engine_gathers(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     tasks = [await occupied(model, b), *await queued(*(ask(b, row) for row in range(1, 7)))]
     model.gate.set()
@@ -96,7 +98,7 @@ async def test_a_busy_engine_gathers(model: Model, thread: InferenceThread) -> N
 
 
 async def test_an_idle_engine_waits_only_for_photos_on_their_way(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     with b.admit(3) as call:
@@ -108,7 +110,7 @@ async def test_an_idle_engine_waits_only_for_photos_on_their_way(
     assert model.batches == [[1, 2]]
 
 
-async def test_it_waits_no_longer_than_max_delay(model: Model, thread: InferenceThread) -> None:
+async def test_it_waits_no_longer_than_max_delay(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread, max_delay_s=0.05)
     with b.admit(2) as call:
         start = time.monotonic()
@@ -119,7 +121,7 @@ async def test_it_waits_no_longer_than_max_delay(model: Model, thread: Inference
 
 
 async def test_a_caller_that_leaves_while_decoding_holds_nobody_up(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     leaving = b.admit(5)
@@ -131,7 +133,7 @@ async def test_a_caller_that_leaves_while_decoding_holds_nobody_up(
     assert values(await asyncio.wait_for(task, LONG_S / 2)) == [2]
 
 
-async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThread) -> None:
+async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     with b.admit(5) as call:
         await asyncio.gather(*[call.put(np.array([row])) for row in range(4)])
@@ -139,7 +141,7 @@ async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThread)
 
 
 async def test_one_caller_of_many_photos_does_not_starve_another(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     first = await occupied(model, b)
@@ -150,7 +152,7 @@ async def test_one_caller_of_many_photos_does_not_starve_another(
     assert model.batches[2] == [3, 102, 103, 104]
 
 
-async def test_the_calls_of_one_stream_share_a_turn(model: Model, thread: InferenceThread) -> None:
+async def test_the_calls_of_one_stream_share_a_turn(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     first = await occupied(model, b)
     stream = object()
@@ -161,7 +163,7 @@ async def test_the_calls_of_one_stream_share_a_turn(model: Model, thread: Infere
 
 
 async def test_four_in_a_batch_one_cancelled_three_answered(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     """While it waits: the cancelled one is not run at all."""
     b = batcher(model, thread)
@@ -177,7 +179,7 @@ async def test_four_in_a_batch_one_cancelled_three_answered(
 
 
 async def test_a_caller_that_leaves_a_running_batch_harms_nobody(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     model.gate.clear()
@@ -192,7 +194,7 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody(
     assert tasks[1].cancelled()
 
 
-async def test_a_full_queue_refuses_and_recovers(model: Model, thread: InferenceThread) -> None:
+async def test_a_full_queue_refuses_and_recovers(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread, max_queue=8)
     first = await occupied(model, b)
     (waiting,) = await queued(ask(b, 1, 2, 3, 4, 5))
@@ -210,7 +212,7 @@ async def test_a_full_queue_refuses_and_recovers(model: Model, thread: Inference
 
 
 async def test_what_waits_past_its_deadline_is_told_and_not_run(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     first = await occupied(model, b)
@@ -229,7 +231,7 @@ async def test_what_waits_past_its_deadline_is_told_and_not_run(
 
 
 async def test_a_fault_of_the_model_reaches_every_caller_and_ends_there(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     first = await occupied(model, b)
@@ -243,7 +245,7 @@ async def test_a_fault_of_the_model_reaches_every_caller_and_ends_there(
     gc.collect()  # an exception that nobody took would be logged now, and warnings are errors
 
 
-async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceThread) -> None:
+async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceThreads) -> None:
     settings = {"max_batch": 1, "max_delay_s": 0}
     one, two = batcher(model, thread, **settings), batcher(model, thread, **settings)
     first = await occupied(model, one)
@@ -255,7 +257,7 @@ async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceTh
 
 
 async def test_close_finishes_what_waits(model: Model) -> None:
-    thread = InferenceThread("test")
+    thread = InferenceThreads("test")
     b = batcher(model, thread)
     first = await occupied(model, b)
     (task,) = await queued(ask(b, 1, 2, 3, 4, 5, 6))
@@ -268,7 +270,7 @@ async def test_close_finishes_what_waits(model: Model) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_storm_of_cancellations(model: Model, thread: InferenceThread, seed: int) -> None:
+async def test_a_storm_of_cancellations(model: Model, thread: InferenceThreads, seed: int) -> None:
     """Whoever is cancelled when, every other call gets its own rows, and nothing is left."""
     generator = random.Random(seed)
     b = batcher(model, thread, max_delay_s=0.001, max_queue=10_000, max_batch=7)
@@ -301,7 +303,7 @@ async def test_a_storm_of_cancellations(model: Model, thread: InferenceThread, s
 
 
 async def test_high_priority_goes_first_and_low_never_stands_still(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread, max_queue=256)
     first = await occupied(model, b)
@@ -318,7 +320,7 @@ async def test_high_priority_goes_first_and_low_never_stands_still(
     assert set(gaps) == {LOW_EVERY}
 
 
-async def test_low_priority_has_half_the_queue(model: Model, thread: InferenceThread) -> None:
+async def test_low_priority_has_half_the_queue(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread, max_queue=8)
     with b.admit(3, priority=Priority.LOW):
         with pytest.raises(Overloaded, match="2 photos asked for, 1 of 8 places free"):
@@ -333,16 +335,16 @@ async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
     """Let the batcher see full batches that take `photo_s` for each photo."""
     run = batcher._run_model
 
-    def slow(rows: np.ndarray) -> object:
+    def slow(rows: np.ndarray, alone: bool) -> object:
         time.sleep(photo_s * len(rows))
-        return run(rows)
+        return run(rows, alone)
 
     batcher._run_model = slow  # type: ignore[assignment]
     await ask(batcher, 1, 2, 3, 4)
 
 
 async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     b = batcher(model, thread)
     await learnt(b, model, 0.02)
@@ -364,7 +366,7 @@ async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
 
 
 async def test_an_idle_server_tries_whatever_the_estimate_says(
-    model: Model, thread: InferenceThread
+    model: Model, thread: InferenceThreads
 ) -> None:
     """Else an estimate that is too high could never be corrected."""
     b = batcher(model, thread)
@@ -374,7 +376,7 @@ async def test_an_idle_server_tries_whatever_the_estimate_says(
     assert b._photo_s < 0.01
 
 
-async def test_a_full_queue_says_when_to_try_again(model: Model, thread: InferenceThread) -> None:
+async def test_a_full_queue_says_when_to_try_again(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread, max_queue=8)
     await learnt(b, model, 0.02)
     with b.admit(8), pytest.raises(Overloaded) as caught:
@@ -382,7 +384,9 @@ async def test_a_full_queue_says_when_to_try_again(model: Model, thread: Inferen
     assert caught.value.retry_after_s is not None and 0.16 <= caught.value.retry_after_s < LONG_S
 
 
-async def test_batches_are_padded_to_the_sizes_given(model: Model, thread: InferenceThread) -> None:
+async def test_batches_are_padded_to_the_sizes_given(
+    model: Model, thread: InferenceThreads
+) -> None:
     b = batcher(model, thread, max_batch=8, sizes=(1, 2, 4, 8))
     first = await occupied(model, b)
     tasks = await queued(*(ask(b, row) for row in range(1, 6)))
@@ -399,3 +403,36 @@ async def test_batches_are_padded_to_the_sizes_given(model: Model, thread: Infer
 def test_settings_are_checked(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         BatchSettings(**{"max_batch": 4, "max_delay_s": 0, "max_queue": 8, **change})
+
+
+async def test_several_threads_share_what_waits(model: Model) -> None:
+    """Two batches run at once; what gathers meanwhile is split between those that become free."""
+    threads = InferenceThreads("test", 2)
+    model.gate.clear()
+    b = batcher(model, threads, max_batch=8)
+    waiting = [asyncio.create_task(ask(b, row)) for row in (1, 2)]
+    for _ in waiting:
+        assert await asyncio.to_thread(model.begun.acquire, timeout=LONG_S)
+    assert sorted(model.batches) == [[1], [2]]
+    model.gate.set()
+    await asyncio.gather(*waiting)
+    answers = await ask(b, *range(10, 16))
+    assert values(answers) == [2 * row for row in range(10, 16)]
+    assert max(len(batch) for batch in model.batches) <= 5
+    await asyncio.to_thread(threads.close)
+
+
+async def test_a_batch_is_told_whether_it_is_alone(model: Model) -> None:
+    threads = InferenceThreads("test", 2)
+    b = batcher(model, threads)
+    await ask(b, 1)
+    model.begun.acquire()
+    model.gate.clear()
+    waiting = []
+    for row in (2, 3):
+        waiting.append(asyncio.create_task(ask(b, row)))
+        assert await asyncio.to_thread(model.begun.acquire, timeout=LONG_S)
+    assert model.alone == [True, True, False]
+    model.gate.set()
+    await asyncio.gather(*waiting)
+    await asyncio.to_thread(threads.close)

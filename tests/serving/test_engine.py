@@ -16,7 +16,7 @@ from tests.tiny import build_version, golden_of, logits_of, softmax, tiny_model
 
 
 def load(root: Path, name: str = "pets", version: int = 1, device: str = "cpu") -> Engine:
-    return load_engine(Repository(root), name, version, device=device, threads=2)
+    return load_engine(Repository(root), name, version, device=device, cores=2)
 
 
 def test_answers_are_those_of_numpy(models: Path) -> None:
@@ -182,7 +182,7 @@ def test_nothing_is_written_to_stderr_on_the_way(models: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from serving.engine import load_engine; "
         "from serving.repository import Repository; "
-        "load_engine(Repository(Path(sys.argv[1])), 'pets', 1, device='auto', threads=1); "
+        "load_engine(Repository(Path(sys.argv[1])), 'pets', 1, device='auto', cores=1); "
         "assert not {'torch', 'onnx'} & sys.modules.keys()"
     )
     done = subprocess.run(

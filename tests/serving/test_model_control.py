@@ -332,7 +332,7 @@ async def test_a_broken_engine_is_made_anew(models: Path) -> None:
         engine = running.server.catalogue.models["pets"].versions[1].engine
         run = running.server.catalogue.models["pets"].versions[1].batcher._run_model
 
-        def broken(images: np.ndarray) -> None:
+        def broken(images: np.ndarray, alone: bool) -> None:
             raise MemoryError("CUDA error: out of memory")
 
         run._run = broken  # as a session does whose device has failed

@@ -126,7 +126,7 @@ async def test_a_fault_inside_says_only_that_there_is_one(
 ) -> None:
     served = running.server.catalogue.models["pets"].versions[1]
 
-    def broken(images: np.ndarray) -> None:
+    def broken(images: np.ndarray, alone: bool) -> None:
         raise RuntimeError(f"{models}/pets/1/model.onnx at 0x7f00dead")
 
     served.batcher._run_model = broken

@@ -42,7 +42,7 @@ def publish(root: Path, precision: str, model: onnx.ModelProto, **files: bytes) 
 
 def load(root: Path, precision: str = "auto") -> Engine:
     repository = Repository(root)
-    return load_engine(repository, "pets", 1, device="cpu", threads=1, precision=precision)
+    return load_engine(repository, "pets", 1, device="cpu", cores=1, precision=precision)
 
 
 def test_auto_prefers_what_the_device_gains_by(tmp_path: Path) -> None:

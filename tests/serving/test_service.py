@@ -240,7 +240,7 @@ async def test_an_unexpected_error_is_logged_whole_and_leaves_bare(
 ) -> None:
     served = running.server.catalogue.models["pets"].versions[1]
 
-    def broken(images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def broken(images: np.ndarray, alone: bool) -> tuple[np.ndarray, ...]:
         raise RuntimeError("secret path /srv/models")
 
     sound = served.batcher._run_model

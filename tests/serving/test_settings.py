@@ -24,7 +24,7 @@ def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
 def test_defaults() -> None:
     settings = read_settings([], {})
     assert settings == ServerSettings()
-    assert settings.inference_threads >= 1 and settings.decoders >= 1
+    assert settings.inference_cores >= 1 and settings.decoders >= 1
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
     [
         (["--port", "70000"], "port must be 0 to 65535, got 70000"),
         (["--port", "-1"], "port must be"),
-        (["--max-batch", "0"], "max_batch must be"),
+        (["--max-batch", "-1"], "max_batch must be"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
         (["--drain-s", "x"], "--drain-s: expected float, got 'x'"),

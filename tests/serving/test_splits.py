@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 
+from protos.inference import grpc_service_pb2 as pb
+from protos.inference import grpc_service_pb2_grpc
 from serving.client import AsyncClient
 from serving.errors import InvalidRequest
 from serving.repository import Repository
@@ -78,6 +81,24 @@ async def test_a_canary_answers_its_share_by_key(two: Path) -> None:
         assert {await version(key, "stable") for key in keys} == {1}  # asked for by name
         without = [await version("") for _ in range(60)]
         assert set(without) == {1, 2}
+
+
+async def test_what_describes_a_model_describes_its_default(models: Path) -> None:
+    """Never the canary, which has a label more and answers every call that names no version."""
+    build_version(models, "pets", ("cat", "dog", "owl"))
+    Repository(models).promote("pets", 1)
+    async with (
+        running_server(models, canary="pets=2:1") as running,
+        AsyncClient(running.address) as client,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert (await client.classify([jpeg()], model="pets")).version == 2
+        assert (await client.get_model("pets")).version == 1
+        metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="pets"))
+        assert [output.shape for output in metadata.outputs] == [[-1, 2], [-1, 2]]
+        config = (await stub.ModelConfig(pb.ModelConfigRequest(name="pets"))).config
+        assert [output.dims for output in config.output] == [[2], [2]]
 
 
 async def test_a_canary_that_is_not_there_gets_nothing(models: Path) -> None:
