@@ -1,4 +1,4 @@
-"""Draws the picture of the README from an analysed version: pictures classified, pictures turned.
+"""Draws the picture of the README from an analysed version: classified, turned, dreamt of.
 
 python examples/pictures.py models/cartoon/1 data/cartoon docs/images/demo.webp
 """
@@ -40,6 +40,10 @@ def main(version: Path, data: Path, out: Path) -> None:
         row.paste(left, (0, 0))
         row.paste(right, (left.width + 24, 0))
         rows.append(row)
+    width = max(row.width for row in rows)
+    for entry in report["ideal"]:
+        way = Image.open(version / "analysis" / entry["strip"]).convert("RGB")
+        rows.append(way.resize((width, round(way.height * width / way.width))))
     sheet = Image.new(
         "RGB", (max(r.width for r in rows), sum(r.height + 12 for r in rows)), "white"
     )
