@@ -4,11 +4,13 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from tests.conftest import ServerProcess
+from tests.conftest import ServerProcess, start_server
+from tests.tiny import build_version
 
 
 def conclude(run: Callable[[Path], Awaitable[bool]]) -> NoReturn:
@@ -18,6 +20,18 @@ def conclude(run: Callable[[Path], Awaitable[bool]]) -> NoReturn:
         sound = asyncio.run(run(Path(folder)))
     print(f"load {os.getloadavg()[0]:.1f}; {'sound' if sound else 'NOT SOUND'}")
     sys.exit(0 if sound else 1)
+
+
+@contextmanager
+def tiny_server(folder: Path, *flags: str) -> Iterator[ServerProcess]:
+    """`serve` with the tiny version of the tests as pets/1; does not outlive the block."""
+    build_version(folder / "models", "pets", size=32)
+    server = start_server(folder / "models", folder, *flags)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
 
 
 def stopped_clean(server: ServerProcess) -> bool:

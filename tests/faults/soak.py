@@ -25,12 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from tests.conftest import ServerProcess, start_server
+from tests.conftest import ServerProcess
 from tests.faults.process import cpu_s, descriptors, resident_mib
-from tests.faults.script import conclude, stopped_clean
+from tests.faults.script import conclude, stopped_clean, tiny_server
 from tests.photos import jpeg
 from tests.serving.test_service import check, request
-from tests.tiny import build_version, logits_of
+from tests.tiny import logits_of
 
 REQUEST_ID = "x-request-id"
 CALLERS = 4
@@ -197,20 +197,19 @@ def is_flat(samples: np.ndarray) -> bool:
 
 
 async def soak(folder: Path, seconds: float, rate: float) -> bool:
-    build_version(folder / "models", "pets", size=32)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = start_server(folder / "models", folder, "--metrics-port", str(port))
-    callers = Callers(server.address, rate)
-    until = time.monotonic() + seconds
-    calling = [asyncio.create_task(callers.run(seed, until)) for seed in range(CALLERS)]
-    samples = await watched(server, seconds, seconds / SAMPLES)
-    await asyncio.gather(*calling)
-    await asyncio.sleep(1)  # until the calls that were left have ended there
-    same = agree(await asyncio.to_thread(counted, port), callers)
-    print(f"{len(callers.faults)} faults {callers.faults[:5]}")
-    return all([is_flat(samples), same, not callers.faults, stopped_clean(server)])
+    with tiny_server(folder, "--metrics-port", str(port)) as server:
+        callers = Callers(server.address, rate)
+        until = time.monotonic() + seconds
+        calling = [asyncio.create_task(callers.run(seed, until)) for seed in range(CALLERS)]
+        samples = await watched(server, seconds, seconds / SAMPLES)
+        await asyncio.gather(*calling)
+        await asyncio.sleep(1)  # until the calls that were left have ended there
+        same = agree(await asyncio.to_thread(counted, port), callers)
+        print(f"{len(callers.faults)} faults {callers.faults[:5]}")
+        return all([is_flat(samples), same, not callers.faults, stopped_clean(server)])
 
 
 def main() -> None:
