@@ -244,11 +244,12 @@ def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
         {"balance": "sampling", "wise_ft": True},
     ],
 )
-def test_trained_with_tricks_it_still_learns(photos: MakePhotos, settings: dict):
-    run = Run(photos, "tiny", epochs=4, batch_size=8, learning_rate=3e-3, **settings)
+def test_with_tricks_too_what_is_left_is_what_was_measured(photos: MakePhotos, settings: dict):
+    run = Run(photos, "tiny", epochs=3, batch_size=8, learning_rate=3e-3, **settings)
     result = run()
-    losses = [epoch.train_loss for epoch in result.history[1:]]
-    assert losses[-1] < losses[0]
+    losses = [epoch.val_loss for epoch in result.history]
+    assert len(set(losses)) == 4 and all(math.isfinite(loss) for loss in losses)
+    assert all(math.isfinite(epoch.train_loss) for epoch in result.history[1:])
     assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-3)
 
 
