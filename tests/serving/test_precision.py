@@ -40,7 +40,7 @@ def publish(root: Path, precision: str, model: onnx.ModelProto, **files: bytes) 
     build_version(root, "pets", extra_files=extra)
 
 
-def load(root: Path, precision: str = "auto") -> Engine:
+def load(root: Path, precision: str = "int8") -> Engine:
     repository = Repository(root)
     return load_engine(repository, "pets", 1, device="cpu", cores=1, precision=precision)
 
@@ -48,7 +48,11 @@ def load(root: Path, precision: str = "auto") -> Engine:
 def test_auto_prefers_what_the_device_gains_by(tmp_path: Path) -> None:
     publish(tmp_path, "int8", rounded_model(127))
     manifest = Repository(tmp_path).manifest("pets", 1)
-    assert choose_precision(manifest, "auto", "cpu") == "int8"
+    for flags, chosen in (("fma avx2 avx512_vnni", "int8"), ("fma avx2", "fp32")):
+        cpuinfo = tmp_path / flags.replace(" ", "-")
+        cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert choose_precision(manifest, "auto", "cpu", cpuinfo=cpuinfo) == chosen
+    assert choose_precision(manifest, "auto", "cpu", cpuinfo=tmp_path / "absent") == "fp32"
     assert choose_precision(manifest, "auto", "cuda") == "fp32"
     assert choose_precision(manifest, "fp32", "cpu") == "fp32"
     with pytest.raises(BrokenVersion, match="no fp16 variant, only fp32, int8"):
@@ -88,7 +92,7 @@ def test_without_its_own_the_clear_labels_must_be_those_of_fp32(tmp_path: Path) 
 
 async def test_the_precision_is_in_get_model_and_its_own_accuracy(tmp_path: Path) -> None:
     publish(tmp_path, "int8", rounded_model(127))
-    for wanted, served in (("auto", "int8"), ("fp32", "fp32")):
+    for wanted, served in (("int8", "int8"), ("fp32", "fp32")):
         async with (
             running_server(tmp_path, precision=wanted) as running,
             AsyncClient(running.address) as client,
