@@ -1,6 +1,7 @@
 """How a server says that it is ready: the port file, and one line on stdout."""
 
 import os
+import sys
 from pathlib import Path
 
 from serving.errors import Unavailable
@@ -10,7 +11,7 @@ from serving.settings import ServerSettings
 def announce(settings: ServerSettings, port: int, served: str) -> None:
     """Write the port file, whose appearance means ready, and say where, and what is served.
 
-    Raises Unavailable if the port file can't be written.
+    Raises Unavailable if either can't be written.
     """
     if settings.port_file:
         path = Path(settings.port_file)
@@ -20,4 +21,8 @@ def announce(settings: ServerSettings, port: int, served: str) -> None:
             os.replace(part, path)
         except OSError as error:
             raise Unavailable(f"the port file can't be written: {error}") from error
-    print(f"serving on {settings.host}:{port}: {served}", flush=True)
+    try:
+        print(f"serving on {settings.host}:{port}: {served}", flush=True)
+    except OSError as error:  # what is left in the buffer would be tried again at the exit
+        sys.stdout = None
+        raise Unavailable(f"stdout can't be written: {error}") from error

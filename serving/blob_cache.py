@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, Unavailable
 from serving.modelspec import FileEntry
 
 # From an offset to the end, in pieces.
@@ -30,21 +30,22 @@ class BlobCache:
     def fetch(self, entry: FileEntry, where: str, download: Download) -> Path:
         """The file with this digest; what is missing of it is downloaded.
 
-        Raises BrokenVersion if what is downloaded does not match, and what `download` raises:
-        then the part that came is kept.
+        Raises BrokenVersion if what is downloaded does not match, Unavailable if there is no room
+        for it here, and what `download` raises: then the part that came is kept.
         """
         whole = self.root / "sha256" / entry.sha256
         part = self.root / "partial" / entry.sha256
-        for folder in (whole.parent, part.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        with _lock(part.with_name(f"{entry.sha256}.lock")):
-            if not _is_whole(whole, entry):
-                _complete(part, entry, download)
-                if not _is_whole(part, entry):
-                    part.unlink()
-                    raise BrokenVersion(f"{where} is altered: it does not match its digest")
-                os.replace(part, whole)
-            os.utime(whole)  # used now
+        with usable(self.root):
+            for folder in (whole.parent, part.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            with _lock(part.with_name(f"{entry.sha256}.lock")):
+                if not _is_whole(whole, entry):
+                    _complete(part, entry, download)
+                    if not _is_whole(part, entry):
+                        part.unlink()
+                        raise BrokenVersion(f"{where} is altered: it does not match its digest")
+                    os.replace(part, whole)
+                os.utime(whole)  # used now
         return whole
 
     def prune(self) -> None:
@@ -56,6 +57,23 @@ class BlobCache:
                     path.unlink()
             except FileNotFoundError:
                 continue  # another process was faster
+
+
+@contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """Raises Unavailable where the disk of the cache is full, read-only or broken.
+
+    Not for a file that is missing: that is one of the store's.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unavailable(
+            f"the cache {root} can't be used: {error.strerror or error}; free space there, or set "
+            "PAWPRINT_CACHE to another folder"
+        ) from error
 
 
 def default_cache(environment: Mapping[str, str]) -> Path:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from serving.blob_cache import BlobCache
+from serving.blob_cache import BlobCache, usable
 from serving.bucket import Bucket
 from serving.errors import BrokenVersion
 from serving.modelspec import FileEntry, Manifest
@@ -77,21 +77,25 @@ class RemoteRepository(Repository):
         folder = self.root / name / str(version)
         if folder.is_dir() and (folder / MANIFEST).read_text() == manifest.to_json():
             return folder
+        with usable(self.root):
+            self._copy(manifest, folder)
+        return folder
+
+    def _copy(self, manifest: Manifest, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         copy = Path(tempfile.mkdtemp(prefix=".copy-", dir=folder.parent))
         try:
             for file, entry in manifest.files.items():
                 target = copy / _safe(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self._fetch(name, version, file, entry), target)
+                os.link(self._fetch(manifest.name, manifest.version, file, entry), target)
             for file in (MANIFEST_DIGEST, MANIFEST):
-                (copy / file).write_bytes(self._read(name, version, file))
+                (copy / file).write_bytes(self._read(manifest.name, manifest.version, file))
             copy.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(copy, folder)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-        return folder
 
     # --- the bytes of a version
 

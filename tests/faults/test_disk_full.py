@@ -1,0 +1,141 @@
+"""A disk without room: for the port file, for what the server says, for the cache of a bucket."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.client import AsyncClient, Client
+from serving.copying import copy_version
+from serving.repository import Repository
+from serving.storage import open_repository
+from tests.conftest import ROOT, running_server
+from tests.object_store import BUCKET, ObjectStore, running_store
+from tests.photos import jpeg
+from tests.serving.held_model import until
+from tests.tiny import build_version
+
+FULL = Path("/dev/full")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no small disk here: mounting one is not allowed")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Whatever room is left is taken, until the file is deleted."""
+    stone = disk / "stone"
+    with pytest.raises(OSError, match="No space left"), stone.open("wb", buffering=0) as file:
+        while True:
+            assert file.write(bytes(4096))
+    return stone
+
+
+def serve_in_vain(models: Path | str, *flags: str, stdout: object = subprocess.PIPE) -> str:
+    """The one line that `serve` says as it ends with status 2."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "serving.serve", "--models", str(models)),
+            *("--port", "0", "--device", "cpu", *flags),
+        ],
+        cwd=ROOT,
+        stdout=stdout,  # type: ignore[arg-type]
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_no_room_for_the_port_file(models: Path, disk: Path) -> None:
+    fill(disk)
+    line = serve_in_vain(models, "--port-file", str(disk / "port"))
+    assert "the port file can't be written" in line and "No space left" in line
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_no_room_for_the_start_line(models: Path) -> None:
+    with FULL.open("w") as full:
+        line = serve_in_vain(models, stdout=full)
+    assert "No space left" in line
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_logs_that_find_no_room_are_lost_and_calls_answered(models: Path, tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+    command = [*(sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0")]
+    command += ["--port-file", str(port_file), "--device", "cpu", "--access-log", "on"]
+    with FULL.open("w") as full:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=full)
+    try:
+        asyncio.run(until(port_file.exists))
+        with Client(f"127.0.0.1:{port_file.read_text().strip()}") as client:
+            for seed in range(20):
+                assert client.classify([jpeg(seed=seed)], model="pets").version == 1
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+# --- the cache of a bucket
+
+
+@pytest.fixture
+def store(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A bucket whose copies would lie on the small disk."""
+    (tmp_path / "store").mkdir()
+    with running_store(tmp_path / "store") as running:
+        for key, value in running.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(disk / "cache"))
+        yield running
+
+
+async def test_no_room_in_the_cache_of_a_bucket(
+    store: ObjectStore, models: Path, disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start: an error that says where. Later: the old version stays until there is room."""
+    location = f"s3://{BUCKET}/full"
+    remote = open_repository(location)
+    copy_version(Repository(models), "pets", 1, remote)
+    stone = fill(disk)
+    line = await asyncio.to_thread(serve_in_vain, location)
+    assert f"the cache {disk / 'cache'}" in line and "No space left" in line
+    stone.unlink()
+    async with (
+        running_server(location, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+
+        async def answering() -> int:
+            return (await client.classify([jpeg()], model="pets")).version
+
+        assert await answering() == 1
+        build_version(models, "pets", seed=1)
+        copy_version(Repository(models), "pets", 2, remote)
+        stone = fill(disk)
+        for _ in range(3):
+            await running.server.control.rescan()
+            assert await answering() == 1
+        said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(said) == 1 and "No space left" in said[0] and "PAWPRINT_CACHE" in said[0]
+        stone.unlink()
+        await running.server.control.rescan()
+        assert await answering() == 2
