@@ -42,6 +42,11 @@ class Repository:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def location(self) -> str:
+        """Where it is, as --models takes it."""
+        return str(self.root)
+
     # --- what is there
 
     def names(self) -> list[str]:

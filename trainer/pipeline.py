@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from serving.errors import InvalidRequest
 from serving.modelspec import Preprocessing
-from serving.repository import Repository
+from serving.storage import open_repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
@@ -57,6 +57,7 @@ class Run:
     config: TrainConfig
     console: Console
     checkpoints: Checkpoints | None
+    logs: Path  # unless the settings name another folder
     world: World
 
 
@@ -76,7 +77,7 @@ def _train(config: TrainConfig, console: Console, world: World) -> Published | N
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
         raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
-    repository = Repository(Path(config.out))
+    repository = open_repository(config.out)
     with repository.staging(config.name):
         pass  # fails now, rather than after the training, where nothing can be written
     files = find_photos(Path(config.data))
@@ -89,7 +90,14 @@ def _train(config: TrainConfig, console: Console, world: World) -> Published | N
     data = load_data(config, files, spec, console.track)
     _say_what_was_found(data, console)
     checkpoints = _checkpoints(classifier, data, config)
-    run = Run(data=data, config=config, console=console, checkpoints=checkpoints, world=world)
+    run = Run(
+        data=data,
+        config=config,
+        console=console,
+        checkpoints=checkpoints,
+        logs=repository.root / ".logs",
+        world=world,
+    )
     if config.weights == "none":
         fitted = _from_scratch(classifier, run)
     else:
@@ -188,7 +196,7 @@ def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
     adversary = None
     if config.adversarial:
         adversary = Adversary(parse_defence(config.adversarial), config.seed)
-    logs = Path(config.out, ".logs") if config.logs is None else Path(config.logs)
+    logs = run.logs if config.logs is None else Path(config.logs)
     steps = config.epochs * len(data.splits["train"])
     with (
         tracked(logs, config.name) if run.world.leads else nullcontext() as track,

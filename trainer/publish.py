@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
-from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
@@ -48,7 +47,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    path: Path
+    place: str  # of the version: a folder, or in a bucket
     manifest: Manifest
     how: str
 
@@ -118,7 +117,8 @@ def publish(
 
         number = repository.publish(config.name, folder, describe)
     manifest = repository.manifest(config.name, number)
-    return Published(path=repository.path(config.name, number), manifest=manifest, how=fitted.how)
+    place = f"{repository.location}/{config.name}/{number}"
+    return Published(place=place, manifest=manifest, how=fitted.how)
 
 
 def _training_json(fitted: Fitted, uncalibrated_ece: float) -> str:

@@ -60,7 +60,7 @@ _ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0, "views": 1000}
 _HELP = {
     "data": "folder of photos, or a .csv or .parquet of path, label and, if given, split",
     "name": "name of the model",
-    "out": "model repository",
+    "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     "backbone": "tiny, or a classification model of torchvision by its name",
     "weights": '"imagenet", "none" or a state dict (.pth, .safetensors)',
     "size": "side of the square that the net sees, pixels (default: the backbone's own)",
@@ -293,7 +293,7 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
     console.table(
         "Published",
         [
-            ("version", str(published.path)),
+            ("version", published.place),
             ("trained", published.how),
             (
                 "test accuracy",
@@ -329,7 +329,7 @@ def _as_json(published: "Published") -> dict[str, Any]:
     manifest = published.manifest
     variant = manifest.variants["fp32"]
     return {
-        "path": str(published.path),
+        "path": published.place,
         "name": manifest.name,
         "version": manifest.version,
         "trained": published.how,

@@ -14,6 +14,7 @@ import torch
 
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.repository import ANALYSIS, Repository
+from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import measured, parse_condition
 from trainer.analysis.report import k255, percent
@@ -55,7 +56,7 @@ def _failed(message: str, status: int) -> int:
 
 def _analyse(options: argparse.Namespace) -> int:
     conditions = [parse_condition(text) for text in options.fail_under]
-    repository = Repository(options.models)
+    repository = open_repository(options.models)
     name, version = _version(repository, options.model)
     config = AnalysisConfig(
         data=options.data,
@@ -82,9 +83,9 @@ def _analyse(options: argparse.Namespace) -> int:
     )
     if report is None:
         return 0
-    folder = repository.path(name, version) / ANALYSIS
+    folder = f"{repository.location}/{name}/{version}/{ANALYSIS}"
     if options.json:
-        print(json.dumps({"report": str(folder / "report.json")} | _headline(report), indent=2))
+        print(json.dumps({"report": f"{folder}/report.json"} | _headline(report), indent=2))
     else:
         print(_text(report, folder))
     failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
@@ -94,7 +95,7 @@ def _analyse(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    repository = Repository(options.models)
+    repository = open_repository(options.models)
     versions = [_version(repository, text) for text in options.compare]
     made = compare.compare(
         repository,
@@ -168,7 +169,7 @@ def _headline(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(report: dict[str, Any], folder: Path) -> str:
+def _text(report: dict[str, Any], folder: str) -> str:
     clean = report["clean"]["fp32"]
     lines = [
         f"clean        {percent(clean['accuracy'])} of {clean['photos']} photos "
@@ -191,7 +192,7 @@ def _text(report: dict[str, Any], folder: Path) -> str:
         )
     failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
     lines.append(f"sanity       {'FAILED: ' + '; '.join(failed) if failed else 'all checks pass'}")
-    return "\n".join([*lines, str(folder / "report.html")])
+    return "\n".join([*lines, f"{folder}/report.html"])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,7 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of photos, a folder for each class"
     )
-    parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
+    parser.add_argument(
+        "--models",
+        default="models",
+        help="model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
+    )
     parser.add_argument(
         "--budget", choices=list(BUDGETS), default="standard", help="how thorough (%(default)s)"
     )

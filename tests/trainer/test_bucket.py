@@ -1,0 +1,40 @@
+"""The whole way with the repository in a bucket: train publishes there, analyze adds its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.object_store import BUCKET, running_store
+from tests.trainer.conftest import MakePhotos
+from trainer.analysis.analyze import main as analyze
+from trainer.train import main as train
+
+
+def test_train_and_analyze_in_a_bucket(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from serving.storage import open_repository
+
+    place = f"s3://{BUCKET}/trained"
+    with running_store(tmp_path) as store:
+        for key, value in store.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        data = str(photos(per_class=12))
+        command = ["--data", data, "--name", "shapes", "--out", place, "--size", "32"]
+        command += ["--backbone", "tiny", "--weights", "none", "--epochs", "2", "--json"]
+        assert train(command) == 0
+        assert json.loads(capsys.readouterr().out)["path"] == f"{place}/shapes/1"
+        repository = open_repository(place)
+        assert repository.verify("shapes", 1) == []
+        command = ["shapes", "--data", data, "--models", place, "--budget", "quick"]
+        command += ["--photos", "2", "--linf", "8/255", "--l2", "1", "--ideal", "none"]
+        assert analyze(command) == 0
+        assert f"{place}/shapes/1/analysis/report.html" in capsys.readouterr().out
+        summary = repository.read_analysis("shapes", 1, "summary.json")
+        assert summary is not None and json.loads(summary)["photos"] == 2
+        assert repository.verify("shapes", 1) == []
