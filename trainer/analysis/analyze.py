@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
     what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of photos, a folder for each class"
+        "--data", type=Path, required=True, help="photos, given as for `train`: a folder or a table"
     )
     parser.add_argument(
         "--models",

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from serving.modelspec import Manifest
 from serving.repository import Repository
 from trainer.errors import InvalidData
+from trainer.listing import find_photos
 from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.tree import Found, find_files
+from trainer.tree import Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,12 @@ def load_photos(
     seed: int,
     workers: int,
 ) -> Photos:
-    """The test photos below `data`, at most `limit`, spread over the classes by `seed`.
+    """The test photos of `data`, at most `limit`, spread over the classes by `seed`.
 
-    `data` has a test folder of class folders, or class folders. Of a folder that the version was
-    trained on, only the photos that its split kept for the test. Raises InvalidData.
+    `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
+    version was trained on, only the photos that its split kept for the test. Raises InvalidData.
     """
-    found = find_files(data)
+    found = find_photos(data)
     _same_labels(found, manifest, data)
     split = json.loads(repository.read_file(manifest, "split.json"))
     chosen = _spread(_tests_of(found, split), limit, seed)

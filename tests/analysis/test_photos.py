@@ -1,0 +1,79 @@
+"""The photos that a version is judged on."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from serving.repository import Repository
+from tests.photos import jpeg
+from tests.tiny import LABELS, build_version
+from trainer.analysis.photos import Photos, load_photos
+from trainer.errors import InvalidData
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """photos/<label>/<n>.jpg, relative to their folder."""
+    names = []
+    for i in range(12):
+        name = f"{LABELS[i % 2]}/{i:02}.jpg"
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(seed=i))
+        names.append(name)
+    return names
+
+
+def load(tmp_path: Path, data: Path, tested: list[str], trained: list[str]) -> Photos:
+    """The photos of `data` for a version that was trained on some and tested on others."""
+    split = {
+        part: {label: [n for n in names if n.startswith(label)] for label in LABELS}
+        for part, names in (("train", trained), ("val", []), ("test", tested))
+    }
+    extra = {"split.json": json.dumps(split).encode()}
+    build_version(tmp_path / "models", "pets", extra_files=extra)
+    repository = Repository(tmp_path / "models")
+    manifest = repository.manifest("pets", 1)
+    return load_photos(data, repository, manifest, limit=None, seed=0, workers=2)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_of_a_table_with_splits_the_test_alone_is_used(tmp_path, files, suffix):
+    table = pyarrow.table(
+        {
+            "path": files,
+            "label": [name.split("/")[0] for name in files],
+            "split": ["test" if i < 4 else "train" for i in range(12)],
+        }
+    )
+    path = tmp_path / "photos" / f"listed.{suffix}"
+    if suffix == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pyarrow.parquet.write_table(table, path)
+    photos = load(tmp_path, path, [], [])
+    assert sorted(photos.files) == sorted(files[:4])
+    for file, label in zip(photos.files, photos.labels, strict=True):
+        assert file.startswith(f"{LABELS[label]}/")
+
+
+def test_of_a_table_without_splits_what_was_trained_on_is_passed_over(tmp_path, files):
+    rows = "".join(f"{name},{name.split('/')[0]}\n" for name in files)
+    path = tmp_path / "photos" / "listed.csv"
+    path.write_text(f"path,label\n{rows}")
+    assert sorted(load(tmp_path, path, files[:6], files[6:]).files) == sorted(files[:6])
+
+
+def test_a_folder_gives_the_same_photos(tmp_path, files):
+    photos = load(tmp_path, tmp_path / "photos", files[:6], files[6:])
+    assert sorted(photos.files) == sorted(files[:6])
+
+
+def test_a_table_that_is_wrong_is_refused(tmp_path, files):
+    (tmp_path / "t.csv").write_text("file,label\n1.jpg,cat\n")
+    with pytest.raises(InvalidData, match="has no column path; it has file, label"):
+        load(tmp_path, tmp_path / "t.csv", [], [])
