@@ -1,0 +1,226 @@
+"""Ten times what a server holds: what it still answers, how it refuses, and whether it recovers.
+
+    .venv/bin/python benchmarks/overload.py MODELS NAME PHOTOS
+
+First the peak, by callers that each wait for their answers. Then calls at a rate of ten times that,
+whether or not they are answered, each refused call tried once only. Callers and server share the
+cores, so the callers' own part of them is printed: what they take, the server lacks. Peak, memory
+and latency are measured once more afterwards.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+from limit import CORES, read_photos
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.commandline import aligned
+
+METHOD = "/pawprint.v1.ClassifierService/Classify"
+PEAK_CALLERS = 32
+CHANNELS = 4
+TICK_S = 0.005
+OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A running server, and what reads its own figures."""
+
+    address: str
+    metrics_port: int
+    pid: int
+
+    def resident_mib(self) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith("process_resident_memory_bytes "):
+                    return float(line.split()[1]) / 2**20
+        raise RuntimeError("the metrics say nothing of memory")
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def server(models: Path, flags: list[str]) -> Iterator[Target]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics_port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
+        command += ["--port-file", str(port_file), "--device", "cpu"]
+        command += ["--metrics-port", str(metrics_port), *flags]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            while not port_file.exists():
+                if process.poll() is not None:
+                    sys.exit("error: the server did not start; it said why above")
+                time.sleep(0.05)
+            address = f"127.0.0.1:{port_file.read_text().strip()}"
+            yield Target(address=address, metrics_port=metrics_port, pid=process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Seconds from sending to the answer, by status; when each OK came."""
+
+    sent: int = 0
+    seconds: dict[grpc.StatusCode, list[float]] = field(default_factory=dict)
+    answered_at: list[float] = field(default_factory=list)
+
+    def count(self, code: grpc.StatusCode, begin: float) -> None:
+        now = time.perf_counter()
+        self.seconds.setdefault(code, []).append(now - begin)
+        if code is grpc.StatusCode.OK:
+            self.answered_at.append(now)
+
+
+async def closed_loop(channel: grpc.aio.Channel, messages: list[bytes], seconds: float) -> Tally:
+    """Callers that wait for each answer: what the server holds."""
+    method, tally = channel.unary_unary(METHOD), Tally()
+    end = time.perf_counter() + seconds
+
+    async def caller(first: int) -> None:
+        number = first
+        while (begin := time.perf_counter()) < end:
+            await method(messages[number % len(messages)])
+            tally.count(grpc.StatusCode.OK, begin)
+            number += PEAK_CALLERS
+
+    await asyncio.gather(*(caller(first) for first in range(PEAK_CALLERS)))
+    return tally
+
+
+async def open_loop(
+    channels: list[grpc.aio.Channel], messages: list[bytes], rate: float, seconds: float
+) -> Tally:
+    """Calls at a rate, come what may; those that are still under way at the end are awaited."""
+    methods = [channel.unary_unary(METHOD) for channel in channels]
+    tally, under_way = Tally(), set()
+
+    async def call(number: int) -> None:
+        begin = time.perf_counter()
+        try:
+            await methods[number % len(methods)](messages[number % len(messages)])
+            tally.count(grpc.StatusCode.OK, begin)
+        except grpc.aio.AioRpcError as error:
+            tally.count(error.code(), begin)
+
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        while tally.sent < passed * rate:
+            task = asyncio.ensure_future(call(tally.sent))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            tally.sent += 1
+        await asyncio.sleep(TICK_S)
+    await asyncio.gather(*under_way)
+    return tally
+
+
+async def most_memory(target: Target) -> float:
+    """MiB; ends when it is cancelled."""
+    most = 0.0
+    try:
+        while True:
+            most = max(most, await asyncio.to_thread(target.resident_mib))
+            await asyncio.sleep(0.5)
+    except asyncio.CancelledError:
+        return most
+
+
+def rate_of(answered_at: list[float], begin: float, end: float) -> float:
+    return sum(begin <= when < end for when in answered_at) / (end - begin)
+
+
+def quantiles_ms(seconds: list[float]) -> str:
+    if not seconds:
+        return "none"
+    return " / ".join(f"{1e3 * value:.0f}" for value in np.quantile(seconds, (0.5, 0.99, 1)))
+
+
+async def measure(target: Target, messages: list[bytes], factor: float, seconds: float) -> None:
+    channels = [grpc.aio.insecure_channel(target.address, OPTIONS) for _ in range(CHANNELS)]
+    rows: list[tuple[object, ...]] = []
+
+    async def peak(words: str) -> float:
+        tally = await closed_loop(channels[0], messages, seconds)
+        end = max(tally.answered_at)
+        found = rate_of(tally.answered_at, end - seconds, end)
+        taken = quantiles_ms(tally.seconds[grpc.StatusCode.OK])
+        rows.append((f"{words}, {PEAK_CALLERS} callers, calls/s", f"{found:.1f}"))
+        rows.append((f"  latency p50 / p99 / longest, ms, {target.resident_mib():.0f} MiB", taken))
+        return found
+
+    await closed_loop(channels[0], messages, 2)
+    before = await peak("peak")
+    watching = asyncio.create_task(most_memory(target))
+    begin, ours, theirs = time.perf_counter(), time.process_time(), target.cpu_s()
+    tally = await open_loop(channels, messages, factor * before, seconds)
+    passed = time.perf_counter() - begin
+    ours, theirs = time.process_time() - ours, target.cpu_s() - theirs
+    watching.cancel()
+    most = await watching
+    accepted = rate_of(tally.answered_at, begin + 1, begin + seconds)
+    refused = tally.seconds.get(grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+    others = {code.name: len(all_) for code, all_ in tally.seconds.items()}
+    rows += [
+        ("offered, calls/s", f"{tally.sent / seconds:.0f}"),
+        ("answered meanwhile, calls/s", f"{accepted:.1f}"),
+        ("share of the peak (at least 0.9 wanted)", f"{accepted / before:.2f}"),
+        ("refusals p50 / p99 / longest, ms (50 wanted)", quantiles_ms(refused)),
+        ("outcomes", others),
+        ("most memory, MiB", f"{most:.0f}"),
+        (
+            f"cores used of {CORES}: by the callers, by the server",
+            f"{ours / passed:.2f}, {theirs / passed:.2f}",
+        ),
+    ]
+    await peak("afterwards")
+    print(aligned([("", ""), *rows]))
+    for channel in channels:
+        await channel.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("photos", type=Path, help="folder")
+    parser.add_argument("--factor", type=float, default=10, help="times the peak (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=15, help="of each part (%(default)s)")
+    parser.add_argument("--flags", default="", help="more flags for serve, in one word")
+    options = parser.parse_args()
+    photos = read_photos(options.photos, 64)
+    messages = [
+        pb.ClassifyRequest(model=options.name, images=[photo]).SerializeToString()
+        for photo in photos
+    ]
+    size = np.mean([len(photo) for photo in photos])
+    print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}; photos of {size / 1e3:.0f} kB")
+    with server(options.models, options.flags.split()) as target:
+        asyncio.run(measure(target, messages, options.factor, options.seconds))
+
+
+if __name__ == "__main__":
+    main()
