@@ -21,9 +21,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class TrainConfig:
     """Raises InvalidRequest, naming the setting with what was expected and what was given."""
 
-    data: str  # folder of photos, a folder for each class
+    data: str  # folder of photos, a table of them, or a data set's name
     name: str  # of the model
     out: str = "models"  # the model repository
+    datasets: str | None = None  # folder of data sets by name (None: in the user's cache)
     backbone: str = "mobilenet_v2"
     weights: str = "imagenet"  # "imagenet", "none" or a file
     size: int = 224  # side of the square that the net sees, pixels

@@ -1,7 +1,8 @@
-"""Photos named in a table instead of laid out in folders: path, label, and, if given, split."""
+"""The photos of a folder, of a table of path, label and split, or of a data set by its name."""
 
 import csv
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,18 +10,26 @@ from typing import Any
 
 from serving.errors import InvalidRequest
 from trainer.errors import InvalidData
+from trainer.named import NAMED, default_folder, find_named
 from trainer.tree import SPLITS, Found, find_files, same_classes
 
 SUFFIXES = (".csv", ".parquet")
 
 
-def find_photos(data: Path) -> list[Found]:
-    """The photos of a folder (trainer.tree) or of a table with the columns path, label and split.
+def find_photos(data: Path, datasets: Path | None = None) -> list[Found]:
+    """The photos of a folder (trainer.tree), of a table with the columns path, label and split, or
+    of a data set by its name (trainer.named) below `datasets` (None: the user's cache).
 
     Paths are relative to the table's own folder. Raises InvalidData naming the row that is wrong.
     """
     if data.suffix.lower() not in SUFFIXES or data.is_dir():
-        return find_files(data)
+        if data.exists():
+            return find_files(data)
+        if str(data) in NAMED:
+            return find_named(str(data), datasets or default_folder(os.environ))
+        raise InvalidData(
+            f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
+        )
     rows = _parquet(data) if data.suffix.lower() == ".parquet" else _csv(data)
     found = [_found(row, number, data) for number, row in enumerate(rows, start=1)]
     often = [file for file, count in Counter(each.file for each in found).items() if count > 1]

@@ -45,7 +45,7 @@ SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
 _NEUTRAL = {
     *("data", "weights", "out", "name", "cache", "checkpoints", "workers", "strict", "compile"),
-    *("int8", "fp16", "max_accuracy_loss", "logs"),
+    *("int8", "fp16", "max_accuracy_loss", "logs", "datasets"),
 }
 
 
@@ -80,7 +80,7 @@ def _train(config: TrainConfig, console: Console, world: World) -> Published | N
     repository = open_repository(config.out)
     with repository.staging(config.name):
         pass  # fails now, rather than after the training, where nothing can be written
-    files = find_photos(Path(config.data))
+    files = find_photos(Path(config.data), Path(config.datasets) if config.datasets else None)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
     if config.weights == "none":
         drawn = torch.Generator().manual_seed(config.seed)

@@ -37,6 +37,7 @@ so that small perturbations turn it less often, at a price in clean accuracy; `a
 _EPILOG = """\
 examples:
   train --data photos                     # names, chooses and says the rest
+  train --data oxford-iiit-pet            # downloads it, and takes its own split
   train --data photos --name pets --compare
   train --data photos --name pets --backbone resnet50 --epochs 0
   train --data photos --name pets --weights mobilenet_v2.pth
@@ -58,9 +59,11 @@ _FROM_SCRATCH = {
 # Robustness is learnt by all stages, from pictures that are never the same.
 _ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0, "views": 1000}
 _HELP = {
-    "data": "folder of photos, or a .csv or .parquet of path, label and, if given, split",
+    "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, or a name: "
+    "oxford-iiit-pet, flowers102, food101, cifar10 ...",
     "name": "name of the model",
     "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
+    "datasets": "folder of data sets by name, downloaded if not there (default: the user's cache)",
     "backbone": "tiny, or a classification model of torchvision by its name",
     "weights": '"imagenet", "none" or a state dict (.pth, .safetensors)',
     "size": "side of the square that the net sees, pixels (default: the backbone's own)",
@@ -207,7 +210,8 @@ def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
     from trainer.listing import find_photos
 
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    found = choose(len(find_photos(Path(given["data"]))), gpu)
+    datasets = Path(given["datasets"]) if "datasets" in given else None
+    found = choose(len(find_photos(Path(given["data"]), datasets)), gpu)
     return {name: found[name] for name in wanted}
 
 
@@ -273,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
             also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]
             help_text += f" (default: {field.default}{''.join(also)})"
         names = {"data": "DIR", "out": "DIR", "cache": "DIR", "adversarial": "pgd-3@4/255"}
-        names |= {"checkpoints": "DIR", "logs": "DIR"}
+        names |= {"checkpoints": "DIR", "logs": "DIR", "datasets": "DIR"}
         metavar = names.get(field.name, "VALUE")
         parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")

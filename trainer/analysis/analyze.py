@@ -60,6 +60,7 @@ def _analyse(options: argparse.Namespace) -> int:
     name, version = _version(repository, options.model)
     config = AnalysisConfig(
         data=options.data,
+        datasets=options.datasets,
         budget=options.budget,
         seed=options.seed,
         photos=options.photos,
@@ -106,6 +107,7 @@ def _compare(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=_device(options.device),
         workers=len(os.sched_getaffinity(0)),
+        datasets=options.datasets,
     )
     stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
     page = Path(f"{stem}.html")
@@ -207,8 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
     what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
     parser.add_argument(
-        "--data", type=Path, required=True, help="photos, given as for `train`: a folder or a table"
+        "--data", type=Path, required=True, help="photos, as for `train`: folder, table or name"
     )
+    parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
     parser.add_argument(
         "--models",
         default="models",

@@ -34,6 +34,7 @@ def compare(
     seed: int,
     device: str,
     workers: int,
+    datasets: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of each version, and transfer[i][j]: of the photos that both have right, the share
     that PGD at the reference epsilon on version i turns in version j, as served.
@@ -52,6 +53,7 @@ def compare(
             limit=photos or settings.photos,
             seed=seed,
             workers=workers,
+            datasets=datasets,
         )
         for subject in subjects
     ]

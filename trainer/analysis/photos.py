@@ -37,13 +37,14 @@ def load_photos(
     limit: int | None,
     seed: int,
     workers: int,
+    datasets: Path | None = None,
 ) -> Photos:
     """The test photos of `data`, at most `limit`, spread over the classes by `seed`.
 
     `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
     version was trained on, only the photos that its split kept for the test. Raises InvalidData.
     """
-    found = find_photos(data)
+    found = find_photos(data, datasets)
     _same_labels(found, manifest, data)
     split = json.loads(repository.read_file(manifest, "split.json"))
     chosen = _spread(_tests_of(found, split), limit, seed)

@@ -43,6 +43,7 @@ class AnalysisConfig:
     """What to analyse and how thoroughly; all that the figures depend on."""
 
     data: Path
+    datasets: Path | None = None  # folder of data sets by name; None: in the user's cache
     budget: str = "standard"
     seed: int = 0
     photos: int | None = None  # at most so many; None: as the budget says
@@ -90,6 +91,7 @@ def analyse(
         limit=budget.photos,
         seed=config.seed,
         workers=config.workers,
+        datasets=config.datasets,
     )
     study = Study(subject, photos, budget, config.seed)
     if not len(study.rows):
@@ -259,7 +261,7 @@ def _key(
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
     settings = dataclasses.asdict(config)
-    del settings["data"], settings["workers"]
+    del settings["data"], settings["datasets"], settings["workers"]
     return {
         "version": subject.manifest.version,
         "manifest": _manifest_digest(repository, subject),

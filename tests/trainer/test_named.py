@@ -1,0 +1,205 @@
+"""Data sets by name: miniatures laid out as torchvision's own loaders expect them."""
+
+import hashlib
+import json
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+from tests.photos import jpeg
+from trainer.errors import InvalidData
+from trainer.listing import find_photos
+from trainer.named import default_folder
+from trainer.train import main
+from trainer.tree import labels_of
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def pets(folder: Path, of_each: int = 4) -> None:
+    """images/ and annotations/ of two breeds: half of the photos are trainval, half test."""
+    lines: dict[str, list[str]] = {"trainval": [], "test": []}
+    for label, breed in enumerate(("Abyssinian", "american_bulldog"), start=1):
+        for i in range(of_each):
+            write(folder / "images" / f"{breed}_{i}.jpg", jpeg(seed=10 * label + i))
+            row = f"{breed}_{i} {label} {label} 1"
+            lines["trainval" if i % 2 == 0 else "test"].append(row)
+    for split, rows in lines.items():
+        write(folder / "annotations" / f"{split}.txt", "\n".join(rows) + "\n")
+    write(folder / "annotations" / "list.txt", "\n".join(sum(lines.values(), [])) + "\n")
+
+
+def by_split(found) -> dict:
+    return dict(Counter((each.split, each.label) for each in found))
+
+
+def test_pets_have_their_official_split(tmp_path):
+    pets(tmp_path / "oxford-iiit-pet")
+    found = find_photos(Path("oxford-iiit-pet"), tmp_path)
+    assert by_split(found) == {
+        (split, label): 2
+        for split in ("train", "test")
+        for label in ("Abyssinian", "American Bulldog")
+    }
+    assert found[0].file == "oxford-iiit-pet/images/Abyssinian_0.jpg"
+    assert all(each.path == tmp_path / each.file and each.path.is_file() for each in found)
+
+
+def test_food101_is_read_without_opening_a_photo(tmp_path):
+    meta = {"train": {"ramen": ["ramen/1"], "pho": ["pho/2"]}, "test": {"ramen": ["ramen/3"]}}
+    meta["test"]["pho"] = ["pho/4"]
+    for split, files in meta.items():
+        write(tmp_path / "food-101" / "meta" / f"{split}.json", json.dumps(files))
+    (tmp_path / "food-101" / "images").mkdir()
+    found = find_photos(Path("food101"), tmp_path)
+    assert {(f.split, f.label, f.file.removeprefix("food-101/images/")) for f in found} == {
+        ("train", "ramen", "ramen/1.jpg"),
+        ("train", "pho", "pho/2.jpg"),
+        ("test", "ramen", "ramen/3.jpg"),
+        ("test", "pho", "pho/4.jpg"),
+    }
+
+
+def test_flowers_have_train_val_and_test(tmp_path, monkeypatch):
+    folder = tmp_path / "flowers-102"
+    (folder / "jpg").mkdir(parents=True)
+    savemat(folder / "imagelabels.mat", {"labels": np.array([1, 2, 1, 2, 1, 2])})
+    savemat(folder / "setid.mat", {"trnid": [1, 2], "valid": [3, 4], "tstid": [5, 6]})
+    digests = dict(datasets.Flowers102._file_dict)
+    digests |= {"label": ("imagelabels.mat", md5(folder / "imagelabels.mat"))}
+    digests |= {"setid": ("setid.mat", md5(folder / "setid.mat"))}
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", digests)
+    found = find_photos(Path("flowers102"), tmp_path)
+    assert [each.split for each in found] == ["train", "train", "val", "val", "test", "test"]
+    assert labels_of(found) == ("hard-leaved pocket orchid", "pink primrose")
+    assert found[2].file == "flowers-102/jpg/image_00003.jpg" and found[2].label == "pink primrose"
+
+
+def test_of_imagenette_val_is_the_test(tmp_path):
+    for split, count in (("train", 3), ("val", 1)):
+        for wnid in ("n01440764", "n03394916"):
+            for i in range(count):
+                write(tmp_path / "imagenette2" / split / wnid / f"{i}.JPEG", jpeg(seed=i))
+    found = by_split(find_photos(Path("imagenette"), tmp_path))
+    assert found == {
+        ("train", "tench"): 3,
+        ("train", "French horn"): 3,
+        ("test", "tench"): 1,
+        ("test", "French horn"): 1,
+    }
+
+
+def test_the_pixels_of_cifar_are_written_once_as_they_are(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    generator = np.random.default_rng(0)
+    batches = {}
+    for name, labels in (("data_batch_1", [0, 1, 1]), ("test_batch", [1, 0])):
+        batches[name] = generator.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        write(folder / name, pickle.dumps({"data": batches[name], "labels": labels}))
+    write(folder / "batches.meta", pickle.dumps({"label_names": ["airplane", "cat"]}))
+    for names, attribute in ((["data_batch_1"], "train_list"), (["test_batch"], "test_list")):
+        listed = [[name, md5(folder / name)] for name in names]
+        monkeypatch.setattr(datasets.CIFAR10, attribute, listed)
+    meta = datasets.CIFAR10.meta | {"md5": md5(folder / "batches.meta")}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+
+    found = find_photos(Path("cifar10"), tmp_path)
+    assert [(f.split, f.label) for f in found] == [
+        ("train", "airplane"), ("train", "cat"), ("train", "cat"),
+        ("test", "cat"), ("test", "airplane"),
+    ]  # fmt: skip
+    expected = batches["data_batch_1"][1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(Image.open(found[1].path)), expected)
+    written = found[1].path.stat().st_mtime_ns
+    assert find_photos(Path("cifar10"), tmp_path) == found
+    assert found[1].path.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def served_pets(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The archives that the loader downloads, from a server on this machine."""
+    pets(tmp_path / "remote")
+    handler = partial(Quiet, directory=tmp_path / "remote")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    resources = []
+    for name in ("images", "annotations"):
+        archive = tmp_path / "remote" / f"{name}.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(tmp_path / "remote" / name, name)
+        address = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        resources.append((address, md5(archive)))
+    monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", tuple(resources))
+    yield tmp_path / "remote"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_not_there_is_downloaded_once(tmp_path, served_pets):
+    root = tmp_path / "cache" / "sets"
+    found = find_photos(Path("oxford-iiit-pet"), root)
+    assert len(found) == 8 and all(each.path.is_file() for each in found)
+    (served_pets / "images.tar.gz").unlink()
+    assert find_photos(Path("oxford-iiit-pet"), root) == found
+    assert {p.name for p in root.iterdir()} == {".lock", "oxford-iiit-pet"}
+
+
+def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, served_pets, capsys):
+    (served_pets / "annotations.tar.gz").unlink()
+    root = tmp_path / "sets"
+    arguments = ["--data", "oxford-iiit-pet", "--datasets", str(root), "--out", str(tmp_path / "m")]
+    assert main([*arguments, "--backbone", "tiny", "--weights", "none"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: oxford-iiit-pet is not in {root} and can't be downloaded (")
+    assert "--datasets DIR" in said and "--data FOLDER" in said
+    assert {p.name for p in root.iterdir()} == {".lock"}
+
+
+def test_a_set_that_is_not_whole_is_named(tmp_path):
+    pets(tmp_path / "oxford-iiit-pet")
+    (tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt").unlink()
+    with pytest.raises(InvalidData, match="oxford-iiit-pet in .* can't be read .*remove it there"):
+        find_photos(Path("oxford-iiit-pet"), tmp_path)
+
+
+def test_a_name_that_is_none_is_told_those_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidData, match="no folder cifar, and no data set of that name"):
+        find_photos(Path("cifar"), tmp_path)
+
+
+def test_a_folder_of_that_name_wins(tmp_path, monkeypatch, photos):
+    photos("cifar10", per_class=2)
+    monkeypatch.chdir(tmp_path)
+    assert labels_of(find_photos(Path("cifar10"), tmp_path)) == ("discs", "squares")
+
+
+def test_the_folder_for_caches_is_the_users():
+    assert default_folder({"HOME": "/h"}) == Path("/h/.cache/pawprint/datasets")
+    assert default_folder({"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x/pawprint/datasets")

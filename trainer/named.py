@@ -1,0 +1,162 @@
+"""Public data sets by name, with their official splits, read and fetched by torchvision."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torchvision import datasets
+
+from trainer.errors import InvalidData
+from trainer.tree import SPLITS, Found
+
+Entry = tuple[Path, int]  # a photo and the index of its class
+Loader = Callable[..., Any]
+_Splits = Mapping[str | None, Mapping[str, Any]]
+
+_FETCH_FAILED = (OSError, RuntimeError, HTTPException)  # URLError is an OSError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A loader of torchvision, how it is asked for each of our splits, and what it then holds."""
+
+    loader: Loader
+    splits: _Splits  # None: it has no splits of its own
+    entries: Callable[[Any, Path], list[Entry]] = lambda loaded, _: [
+        (Path(path), label) for path, label in (loaded[i] for i in range(len(loaded)))
+    ]
+
+
+def _paths(loader: Loader) -> Loader:
+    """The loader, giving a photo's path where it would open it."""
+    return lambda root, **how: loader(root, loader=str, **how)
+
+
+def _pets(loaded: Any, _: Path) -> list[Entry]:
+    return list(zip(loaded._images, loaded._labels, strict=True))  # it has no other way to say
+
+
+def _cifar(loaded: Any, root: Path) -> list[Entry]:
+    """Its pixels as files, for photos are read from files; they are written once."""
+    folder = root / f"{type(loaded).__name__.lower()}-png" / ("train" if loaded.train else "test")
+    if not folder.exists():
+        with _alone(root):
+            if not folder.exists():
+                _write(loaded, folder)
+    return [(folder / f"{i:05}.png", label) for i, label in enumerate(loaded.targets)]
+
+
+def _write(loaded: Any, folder: Path) -> None:
+    beside = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for i, pixels in enumerate(loaded.data):
+        Image.fromarray(pixels).save(beside / f"{i:05}.png")
+    beside.rename(folder)
+
+
+_THREE: _Splits = {split: {"split": split} for split in SPLITS}
+_TWO: _Splits = {split: {"split": split} for split in ("train", "test")}
+_CIFAR: _Splits = {"train": {"train": True}, "test": {"train": False}}
+
+NAMED: dict[str, Named] = {
+    "oxford-iiit-pet": Named(
+        loader=datasets.OxfordIIITPet,
+        splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
+        entries=_pets,
+    ),
+    "flowers102": Named(loader=_paths(datasets.Flowers102), splits=_THREE),
+    "food101": Named(loader=_paths(datasets.Food101), splits=_TWO),
+    "fgvc-aircraft": Named(loader=_paths(datasets.FGVCAircraft), splits=_THREE),
+    "dtd": Named(loader=_paths(datasets.DTD), splits=_THREE),
+    "eurosat": Named(loader=_paths(datasets.EuroSAT), splits={None: {}}),
+    "imagenette": Named(  # its val is what results are reported on
+        loader=_paths(datasets.Imagenette),
+        splits={"train": {"split": "train"}, "test": {"split": "val"}},
+    ),
+    "cifar10": Named(loader=datasets.CIFAR10, splits=_CIFAR, entries=_cifar),
+    "cifar100": Named(loader=datasets.CIFAR100, splits=_CIFAR, entries=_cifar),
+}
+
+
+def default_folder(environment: Mapping[str, str]) -> Path:
+    """pawprint/datasets in the user's folder for caches (XDG base directories)."""
+    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
+    return Path(base) / "pawprint" / "datasets"
+
+
+def find_named(name: str, root: Path) -> list[Found]:
+    """The photos of NAMED[`name`] below `root`, where torchvision's loader has or will put them.
+
+    Downloaded if they are not there. Raises InvalidData where that fails, or what is there is not
+    whole.
+    """
+    root = root.expanduser().absolute()
+    named, found = NAMED[name], []
+    for split, how in named.splits.items():
+        try:
+            loaded = _load(name, root, how)
+            entries = named.entries(loaded, root)
+        except (OSError, ValueError, KeyError) as error:
+            raise InvalidData(
+                f"{name} in {root} can't be read ({error}); remove it there, and it is downloaded "
+                "anew"
+            ) from error
+        labels = [_label(each) for each in loaded.classes]
+        found += [
+            Found(path=path, file=path.relative_to(root).as_posix(), label=labels[i], split=split)
+            for path, i in entries
+        ]
+    return found
+
+
+def _label(name: str | tuple[str, ...]) -> str:
+    return name if isinstance(name, str) else name[0]  # the rest are synonyms
+
+
+def _load(name: str, root: Path, how: Mapping[str, Any]) -> Any:
+    loader = NAMED[name].loader
+    try:
+        return loader(root, **how)
+    except RuntimeError:  # so the loaders say that it is not there
+        with _alone(root):
+            try:
+                return loader(root, **how)  # another process may have fetched it meanwhile
+            except RuntimeError:
+                _fetch(name, root, how)
+        return loader(root, **how)
+
+
+def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
+    """Download to a folder beside, so that half of a data set is never taken for the whole."""
+    beside = root / f".{name}.part"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        NAMED[name].loader(beside, download=True, **how)
+        for part in beside.iterdir():
+            os.replace(part, root / part.name)
+    except _FETCH_FAILED as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidData(
+            f"{name} is not in {root} and can't be downloaded ({reason}); where there is a network,"
+            f" run the same command with --datasets DIR and bring DIR here, or give --data FOLDER"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time: torchrun starts several, and each of them needs the photos."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
