@@ -22,6 +22,7 @@ from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.shadowing import Shadowing
+from serving.thread_priority import go_behind_the_event_loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,9 @@ class Classified:
 class Classifier:
     def __init__(self, decode_threads: int, limits: Limits) -> None:
         self.limits = limits
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(
+            decode_threads, thread_name_prefix="decode", initializer=go_behind_the_event_loop
+        )
         self._decode_threads = decode_threads
         self.shadowing = Shadowing()
         # No more photos of low priority are in the pool's queue, of however many calls.

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from serving.thread_priority import go_behind_the_event_loop
+
 # Runs a batch and returns what hands the answers out. Neither may raise.
 Work = Callable[[], Callable[[], object]]
 
@@ -61,6 +63,7 @@ class InferenceThreads:
             thread.join()
 
     def _loop(self) -> None:
+        go_behind_the_event_loop()
         while (work := self._next()) is not None:
             deliver = work()
             with self.changed:  # before the answers are out: what they cause finds a thread free

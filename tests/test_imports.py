@@ -36,6 +36,7 @@ CORE = {
     "session",
     "shadowing",
     "splits",
+    "thread_priority",
     "turns",
     "version_policy",
     *CONTRACTS,
