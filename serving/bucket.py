@@ -5,6 +5,7 @@ Credentials come from the environment alone, as each store's own tools read them
 """
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +39,10 @@ class Bucket:
             raise InvalidRequest(
                 f"{scheme}:// needs the package {package}: pip install 'pawprint[{extra}]'"
             )
-        import fsspec  # type: ignore[import-untyped,unused-ignore]
-
         self.location = f"{scheme}://{rest.strip('/')}"
         self._root = rest.strip("/")
         with self._refused():
-            self._files: Any = fsspec.filesystem(
-                scheme, use_listings_cache=False, skip_instance_cache=True
-            )
+            self._files = _filesystem(scheme)
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names directly below the prefix that have something below them."""
@@ -85,12 +82,12 @@ class Bucket:
             start += len(data)
 
     def write(self, key: str, data: bytes) -> None:
-        with self._refused():
+        with self._written():
             self._files.pipe_file(self._path(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that is not there yet, in one step; False if it is there."""
-        with self._refused():
+        with self._written():
             try:
                 self._files.pipe_file(self._path(key), data, mode="create")
             except OSError as error:
@@ -100,7 +97,7 @@ class Bucket:
         return True
 
     def upload(self, file: Path, key: str) -> None:
-        with self._refused():
+        with self._written():
             self._files.put_file(str(file), self._path(key))
 
     def delete(self, keys: list[str]) -> None:
@@ -119,8 +116,32 @@ class Bucket:
         except FileNotFoundError:
             raise
         except Exception as error:  # each store has exceptions of its own, with no common base
-            reason = " ".join(str(error).split()) or type(error).__name__
+            # What follows the first line is for the store's own support.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise Unavailable(f"{self.location} can't be used: {reason[:300]}") from error
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """As `_refused`; what a write does not find is the bucket."""
+        with self._refused():
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise OSError("there is no such bucket") from error
+
+
+def _filesystem(scheme: str) -> Any:
+    if scheme == "gs":
+        # Not the class that fsspec knows by this name: that one asks the store over gRPC what kind
+        # of bucket it is before each call, and warns each time where it may not ask.
+        from gcsfs.core import GCSFileSystem  # type: ignore[import-untyped,unused-ignore]
+
+        # What it logs as an error, with a traceback, it raises as well.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        return GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
+    import fsspec  # type: ignore[import-untyped,unused-ignore]
+
+    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
 
 
 def _is_taken(error: OSError) -> bool:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +21,25 @@ BUCKET = "models"
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectStore:
+    """A store that has BUCKET. environment_at: what its users need, and all that they need, to
+    reach it at this port of loopback."""
+
+    scheme: str
     port: int
+    environment_at: Callable[[int], dict[str, str]]
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its users need, and all that they need."""
-        return {
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        return self.environment_at(self.port)
+
+
+def s3_environment(port: int) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 @contextlib.contextmanager
@@ -59,7 +67,7 @@ def running_store(folder: Path) -> Iterator[ObjectStore]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
-            store = ObjectStore(port=ports["s3"])
+            store = ObjectStore(scheme="s3", port=ports["s3"], environment_at=s3_environment)
             _create_bucket(store, process, folder / "log")
             yield store
         finally:
@@ -103,3 +111,15 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it takes connections. Raises AssertionError, with its log, if it does not."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"the store did not start: {log.read_text()[-3000:]}")
+        time.sleep(0.05)
