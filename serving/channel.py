@@ -3,8 +3,7 @@
 All of it is gRPC's own, in a service config (github.com/grpc/grpc, doc/service_config.md):
 round_robin over every address, those left out whose health service does not say SERVING, and
 another attempt, at the next server, for a call that failed as UNAVAILABLE or that its server, not
-its caller, cancelled. Classify changes nothing
-on a server, so a repeated attempt is harmless.
+its caller, cancelled. Classify changes nothing on a server, so a repeated attempt is harmless.
 """
 
 import ipaddress
@@ -21,7 +20,7 @@ _RETRIED = {
     "name": [{"service": SERVICE, "method": m} for m in ("Classify", "ListModels", "GetModel")],
     "retryPolicy": {
         "maxAttempts": 5,
-        "initialBackoff": "0.05s",
+        "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
         # CANCELLED too: a call that reaches a server in the very moment in which it stops.
@@ -47,6 +46,8 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_timeout_ms", 3_000),
     # Each client has connections of its own, so that several can use several workers of a server.
     ("grpc.use_local_subchannel_pool", 1),
+    # Sooner than the last attempt at a call, for one that dies resets the connection to the next.
+    ("grpc.initial_reconnect_backoff_ms", 100),
     # A server that comes back, or is new behind its name, is found within this time.
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
