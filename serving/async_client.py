@@ -25,6 +25,7 @@ from serving.client_messages import (
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
 from serving.hedging import hedged_async
+from serving.outbox import Outbox
 
 T = TypeVar("T")
 
@@ -101,9 +102,9 @@ class AsyncClient:
     ) -> AsyncIterator[StreamedResult]:
         """See Client.stream."""
         state = StreamState(self.address, model, version, top_k, low_priority)
+        outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
         slots = asyncio.Semaphore(in_flight)
-        call = self._stub.ClassifyStream()
 
         async def send() -> None:
             try:
@@ -113,20 +114,30 @@ class AsyncClient:
                     if isinstance(request, StreamedResult):
                         arrived.put_nowait(request)
                     else:
-                        await call.write(request)
-                await call.done_writing()
-            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                pass  # the call has ended: receive says why
+                        outbox.put(request)
+                outbox.close()
             except Exception as error:
                 arrived.put_nowait(error)
 
         async def receive() -> None:
             try:
-                async for message in call:
-                    arrived.put_nowait(state.receive(message))
+                while True:
+                    call = self._stub.ClassifyStream(_each(outbox.open_queue()))
+                    try:
+                        async for message in call:
+                            outbox.answered(message.request_id)
+                            arrived.put_nowait(state.receive(message))
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        again_s = outbox.lose(error.code())
+                        if outbox.finished:
+                            break
+                        if again_s is None:
+                            raise exception_of_call(error, self.address) from None
+                    finally:
+                        call.cancel()
+                    await asyncio.sleep(again_s)
                 arrived.put_nowait(None)
-            except grpc.aio.AioRpcError as error:
-                arrived.put_nowait(exception_of_call(error, self.address))
             except Exception as error:
                 arrived.put_nowait(error)
 
@@ -139,7 +150,6 @@ class AsyncClient:
                 slots.release()
                 yield result
         finally:
-            call.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -158,6 +168,11 @@ class AsyncClient:
             return await method(request, timeout=wait_s)
         except grpc.aio.AioRpcError as error:
             raise exception_of_call(error, self.address) from None
+
+
+async def _each(requests: "asyncio.Queue[T | None]") -> AsyncIterator[T]:
+    while (request := await requests.get()) is not None:
+        yield request
 
 
 async def _next(arrived: "asyncio.Queue[T]", wait_s: float) -> T:

@@ -9,6 +9,8 @@ its caller, cancelled. Classify changes nothing on a server, so a repeated attem
 import ipaddress
 import json
 
+import grpc
+
 from serving.errors import InvalidRequest
 
 SERVICE = "pawprint.v1.ClassifierService"
@@ -16,7 +18,13 @@ SERVICE = "pawprint.v1.ClassifierService"
 # than many photos.
 RETRY_BUFFER_BYTES = 80 * 1024 * 1024
 
-_RETRIED = {
+MAX_ATTEMPTS = 5
+INITIAL_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 1.0
+# CANCELLED too: a call that reaches a server in the very moment in which it stops.
+RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+_RETRIES = {
     "name": [{"service": SERVICE, "method": m} for m in ("Classify", "ListModels", "GetModel")],
     "retryPolicy": {
         "maxAttempts": 5,
@@ -30,7 +38,7 @@ _RETRIED = {
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": SERVICE},
-    "methodConfig": [_RETRIED],
+    "methodConfig": [_RETRIES],
     # Where most calls fail, retries would only be more load: gRPC then stops them.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
 }

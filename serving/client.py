@@ -36,6 +36,7 @@ from serving.client_messages import (
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
 from serving.hedging import hedged
+from serving.outbox import Outbox
 
 __all__ = ["AsyncClient", "Client", "Tls"]
 
@@ -124,15 +125,19 @@ class Client:
     ) -> Iterator[StreamedResult]:
         """Classify any number of photos, `in_flight` at a time; each result comes once it is ready.
 
-        A photo that can't be read, here or there, has its error in its result. timeout_s: the
-        longest wait for the next answer.
+        A photo that can't be read, here or there, has its error in its result. What a server that
+        goes away has left unanswered is sent to another. timeout_s: the longest wait for the next
+        answer.
         """
         state = StreamState(self.address, model, version, top_k, low_priority)
+        outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
+        outbox = Outbox(queue.SimpleQueue)
         arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
         slots = threading.Semaphore(in_flight)
         ended = threading.Event()
+        call: Any = None
 
-        def requests() -> Iterator[pb.ClassifyStreamRequest]:
+        def send() -> None:
             try:
                 for index, photo in enumerate(photos):
                     slots.acquire()
@@ -142,21 +147,37 @@ class Client:
                     if isinstance(request, StreamedResult):
                         arrived.put(request)
                     else:
-                        yield request
+                        outbox.put(request)
+                outbox.close()
             except Exception as error:  # of the caller's own iterable: raised where it waits
                 arrived.put(error)
 
         def receive() -> None:
+            nonlocal call
             try:
-                for message in call:
-                    arrived.put(state.receive(message))
+                while not ended.is_set():
+                    call = self._stub.ClassifyStream(iter(outbox.open_queue().get, None))
+                    if ended.is_set():
+                        call.cancel()
+                    try:
+                        for message in call:
+                            outbox.answered(message.request_id)
+                            arrived.put(state.receive(message))
+                        break
+                    except grpc.RpcError as error:
+                        again_s = outbox.lose(error.code())
+                        if outbox.finished:
+                            break
+                        if again_s is None:
+                            raise exception_of_call(error, self.address) from None
+                    ended.wait(again_s)
                 arrived.put(None)
-            except grpc.RpcError as error:
-                arrived.put(exception_of_call(error, self.address))
             except Exception as error:
                 arrived.put(error)
+            finally:
+                outbox.open_queue()  # gRPC's thread waits on the one before
 
-        call = self._stub.ClassifyStream(requests())
+        threading.Thread(target=send, daemon=True).start()
         receiver = threading.Thread(target=receive, daemon=True)
         receiver.start()
         wait_s = self.timeout_s if timeout_s is None else timeout_s
@@ -169,7 +190,8 @@ class Client:
         finally:
             ended.set()
             slots.release()
-            call.cancel()
+            if call:
+                call.cancel()
             receiver.join()
 
     def _call(

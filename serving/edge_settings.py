@@ -16,6 +16,11 @@ class EdgeSettings:
     )
     max_streams: int = setting(256, "streams open at once")
     max_stream_in_flight: int = setting(16, "requests of one stream that are answered at once")
+    max_connection_age_s: float = setting(
+        0.0,
+        "how long a connection is kept, so that clients balance anew: it then takes no new calls, "
+        "and ends drain_s later; 0: for ever",
+    )
 
     tls_cert: str = setting("", "PEM file of the server's certificate chain: calls are encrypted")
     tls_key: str = setting("", "PEM file of its key")
@@ -43,6 +48,7 @@ class EdgeSettings:
                 ("max_calls", 1, 1_000_000),
                 ("max_streams", 1, 1_000_000),
                 ("max_stream_in_flight", 1, 100_000),
+                ("max_connection_age_s", 0, 1_000_000),
                 ("metrics_port", 0, 65535),
             ),
         )

@@ -103,6 +103,7 @@ class Server:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 # Else a second server would silently share the port.
                 ("grpc.so_reuseport", int(worker_index() is not None)),
+                *connection_age(settings),
             ]
         )
 
@@ -240,6 +241,16 @@ def limits(settings: ServerSettings) -> Limits:
         max_photo_bytes=settings.max_photo_mib * MIB,
         max_pixels=settings.max_megapixels * 1_000_000,
     )
+
+
+def connection_age(settings: ServerSettings) -> list[tuple[str, int]]:
+    """gRPC varies the age by a tenth, so that connections don't all end at once."""
+    if not settings.max_connection_age_s:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3)),
+        ("grpc.max_connection_age_grace_ms", round(settings.drain_s * 1e3)),
+    ]
 
 
 def host_port(host: str, port: int) -> str:

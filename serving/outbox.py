@@ -1,0 +1,81 @@
+"""The requests of a stream that have no answer yet, kept to be sent again if the stream is lost.
+
+ClassifyStream changes nothing on a server, so a repeated request is harmless. gRPC itself retries
+no stream once an answer has come.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.channel import INITIAL_BACKOFF_S, MAX_ATTEMPTS, MAX_BACKOFF_S, RETRIED
+
+
+class Queue(Protocol):
+    """queue.SimpleQueue or asyncio.Queue; None ends what it holds."""
+
+    def put_nowait(self, item: pb.ClassifyStreamRequest | None, /) -> None: ...
+
+
+Q = TypeVar("Q", bound=Queue)
+
+
+class Outbox(Generic[Q]):
+    """One thread may put while another receives. It holds what is in flight and no more."""
+
+    def __init__(self, new_queue: Callable[[], Q]) -> None:
+        self._new_queue = new_queue
+        self._queue = new_queue()
+        self._unanswered: dict[int, pb.ClassifyStreamRequest] = {}
+        self._losses: dict[int, int] = {}  # of each of them, the streams that were lost with it
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def put(self, request: pb.ClassifyStreamRequest) -> None:
+        with self._lock:
+            self._unanswered[request.request_id] = request
+            self._losses[request.request_id] = 0
+            self._queue.put_nowait(request)
+
+    def close(self) -> None:
+        """There are no more requests."""
+        with self._lock:
+            self._closed = True
+            self._queue.put_nowait(None)
+
+    def answered(self, request_id: int) -> None:
+        with self._lock:
+            del self._unanswered[request_id], self._losses[request_id]
+
+    @property
+    def finished(self) -> bool:
+        with self._lock:
+            return self._closed and not self._unanswered
+
+    def open_queue(self) -> Q:
+        """What the next stream is to send, all that has no answer first; ends the queue before."""
+        with self._lock:
+            self._queue.put_nowait(None)
+            self._queue = self._new_queue()
+            for request in self._unanswered.values():
+                self._queue.put_nowait(request)
+            if self._closed:
+                self._queue.put_nowait(None)
+            return self._queue
+
+    def lose(self, code: grpc.StatusCode) -> float | None:
+        """A stream has failed: in how many seconds to open the next one, None: not again.
+
+        As for other calls, each request has MAX_ATTEMPTS: one that brings servers down is not sent
+        to all of them for ever.
+        """
+        with self._lock:
+            for request_id in self._losses:
+                self._losses[request_id] += 1
+            losses = max(self._losses.values(), default=0)
+        if code not in RETRIED or losses == MAX_ATTEMPTS:
+            return None
+        return min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * float(2**losses))
