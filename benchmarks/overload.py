@@ -33,7 +33,7 @@ from serving.commandline import aligned
 METHOD = "/pawprint.v1.ClassifierService/Classify"
 PEAK_CALLERS = 32
 CHANNELS = 4
-TICK_S = 0.005
+TICK_S, AT_A_TICK = 0.005, 50
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 
 
@@ -45,12 +45,16 @@ class Target:
     metrics_port: int
     pid: int
 
-    def resident_mib(self) -> float:
+    def metrics(self) -> tuple[float, float]:
+        """Memory in MiB, and calls answered OK so far."""
+        memory, answered = 0.0, 0.0
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as page:
             for line in page.read().decode().splitlines():
                 if line.startswith("process_resident_memory_bytes "):
-                    return float(line.split()[1]) / 2**20
-        raise RuntimeError("the metrics say nothing of memory")
+                    memory = float(line.split()[1]) / 2**20
+                elif line.startswith("pawprint_calls_total{") and 'code="OK"' in line:
+                    answered += float(line.split()[-1])
+        return memory, answered
 
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -114,7 +118,10 @@ async def closed_loop(channel: grpc.aio.Channel, messages: list[bytes], seconds:
 async def open_loop(
     channels: list[grpc.aio.Channel], messages: list[bytes], rate: float, seconds: float
 ) -> Tally:
-    """Calls at a rate, come what may; those that are still under way at the end are awaited."""
+    """Calls at a rate, come what may; those that are still under way at the end are awaited.
+
+    Where it can't send so many itself, it sends what it can beside reading the answers.
+    """
     methods = [channel.unary_unary(METHOD) for channel in channels]
     tally, under_way = Tally(), set()
 
@@ -128,7 +135,7 @@ async def open_loop(
 
     start = time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
-        while tally.sent < passed * rate:
+        for _ in range(min(AT_A_TICK, int(passed * rate) - tally.sent)):
             task = asyncio.ensure_future(call(tally.sent))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
@@ -138,15 +145,11 @@ async def open_loop(
     return tally
 
 
-async def most_memory(target: Target) -> float:
-    """MiB; ends when it is cancelled."""
-    most = 0.0
-    try:
-        while True:
-            most = max(most, await asyncio.to_thread(target.resident_mib))
-            await asyncio.sleep(0.5)
-    except asyncio.CancelledError:
-        return most
+async def watched(target: Target, samples: list[tuple[float, float, float]]) -> None:
+    """Adds time, MiB and calls answered so far, as the server itself has them, until cancelled."""
+    while True:
+        samples.append((time.perf_counter(), *await asyncio.to_thread(target.metrics)))
+        await asyncio.sleep(0.25)
 
 
 def rate_of(answered_at: list[float], begin: float, end: float) -> float:
@@ -169,24 +172,26 @@ async def measure(target: Target, messages: list[bytes], factor: float, seconds:
         found = rate_of(tally.answered_at, end - seconds, end)
         taken = quantiles_ms(tally.seconds[grpc.StatusCode.OK])
         rows.append((f"{words}, {PEAK_CALLERS} callers, calls/s", f"{found:.1f}"))
-        rows.append((f"  latency p50 / p99 / longest, ms, {target.resident_mib():.0f} MiB", taken))
+        rows.append((f"  latency p50 / p99 / longest, ms, {target.metrics()[0]:.0f} MiB", taken))
         return found
 
     await closed_loop(channels[0], messages, 2)
     before = await peak("peak")
-    watching = asyncio.create_task(most_memory(target))
+    samples: list[tuple[float, float, float]] = []
+    watching = asyncio.create_task(watched(target, samples))
     begin, ours, theirs = time.perf_counter(), time.process_time(), target.cpu_s()
     tally = await open_loop(channels, messages, factor * before, seconds)
     passed = time.perf_counter() - begin
     ours, theirs = time.process_time() - ours, target.cpu_s() - theirs
     watching.cancel()
-    most = await watching
-    accepted = rate_of(tally.answered_at, begin + 1, begin + seconds)
+    first, *_, last = (one for one in samples if begin + 1 <= one[0] <= begin + seconds)
+    accepted = (last[2] - first[2]) / (last[0] - first[0])
+    most = max(mib for _, mib, _ in samples)
     refused = tally.seconds.get(grpc.StatusCode.RESOURCE_EXHAUSTED, [])
     others = {code.name: len(all_) for code, all_ in tally.seconds.items()}
     rows += [
         ("offered, calls/s", f"{tally.sent / seconds:.0f}"),
-        ("answered meanwhile, calls/s", f"{accepted:.1f}"),
+        ("answered meanwhile, as the server counts, calls/s", f"{accepted:.1f}"),
         ("share of the peak (at least 0.9 wanted)", f"{accepted / before:.2f}"),
         ("refusals p50 / p99 / longest, ms (50 wanted)", quantiles_ms(refused)),
         ("outcomes", others),

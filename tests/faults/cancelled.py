@@ -35,7 +35,7 @@ async def cancelled(folder: Path, calls: int, seed: int) -> bool:
             leaving = chance.random() < 0.5
             if leaving:
                 # About as long as a call takes: some leave before decoding, some in a running batch
-                wait_s = chance.uniform(0, 2 * (np.median(taken[-100:]) if taken else 0.01))
+                wait_s = chance.uniform(0, np.median(taken[-100:]) if taken else 0.01)
                 await asyncio.wait({asyncio.ensure_future(_ended(call))}, timeout=wait_s)
                 if call.cancel():
                     outcomes["left"] += 1
