@@ -140,6 +140,24 @@ class Load:
         return path
 
 
+def plot(shares: dict[str, dict[int, float]], path: Path) -> None:
+    """shares: server and client -> callers -> photos/s over the limit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for client, by_callers in shares.items():
+        axes.plot(list(by_callers), list(by_callers.values()), "o-", label=client)
+    axes.axhline(1, color="black", linestyle="--", label="no server at all")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({callers for by_callers in shares.values() for callers in by_callers})
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.set(xlabel="callers at once", ylabel="photos/s over the limit", ylim=(0, 1.08))
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
     given = (options.models, options.name, photos, options.precision)
     best = limits(*given)[0]
@@ -153,10 +171,13 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
     print(f"one photo alone: {alone_ms(*given[:2], photos[:64], options.precision):.1f} ms")
     print("server and client  callers  photos/s  of limit    p50 ms    p99 ms  p99/p50")
 
+    shares: dict[str, dict[int, float]] = {}
+
     def add(client: str, address: str) -> None:
         for callers in options.rows:
             row = load(client, address, callers)
             rate, p50, p99 = row["photos_s"], row["p50_ms"], row["p99_ms"]
+            shares.setdefault(client, {})[callers] = rate / of[client]
             print(
                 f"{client:17}  {callers:7}  {rate:8.1f}  {rate / of[client]:8.2f}  {p50:8.1f}  "
                 f"{p99:8.1f}  {p99 / p50:7.1f}",
@@ -175,6 +196,8 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
                 with peer(python, which, version, options.name) as address:
                     add(which, address)
     print(f"limit afterwards: {limits(*given)[0].photos_s:.1f} photos/s")
+    if options.plot:
+        plot(shares, options.plot)
 
 
 def main() -> None:
@@ -189,6 +212,7 @@ def main() -> None:
     parser.add_argument("--triton", metavar="PYTHON", help="Python with tritonclient[grpc]")
     for which in PEERS:
         parser.add_argument(f"--{which}", metavar="PYTHON", help=f"Python with {which}")
+    parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="flags of `serve`")
     parser.add_argument("--callers", type=int, help=argparse.SUPPRESS)  # we are the load
     parser.add_argument("--address", help=argparse.SUPPRESS)
