@@ -18,6 +18,7 @@ from serving.client_messages import (
     classify_request,
     description_of,
     encoded,
+    exception_of,
     exception_of_call,
     models_of,
     response_of,
@@ -28,6 +29,8 @@ from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
 T = TypeVar("T")
+
+_BROKEN_WRITE = "Internal error from Core"  # of StreamRequestMixin._write in grpc.aio
 
 
 class AsyncClient:
@@ -129,10 +132,13 @@ class AsyncClient:
                             arrived.put_nowait(state.receive(message))
                         break
                     except grpc.aio.AioRpcError as error:
-                        again_s = outbox.lose(error.code())
+                        code = _code_of_stream(error)
+                        again_s = outbox.lose(code)
                         if outbox.finished:
                             break
                         if again_s is None:
+                            if code is not error.code():
+                                raise exception_of(code, error.details(), self.address) from None
                             raise exception_of_call(error, self.address) from None
                     finally:
                         call.cancel()
@@ -168,6 +174,13 @@ class AsyncClient:
             return await method(request, timeout=wait_s)
         except grpc.aio.AioRpcError as error:
             raise exception_of_call(error, self.address) from None
+
+
+def _code_of_stream(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    """grpc.aio hides how a stream has ended if it was just writing: that counts as a lost one."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _BROKEN_WRITE:
+        return grpc.StatusCode.UNAVAILABLE
+    return error.code()
 
 
 async def _each(requests: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 class CutProxy:
     """`down` and `up` are the bytes passed; past `limit` of either it is as if the cable were cut.
 
-    Set `limit` to None to mend it.
+    `connections` counts those taken. Set `limit` to None to mend it.
     """
 
     def __init__(self, upstream: int) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.down = self.up = 0
+        self.down = self.up = self.connections = 0
         self.limit: int | None = None
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -45,6 +45,7 @@ class CutProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             self._open.append(client)
             with contextlib.suppress(OSError):
                 server = socket.create_connection(("127.0.0.1", self._upstream))

@@ -1,0 +1,148 @@
+"""Streams of our clients when the server that answers them goes away."""
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.answers import StreamedResult
+from serving.channel import MAX_ATTEMPTS
+from serving.client import AsyncClient, Client
+from serving.errors import NotFound, Unavailable
+from tests.conftest import ServerProcess, running_server
+from tests.photos import jpeg
+from tests.serving.cut_proxy import cut_proxy
+from tests.tiny import build_version
+
+PHOTOS = 60
+
+
+class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
+    """Answers `answers` requests of each stream, then ends it with `code`; notes what it reads."""
+
+    def __init__(self, answers: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+        self.answers, self.code = answers, code
+        self.streams: list[list[int]] = []
+
+    async def ClassifyStream(self, requests, context):  # noqa: N802 - as in the proto
+        read: list[int] = []
+        self.streams.append(read)
+        async for request in requests:
+            read.append(request.request_id)
+            if len(read) > self.answers or request.request.images[0] == b"poison":
+                await context.abort(self.code, "as scripted")
+            yield pb.ClassifyStreamResponse(
+                request_id=request.request_id,
+                response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
+            )
+
+
+@pytest.fixture
+async def leaving() -> AsyncIterator[tuple[Leaving, str]]:
+    script = Leaving(7)
+    server = grpc.aio.server()
+    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(script, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield script, f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+both = pytest.mark.parametrize("kind", [AsyncClient, Client])
+
+
+@both
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_what_is_unanswered_is_sent_again_and_nothing_else(kind, code, leaving) -> None:
+    script, address = leaving
+    script.code = code
+    answers = await answers_to(kind, address, [b"x"] * PHOTOS, in_flight=4)
+    assert sorted(answer.index for answer in answers) == list(range(PHOTOS))
+    assert len(script.streams) > PHOTOS // 8
+    # Of each stream that was lost no more than what was in flight is sent a second time.
+    assert all(len(read) == len(set(read)) for read in script.streams)
+    assert sum(map(len, script.streams)) <= PHOTOS + 4 * (len(script.streams) - 1)
+
+
+@both
+async def test_a_photo_that_ends_every_stream_is_sent_so_often_and_no_more(kind, leaving) -> None:
+    script, address = leaving
+    script.answers = PHOTOS
+    photos = [b"x"] * 5 + [b"poison"] + [b"x"] * 500
+    with pytest.raises(Unavailable):
+        await answers_to(kind, address, photos, in_flight=4)
+    assert 1 < sum(5 in read for read in script.streams) <= MAX_ATTEMPTS
+
+
+@both
+async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(kind, leaving) -> None:
+    script, address = leaving
+    script.code = grpc.StatusCode.NOT_FOUND
+    with pytest.raises(NotFound, match="as scripted"):
+        await answers_to(kind, address, [b"poison"])
+    assert len(script.streams) == 1
+
+
+@pytest.mark.parametrize(
+    "kind, number",
+    [(AsyncClient, signal.SIGKILL), (Client, signal.SIGKILL), (Client, signal.SIGTERM)],
+)
+async def test_the_end_of_a_server_costs_a_stream_nothing(
+    kind, number: int, models: Path, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    build_version(tmp_path / "other", "pets", size=32)
+    build_version(tmp_path / "other", "pets", size=32)
+    shutil.rmtree(tmp_path / "other/pets/1")
+    servers = {1: start(models), 2: start(tmp_path / "other")}  # by the version that each has
+    address = ",".join(server.address for server in servers.values())
+    answers: list[StreamedResult] = []
+    async for answer in _stream(kind, address, [jpeg()] * 200):
+        answers.append(answer)
+        if len(answers) == 50:
+            servers[answers[0].response.version].process.send_signal(number)
+    assert sorted(answer.index for answer in answers) == list(range(200))
+    assert all(answer.result.labels for answer in answers)
+    assert {answer.response.version for answer in answers} == {1, 2}
+
+
+@both
+async def test_a_connection_that_is_too_old_is_replaced(kind, models: Path) -> None:
+    """And what was on its way on it is answered all the same."""
+
+    def photos() -> Iterator[bytes]:
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            yield jpeg()
+
+    async with running_server(models, max_connection_age_s=0.5, drain_s=0.3) as running:
+        with cut_proxy(int(running.address.rpartition(":")[2])) as way:
+            answers = await answers_to(kind, f"127.0.0.1:{way.port}", photos())
+    assert sorted(answer.index for answer in answers) == list(range(len(answers)))
+    assert all(answer.result.labels for answer in answers) and way.connections > 1
+
+
+async def answers_to(
+    kind: type, address: str, photos: Iterable[bytes], **options: object
+) -> list[StreamedResult]:
+    return [answer async for answer in _stream(kind, address, photos, **options)]
+
+
+async def _stream(
+    kind: type, address: str, photos: Iterable[bytes], **options: object
+) -> AsyncIterator[StreamedResult]:
+    if kind is AsyncClient:
+        async with AsyncClient(address) as client:
+            async for answer in client.stream(photos, model="pets", **options):
+                yield answer
+    else:
+        with Client(address) as client:
+            answers = client.stream(photos, model="pets", **options)
+            while (answer := await asyncio.to_thread(next, answers, None)) is not None:
+                yield answer
