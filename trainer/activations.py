@@ -29,7 +29,7 @@ class Activations:
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
 
     def get(self, photos: Sequence[Photo], view: int) -> torch.Tensor:
-        """In the order of `photos`, on the CPU, without gradient."""
+        """In the order of `photos`, without gradient; on the CPU, or where they were computed."""
         missing = [p for p in photos if (p.digest, view) not in self._kept]
         new: dict[str, torch.Tensor] = {}
         if missing:
@@ -40,8 +40,10 @@ class Activations:
             size = output.numel() * output.element_size()
             if size <= self._memory:
                 self._memory -= size
-                self._kept[digest, view] = output.clone()
+                self._kept[digest, view] = output.to("cpu", copy=True)
         rows = [new[p.digest] if p.digest in new else self._kept[p.digest, view] for p in photos]
+        if len({row.device for row in rows}) > 1:
+            rows = [row.cpu() for row in rows]
         stacked = torch.stack(rows)
         if stacked.dim() == 4:
             stacked = stacked.contiguous(memory_format=torch.channels_last)

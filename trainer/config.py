@@ -57,6 +57,9 @@ class TrainConfig:
     accumulate: int = 1  # parts in which a batch is computed
     patience: int = 0  # epochs without a better one after which training ends; 0: never
     wise_ft: bool = False  # the best on val between probe and fine-tuned
+    teacher: str | None = None  # a version in `out` to learn from: NAME or NAME/VERSION
+    teacher_share: float = 0.9  # of the loss, the rest is the labels'
+    teacher_temperature: float = 4.0  # by which the logits of both are divided
     amp: str = "fp32"
     compile: bool = False
     deterministic: bool = False
@@ -107,6 +110,16 @@ class TrainConfig:
             raise InvalidRequest(
                 "wise_ft needs a probe to start from: not with weights none or adversarial"
             )
+        _range("teacher_share", self.teacher_share, 0.0, 1.0)
+        _range("teacher_temperature", self.teacher_temperature, 0.1, 100.0)
+        if self.teacher is not None:
+            if self.adversarial or self.mixup or self.cutmix:
+                raise InvalidRequest(
+                    "a teacher says what it sees in the photos as they are: not with adversarial, "
+                    "mixup or cutmix"
+                )
+            if self.epochs == 0:
+                raise InvalidRequest("epochs must be at least 1 with a teacher, got 0")
         if self.adversarial is not None:
             parse_defence(self.adversarial)
             if self.epochs == 0:

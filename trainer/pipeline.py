@@ -13,6 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from serving.errors import InvalidRequest
 from serving.modelspec import Preprocessing
+from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
@@ -29,12 +30,15 @@ from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.features import VIEWS, extract
 from trainer.heads import initialise_head
+from trainer.learner import Learner
 from trainer.listing import find_photos
 from trainer.metrics import chance_of_gain
 from trainer.pictures import for_augmentation
-from trainer.probe import Head, fit_head, fit_probe
+from trainer.probe import Head, Probe, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
+from trainer.split import Ints
 from trainer.stages import frozen_stages
+from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import tracked
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import labels_of
@@ -53,10 +57,14 @@ _NEUTRAL = {
 class Run:
     """What every stage of one training needs."""
 
+    repository: Repository
+    classifier: Classifier
+    spec: Preprocessing
     data: PhotoData
     config: TrainConfig
     console: Console
     checkpoints: Checkpoints | None
+    teacher: Teacher | None
     logs: Path  # unless the settings name another folder
     world: World
 
@@ -67,12 +75,27 @@ def train(config: TrainConfig, console: Console) -> Published | None:
     Under torchrun every process calls it; None in those that do not lead. Raises PawprintError
     (InvalidRequest, InvalidData, FailedCheck); then nothing is published.
     """
-    with joined() as world, deterministic(config.deterministic):
-        return _train(config, console, world)
-
-
-def _train(config: TrainConfig, console: Console, world: World) -> Published | None:
     started = time.monotonic()
+    with joined() as world, deterministic(config.deterministic):
+        run = prepare(config, console, world)
+        fitted = _from_scratch(run) if config.weights == "none" else _probe_then_fine_tune(run)
+        if not world.leads:
+            return None
+        run.classifier.to("cpu").to(memory_format=torch.contiguous_format)
+        calibrated = Calibrated(run.classifier, fitted.temperature).eval()
+        published = publish(
+            run.repository, calibrated, run.data, run.spec, run.config, fitted, started, console
+        )
+        if run.checkpoints is not None:
+            run.checkpoints.delete()
+        return published
+
+
+def prepare(config: TrainConfig, console: Console, world: World) -> Run:
+    """Everything but the training: the net and the photos, opened and split.
+
+    Raises PawprintError where something is missing or wrong.
+    """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
@@ -87,29 +110,24 @@ def _train(config: TrainConfig, console: Console, world: World) -> Published | N
         initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(repository, config.teacher, labels_of(files))
+        config = dataclasses.replace(config, teacher=teacher.name)
     data = load_data(config, files, spec, console.track)
     _say_what_was_found(data, console)
-    checkpoints = _checkpoints(classifier, data, config)
-    run = Run(
+    return Run(
+        repository=repository,
+        classifier=classifier,
+        spec=spec,
         data=data,
         config=config,
         console=console,
-        checkpoints=checkpoints,
+        checkpoints=_checkpoints(classifier, data, config),
+        teacher=teacher,
         logs=repository.root / ".logs",
         world=world,
     )
-    if config.weights == "none":
-        fitted = _from_scratch(classifier, run)
-    else:
-        fitted = _probe_then_fine_tune(classifier, run)
-    if not world.leads:
-        return None
-    classifier.to("cpu").to(memory_format=torch.contiguous_format)
-    calibrated = Calibrated(classifier, fitted.temperature).eval()
-    published = publish(repository, calibrated, data, spec, config, fitted, started, console)
-    if checkpoints is not None:
-        checkpoints.delete()
-    return published
 
 
 def _checkpoints(
@@ -123,47 +141,26 @@ def _checkpoints(
     return Checkpoints(Path(config.checkpoints), config.name, settings)
 
 
-def _from_scratch(classifier: Classifier, run: Run) -> Fitted:
-    result = _fine_tune(classifier, run)
+def _from_scratch(run: Run) -> Fitted:
+    result = _fine_tune(run)
     return _fitted(result, run.data, None, f"from scratch, epoch {result.best.epoch}")
 
 
-def _probe_then_fine_tune(classifier: Classifier, run: Run) -> Fitted:
+def _probe_then_fine_tune(run: Run) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
     Where fine-tuning does not do better on val than the probe by more than chance would, the probe
     is published: the best of several epochs on few photos looks better than it is. As val has then
     chosen nothing of it, that probe is fitted to train and val together.
     """
-    data, config, console = run.data, run.config, run.console
-    photos = data.splits["train"] + data.splits["val"]
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
-    key = {
-        "backbone": config.backbone,
-        "weights": digest_state(classifier.backbone.state_dict()),
-        "size": config.size,
-        "interpolation": config.interpolation,
-        "views": VIEWS,
-    }
-    cache = FeatureCache(None if config.cache is None else Path(config.cache), key)
-    with console.bar("Features of the frozen backbone", len(photos)) as advance:
-        part = extract(classifier, run.world.share(photos), data.squares, cache, advance)
-    features = run.world.join(part)
-    classes = len(data.labels)
-    probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
-    right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
-    console.line(f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}")
+    data, console, classifier = run.data, run.console, run.classifier
+    probe, targets = start_from_probe(run)
     history: tuple[Epoch, ...] = ()
-    if config.epochs > 0:
-        in_train = len(data.splits["train"])
-        rows = features[:in_train].reshape(-1, features.shape[-1])
-        repeated = np.repeat(targets[:in_train], features.shape[1])
-        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
-        classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+    if run.config.epochs > 0:
         pretrained = copy.deepcopy(classifier.backbone.state_dict())
-        result = _fine_tune(classifier, run)
-        if config.adversarial:
-            how = f"{config.adversarial} fine-tuning, epoch {result.best.epoch}"
+        result = _fine_tune(run)
+        if run.config.adversarial:
+            how = f"{run.config.adversarial} fine-tuning, epoch {result.best.epoch}"
             return _fitted(result, data, probe.penalty, how)
         chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
         if chance < SIGNIFICANT:
@@ -186,9 +183,42 @@ def _probe_then_fine_tune(classifier: Classifier, run: Run) -> Fitted:
     )
 
 
-def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
-    data, config, console = run.data, run.config, run.console
+def start_from_probe(run: Run) -> tuple[Probe, Ints]:
+    """The probe on train and val, and the labels of those photos.
 
+    The net is left with the same head fitted to train alone, ready for fine-tuning: the stages that
+    are not to learn are frozen.
+    """
+    data, config, console, classifier = run.data, run.config, run.console, run.classifier
+    photos = data.splits["train"] + data.splits["val"]
+    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    key = {
+        "backbone": config.backbone,
+        "weights": digest_state(classifier.backbone.state_dict()),
+        "size": config.size,
+        "interpolation": config.interpolation,
+        "views": VIEWS,
+    }
+    cache = FeatureCache(None if config.cache is None else Path(config.cache), key)
+    with console.bar("Features of the frozen backbone", len(photos)) as advance:
+        part = extract(classifier, run.world.share(photos), data.squares, cache, advance)
+    features = run.world.join(part)
+    classes = len(data.labels)
+    probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
+    right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
+    console.line(f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}")
+    if config.epochs > 0:
+        in_train = len(data.splits["train"])
+        rows = features[:in_train].reshape(-1, features.shape[-1])
+        repeated = np.repeat(targets[:in_train], features.shape[1])
+        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
+        classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+    return probe, targets
+
+
+def make_learner(run: Run) -> Learner:
+    """What trains the net as it is now: its frozen stages, and its head."""
+    config = run.config
     pictures = for_augmentation(config.size, workers=config.workers)
     augmentation = Augmentation(
         pictures, config.size, config.seed, policy=config.augment, erasing=config.erasing
@@ -196,8 +226,22 @@ def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
     adversary = None
     if config.adversarial:
         adversary = Adversary(parse_defence(config.adversarial), config.seed)
+    return Learner(
+        run.classifier,
+        run.data,
+        augmentation,
+        config,
+        adversary=adversary,
+        teacher=run.teacher,
+        world=run.world,
+    )
+
+
+def _fine_tune(run: Run) -> FineTuned:
+    config, console = run.config, run.console
+    learner = make_learner(run)
     logs = run.logs if config.logs is None else Path(config.logs)
-    steps = config.epochs * len(data.splits["train"])
+    steps = config.epochs * len(run.data.splits["train"])
     with (
         tracked(logs, config.name) if run.world.leads else nullcontext() as track,
         console.bar("Training", steps) as advance,
@@ -209,23 +253,13 @@ def _fine_tune(classifier: Classifier, run: Run) -> FineTuned:
                 track(epoch)
 
         try:
-            result = fine_tune(
-                classifier,
-                data,
-                augmentation,
-                config,
-                report,
-                advance,
-                adversary=adversary,
-                checkpoints=run.checkpoints,
-                world=run.world,
-            )
+            result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)
         except TorchDynamoException as error:
             reason = str(error).strip().split("\n")[0]
             raise FailedCheck(
                 f"the net can't be compiled on this machine ({reason}); leave out --compile"
             ) from error
-    if adversary is not None and result.best.epoch == 0:
+    if config.adversarial and result.best.epoch == 0:
         raise FailedCheck(
             f"training against {config.adversarial} made the net no better on val in "
             f"{config.epochs} epochs; try more --epochs, another --learning-rate or a smaller "

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from trainer.distributed import World
 from trainer.errors import FailedCheck
+from trainer.losses import Loss
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,8 +26,7 @@ class Step:
         amp: str,
         parts: int,
         clip: float,
-        weights: Tensor | None,
-        smoothing: float,
+        loss: Loss,
         compile: bool,
         world: World,
     ) -> None:
@@ -36,19 +35,19 @@ class Step:
         self._kind, self._dtype = device.type, AUTOCAST[amp]
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._clip = clip
-        self._weights, self._smoothing = weights, smoothing
-        self._world = world
+        self._loss, self._world = loss, world
         self.parts = parts
 
     def __call__(
-        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
     ) -> tuple[float, int]:
         """Sum of losses, and photos right, of all processes; `total`: photos in the whole batch.
 
-        goals: labels int64 [n], or probabilities [n, K]. Where the loss is no number, nothing has
-        changed. Raises FailedCheck if the GPU's memory is too small for any part.
+        goals: labels int64 [n], or probabilities [n, K]; taught: a teacher's logits [n, K]. Where
+        the loss is no number, nothing has changed. Raises FailedCheck if the GPU's memory is too
+        small for any part.
         """
-        loss, right = self._gradients(inputs, goals, labels, total)
+        loss, right = self._gradients(inputs, goals, labels, taught, total)
         loss, right = self._world.sum(loss, right)
         if not math.isfinite(loss):
             return loss, int(right)
@@ -61,11 +60,11 @@ class Step:
         return loss, int(right)
 
     def _gradients(
-        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
     ) -> tuple[float, float]:
         while True:
             try:
-                return self._add_up(inputs, goals, labels, total)
+                return self._add_up(inputs, goals, labels, taught, total)
             except torch.OutOfMemoryError as error:
                 if self._world.size > 1 or 2 * self.parts > len(inputs):
                     raise FailedCheck(
@@ -76,25 +75,20 @@ class Step:
                 torch.cuda.empty_cache()
 
     def _add_up(
-        self, inputs: Tensor, goals: Tensor, labels: Tensor, total: int
+        self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
     ) -> tuple[float, float]:
         """Gradients of the mean loss over the `total` photos of all processes."""
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = right = 0.0
         pieces = [torch.tensor_split(tensor, self.parts) for tensor in (inputs, goals, labels)]
-        for i, (part, goal, label) in enumerate(zip(*pieces, strict=True)):
+        said = [None] * self.parts if taught is None else torch.tensor_split(taught, self.parts)
+        for i, (part, goal, label, soft) in enumerate(zip(*pieces, said, strict=True)):
             with (
                 self._world.unsynced(self._model) if i + 1 < self.parts else nullcontext(),
                 torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None),
             ):
                 logits = self._forward(part).float()
-                loss = cross_entropy(
-                    logits,
-                    goal,
-                    self._weights,
-                    reduction="sum",
-                    label_smoothing=self._smoothing,
-                )
+                loss = self._loss(logits, goal, soft)
                 share = self._world.size / total  # gradients are averaged over the processes
                 self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item()

@@ -39,6 +39,7 @@ examples:
   train --data photos                     # names, chooses and says the rest
   train --data oxford-iiit-pet            # downloads it, and takes its own split
   train --data photos --name pets --compare
+  train --data photos --name small-pets --backbone mobilenet_v3_small --teacher pets
   train --data photos --name pets --backbone resnet50 --epochs 0
   train --data photos --name pets --weights mobilenet_v2.pth
   train --data drawings --name drawings --backbone tiny --weights none
@@ -96,6 +97,9 @@ _HELP = {
     "accumulate": "parts in which a batch is computed, where memory is short",
     "patience": "stop after so many epochs without a better one; 0: never",
     "wise_ft": "publish the best on val between probe and fine-tuned (WiSE-FT)",
+    "teacher": "a version in the same repository to learn from (distillation)",
+    "teacher_share": "of the loss that is the teacher's; the rest is the labels'",
+    "teacher_temperature": "softens what both say, so that the teacher's doubts are heard",
     "amp": "mixed precision of training: fp32 (none), bf16 or fp16",
     "compile": "compile the net (torch.compile): worth it for long trainings on a GPU",
     "deterministic": "the same weights from the same seed on a GPU too, if slower",
@@ -115,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # spinning was measured to make training six times slower. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = vars(_parser().parse_args(arguments))
-    as_json, file, as_comparison = (flags.pop(name) for name in ("json", "config", "compare"))
+    as_json, file = (flags.pop(name) for name in ("json", "config"))
+    as_comparison, rate_only = (flags.pop(name) for name in ("compare", "find_rate"))
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     console = Console(to_stderr=as_json, silent=not leads)
     try:
@@ -129,6 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
             return 0
         console.table("Configuration", _in_words(config, given))
+        if rate_only:
+            from trainer.rate_finder import find_rate
+
+            found = find_rate(config, console)
+            if as_json and leads:
+                print(json.dumps(dataclasses.asdict(found), indent=2))
+            return 0
         from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
 
         published = train(config, console)
@@ -278,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
             help_text += f" (default: {field.default}{''.join(also)})"
         names = {"data": "DIR", "out": "DIR", "cache": "DIR", "adversarial": "pgd-3@4/255"}
         names |= {"checkpoints": "DIR", "logs": "DIR", "datasets": "DIR"}
+        names |= {"teacher": "NAME[/VERSION]"}
         metavar = names.get(field.name, "VALUE")
         parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
@@ -286,6 +299,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         default=False,
         help="train in four ways: frozen, fine-tuned, full, from scratch; one table and plot",
+    )
+    parser.add_argument(
+        "--find-rate",
+        action="store_true",
+        default=False,
+        help="try learning rates for a hundred steps, suggest one, and publish nothing",
     )
     parser.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
     return parser

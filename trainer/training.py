@@ -9,32 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from trainer.activations import Activations
 from trainer.adversarial import Adversary
-from trainer.augment import Augmentation
 from trainer.averaging import MovingAverage, State, best_between
 from trainer.backbones import Classifier, version_state
-from trainer.balance import class_weights, make_order
+from trainer.balance import make_order
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData
-from trainer.distributed import ALONE, World
 from trainer.errors import FailedCheck
-from trainer.features import plain
+from trainer.learner import Learner
 from trainer.metrics import accuracy, nll
-from trainer.mixing import make_mix
-from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
-from trainer.pictures import Photo
 from trainer.schedules import SCHEDULES
-from trainer.split import Ints
-from trainer.stages import make_thawing, split_frozen
-from trainer.step import Step
+from trainer.stages import make_thawing
 
 Advance = Callable[[int, str], None]  # photos done since the last call, and a note
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -70,78 +59,38 @@ class FineTuned:
 
 
 def fine_tune(
-    classifier: Classifier,
-    data: PhotoData,
-    augmentation: Augmentation,
-    config: TrainConfig,
+    learner: Learner,
     report: Callable[[Epoch], None],
     advance: Advance,
     *,
-    adversary: Adversary | None = None,
     checkpoints: Checkpoints | None = None,
-    world: World = ALONE,
 ) -> FineTuned:
-    """Train what of `classifier` is not frozen, and leave it as it was after its best epoch on val.
+    """Train what of the net is not frozen, and leave it as it was after its best epoch on val.
 
     Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
-    With an `adversary` the net learns from what that makes of the photos, and is measured against
-    it too. With `checkpoints` it goes on from the last one, and ends as if it had never stopped.
-    `report` is told of each epoch. Raises FailedCheck when the loss is no number.
+    With `checkpoints` it goes on from the last one, and ends as if it had never stopped. `report`
+    is told of each epoch. Raises FailedCheck when the loss is no number.
     """
-    device = classifier.head.weight.device
+    classifier, data, config = learner.classifier, learner.data, learner.config
+    adversary, world = learner.adversary, learner.world
     photos, targets = data.splits["train"], data.targets("train")
-    classes, frozen = len(data.labels), classifier.frozen
-    if adversary is None:
-        prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
-        model: nn.Module = nn.Sequential(suffix, classifier.dropout, classifier.head)
-        ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
-    else:  # it must see the pixels, and the whole net
-        prefix, model, ready = nn.Identity(), classifier, nn.Identity()
-    train = Activations(prefix, lambda p, view: ready(augmentation.batch(p, view)))
-    val = Activations(prefix, lambda p, _: ready(plain(data.squares, p)))
-
-    classifier.dropout.p = config.dropout
-    groups = parameter_groups(classifier, config.weight_decay, config.layer_decay)
-    optimizer = OPTIMIZERS[config.optimizer](groups)
+    frozen = classifier.frozen
     rate_at = SCHEDULES[config.schedule]
     next_order = make_order(targets, config.balance)
-    mix = make_mix(config.mixup, config.cutmix, classes)
     frozen_in = make_thawing(classifier, gradual=config.gradual)
     average = MovingAverage(classifier, config.ema)
-    step = Step(
-        world.wrap(model, some_unused=config.gradual),
-        optimizer,
-        device=device,
-        amp=config.amp,
-        parts=config.accumulate,
-        clip=config.clip,
-        weights=loss_weights(targets, classes, config.balance, device),
-        smoothing=config.label_smoothing,
-        compile=config.compile,
-        world=world,
-    )
     batches = math.ceil(len(photos) / config.batch_size)
-
-    def evaluate() -> npt.NDArray[np.float64]:
-        return world.join(predict(model, val, world.share(data.splits["val"]), classes))
-
-    def withstand() -> float | None:
-        if adversary is None:
-            return None
-        adversary.generator.manual_seed(config.seed)  # the same starts in every epoch and process
-        photos, labels = data.splits["val"], torch.from_numpy(data.targets("val"))
-        return adversary.robust_accuracy(model, val.get(photos, 0).to(device), labels.to(device))
 
     first = copy.deepcopy(classifier.state_dict())
     last = checkpoints.load() if checkpoints else None
     if last is None:
-        first_logits = best_logits = evaluate()
-        history = [measure(0, (math.nan, math.nan), first_logits, data, withstand())]
+        first_logits = best_logits = learner.evaluate()
+        history = [measure(0, (math.nan, math.nan), first_logits, data, learner.withstand())]
         kept = first
         report(history[0])
     else:
         classifier.load_state_dict(last.model)
-        optimizer.load_state_dict(last.optimizer)
+        learner.optimizer.load_state_dict(last.optimizer)
         average.resume(last.average, last.average_steps)
         first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
@@ -159,17 +108,13 @@ def fine_tune(
         for i, batch in enumerate(order):
             done = (epoch - 1) * batches + i
             total = config.epochs * batches
-            set_rate(optimizer, rate_at(done, total, config.learning_rate, config.warmup))
-            mine = world.share(batch.tolist())
-            inputs = train.get([photos[j] for j in mine], (epoch - 1) % config.views).to(device)
-            labels = torch.from_numpy(targets[mine]).to(device)
-            if adversary is not None:
-                inputs = adversary.attack(model, inputs, labels, done / total)
-            draw = np.random.default_rng([config.seed, done, world.rank])
-            mixed, goals = mix(inputs, labels, draw)
-            model.train()
-            classifier.train()  # puts what is frozen back into evaluation mode
-            loss, hits = step(mixed, goals, labels, len(batch))
+            loss, hits = learner.learn(
+                batch.tolist(),
+                view=(epoch - 1) % config.views,
+                rate=rate_at(done, total, config.learning_rate, config.warmup),
+                step=done,
+                progress=done / total,
+            )
             if not math.isfinite(loss):
                 where = f"in epoch {epoch}, step {i + 1} of {batches}"
                 first_files = [photos[j].file for j in batch[:3]]
@@ -178,14 +123,15 @@ def fine_tune(
                 raise FailedCheck(said)
             average.update()
             loss_sum, right = loss_sum + loss, right + hits
-            parts = f", batches in {step.parts} parts" if step.parts > config.accumulate else ""
+            more = learner.parts > config.accumulate
+            parts = f", batches in {learner.parts} parts" if more else ""
             advance(
                 len(batch), f"epoch {epoch}/{config.epochs} loss {loss / len(batch):.3f}{parts}"
             )
         with average.applied():
-            val_logits = evaluate()
+            val_logits = learner.evaluate()
             means = (loss_sum / len(photos), right / len(photos))
-            history.append(measure(epoch, means, val_logits, data, withstand()))
+            history.append(measure(epoch, means, val_logits, data, learner.withstand()))
             report(history[-1])
             if history[-1].better_than(best):
                 best, best_logits = history[-1], val_logits
@@ -195,7 +141,7 @@ def fine_tune(
                 Checkpoint(
                     epoch=epoch,
                     model=classifier.state_dict(),
-                    optimizer=optimizer.state_dict(),
+                    optimizer=learner.optimizer.state_dict(),
                     best=kept,
                     average=average.state,
                     average_steps=average.steps,
@@ -212,7 +158,7 @@ def fine_tune(
 
         def cost(state: State) -> tuple[float, float]:
             classifier.load_state_dict(state)
-            logits, labels = evaluate(), data.targets("val")
+            logits, labels = learner.evaluate(), data.targets("val")
             return -accuracy(logits, labels), nll(logits, labels)
 
         share, kept = best_between(first, kept, cost)
@@ -220,7 +166,7 @@ def fine_tune(
     classifier.freeze(frozen)
     classifier.eval()
     if config.wise_ft:
-        best_logits = evaluate()
+        best_logits = learner.evaluate()
     return FineTuned(
         history=tuple(history),
         best=best,
@@ -244,15 +190,6 @@ def seed_epoch(seed: int, epoch: int, rank: int, adversary: Adversary | None) ->
     torch.manual_seed(drawn)
     if adversary is not None:
         adversary.generator.manual_seed(drawn)
-
-
-def loss_weights(
-    targets: Ints, classes: int, balance: str, device: torch.device
-) -> torch.Tensor | None:
-    """float32 [K], or None for equal ones."""
-    if balance != "weights":
-        return None
-    return torch.from_numpy(class_weights(targets, classes)).float().to(device)
 
 
 def no_number(
@@ -285,17 +222,3 @@ def measure(
     """An epoch's figures; `train`: mean loss and accuracy of its steps."""
     targets = data.targets("val")
     return Epoch(epoch, *train, nll(val_logits, targets), accuracy(val_logits, targets), robust)
-
-
-def predict(
-    model: nn.Module, inputs: Activations, photos: Sequence[Photo], classes: int
-) -> npt.NDArray[np.float64]:
-    """Logits [n, K] of the plain view, in evaluation mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    rows = [np.empty((0, classes))]
-    for start in range(0, len(photos), _BATCH):
-        batch = inputs.get(photos[start : start + _BATCH], 0)
-        with torch.inference_mode():
-            rows.append(model(batch.to(device)).double().cpu().numpy())
-    return np.concatenate(rows)

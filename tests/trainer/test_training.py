@@ -19,10 +19,12 @@ from trainer.defence import parse_defence
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.features import plain
+from trainer.learner import Learner
 from trainer.optimizers import parameter_groups
 from trainer.pictures import Photo, for_augmentation
 from trainer.schedules import cosine
 from trainer.stages import frozen_stages
+from trainer.teacher import Teacher
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import find_files
 
@@ -74,22 +76,27 @@ class Run:
         self.classifier: Classifier = build(backbone, 2, 48)
         self.classifier.freeze(frozen_stages(self.classifier.backbone, self.config.thaw))
         self.checkpoints: Checkpoints | None = None
+        self.teacher: Teacher | None = None
         self.world = ALONE
         self.reported: list[Epoch] = []
         self.done = 0
+
+    def learner(self) -> Learner:
+        augmentation = Augmentation(for_augmentation(48, workers=1), 48, self.config.seed)
+        adversary = None
+        if self.config.adversarial:
+            adversary = Adversary(parse_defence(self.config.adversarial), self.config.seed)
+        return Learner(
+            self.classifier, self.data, augmentation, self.config,
+            adversary=adversary, teacher=self.teacher, world=self.world,
+        )  # fmt: skip
 
     def __call__(self) -> FineTuned:
         def advance(count: int, note: str) -> None:
             self.done += count
 
-        augmentation = Augmentation(for_augmentation(48, workers=1), 48, self.config.seed)
-        adversary = None
-        if self.config.adversarial:
-            adversary = Adversary(parse_defence(self.config.adversarial), self.config.seed)
-        return fine_tune(
-            self.classifier, self.data, augmentation, self.config, self.reported.append, advance,
-            adversary=adversary, checkpoints=self.checkpoints, world=self.world,
-        )  # fmt: skip
+        report = self.reported.append
+        return fine_tune(self.learner(), report, advance, checkpoints=self.checkpoints)
 
     def val_images(self) -> torch.Tensor:
         return plain(self.data.squares, self.data.splits["val"])

@@ -16,6 +16,7 @@ from trainer.balance import class_weights, make_order
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE
 from trainer.heads import initialise_head
+from trainer.losses import make_loss
 from trainer.mixing import cutmix, make_mix, mixup
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.schedules import SCHEDULES
@@ -172,7 +173,8 @@ def test_a_new_head_spreads_as_its_name_says(how: str, deviation: float):
 
 
 def step_on(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: object) -> Step:
-    defaults = {"amp": "fp32", "parts": 1, "clip": 0.0, "weights": None, "smoothing": 0.0}
+    loss = make_loss(settings.pop("weights", None), settings.pop("smoothing", 0.0))
+    defaults = {"amp": "fp32", "parts": 1, "clip": 0.0, "loss": loss}
     return Step(
         model, optimizer, device=torch.device("cpu"), compile=False, world=ALONE,
         **{**defaults, **settings},
@@ -185,7 +187,7 @@ def a_step(**settings: object) -> torch.Tensor:
     model = nn.Linear(5, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    step_on(model, optimizer, **settings)(inputs, labels, labels, 7)
+    step_on(model, optimizer, **settings)(inputs, labels, labels, None, 7)
     return model.weight.detach()
 
 
@@ -230,7 +232,7 @@ def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
     model = Small(5, 3)
     inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
     step = step_on(model, torch.optim.SGD(model.parameters(), lr=0.5))
-    step(inputs, labels, labels, 7)
+    step(inputs, labels, labels, None, 7)
     assert step.parts == 4
     assert torch.allclose(model.weight.detach(), a_step(), atol=1e-6)
 

@@ -1,0 +1,71 @@
+"""The learning-rate range test."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.trainer.conftest import MakePhotos
+from trainer.rate_finder import smooth, suggest
+from trainer.train import main
+
+RATES = np.logspace(-7, 0, 100)
+
+
+def valley(lowest: float) -> np.ndarray:
+    """A loss that is level, falls to its minimum at that rate, and rises steeply."""
+    distance = np.log10(RATES) - np.log10(lowest)
+    return np.where(distance < 0, 2 - np.exp(-(distance**2)), 1 + distance**2)
+
+
+@pytest.mark.parametrize("lowest", [1e-4, 1e-2])
+def test_a_tenth_of_the_rate_of_the_lowest_loss_is_suggested(lowest: float):
+    noise = np.random.default_rng(0).normal(0, 0.05, 100)
+    assert suggest(RATES, valley(lowest) + noise) == pytest.approx(lowest / 10, rel=0.8)
+
+
+def test_where_no_rate_lowers_the_loss_none_is_suggested():
+    assert suggest(RATES, np.linspace(1, 2, 100)) is None
+
+
+def test_a_single_low_step_does_not_decide():
+    losses = valley(1e-3)
+    losses[5] = 0.5
+    assert suggest(RATES, losses) == pytest.approx(1e-4, rel=0.8)
+
+
+def test_smoothing_keeps_a_line_and_does_not_lag():
+    line = np.linspace(3, 1, 50)
+    assert np.allclose(smooth(line)[5:-5], line[5:-5])
+    step = np.repeat([2.0, 1.0], 25)
+    assert smooth(step)[24] == pytest.approx(2 - 5 / 11) and smooth(step)[31] == 1.0
+    assert np.allclose(smooth(np.array([4.0, 2.0])), 3.0), "fewer losses than the window"
+
+
+def test_the_command_suggests_a_rate_that_learns_and_publishes_nothing(
+    photos: MakePhotos, tmp_path, capsys
+):
+    models = tmp_path / "models"
+    status = main(
+        ["--data", str(photos(per_class=12)), "--name", "shapes", "--out", str(models),
+         "--backbone", "tiny", "--weights", "none", "--size", "32", "--batch-size", "16",
+         "--find-rate", "--json"]
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    found = json.loads(said.out)
+    assert 1e-6 < found["suggested"] < 0.1
+    assert f"--learning-rate {found['suggested']:.1e}" in said.err
+    assert found["rates"] == sorted(found["rates"]) and found["rates"][0] == pytest.approx(1e-7)
+    assert np.mean(found["losses"][:5]) > min(smooth(np.array(found["losses"])))
+    with Image.open(found["plot"]) as plot:
+        assert plot.size[0] > 300
+    assert json.loads((models / "shapes-learning-rate.json").read_text()) == found
+    assert not [path for path in models.glob("shapes/*") if path.name.isdigit()]
+
+
+def test_without_epochs_there_is_nothing_to_find(photos: MakePhotos, capsys):
+    assert main(["--data", str(photos()), "--backbone", "resnet18", "--epochs", "0",
+                 "--find-rate"]) == 2  # fmt: skip
+    assert "epochs must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""A net in training: its inputs, its optimiser and loss. What it sees when is the loop's affair."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from trainer.activations import Activations
+from trainer.adversarial import Adversary
+from trainer.augment import Augmentation
+from trainer.backbones import Classifier
+from trainer.balance import class_weights
+from trainer.config import TrainConfig
+from trainer.data import PhotoData
+from trainer.distributed import ALONE, World
+from trainer.features import plain
+from trainer.losses import make_distillation, make_loss
+from trainer.mixing import make_mix
+from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
+from trainer.pictures import Photo
+from trainer.split import Ints
+from trainer.stages import split_frozen
+from trainer.step import Step
+from trainer.teacher import Teacher
+
+_BATCH = 64
+
+
+class Learner:
+    """Takes steps with what of `classifier` is not frozen, and says how it does on val."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        data: PhotoData,
+        augmentation: Augmentation,
+        config: TrainConfig,
+        *,
+        adversary: Adversary | None = None,
+        teacher: Teacher | None = None,
+        world: World = ALONE,
+    ) -> None:
+        """With an `adversary` the net learns from what that makes of the photos, and is measured
+        against it too; with a `teacher`, from what that says of them.
+        """
+        self.classifier, self.data, self.config = classifier, data, config
+        self.adversary, self.world = adversary, world
+        self._device = device = classifier.head.weight.device
+        self._photos, self._targets = data.splits["train"], data.targets("train")
+        self._classes = len(data.labels)
+        if adversary is None:
+            prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
+            self._model: nn.Module = nn.Sequential(suffix, classifier.dropout, classifier.head)
+            ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
+        else:  # it must see the pixels, and the whole net
+            prefix, self._model, ready = nn.Identity(), classifier, nn.Identity()
+        self._train = Activations(
+            prefix, lambda p, view: ready(augmentation.batch(p, view).to(device))
+        )
+        self._val = Activations(prefix, lambda p, _: ready(plain(data.squares, p).to(device)))
+        self._taught = None if teacher is None else teacher.on(augmentation, device)
+
+        classifier.dropout.p = config.dropout
+        groups = parameter_groups(classifier, config.weight_decay, config.layer_decay)
+        self.optimizer = OPTIMIZERS[config.optimizer](groups)
+        weights = loss_weights(self._targets, self._classes, config.balance, device)
+        loss = make_loss(weights, config.label_smoothing)
+        if teacher is not None:
+            loss = make_distillation(loss, config.teacher_share, config.teacher_temperature)
+        self._mix = make_mix(config.mixup, config.cutmix, self._classes)
+        self._step = Step(
+            world.wrap(self._model, some_unused=config.gradual),
+            self.optimizer,
+            device=device,
+            amp=config.amp,
+            parts=config.accumulate,
+            clip=config.clip,
+            loss=loss,
+            compile=config.compile,
+            world=world,
+        )
+
+    @property
+    def parts(self) -> int:
+        """In which a batch is computed: more than the settings say once memory ran out."""
+        return self._step.parts
+
+    def learn(
+        self, batch: Sequence[int], *, view: int, rate: float, step: int, progress: float
+    ) -> tuple[float, int]:
+        """One step on these train photos; the sum of their losses, and how many it had right.
+
+        view: which augmented one of each photo; rate: of the head; step: counts from the start of
+        the training, for what is drawn; progress: share of the training that is done. Where the
+        loss is no number, nothing has changed.
+        """
+        set_rate(self.optimizer, rate)
+        mine = self.world.share(batch)
+        photos = [self._photos[j] for j in mine]
+        inputs = self._train.get(photos, view).to(self._device)
+        labels = torch.from_numpy(self._targets[mine]).to(self._device)
+        taught = None if self._taught is None else self._taught.get(photos, view).to(self._device)
+        if self.adversary is not None:
+            inputs = self.adversary.attack(self._model, inputs, labels, progress)
+        draw = np.random.default_rng([self.config.seed, step, self.world.rank])
+        mixed, goals = self._mix(inputs, labels, draw)
+        self._model.train()
+        self.classifier.train()  # puts what is frozen back into evaluation mode
+        return self._step(mixed, goals, labels, taught, len(batch))
+
+    def evaluate(self) -> npt.NDArray[np.float64]:
+        """Logits [n, K] of the val photos."""
+        mine = self.world.share(self.data.splits["val"])
+        return self.world.join(predict(self._model, self._val, mine, self._classes))
+
+    def withstand(self) -> float | None:
+        """The share of val photos that stand against the adversary, where there is one."""
+        if self.adversary is None:
+            return None
+        # The same starts in every epoch and process.
+        self.adversary.generator.manual_seed(self.config.seed)
+        images = self._val.get(self.data.splits["val"], 0).to(self._device)
+        labels = torch.from_numpy(self.data.targets("val")).to(self._device)
+        return self.adversary.robust_accuracy(self._model, images, labels)
+
+
+def loss_weights(
+    targets: Ints, classes: int, balance: str, device: torch.device
+) -> torch.Tensor | None:
+    """float32 [K], or None for equal ones."""
+    if balance != "weights":
+        return None
+    return torch.from_numpy(class_weights(targets, classes)).float().to(device)
+
+
+def predict(
+    model: nn.Module, inputs: Activations, photos: Sequence[Photo], classes: int
+) -> npt.NDArray[np.float64]:
+    """Logits [n, K] of the plain view, in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    rows = [np.empty((0, classes))]
+    for start in range(0, len(photos), _BATCH):
+        batch = inputs.get(photos[start : start + _BATCH], 0)
+        with torch.inference_mode():
+            rows.append(model(batch.to(device)).double().cpu().numpy())
+    return np.concatenate(rows)

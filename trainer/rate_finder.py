@@ -1,0 +1,140 @@
+"""A learning-rate range test: rates that rise from step to step, until the loss does.
+
+Smith 2015, arXiv:1506.01186, section 3.3; the rates rise by a factor, not by a sum.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from serving.errors import InvalidRequest
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.determinism import deterministic
+from trainer.distributed import joined
+from trainer.errors import FailedCheck
+from trainer.pipeline import make_learner, prepare, start_from_probe
+
+Floats = npt.NDArray[np.float64]
+
+_LOWEST, _HIGHEST, _STEPS = 1e-7, 1.0, 100
+_WINDOW = 5  # steps on either side over which losses are averaged
+_DIVERGED = 4.0  # times the lowest loss: higher rates need not be tried
+_ROWS = 15  # of the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTest:
+    suggested: float | None  # None: no rate lowered the loss
+    rates: list[float]
+    losses: list[float]  # mean of each step's photos
+    plot: str
+
+
+def smooth(losses: Floats, window: int = _WINDOW) -> Floats:
+    """The mean of each loss and those of `window` steps before and after it, as far as there are.
+
+    Centred, so that a fall is seen at the rate that it came with.
+    """
+    kernel = np.ones(2 * window + 1)
+    sums, counts = (
+        np.convolve(values, kernel)[window:-window] for values in (losses, np.ones_like(losses))
+    )
+    return np.asarray(sums / counts)
+
+
+def suggest(rates: Floats, losses: Floats) -> float | None:
+    """A tenth of the rate at which the smoothed loss is lowest; None where none lowers it.
+
+    At the lowest point the loss is about to rise, and a peak that a whole training is to bear lies
+    well before it.
+    """
+    smoothed = smooth(losses)
+    lowest = int(smoothed.argmin())
+    return float(rates[lowest]) / 10 if lowest > 0 else None
+
+
+def find_rate(config: TrainConfig, console: Console) -> RangeTest:
+    """Try rates on the train photos and publish nothing; <name>-learning-rate.json and .png lie in
+    the model repository. Raises PawprintError.
+    """
+    if config.epochs == 0:
+        raise InvalidRequest("epochs must be at least 1 to look for a learning rate, got 0")
+    with joined() as world, deterministic(config.deterministic):
+        run = prepare(config, console, world)
+        if config.weights != "none":
+            start_from_probe(run)
+        learner = make_learner(run)
+        photos = len(run.data.splits["train"])
+        batches = math.ceil(photos / config.batch_size)
+        rates: list[float] = []
+        losses: list[float] = []
+        order: list[npt.NDArray[np.int64]] = []
+        with console.bar("Trying learning rates", _STEPS) as advance:
+            for step in range(_STEPS):
+                view = step // batches
+                if step % batches == 0:
+                    drawn = np.random.default_rng([config.seed, view]).permutation(photos)
+                    order = np.array_split(drawn, batches)
+                batch = order[step % batches].tolist()
+                rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
+                loss, _ = learner.learn(
+                    batch, view=view % config.views, rate=rate, step=step, progress=step / _STEPS
+                )
+                mean = loss / len(batch)
+                if not math.isfinite(mean) or (losses and mean > _DIVERGED * max(losses[:3])):
+                    break
+                rates.append(rate)
+                losses.append(mean)
+                advance(1, f"rate {rate:.2g} loss {mean:.3f}")
+        if len(rates) < 2:
+            raise FailedCheck(f"the loss is no number at a learning rate of {_LOWEST:g} already")
+        root = run.repository.root
+        plot = root / f"{config.name}-learning-rate.png"
+        found = RangeTest(
+            suggested=suggest(np.array(rates), np.array(losses)),
+            rates=rates,
+            losses=losses,
+            plot=str(plot),
+        )
+        if world.leads:
+            _plot(found, plot)
+            plot.with_suffix(".json").write_text(json.dumps(asdict(found), indent=1) + "\n")
+            _say(found, console)
+    return found
+
+
+def _say(found: RangeTest, console: Console) -> None:
+    smoothed = smooth(np.array(found.losses))
+    rows = sorted(set(np.linspace(0, len(smoothed) - 1, _ROWS).round().astype(int).tolist()))
+    console.table(
+        "Learning rate and loss", [(f"{found.rates[i]:.1e}", f"{smoothed[i]:.4f}") for i in rows]
+    )
+    if found.suggested is None:
+        console.line(
+            "No rate lowers the loss from where it starts: a linear head may be all there is to "
+            f"gain (--epochs 0). {found.plot}"
+        )
+        return
+    console.line(f"Suggested: --learning-rate {found.suggested:.1e}  ({found.plot})")
+
+
+def _plot(found: RangeTest, path: Path) -> None:
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, ".", alpha=0.4, label="of each step")
+    axes.plot(found.rates, smooth(np.array(found.losses)), label="smoothed")
+    if found.suggested is not None:
+        text = f"suggested: {found.suggested:.1e}"
+        axes.axvline(found.suggested, linestyle="--", color="grey", label=text)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

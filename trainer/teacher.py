@@ -1,0 +1,55 @@
+"""A published version that teaches a smaller net by what it says of the same pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from serving.errors import InvalidRequest
+from serving.repository import Repository
+from trainer.activations import Activations
+from trainer.augment import Augmentation
+from trainer.backbones import load_version
+from trainer.pictures import Photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    name: str  # name/version
+    net: nn.Module  # float32 [n, 3, S, S] in [0, 1] -> logits [n, K]
+    size: int
+
+    def on(self, augmentation: Augmentation, device: torch.device) -> Activations:
+        """Its logits for (photo, view), each computed once, of the picture that the student sees.
+
+        Resized to the side it was trained at: a teacher is to be right about that very crop (Beyer
+        et al. 2022, arXiv:2106.05237, section 2).
+        """
+        side, net = self.size, self.net.to(device)
+
+        def images(photos: Sequence[Photo], view: int) -> torch.Tensor:
+            seen = augmentation.batch(photos, view).to(device)
+            if seen.shape[-1] == side:
+                return seen
+            return interpolate(seen, (side, side), mode="bilinear", antialias=True)
+
+        return Activations(net, images)
+
+
+def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) -> Teacher:
+    """NAME or NAME/VERSION in `repository`. Raises NotFound, BrokenVersion, or InvalidRequest where
+    it knows other labels.
+    """
+    name, _, version = reference.partition("/")
+    number = repository.resolve(name, version)
+    net, manifest = load_version(repository, name, number)
+    if manifest.labels != tuple(labels):
+        differ = sorted(set(labels) ^ set(manifest.labels))
+        raise InvalidRequest(
+            f"the teacher {name}/{number} knows other labels than the photos have: "
+            f"{', '.join(map(repr, differ[:10]))} are in one alone; it can teach only its own"
+        )
+    net.requires_grad_(False)
+    return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size)
