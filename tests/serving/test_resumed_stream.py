@@ -128,6 +128,16 @@ async def test_a_connection_that_is_too_old_is_replaced(kind, models: Path) -> N
     assert all(answer.result.labels for answer in answers) and way.connections > 1
 
 
+async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None:
+    async with running_server(models, max_connection_age_s=0.2) as running:
+        with cut_proxy(int(running.address.rpartition(":")[2])) as way:
+            async with AsyncClient(f"127.0.0.1:{way.port}") as client:
+                while way.connections < 4:
+                    calls = [client.classify([jpeg()], model="pets") for _ in range(8)]
+                    for answer in await asyncio.gather(*calls):
+                        assert answer.results[0].labels
+
+
 async def answers_to(
     kind: type, address: str, photos: Iterable[bytes], **options: object
 ) -> list[StreamedResult]:
