@@ -190,7 +190,7 @@ class Client:
         finally:
             ended.set()
             slots.release()
-            if call:
+            if call is not None:
                 call.cancel()
             receiver.join()
 

@@ -49,7 +49,7 @@ def store(
         yield running
 
 
-# What waits for a connection that is cut: the other two repeat each request for up to a minute.
+# What waits for a connection that is cut: the other two repeat each request for a minute.
 only_s3 = pytest.mark.parametrize("store", ["s3"], indirect=True)
 
 
@@ -255,7 +255,7 @@ def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
     [
         "s3",
         pytest.param("gs", marks=pytest.mark.slow),  # asks six times, for half a minute
-        pytest.param("az", marks=pytest.mark.slow),  # four times, for a minute
+        pytest.param("az", marks=pytest.mark.slow),  # four times, for over a minute
     ],
     indirect=True,
 )
