@@ -47,7 +47,7 @@ SERVING_NEEDS = {
     *{"serving", "protos"},
 }
 EXTRAS = {
-    "serving.bucket": {"fsspec"},
+    "serving.bucket": {"fsspec", "gcsfs"},
     "serving.parquet": {"pyarrow"},
     "serving.gpu_memory": {"pynvml"},
     "serving.tracing": {"opentelemetry"},
