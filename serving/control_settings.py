@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from serving.errors import InvalidRequest
-from serving.setting import check_ranges, setting
+from serving.setting import check_choice, check_ranges, setting
 from serving.splits import read_splits
 from serving.version_policy import read_policy
 
@@ -41,10 +41,7 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, (("poll_s", 0, 86_400), ("admin_port", 0, 65535)))
-        if self.control not in CONTROLS:
-            raise InvalidRequest(
-                f"control must be one of {', '.join(CONTROLS)}, got {self.control!r}"
-            )
+        check_choice(self, "control", CONTROLS)
         read_policy(self.versions)
         canaries = read_splits(self.canary, "canary")
         for model, shadow in read_splits(self.shadow, "shadow").items():

@@ -18,7 +18,7 @@ from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
 from serving.precision import PRECISIONS
-from serving.setting import check_ranges, setting
+from serving.setting import check_choice, check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
 PADS = ("auto", "on", "off")
@@ -66,13 +66,8 @@ class ServerSettings(ControlSettings, EdgeSettings):
     drain_s: float = setting(30.0, "how long a stopping server lets running calls finish, seconds")
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise InvalidRequest(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        for name, values in (("precision", PRECISIONS), ("pad", PADS)):
-            if getattr(self, name) not in values:
-                raise InvalidRequest(
-                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}"
-                )
+        for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("pad", PADS)):
+            check_choice(self, name, choices)
         ControlSettings.__post_init__(self)
         EdgeSettings.__post_init__(self)
         check_ranges(
