@@ -9,13 +9,11 @@ the machine is doing. A core answers 1000 / (ms per photo) photos a second at fu
 import argparse
 import asyncio
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from started import started
 
 from serving.client import AsyncClient
 from serving.commandline import aligned
@@ -73,21 +71,8 @@ async def measure(pid: int, address: str, name: str, photos: list[bytes], caller
 def serve_and_measure(
     models: Path, name: str, photos: list[bytes], cores: int, callers: int
 ) -> Cost:
-    with tempfile.TemporaryDirectory() as folder:
-        port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
-        command += ["--port-file", str(port_file), "--device", "cpu", "--cores", str(cores)]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            while not port_file.exists():
-                if server.poll() is not None:
-                    sys.exit("error: the server did not start; try `serve` by hand")
-                time.sleep(0.05)
-            address = f"127.0.0.1:{port_file.read_text().strip()}"
-            return asyncio.run(measure(server.pid, address, name, photos, callers))
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
+    with started(models, "--cores", str(cores)) as server:
+        return asyncio.run(measure(server.pid, server.address, name, photos, callers))
 
 
 def main() -> None:

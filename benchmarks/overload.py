@@ -11,11 +11,7 @@ and latency are measured once more afterwards.
 import argparse
 import asyncio
 import os
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +22,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 from limit import CORES, read_photos
+from started import started
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.commandline import aligned
@@ -66,22 +63,8 @@ def server(models: Path, flags: list[str]) -> Iterator[Target]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         metrics_port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
-        command += ["--port-file", str(port_file), "--device", "cpu"]
-        command += ["--metrics-port", str(metrics_port), *flags]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            while not port_file.exists():
-                if process.poll() is not None:
-                    sys.exit("error: the server did not start; it said why above")
-                time.sleep(0.05)
-            address = f"127.0.0.1:{port_file.read_text().strip()}"
-            yield Target(address=address, metrics_port=metrics_port, pid=process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+    with started(models, "--metrics-port", str(metrics_port), *flags) as ours:
+        yield Target(address=ours.address, metrics_port=metrics_port, pid=ours.pid)
 
 
 @dataclass(kw_only=True)

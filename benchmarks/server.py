@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from limit import CORES, alone_ms, engine_of, limits, read_photos
+from started import started
 
 from serving.client import AsyncClient
 from serving.photo_paths import photo_paths
@@ -35,25 +36,6 @@ HERE = Path(__file__).parent
 WARM = 32
 CLIENTS = ("ours", "triton-bytes", "triton-pixels")
 PEERS = ("pytriton", "mlserver")
-
-
-@contextmanager
-def server(models: Path, precision: str, flags: list[str]) -> Iterator[str]:
-    """The address of a `serve` with its defaults."""
-    with tempfile.TemporaryDirectory() as folder:
-        port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
-        command += ["--port-file", str(port_file), "--device", "cpu", "--precision", precision]
-        process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL)
-        try:
-            while not port_file.exists():
-                if process.poll() is not None:
-                    sys.exit("error: the server did not start; it said why above")
-                time.sleep(0.05)
-            yield f"127.0.0.1:{port_file.read_text().strip()}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
 
 
 @contextmanager
@@ -186,9 +168,9 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options, photos, Path(folder))
-        with server(options.models, options.precision, options.serve) as address:
+        with started(options.models, "--precision", options.precision, *options.serve) as server:
             for client in clients:
-                add(client, address)
+                add(client, server.address)
         manifest = engine_of(options.models, options.name, options.precision, 1).manifest
         version = (options.models / options.name / str(manifest.version)).resolve()
         for which in PEERS:

@@ -1,0 +1,37 @@
+"""A `serve` of our own, on a free port, for the benchmarks that call one."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    address: str
+    pid: int
+
+
+@contextmanager
+def started(models: Path, *flags: str) -> Iterator[Started]:
+    """Ready to answer, on the CPU; it ends with the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"]
+        command += ["--port-file", str(port_file), "--device", "cpu", *flags]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            while not port_file.exists():
+                if process.poll() is not None:
+                    sys.exit("error: the server did not start; it said why above")
+                time.sleep(0.05)
+            address = f"127.0.0.1:{port_file.read_text().strip()}"
+            yield Started(address=address, pid=process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
