@@ -15,6 +15,7 @@ from serving.errors import InvalidRequest, PawprintError
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.errors import FailedCheck
+from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 
 if TYPE_CHECKING:
     from serving.modelspec import Manifest
@@ -49,6 +50,7 @@ Every flag may also be set in the environment (PAWPRINT_TRAIN_EPOCHS=3) or in a 
 --config; a flag wins over the environment, and that over the file.
 exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input, 130 interrupted
 """
+_INTERRUPTED = "error: interrupted; nothing was published"
 _ENVIRONMENT = "PAWPRINT_TRAIN_"
 _FROM_SCRATCH = {
     "epochs": 15,
@@ -114,6 +116,7 @@ _HELP = {
 }
 
 
+@ends_when_interrupted(_INTERRUPTED)
 def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of OpenMP that wait must sleep, not spin: on a machine that does other work as well,
     # spinning was measured to make training six times slower. It is read when torch is loaded.
@@ -152,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was published", file=sys.stderr)
-        return 130
+        print(_INTERRUPTED, file=sys.stderr)
+        return INTERRUPTED
     if published is None:
         return 0
     _summary(published, config, console)

@@ -185,12 +185,12 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
-def start(out: Path, data: Path, *, code: str = "") -> subprocess.Popen[str]:
+def start(out: Path, data: Path, *, epochs: int, code: str) -> subprocess.Popen[str]:
     """`train` in a process of its own, after `code`."""
     arguments = [*("--data", str(data), "--name", "shapes", "--out", str(out)), *SCRATCH]
     return subprocess.Popen(
         [sys.executable, "-c", f"{code}\nimport sys; from trainer.train import main\n"
-         "sys.exit(main(sys.argv[1:]))", *arguments, "--epochs", "500" if not code else "1"],
+         "sys.exit(main(sys.argv[1:]))", *arguments, "--epochs", str(epochs)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -198,14 +198,27 @@ def start(out: Path, data: Path, *, code: str = "") -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(photos: MakePhotos, tmp_path: Path):
+_HANGS = """
+import threading
+from torch.utils.tensorboard import SummaryWriter
+SummaryWriter.close = lambda writer: threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("code", ["", _HANGS], ids=["", "hangs on the way out"])
+def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
+    photos: MakePhotos, tmp_path: Path, code: str
+):
     out = tmp_path / "models"
-    process = start(out, photos(per_class=8))
-    for line in process.stdout:
-        if line.startswith("Epoch 2/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with start(out, photos(per_class=8), code=code, epochs=500) as process:
+        try:
+            for line in process.stdout:
+                if line.startswith("Epoch 2/"):
+                    break
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert said == "error: interrupted; nothing was published\n"
     assert Repository(out).names() == [] and not list(out.glob("shapes/*"))
@@ -218,7 +231,7 @@ def test_killed_before_the_rename_nothing_is_there_to_be_served(photos: MakePhot
         "import os, signal, serving.repository as repository\n"
         "repository.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    process = start(out, data, code=kill)
+    process = start(out, data, code=kill, epochs=1)
     process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL
     (left,) = (out / "shapes").iterdir()  # it came as far as the worst moment

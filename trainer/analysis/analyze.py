@@ -21,7 +21,9 @@ from trainer.analysis.report import k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.console import Console
+from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 
+_INTERRUPTED = "interrupted; the same command goes on from what is finished"
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
 programs, the pictures as PNG. Stopped half-way, the same command goes on where it was.
@@ -35,12 +37,13 @@ examples:
 """
 
 
+@ends_when_interrupted(f"error: {_INTERRUPTED}")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _compare(options) if options.compare else _analyse(options)
     except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on from what is finished", 130)
+        return _failed(_INTERRUPTED, INTERRUPTED)
     except BrokenVersion as error:
         return _failed(str(error), 1)
     except PawprintError as error:
