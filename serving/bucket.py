@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from serving.errors import InvalidRequest, Unavailable
 
 # scheme -> (fsspec's package, the extra that installs it)
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
+# What each store calls an object's stamp.
+_STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
 CHUNK_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    size: int  # bytes
+    stamp: str  # another one for another content; empty where the store has none
 
 
 class Bucket:
@@ -63,6 +72,21 @@ class Bucket:
             except FileNotFoundError:
                 return {}
         return {path[len(root) :].lstrip("/"): int(e["size"]) for path, e in entries.items()}
+
+    def stored(self, *, deep: bool) -> dict[str, Stored]:
+        """The objects right below the prefix, or however deep: their keys below it."""
+        with self._refused():
+            try:
+                look = self._files.find if deep else self._files.ls
+                found = look(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+        entries = list(found.values()) if deep else found
+        return {
+            e["name"][len(self._root) :].lstrip("/"): Stored(size=int(e["size"]), stamp=_stamp(e))
+            for e in entries
+            if not _is_folder(e)
+        }
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -153,3 +177,7 @@ def _is_taken(error: OSError) -> bool:
 
 def _is_folder(entry: dict[str, Any]) -> bool:
     return bool(entry["type"] == "directory")
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    return next((str(entry[name]) for name in _STAMPS if entry.get(name)), "")

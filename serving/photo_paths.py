@@ -3,12 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from serving.errors import InvalidRequest
-from serving.preprocess import FORMATS
-
-ENDINGS = frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
+from serving.preprocess import ENDINGS
 
 
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:

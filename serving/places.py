@@ -7,7 +7,8 @@ from typing import Protocol
 
 from serving.bucket import Bucket
 from serving.errors import InvalidRequest
-from serving.photo_paths import ENDINGS, photo_paths
+from serving.photo_paths import photo_paths
+from serving.preprocess import ENDINGS
 
 
 class Place(Protocol):

@@ -16,6 +16,8 @@ from serving.modelspec import Preprocessing
 Image.init()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# How the names of their files end, in lower case.
+ENDINGS = frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
 MAX_PIXELS = 64_000_000
 
 _FILTERS = {

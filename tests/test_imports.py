@@ -130,8 +130,14 @@ def test_the_batcher_knows_no_onnx_runtime() -> None:
 
 @pytest.mark.parametrize("name", sorted(modules("trainer")))
 def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
-    """And what opens a repository wherever it is, where a command is given its location."""
-    also = {"storage"} if name in ("trainer.pipeline", "trainer.analysis.analyze") else set()
+    """And what opens a repository or shards wherever they are, where it is given their place."""
+    also = {
+        "trainer.pipeline": {"storage"},
+        "trainer.analysis.analyze": {"storage"},
+        "trainer.shard_places": {"bucket"},
+        "trainer.shard_cache": {"blob_cache"},
+        "trainer.make_shards": {"bucket"},
+    }.get(name, set())
     assert of_serving(modules("trainer")[name]) <= CONTRACTS | also
 
 

@@ -1,4 +1,4 @@
-"""The photos of a folder, of a table of path, label and split, or of a data set by its name."""
+"""The photos of a folder, of a table of path, label and split, of shards, or of a set by name."""
 
 import csv
 import importlib.util
@@ -11,17 +11,27 @@ from typing import Any
 from serving.errors import InvalidRequest
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
-from trainer.tree import SPLITS, Found, find_files, same_classes
+from trainer.shards import Track, find_shard_photos, is_shards
+from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes
 
 SUFFIXES = (".csv", ".parquet")
 
 
-def find_photos(data: Path, datasets: Path | None = None) -> list[Found]:
-    """The photos of a folder (trainer.tree), of a table with the columns path, label and split, or
-    of a data set by its name (trainer.named) below `datasets` (None: the user's cache).
+def find_photos(
+    where: str | Path,
+    datasets: Path | None = None,
+    track: Track = lambda items, title, total: items,
+) -> list[Found]:
+    """The photos of a folder (trainer.tree), of a table with the columns path, label and split, of
+    shards (trainer.shards), or of a data set by its name (trainer.named) below `datasets` (None:
+    the user's cache).
 
-    Paths are relative to the table's own folder. Raises InvalidData naming the row that is wrong.
+    Paths are relative to the table's own folder. `track`: see find_shard_photos. Raises InvalidData
+    naming the row or the shard that is wrong, InvalidRequest, Unavailable.
     """
+    if is_shards(str(where)):
+        return find_shard_photos(str(where), track)
+    data = Path(where)
     if data.suffix.lower() not in SUFFIXES or data.is_dir():
         if data.exists():
             return find_files(data)
@@ -39,6 +49,7 @@ def find_photos(data: Path, datasets: Path | None = None) -> list[Found]:
     if len(labels) < 2:
         have = f"one label ({labels.pop()})" if labels else "no rows"
         raise InvalidData(f"{data} has {have}; expected two labels or more")
+    distinct_labels(sorted(labels), str(data))
     splits = {each.split for each in found}
     if None in splits and len(splits) > 1:
         raise InvalidData(f"{data} gives some photos a split and others none; expected all or none")

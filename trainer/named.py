@@ -1,10 +1,8 @@
 """Public data sets by name, with their official splits, read and fetched by torchvision."""
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from PIL import Image
 from torchvision import datasets
 
+from trainer.alone import alone
 from trainer.errors import InvalidData
 from trainer.tree import SPLITS, Found
 
@@ -47,7 +46,7 @@ def _cifar(loaded: Any, root: Path) -> list[Entry]:
     """Its pixels as files, for photos are read from files; they are written once."""
     folder = root / f"{type(loaded).__name__.lower()}-png" / ("train" if loaded.train else "test")
     if not folder.exists():
-        with _alone(root):
+        with alone(root / ".lock"):
             if not folder.exists():
                 _write(loaded, folder)
     return [(folder / f"{i:05}.png", label) for i, label in enumerate(loaded.targets)]
@@ -126,7 +125,7 @@ def _load(name: str, root: Path, how: Mapping[str, Any]) -> Any:
     try:
         return loader(root, **how)
     except RuntimeError:  # so the loaders say that it is not there
-        with _alone(root):
+        with alone(root / ".lock"):
             try:
                 return loader(root, **how)  # another process may have fetched it meanwhile
             except RuntimeError:
@@ -151,12 +150,3 @@ def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time: torchrun starts several, and each of them needs the photos."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -14,6 +14,7 @@ from PIL import Image
 from serving.modelspec import Preprocessing
 from serving.preprocess import decode, preprocess
 from trainer.errors import InvalidData
+from trainer.shard_places import Member
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -23,7 +24,7 @@ _MARGIN = 1.15  # shorter side of what augmentation crops from, over the side of
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    path: Path
+    path: Path | Member
     file: str  # relative to the folder of photos, POSIX
     label: int
     digest: str  # sha256 of its bytes, hex
@@ -61,7 +62,8 @@ class Pictures:
         try:
             data = photo.path.read_bytes()
         except OSError as error:
-            raise InvalidData(f"{photo.file} can't be read any more: {error.strerror}") from error
+            reason = error.strerror or error
+            raise InvalidData(f"{photo.file} can't be read any more: {reason}") from error
         if hashlib.sha256(data).hexdigest() != photo.digest:
             raise InvalidData(f"{photo.file} was changed during the training; start again")
         return self.decode(data, photo.digest)

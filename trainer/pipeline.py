@@ -103,7 +103,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     repository = open_repository(config.out)
     with repository.staging(config.name):
         pass  # fails now, rather than after the training, where nothing can be written
-    files = find_photos(Path(config.data), Path(config.datasets) if config.datasets else None)
+    datasets = Path(config.datasets) if config.datasets else None
+    files = find_photos(config.data, datasets, console.track)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
     if config.weights == "none":
         drawn = torch.Generator().manual_seed(config.seed)

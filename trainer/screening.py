@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.errors import InvalidImage
 from trainer.near_duplicates import Thumbnail, thumbnail
 from trainer.pictures import Pictures
+from trainer.shard_places import Member
 from trainer.tree import Found
 
 _MAX_BYTES = 256 << 20
@@ -30,10 +32,12 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
     """Read and decode each file, in order; `pictures` keeps what fits in memory."""
 
     def look(found: Found) -> Usable | LeftOut:
+        if found.fault is not None:
+            return LeftOut(file=found.file, reason=found.fault)
         try:
-            if not found.path.is_file():
+            if isinstance(found.path, Path) and not found.path.is_file():
                 return LeftOut(file=found.file, reason="not a regular file, or a dangling link")
-            if found.path.stat().st_size > _MAX_BYTES:
+            if photo_size(found.path) > _MAX_BYTES:
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
             data = found.path.read_bytes()
             digest = hashlib.sha256(data).hexdigest()
@@ -42,13 +46,18 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
         except InvalidImage as error:
             return LeftOut(file=found.file, reason=str(error))
         except OSError as error:
-            return LeftOut(file=found.file, reason=f"can't be read: {error.strerror}")
+            return LeftOut(file=found.file, reason=f"can't be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(workers) as pool:
         try:
             yield from pool.map(look, files)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def photo_size(path: Path | Member) -> int:
+    """Bytes. Raises OSError."""
+    return path.size if isinstance(path, Member) else path.stat().st_size
 
 
 def drop_duplicates(usable: Sequence[Usable]) -> tuple[list[Usable], list[LeftOut]]:

@@ -39,6 +39,7 @@ _EPILOG = """\
 examples:
   train --data photos                     # names, chooses and says the rest
   train --data oxford-iiit-pet            # downloads it, and takes its own split
+  train --data 's3://bucket/photos-{000..031}.tar'    # WebDataset shards
   train --data photos --name pets --compare
   train --data photos --name small-pets --backbone mobilenet_v3_small --teacher pets
   train --data photos --name pets --backbone resnet50 --epochs 0
@@ -62,8 +63,8 @@ _FROM_SCRATCH = {
 # Robustness is learnt by all stages, from pictures that are never the same.
 _ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0, "views": 1000}
 _HELP = {
-    "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, or a name: "
-    "oxford-iiit-pet, flowers102, food101, cifar10 ...",
+    "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "
+    "shards (tar files, local or in a bucket), or a name: oxford-iiit-pet, flowers102, food101 ...",
     "name": "name of the model",
     "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     "datasets": "folder of data sets by name, downloaded if not there (default: the user's cache)",
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(to_stderr=as_json, silent=not leads)
     try:
         given = read_settings(flags, os.environ, file)
-        config = with_defaults(given)
+        config = with_defaults(given, console)
         if as_comparison:
             from trainer.compare import compare
 
@@ -184,7 +185,7 @@ def read_settings(
     return given
 
 
-def with_defaults(given: Mapping[str, Any]) -> TrainConfig:
+def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> TrainConfig:
     """The settings given, and for the others what suits them. Raises InvalidRequest, InvalidData.
 
     The model is named after its folder of photos; backbone, batch size and epochs follow from the
@@ -196,7 +197,7 @@ def with_defaults(given: Mapping[str, Any]) -> TrainConfig:
     if given.get("weights") == "none":
         defaults |= _FROM_SCRATCH
     else:
-        defaults |= _chosen(given)
+        defaults |= _chosen(given, console or Console(to_stderr=False, silent=True))
         defaults |= _ADVERSARIAL if given.get("adversarial") else {}
     if "size" not in given:
         from trainer.backbones import default_size
@@ -207,12 +208,17 @@ def with_defaults(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _name(data: str) -> str:
-    """The folder's own, or the table's, as far as a model may have it."""
-    name = Path(data).resolve().name.removesuffix(".csv").removesuffix(".parquet")
+    """The folder's own, the table's or the shards', as far as a model may have it."""
+    from trainer.shards import is_shards, shards_name
+
+    if is_shards(data):
+        name = shards_name(data)
+    else:
+        name = Path(data).resolve().name.removesuffix(".csv").removesuffix(".parquet")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
-def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(given: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """What trainer.auto chooses, of the settings that are not given."""
     wanted = {"backbone", "batch_size", "epochs"} - given.keys()
     if given.get("weights", "imagenet") != "imagenet":
@@ -226,7 +232,8 @@ def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     datasets = Path(given["datasets"]) if "datasets" in given else None
-    found = choose(len(find_photos(Path(given["data"]), datasets)), gpu)
+    photos = find_photos(given["data"], datasets, console.track)
+    found = choose(len(photos), gpu)
     return {name: found[name] for name in wanted}
 
 

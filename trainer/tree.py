@@ -1,14 +1,15 @@
 """The files of a folder of photos, a folder for each class: names only, nothing is opened."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import InvalidData
+from trainer.shard_places import Member
 
 SPLITS = ("train", "val", "test")
-_FOLDER_SPLIT = {
+FOLDER_SPLIT = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -19,10 +20,11 @@ _FOLDER_SPLIT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    path: Path
-    file: str  # relative to the folder of photos, POSIX
-    label: str
+    path: Path | Member
+    file: str  # relative to the folder of photos, POSIX; of a shard, the member's name
+    label: str  # empty where there is none, which is a fault
     split: str | None  # None: the folder has no train, val and test folders
+    fault: str | None = None  # why it can't be used, where that is known already
 
 
 def find_files(root: Path) -> list[Found]:
@@ -36,7 +38,7 @@ def find_files(root: Path) -> list[Found]:
     if not root.is_dir():
         raise InvalidData(f"{root} is not a folder; expected {root.parent}/<class>/<photo>")
     folders = _folders(root)
-    splits = {_FOLDER_SPLIT[f.name]: f for f in folders if f.name in _FOLDER_SPLIT}
+    splits = {FOLDER_SPLIT[f.name]: f for f in folders if f.name in FOLDER_SPLIT}
     if "train" not in splits:
         return _classes(root, root, None)
     others = [f.name for f in folders if f not in splits.values()]
@@ -52,7 +54,7 @@ def find_files(root: Path) -> list[Found]:
 
 def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
     """The classes, sorted: the order of the outputs."""
-    return tuple(sorted({file.label for file in files}))
+    return tuple(sorted({file.label for file in files} - {""}))
 
 
 def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
@@ -63,7 +65,7 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
             f"{folder} has {have}; expected two or more folders, each named after its class and "
             f"holding its photos: {folder}/<class>/<photo>"
         )
-    _distinct(classes)
+    distinct_labels([label.name for label in classes], str(folder))
     files = {label: _files(label) for label in classes}
     empty = [str(label) for label, paths in files.items() if not paths]
     if empty:
@@ -75,24 +77,24 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     ]
 
 
-def _distinct(classes: Sequence[Path]) -> None:
-    """Two folders whose names differ only in case or spaces are one class, misspelt."""
-    seen: dict[str, Path] = {}
-    for folder in classes:
-        name = " ".join(folder.name.replace("_", " ").casefold().split())
-        other = seen.setdefault(name, folder)
-        if other is not folder:
+def distinct_labels(labels: Iterable[str], where: str) -> None:
+    """Two labels that differ only in case or spaces are one, misspelt. Raises InvalidData."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        name = " ".join(label.replace("_", " ").casefold().split())
+        other = seen.setdefault(name, label)
+        if other != label:
             raise InvalidData(
-                f"the classes {other.name!r} and {folder.name!r} in {folder.parent} differ only in "
-                "case or spaces; merge them, or give them names that differ"
+                f"the classes {other!r} and {label!r} in {where} differ only in case or spaces; "
+                "merge them, or give them names that differ"
             )
 
 
 def same_classes(found: dict[str, list[Found]]) -> None:
     """Raises InvalidData if a split lacks a class of train, or has another."""
-    expected = {file.label for file in found["train"]}
+    expected = set(labels_of(found["train"]))
     for split, files in found.items():
-        labels = {file.label for file in files}
+        labels = set(labels_of(files))
         if labels != expected:
             raise InvalidData(
                 f"the classes of {split} are not those of train: "

@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
     what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
     parser.add_argument(
-        "--data", type=Path, required=True, help="photos, as for `train`: folder, table or name"
+        "--data", required=True, help="photos, as for `train`: folder, table, shards or name"
     )
     parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
     parser.add_argument(

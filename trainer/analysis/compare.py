@@ -27,7 +27,7 @@ SCHEMA_VERSION = 2
 def compare(
     repository: Repository,
     versions: Sequence[tuple[str, int]],
-    data: Path,
+    data: str,
     *,
     budget: str,
     photos: int | None,

@@ -30,7 +30,7 @@ class Photos:
 
 
 def load_photos(
-    data: Path,
+    data: str,
     repository: Repository,
     manifest: Manifest,
     *,
@@ -44,7 +44,7 @@ def load_photos(
     `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
     version was trained on, only the photos that its split kept for the test. Raises InvalidData.
     """
-    found = find_photos(data, datasets)
+    found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
     split = json.loads(repository.read_file(manifest, "split.json"))
     chosen = _spread(_tests_of(found, split), limit, seed)
@@ -70,7 +70,7 @@ def load_photos(
         entry = (manifest.labels[photo.label], photo.file, photo.digest)
         digest.update(json.dumps(entry).encode() + b"\n")
     return Photos(
-        folder=str(data),
+        folder=data,
         files=tuple(photo.file for photo in photos),
         pixels=np.stack(squares.get(photos)),
         labels=np.array([photo.label for photo in photos], np.int64),
@@ -93,7 +93,7 @@ def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> lis
     return [file for file in found if file.file in tests]
 
 
-def _same_labels(found: Sequence[Found], manifest: Manifest, data: Path) -> None:
+def _same_labels(found: Sequence[Found], manifest: Manifest, data: str) -> None:
     here, there = {file.label for file in found}, set(manifest.labels)
     if here - there:
         raise InvalidData(

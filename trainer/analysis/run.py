@@ -42,7 +42,7 @@ _WAIT_S = 0.2  # between looks for the pieces of other processes
 class AnalysisConfig:
     """What to analyse and how thoroughly; all that the figures depend on."""
 
-    data: Path
+    data: str
     datasets: Path | None = None  # folder of data sets by name; None: in the user's cache
     budget: str = "standard"
     seed: int = 0

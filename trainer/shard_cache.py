@@ -1,0 +1,126 @@
+"""What is kept of shards on this machine: their indices, and copies of those in buckets.
+
+<root>/<key>.json    an index
+<root>/<key>.tar     a copy, whole
+
+The key stands for place, size and the store's own stamp: a shard that is replaced has another.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.blob_cache import default_cache
+from serving.errors import InvalidRequest
+from trainer.alone import alone
+from trainer.shard_places import BucketShard, Shard, shard_key
+
+_LIMIT = "PAWPRINT_SHARD_CACHE_GB"
+_DAY_S = 24 * 3600.0
+_MONTH_S = 30 * _DAY_S
+_FREE_SHARE = 0.1  # of the disk, that copies leave free where no limit is set
+
+
+class ShardCache:
+    """Safe for many processes at once. Where the disk can't be used, nothing is kept."""
+
+    def __init__(self, root: Path, limit: int | None) -> None:
+        """`limit`: of all copies together, bytes; None: a tenth of the disk stays free."""
+        self._root = root
+        self._limit = limit
+
+    def index(self, shard: Shard) -> Any | None:
+        """What was last given to `keep_index` for it."""
+        try:
+            path = self._root / f"{shard_key(shard)}.json"
+            value = json.loads(path.read_bytes())
+            os.utime(path)  # used now
+            return value
+        except (OSError, ValueError):
+            return None
+
+    def keep_index(self, shard: Shard, value: Any) -> None:
+        path = self._root / f"{shard_key(shard)}.json"
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(value), encoding="utf-8")
+            os.replace(beside, path)
+            for old in self._root.glob("*.json"):
+                if old.stat().st_mtime < time.time() - _MONTH_S:
+                    old.unlink()
+        except OSError:
+            beside.unlink(missing_ok=True)
+
+    def copy(self, shard: BucketShard) -> Path | None:
+        """The whole shard as a file, downloaded if need be; None where there is no room for it.
+
+        Raises Unavailable, FileNotFoundError if it can't be had.
+        """
+        whole = self._root / f"{shard_key(shard)}.tar"
+        part = whole.with_suffix(".part")
+        try:
+            with alone(whole.with_suffix(".lock")):
+                if whole.is_file() and whole.stat().st_size == shard.size:
+                    os.utime(whole)
+                    return whole
+                if not self._reserve(part, shard.size):
+                    return None
+                try:
+                    with part.open("r+b") as file:
+                        file.writelines(shard.chunks())
+                        ended = file.tell()
+                    if ended != shard.size:
+                        return None
+                    os.replace(part, whole)
+                    return whole
+                finally:
+                    part.unlink(missing_ok=True)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return None
+
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Make `part` a file of so many bytes, if there is room. What is older than a day goes."""
+        with alone(self._root / "room.lock"):
+            part.unlink(missing_ok=True)
+            held = sorted(
+                (path.stat().st_mtime, path.stat().st_size, path)
+                for pattern in ("*.tar", "*.part")
+                for path in self._root.glob(pattern)
+            )
+            used = sum(of for _, of, _ in held)
+            while not self._fits(size, used):
+                if not held or held[0][0] > time.time() - _DAY_S:
+                    return False
+                _, freed, path = held.pop(0)
+                path.unlink(missing_ok=True)
+                used -= freed
+            with part.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            return True
+
+    def _fits(self, size: int, used: int) -> bool:
+        if self._limit is not None:
+            return used + size <= self._limit
+        disk = shutil.disk_usage(self._root)
+        return disk.free - size >= _FREE_SHARE * disk.total
+
+
+def shard_cache(environment: Mapping[str, str]) -> ShardCache:
+    """Below PAWPRINT_CACHE, of PAWPRINT_SHARD_CACHE_GB. Raises InvalidRequest."""
+    text = environment.get(_LIMIT)
+    limit = None
+    if text is not None:
+        try:
+            limit = int(float(text) * 1e9)
+        except (ValueError, OverflowError):
+            limit = -1
+        if limit < 0:
+            raise InvalidRequest(f"{_LIMIT} must be a number, 0 or more, got {text!r}")
+    return ShardCache(default_cache(environment) / "shards", limit)
