@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if settings.workers > 1:
             given = sys.argv[1:] if arguments is None else arguments
             sys.exit(asyncio.run(supervise(settings, given)))
-        # asyncio's own loop takes a third more time for each call: benchmarks/README.md.
+        # asyncio's own loop takes a quarter more time for each call: benchmarks/README.md.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, lambda: read_settings(arguments, os.environ)))
     except NotFound as error:
