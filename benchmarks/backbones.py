@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from serving.errors import PawprintError
-from trainer.backbones import Calibrated, build, default_size
+from trainer.backbones import Calibrated, build, trained_input
 from trainer.evaluation import measure_latency
 from trainer.export import Served, export_onnx
 from trainer.onnx_runner import OnnxRunner
@@ -41,7 +41,7 @@ def main() -> int:
 
 def _row(backbone: str) -> str:
     torch.manual_seed(0)
-    size = default_size(backbone)
+    size = trained_input(backbone).size
     classifier = build(backbone, 37, size)
     millions = sum(p.numel() for p in classifier.parameters()) / 1e6
     served = Served(Calibrated(classifier, 1.0)).eval()

@@ -1,6 +1,6 @@
 """Classifiers made of a pre-trained net: its layers up to the pooled vector, and a new linear head.
 
-Any classification model of torchvision by its name, and `tiny`, our own.
+Any classification model of torchvision by its name, `timm/<name>`, and `tiny`, our own.
 """
 
 import difflib
@@ -18,7 +18,9 @@ from torchvision.models import get_model, get_model_weights, list_models
 from serving.errors import BrokenVersion, InvalidRequest
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
+from trainer.timm_nets import PREFIX, make_timm_net, remove_timm_head, timm_input
 from trainer.tiny import Tiny
+from trainer.trained_input import TrainedInput
 from trainer.weights import load_state, read_state
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -36,19 +38,26 @@ class Classifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, head_name: str) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Linear,
+        head_name: str,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(0.0)
         self.head = head
         self.head_name = head_name  # where the head was in the backbone
         self.frozen: list[nn.Module] = []
-        mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
+        self.normalisation = normalisation
+        mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """[0, 1] -> mean 0 and standard deviation 1 over ImageNet, by channel."""
+        """[0, 1] -> (x - mean) / std by channel, as the backbone's weights were trained."""
         return (images - self.mean) / self.std
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -88,20 +97,36 @@ class Calibrated(nn.Module):
         return logits / self.temperature
 
 
-def build(backbone: str, labels: int, size: int, weights: str = "none") -> Classifier:
+def build(
+    backbone: str,
+    labels: int,
+    size: int,
+    weights: str = "none",
+    normalisation: Normalisation | None = None,
+) -> Classifier:
     """A classifier with `labels` outputs on `size` x `size` px, its head new, in eval mode.
 
-    weights: "imagenet" (torchvision's own, downloaded), "none" (initialised at random) or the path
-    of a state dict. Raises InvalidRequest for a name that is unknown, weights that can't be had or
-    do not fit, or a size that the net can't take.
+    weights: "imagenet" (torchvision's or timm's own, downloaded), "none" (initialised at random) or
+    the path of a state dict. normalisation: the backbone's own if None. Raises InvalidRequest for a
+    name that is unknown, weights that can't be had or do not fit, or a size that the net can't
+    take.
     """
-    net = _net(backbone, weights)
-    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    head_name = layers[-1]
+    if normalisation is None:
+        normalisation = trained_input(backbone).normalisation
+    of_timm = backbone.startswith(PREFIX)
+    if of_timm:
+        net, head_name = make_timm_net(backbone, size, pretrained=weights == "imagenet")
+    else:
+        net = _net(backbone, weights)
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        head_name = layers[-1]
     if weights not in ("imagenet", "none"):
         load_state(net, read_state(Path(weights)), ignore=f"{head_name}.", where=weights)
-    _strip_auxiliary(net)
-    _remove_head(net, head_name)
+    if of_timm:
+        remove_timm_head(net, head_name, backbone)
+    else:
+        _strip_auxiliary(net)
+        _remove_head(net, head_name)
     net.eval()
     try:
         with torch.inference_mode():
@@ -109,14 +134,21 @@ def build(backbone: str, labels: int, size: int, weights: str = "none") -> Class
     except Exception as error:  # a net raises what it likes on a size that it can't take
         reason = str(error).strip().split("\n")[0]
         raise InvalidRequest(f"{backbone} can't take {size} x {size} px: {reason}") from error
-    return Classifier(net, nn.Linear(shape[1], labels), head_name).eval()
+    return Classifier(net, nn.Linear(shape[1], labels), head_name, normalisation).eval()
 
 
-def default_size(backbone: str) -> int:
-    """The side in pixels that the net was trained at. Raises InvalidRequest for an unknown name."""
+def trained_input(backbone: str) -> TrainedInput:
+    """What the net's weights were trained on. Raises InvalidRequest for an unknown name."""
+    if backbone.startswith(PREFIX):
+        return timm_input(backbone)
     if _check_name(backbone) == TINY:
-        return 64
-    return int(get_model_weights(backbone).DEFAULT.transforms().crop_size[0])
+        return TrainedInput(size=64, interpolation="bilinear", normalisation=IMAGENET)
+    transforms = get_model_weights(backbone).DEFAULT.transforms()
+    return TrainedInput(
+        size=int(transforms.crop_size[0]),
+        interpolation=transforms.interpolation.value,
+        normalisation=Normalisation(mean=tuple(transforms.mean), std=tuple(transforms.std)),
+    )
 
 
 def _check_name(backbone: str) -> str:
@@ -124,7 +156,7 @@ def _check_name(backbone: str) -> str:
     if backbone not in known:
         near = difflib.get_close_matches(backbone, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise InvalidRequest(f"no backbone {backbone!r}; {hint}")
+        raise InvalidRequest(f"no backbone {backbone!r}; {hint}; or timm/<name>")
     return backbone
 
 
@@ -169,7 +201,7 @@ def _remove_head(net: nn.Module, name: str) -> None:
 
 
 def version_state(classifier: Classifier) -> dict[str, torch.Tensor]:
-    """The weights under the names that they have in torchvision's net of that backbone."""
+    """The weights under the names that they have in torchvision's, or timm's, net."""
     head = {f"{classifier.head_name}.{k}": v for k, v in classifier.head.state_dict().items()}
     return {**classifier.backbone.state_dict(), **head}
 
@@ -183,7 +215,12 @@ def load_version(repository: Repository, name: str, version: int) -> tuple[Calib
     manifest = repository.manifest(name, version)
     data = repository.read_file(manifest, WEIGHTS)
     try:
-        classifier = build(manifest.backbone, len(manifest.labels), manifest.preprocessing.size)
+        classifier = build(
+            manifest.backbone,
+            len(manifest.labels),
+            manifest.preprocessing.size,
+            normalisation=manifest.normalisation,
+        )
         state = load(data)
         head = f"{classifier.head_name}."
         in_head = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}

@@ -18,7 +18,7 @@ from serving.modelspec import (
     Preprocessing,
 )
 from serving.repository import Repository
-from trainer.backbones import IMAGENET, WEIGHTS, Calibrated, version_state
+from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
@@ -26,6 +26,7 @@ from trainer.export import OPSET, Served, export_onnx
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.parity import require_parity
 from trainer.plots import save_plots
+from trainer.timm_nets import PREFIX
 from trainer.training import Epoch
 from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden, spread
 
@@ -104,14 +105,14 @@ def publish(
                 backbone=config.backbone,
                 labels=data.labels,
                 preprocessing=spec,
-                normalisation=IMAGENET,
+                normalisation=calibrated.classifier.normalisation,
                 temperature=fitted.temperature,
                 opset=OPSET,
                 dataset=data.describe(),
                 configuration=dataclasses.asdict(config),
                 training_seconds=round(time.monotonic() - started, 1),
                 variants=variants,
-                software=_software(),
+                software=_software(config.backbone),
                 files=files,
             )
 
@@ -130,6 +131,7 @@ def _training_json(fitted: Fitted, uncalibrated_ece: float) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _software() -> dict[str, str]:
-    packages = {name: installed(name) for name in (*_SOFTWARE, "numpy", "scipy")}
+def _software(backbone: str) -> dict[str, str]:
+    extra = ("timm",) if backbone.startswith(PREFIX) else ()
+    packages = {name: installed(name) for name in (*_SOFTWARE, *extra, "numpy", "scipy")}
     return {"python": platform.python_version(), **packages}

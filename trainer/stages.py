@@ -8,7 +8,8 @@ from torch import nn
 
 from trainer.backbones import Classifier
 
-_CONTAINERS = ("features", "layers", "encoder", "blocks", "trunk_output")  # hold stages in order
+# Hold stages in order; in nets of timm as well.
+_CONTAINERS = ("features", "layers", "encoder", "blocks", "stages", "trunk_output")
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
@@ -64,8 +65,8 @@ def split_frozen(
         with torch.inference_mode():
             if torch.allclose(suffix(prefix(sample)), backbone(sample), rtol=1e-4, atol=1e-5):
                 return prefix, suffix
-    except (RuntimeError, TypeError, ValueError, AssertionError):  # not one after another
-        return whole
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+        return whole  # they do not come one after another
     return whole
 
 

@@ -68,10 +68,10 @@ _HELP = {
     "name": "name of the model",
     "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     "datasets": "folder of data sets by name, downloaded if not there (default: the user's cache)",
-    "backbone": "tiny, or a classification model of torchvision by its name",
+    "backbone": "tiny, a classification model of torchvision by its name, or timm/<name>",
     "weights": '"imagenet", "none" or a state dict (.pth, .safetensors)',
     "size": "side of the square that the net sees, pixels (default: the backbone's own)",
-    "interpolation": "bilinear, bicubic or lanczos",
+    "interpolation": "bilinear, bicubic or lanczos (default: the backbone's own)",
     "seed": "of splits, initialisation and augmentation",
     "strict": "fail if any file has to be left out",
     "val_fraction": "share split off for val",
@@ -168,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     values = dataclasses.asdict(config)
-    chosen = {"name", "backbone", "size", "batch_size", "epochs"} - given.keys()
+    choices = {"name", "backbone", "size", "interpolation", "batch_size", "epochs"}
+    chosen = choices - given.keys()
     return [(k, f"{v}  (chosen)" if k in chosen else str(v)) for k, v in values.items()]
 
 
@@ -199,11 +200,12 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     else:
         defaults |= _chosen(given, console or Console(to_stderr=False, silent=True))
         defaults |= _ADVERSARIAL if given.get("adversarial") else {}
-    if "size" not in given:
-        from trainer.backbones import default_size
+    if not {"size", "interpolation"} <= given.keys():
+        from trainer.backbones import trained_input
 
         chosen = defaults.get("backbone", TrainConfig.backbone)
-        defaults["size"] = default_size(given.get("backbone", chosen))
+        trained = trained_input(given.get("backbone", chosen))
+        defaults |= {"size": trained.size, "interpolation": trained.interpolation}
     return TrainConfig(**{**defaults, **given})
 
 
@@ -294,7 +296,8 @@ def _parser() -> argparse.ArgumentParser:
         if kinds[field.name] is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
             continue
-        if field.name != "size" and field.default not in (dataclasses.MISSING, None):
+        own = ("size", "interpolation")  # the backbone's
+        if field.name not in own and field.default not in (dataclasses.MISSING, None):
             others = ((_FROM_SCRATCH, "from scratch"), (_ADVERSARIAL, "adversarial"))
             also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]
             help_text += f" (default: {field.default}{''.join(also)})"

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from serving.errors import InvalidRequest
-from trainer.backbones import IMAGENET, build, default_size, version_state
+from trainer.backbones import IMAGENET, build, trained_input, version_state
 from trainer.weights import load_state
 
 SMALL = ["squeezenet1_1", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
@@ -109,12 +109,10 @@ def test_tiny_has_no_imagenet_weights():
     refuse("tiny has no imagenet weights", backbone="tiny", weights="imagenet")
 
 
-def test_default_sizes():
-    assert (default_size("resnet18"), default_size("inception_v3"), default_size("tiny")) == (
-        224,
-        299,
-        64,
-    )
+def test_trained_inputs():
+    names = ("resnet18", "inception_v3", "tiny", "efficientnet_b0")
+    assert [trained_input(name).size for name in names] == [224, 299, 64, 224]
+    assert trained_input("efficientnet_b0").interpolation == "bicubic"
 
 
 def test_old_files_without_batch_counters_load():
