@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/overload.py MODELS NAME PHOTOS
 
-First the peak, by callers that each wait for their answers. Then calls at a rate of ten times that,
-whether or not they are answered, each refused call tried once only. Callers and server share the
-cores, so the callers' own part of them is printed: what they take, the server lacks. Peak, memory
-and latency are measured once more afterwards.
+First the peak, by callers that each wait for their answers. Then ten times as many callers as the
+queue has places, each with one photo after another; those refused come back when they were told to.
+Last calls at ten times the rate of the peak, whether or not they are answered, each refused call
+tried once only. Callers and server share the cores, so the callers' own part of them is printed:
+what they take, the server lacks. Peak, memory and latency are measured once more afterwards.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import os
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,12 @@ from limit import CORES, read_photos
 from started import started
 
 from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.client_messages import retry_after_s
 from serving.commandline import aligned
 
 METHOD = "/pawprint.v1.ClassifierService/Classify"
 PEAK_CALLERS = 32
+QUEUE = 256  # photos, max_queue of serve
 CHANNELS = 4
 TICK_S, AT_A_TICK = 0.005, 50
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
@@ -98,6 +101,34 @@ async def closed_loop(channel: grpc.aio.Channel, messages: list[bytes], seconds:
     return tally
 
 
+async def told_loop(
+    channels: list[grpc.aio.Channel], messages: list[bytes], callers: int, seconds: float
+) -> Tally:
+    """Callers that wait for each answer, and after a refusal for as long as they were told.
+
+    They come one by one, all within a third of the time.
+    """
+    methods = [channel.unary_unary(METHOD) for channel in channels]
+    tally = Tally()
+    end = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        method = methods[number % len(methods)]
+        await asyncio.sleep(seconds / 3 * number / callers)
+        while (begin := time.perf_counter()) < end:
+            tally.sent += 1
+            try:
+                await method(messages[number % len(messages)])
+                tally.count(grpc.StatusCode.OK, begin)
+            except grpc.aio.AioRpcError as error:
+                tally.count(error.code(), begin)
+                left = end - time.perf_counter()
+                await asyncio.sleep(min(left, retry_after_s(error) or 1.0))
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return tally
+
+
 async def open_loop(
     channels: list[grpc.aio.Channel], messages: list[bytes], rate: float, seconds: float
 ) -> Tally:
@@ -158,32 +189,42 @@ async def measure(target: Target, messages: list[bytes], factor: float, seconds:
         rows.append((f"  latency p50 / p99 / longest, ms, {target.metrics()[0]:.0f} MiB", taken))
         return found
 
+    async def overloaded(words: str, calling: Awaitable[Tally]) -> None:
+        samples: list[tuple[float, float, float]] = []
+        watching = asyncio.create_task(watched(target, samples))
+        begin, ours, theirs = time.perf_counter(), time.process_time(), target.cpu_s()
+        tally = await calling
+        passed = time.perf_counter() - begin
+        ours, theirs = time.process_time() - ours, target.cpu_s() - theirs
+        watching.cancel()
+        first, *_, last = (one for one in samples if begin + 1 <= one[0] <= begin + seconds)
+        accepted = (last[2] - first[2]) / (last[0] - first[0])
+        most = max(mib for _, mib, _ in samples)
+        refused = tally.seconds.get(grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+        others = {code.name: len(all_) for code, all_ in tally.seconds.items()}
+        rows.extend(
+            [
+                (words, f"{tally.sent / seconds:.0f} calls/s"),
+                ("  answered, as the server counts, calls/s", f"{accepted:.1f}"),
+                ("  share of the peak (at least 0.9 wanted)", f"{accepted / before:.2f}"),
+                ("  refusals p50 / p99 / longest, ms (50 wanted)", quantiles_ms(refused)),
+                ("  outcomes", others),
+                ("  most memory, MiB", f"{most:.0f}"),
+                (
+                    f"  cores used of {CORES}: by the callers, by the server",
+                    f"{ours / passed:.2f}, {theirs / passed:.2f}",
+                ),
+            ]
+        )
+
     await closed_loop(channels[0], messages, 2)
     before = await peak("peak")
-    samples: list[tuple[float, float, float]] = []
-    watching = asyncio.create_task(watched(target, samples))
-    begin, ours, theirs = time.perf_counter(), time.process_time(), target.cpu_s()
-    tally = await open_loop(channels, messages, factor * before, seconds)
-    passed = time.perf_counter() - begin
-    ours, theirs = time.process_time() - ours, target.cpu_s() - theirs
-    watching.cancel()
-    first, *_, last = (one for one in samples if begin + 1 <= one[0] <= begin + seconds)
-    accepted = (last[2] - first[2]) / (last[0] - first[0])
-    most = max(mib for _, mib, _ in samples)
-    refused = tally.seconds.get(grpc.StatusCode.RESOURCE_EXHAUSTED, [])
-    others = {code.name: len(all_) for code, all_ in tally.seconds.items()}
-    rows += [
-        ("offered, calls/s", f"{tally.sent / seconds:.0f}"),
-        ("answered meanwhile, as the server counts, calls/s", f"{accepted:.1f}"),
-        ("share of the peak (at least 0.9 wanted)", f"{accepted / before:.2f}"),
-        ("refusals p50 / p99 / longest, ms (50 wanted)", quantiles_ms(refused)),
-        ("outcomes", others),
-        ("most memory, MiB", f"{most:.0f}"),
-        (
-            f"cores used of {CORES}: by the callers, by the server",
-            f"{ours / passed:.2f}, {theirs / passed:.2f}",
-        ),
-    ]
+    callers = round(factor * QUEUE)
+    told = told_loop(channels, messages, callers, seconds)
+    await overloaded(f"{callers} callers who come back as told", told)
+    await peak("afterwards")
+    rate = factor * before
+    await overloaded(f"{rate:.0f} calls/s", open_loop(channels, messages, rate, seconds))
     await peak("afterwards")
     print(aligned([("", ""), *rows]))
     for channel in channels:

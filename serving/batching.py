@@ -31,8 +31,9 @@ from serving.turns import Turns
 
 # So that low priority never stands still: at least one photo in so many, while any waits.
 LOW_EVERY = 16
-# A full server is not asked again sooner, even where batches take no time.
-RETRY_AFTER_AT_LEAST_S = 0.05
+# A full server is not asked again sooner, even where batches take no time; nor much later, for
+# not all that were refused come back.
+RETRY_AFTER_AT_LEAST_S, RETRY_AFTER_AT_MOST_S = 0.05, 60.0
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of seconds per photo
 
 Array = npt.NDArray[Any]
@@ -152,6 +153,7 @@ class Batcher:
         # Of the event loop alone:
         self._admitted = 0  # photos
         self._admitted_low = 0  # of them of low priority
+        self._promised = -math.inf  # when the last refused call was told to come back
         # Written by the inference threads: seconds per photo of all of them together, when busy
         self._photo_s = 0.0
 
@@ -177,7 +179,7 @@ class Batcher:
             raise Overloaded(
                 f"the queue is full: {photos} photos asked for, {free} of "
                 f"{self._settings.max_queue} places free; try again later",
-                retry_after_s=self._drained_in_s(),
+                retry_after_s=self._promise(photos),
             )
         if self._admitted * self._photo_s >= deadline - now - photos * self._photo_s:
             self._refuse_hopeless(photos, priority, deadline - now)
@@ -209,6 +211,18 @@ class Batcher:
 
     def _drained_in_s(self) -> float:
         return max(RETRY_AFTER_AT_LEAST_S, self._admitted * self._photo_s)
+
+    def _promise(self, photos: int) -> float:
+        """Seconds after which a call that found the queue full should come back.
+
+        Each is told a time of its own, one after another as fast as photos are answered, the first
+        when the queue is half empty. Were all told the same, most would be refused again and again,
+        and refusals in such numbers take the time that answers need.
+        """
+        now = time.monotonic()
+        next_free = max(self._promised, now + self._drained_in_s() / 2) + photos * self._photo_s
+        self._promised = min(next_free, now + RETRY_AFTER_AT_MOST_S)
+        return max(RETRY_AFTER_AT_LEAST_S, self._promised - now)
 
     def _refuse_hopeless(self, photos: int, priority: Priority, left_s: float) -> None:
         """Raises Overloaded if what waits now would take longer than the caller does.

@@ -76,10 +76,10 @@ def classify_request(
 
 def exception_of_call(error: Any, address: str) -> PawprintError:
     """The exception for a failed call's grpc.RpcError."""
-    return exception_of(error.code(), error.details(), address, _retry_after_s(error))
+    return exception_of(error.code(), error.details(), address, retry_after_s(error))
 
 
-def _retry_after_s(error: Any) -> float | None:
+def retry_after_s(error: Any) -> float | None:
     """What a server says of when to try again: google.rpc.RetryInfo in its trailing metadata."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":

@@ -376,12 +376,25 @@ async def test_an_idle_server_tries_whatever_the_estimate_says(
     assert b._photo_s < 0.01
 
 
-async def test_a_full_queue_says_when_to_try_again(model: Model, thread: InferenceThreads) -> None:
+async def test_a_full_queue_tells_each_call_a_time_of_its_own(
+    model: Model, thread: InferenceThreads
+) -> None:
     b = batcher(model, thread, max_queue=8)
     await learnt(b, model, 0.02)
-    with b.admit(8), pytest.raises(Overloaded) as caught:
-        b.admit(1)
-    assert caught.value.retry_after_s is not None and 0.16 <= caught.value.retry_after_s < LONG_S
+
+    def told(photos: int) -> float:
+        with pytest.raises(Overloaded) as caught:
+            b.admit(photos)
+        assert caught.value.retry_after_s is not None
+        return caught.value.retry_after_s
+
+    with b.admit(8):
+        each = [told(2) for _ in range(10)]
+        assert 0.1 <= each[0] < LONG_S  # half of the queue, and its own two photos
+        assert np.diff(each) == pytest.approx([2 * b._photo_s] * 9, abs=0.01)
+        for _ in range(2000):
+            longest = told(8)
+        assert longest == pytest.approx(60)
 
 
 async def test_batches_are_padded_to_the_sizes_given(
