@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class ShardCache:
                 if old.stat().st_mtime < time.time() - _MONTH_S:
                     old.unlink()
         except OSError:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
 
     def copy(self, shard: BucketShard) -> Path | None:
         """The whole shard as a file, downloaded if need be; None where there is no room for it.
@@ -68,9 +70,9 @@ class ShardCache:
                 if whole.is_file() and whole.stat().st_size == shard.size:
                     os.utime(whole)
                     return whole
-                if not self._reserve(part, shard.size):
-                    return None
                 try:
+                    if not self._reserve(part, shard.size):
+                        return None
                     with part.open("r+b") as file:
                         file.writelines(shard.chunks())
                         ended = file.tell()

@@ -42,7 +42,7 @@ def samples_of(shard: Shard, cache: ShardCache) -> list[Sample]:
     """In the order of the tar file. Raises InvalidData naming the shard, Unavailable."""
     known = cache.index(shard)
     try:
-        if known is not None:
+        if isinstance(known, list):
             names = ("file", "label", "offset", "size", "fault")
             return [Sample(**dict(zip(names, row, strict=True))) for row in known]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The whole way with the repository in a bucket: train publishes there, analyze adds its report."""
+"""The whole way in a bucket: photos from shards there, the version published there, its report."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from tests.object_store import BUCKET, running_store
 from tests.trainer.conftest import MakePhotos
 from trainer.analysis.analyze import main as analyze
+from trainer.make_shards import main as make_shards
 from trainer.train import main as train
 
 
@@ -24,7 +25,9 @@ def test_train_and_analyze_in_a_bucket(
         for key, value in store.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
-        data = str(photos(per_class=12))
+        data = f"s3://{BUCKET}/photos"
+        assert make_shards(["--data", str(photos(per_class=12)), "--out", data]) == 0
+        capsys.readouterr()
         command = ["--data", data, "--name", "shapes", "--out", place, "--size", "32"]
         command += ["--backbone", "tiny", "--weights", "none", "--epochs", "2", "--json"]
         assert train(command) == 0

@@ -1,0 +1,373 @@
+"""Photos in shards are those of the folder they were written from; what is wrong is named."""
+
+import gzip
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.errors import InvalidRequest
+from serving.modelspec import Preprocessing
+from tests.photos import jpeg
+from tests.trainer.conftest import MakePhotos, draw
+from tests.trainer.shards import samples, write_tar
+from trainer.config import TrainConfig
+from trainer.data import PhotoData, load_data
+from trainer.errors import InvalidData
+from trainer.listing import find_photos
+from trainer.make_shards import main as make_shards
+from trainer.shard_places import Member, expand_braces
+from trainer.shards import shards_name
+from trainer.tree import Found
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "shards"
+
+
+def load(data: str | Path) -> PhotoData:
+    config = TrainConfig(data=str(data), name="x", size=32)
+    spec = Preprocessing(size=32, interpolation="bilinear")
+    return load_data(config, find_photos(data), spec, lambda items, *_: items)
+
+
+def told(found: list[Found]) -> list[tuple[str, str, str | None]]:
+    return [(each.file, each.label, each.split) for each in found]
+
+
+def reasons(data: PhotoData) -> dict[str, str]:
+    return {item.file: item.reason for item in data.left_out}
+
+
+def make(folder: Path, out: Path, *more: str) -> Path:
+    assert make_shards(["--data", str(folder), "--out", str(out), *more]) == 0
+    return out
+
+
+def expect(data: str | Path, message: str) -> None:
+    with pytest.raises(InvalidData, match=message):
+        find_photos(data)
+
+
+def test_shards_hold_what_the_folder_holds(photos: MakePhotos, tmp_path: Path):
+    """The same photos in the same splits under the same digest, and the same files left out."""
+    folder = photos(per_class=12)
+    (folder / "discs" / "cut.jpg").write_bytes((folder / "discs" / "000.jpg").read_bytes()[:500])
+    shutil.copy(folder / "discs" / "001.jpg", folder / "discs" / "copy.jpg")
+    shards = make(folder, tmp_path / "shards")
+    assert told(find_photos(shards)) == told(find_photos(folder))
+    there, here = load(shards), load(folder)
+    assert there.describe() == here.describe() and there.split_json() == here.split_json()
+    assert there.left_out == here.left_out and len(there.left_out) == 2
+
+
+def test_splits_are_told_by_the_names_of_the_shards(photos: MakePhotos, tmp_path: Path):
+    folder = photos("all/train", per_class=6).parent
+    photos("all/test", per_class=3, seed=1)
+    shards = make(folder, tmp_path / "shards")
+    assert sorted(p.name for p in shards.iterdir()) == [
+        *("classnames.txt", "test-000000.tar", "train-000000.tar"),
+    ]
+    assert load(shards).describe() == load(folder).describe()
+    tests = find_photos(shards / "test-*.tar")
+    assert len(tests) == 6 and {each.split for each in tests} == {None}
+    for split in ("train", "test"):  # told by folders too, with the names of classes above them
+        (tmp_path / "tree" / split).mkdir(parents=True)
+        (shards / f"{split}-000000.tar").rename(tmp_path / "tree" / split / "0.tar")
+    (shards / "classnames.txt").rename(tmp_path / "tree" / "classnames.txt")
+    assert load(f"{tmp_path}/tree/{{train,test}}/*.tar").describe() == load(folder).describe()
+
+
+def test_the_same_photos_give_the_same_bytes_in_shards_of_bounded_size(
+    photos: MakePhotos, tmp_path: Path
+):
+    folder = photos(per_class=4)
+    for i in range(6):
+        draw("squares", i).resize((900, 900)).save(folder / "squares" / f"large{i}.png")
+        (folder / "discs" / f"noise{i}.jpg").write_bytes(os.urandom(400_000))
+    one = make(folder, tmp_path / "one", "--shard-mb", "1")
+    os.utime(folder / "discs" / "000.jpg", (0, 0))
+    other = make(folder, tmp_path / "other", "--shard-mb", "1")
+    names = sorted(path.name for path in one.iterdir())
+    assert len(names) >= 4 and names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+        assert (one / name).stat().st_size <= 1_000_000
+    assert len(find_photos(one)) == 20
+
+
+def test_keys_have_no_dots_and_differ_and_what_is_no_photo_is_named(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = photos(per_class=3)
+    draw("discs", 7).save(folder / "discs" / "000.png")
+    draw("discs", 8).save(folder / "discs" / "a.b.jpg")
+    (folder / "discs" / "notes.txt").write_text("not a label")
+    (folder / "discs" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    shards = make(folder, tmp_path / "shards")
+    said = capsys.readouterr().out
+    assert "2 photos are named otherwise" in said and "8 photos in 1 shards" in said
+    assert "discs/notes.txt: its name does not end as a photo's does" in said
+    assert "discs/gone.jpg: not a regular file, or a dangling link" in said
+    files = {each.file for each in find_photos(shards)}
+    assert {"discs/000.jpg", "discs/000_2.png", "discs/a_b.jpg"} <= files
+
+
+def test_shards_are_not_written_over_anything(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, out = photos(), tmp_path / "out"
+    command = ["--data", str(folder), "--out", str(out)]
+    out.mkdir()
+    assert make_shards(command) == 0
+    before = sorted(tmp_path.iterdir())
+    for wrong, message in (
+        (command, "is not an empty folder"),
+        ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
+        (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),
+    ):
+        capsys.readouterr()
+        assert make_shards(wrong) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# It leaves the closing of its files to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_webdataset_package_reads_our_shards(photos: MakePhotos, tmp_path: Path):
+    webdataset = pytest.importorskip("webdataset")
+    folder = photos(per_class=5)
+    shards = make(folder, tmp_path / "shards")
+    pattern = str(shards / "photos-{000000..000000}.tar")
+    names = (shards / "classnames.txt").read_text().split()
+    reader = webdataset.WebDataset(pattern, shardshuffle=False).decode("pil")
+    seen = {s["__key__"]: (s["jpg"].size, names[s["cls"]]) for s in reader}
+    files = {each.file: each for each in find_photos(folder)}
+    assert {f"{key}.jpg" for key in seen} == files.keys()
+    for key, (size, label) in seen.items():
+        assert label == files[f"{key}.jpg"].label and min(size) >= 64
+
+
+def test_shards_of_the_webdataset_package_are_read(tmp_path: Path):
+    webdataset = pytest.importorskip("webdataset")
+    (tmp_path / "own").mkdir()
+    pattern = str(tmp_path / "own" / "part-%04d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=5, verbose=0) as sink:
+        for i in range(12):
+            sink.write({"__key__": f"sample{i:04}", "jpg": jpeg(seed=i), "cls": i % 2})
+    found = find_photos(tmp_path / "own" / "part-{0000..0002}.tar")
+    assert told(found) == [(f"sample{i:04}.jpg", str(i % 2), None) for i in range(12)]
+    assert [each.path.read_bytes() for each in found] == [jpeg(seed=i) for i in range(12)]
+    (tmp_path / "own" / "classnames.txt").write_text("cat\nsnow leopard\n")
+    assert {each.label for each in find_photos(tmp_path / "own")} == {"cat", "snow leopard"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "text"),
+    [("cls", "{}\n"), ("txt", " {} "), ("json", '{{"label": "{}", "width": 3}}')],
+)
+def test_labels_are_names_in_any_of_the_three_ways(tmp_path: Path, ending: str, text: str):
+    labels = tuple(map(text.format, ("cat", "snow leopard")))
+    write_tar(tmp_path / "a.tar", samples(0, labels, ending))
+    assert [each.label for each in find_photos(tmp_path / "a.tar")] == ["cat", "snow leopard"]
+
+
+def test_a_caption_beside_the_class_is_no_label(tmp_path: Path):
+    members = samples(0) | {"000000.txt": b"a cat on a mat", "000001.json": b'{"label": "x"}'}
+    write_tar(tmp_path / "a.tar", members)
+    assert [each.label for each in find_photos(tmp_path / "a.tar")] == ["cat", "dog"]
+
+
+def test_samples_that_lack_something_are_named_and_left_out(tmp_path: Path):
+    members = {}
+    for i in range(4):
+        members |= samples(2 * i)
+    whole = members["000000.jpg"]
+    members |= {
+        **{"cut.jpg": whole[:400], "cut.cls": b"cat"},
+        **{"alone.jpg": jpeg(seed=90), "lost.cls": b"dog"},
+        **{"empty.jpg": jpeg(seed=91), "empty.cls": b" \n"},
+        **{"long.jpg": jpeg(seed=92), "long.txt": b"a caption\nof two lines"},
+        **{"other.jpg": jpeg(seed=93), "other.json": b'{"caption": "x"}'},
+        **{"spoilt.jpg": jpeg(seed=94), "spoilt.json": b"{"},
+        **{"again.jpg": whole, "again.cls": b"dog"},
+        **{"._000000.jpg": b"of a Mac", "README": b"x", "000000.npy": b"x"},
+    }
+    write_tar(tmp_path / "a.tar", members)
+    data = load(tmp_path / "a.tar")
+    assert data.labels == ("cat", "dog") and sum(map(len, data.splits.values())) == 8
+    found = reasons(data)
+    assert "truncated" in found.pop("cut.jpg")
+    assert found == {
+        "alone.jpg": "no label: the shard has no alone.cls or alone.json or alone.txt",
+        "lost.cls": "a label without a photo",
+        "empty.jpg": "no label: empty.cls is empty",
+        "long.jpg": "no label: long.txt is not one line of at most 200 characters",
+        "other.jpg": "no label: other.json has no entry named label",
+        "spoilt.jpg": "no label: spoilt.json has no entry named label",
+        "again.jpg": "duplicate: same content as 000000.jpg, under another label (cat)",
+    }
+
+
+def test_a_damaged_shard_is_told_from_a_whole_one(tmp_path: Path):
+    whole = write_tar(tmp_path / "whole.tar", samples(0)).read_bytes()
+    assert len(find_photos(tmp_path / "whole.tar")) == 2
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        last = tar.getmembers()[-1]
+    ends = last.offset_data + 512
+    header = bytearray(whole)
+    header[last.offset : last.offset + 100] = b"\xff" * 100
+    for name, data, message in (
+        ("cut", whole[: len(samples(0)["000000.jpg"])], "cut.tar is cut off"),
+        ("at-member", whole[:ends], f"at-member.tar is cut off or damaged at byte {ends:,}"),
+        ("header", bytes(header), f"header.tar is cut off or damaged at byte {last.offset:,}"),
+        ("text", b"no tar file " * 200, "text.tar is cut off, damaged or no tar file"),
+        ("empty", b"", "empty.tar is cut off, damaged or no tar file"),
+        ("zip", gzip.compress(whole), "zip.tar is compressed; .* decompress it"),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        expect(tmp_path / f"{name}.tar", message)
+
+
+def test_every_cut_is_noticed(tmp_path: Path):
+    whole = write_tar(tmp_path / "whole.tar", samples(0)).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        end = tar.getmembers()[-1].offset_data + 512
+    for length in range(0, end, 173):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        expect(tmp_path / "cut.tar", "cut off")
+
+
+def test_keys_that_occur_twice_are_refused(tmp_path: Path):
+    write_tar(tmp_path / "a" / "0.tar", samples(0))
+    write_tar(tmp_path / "a" / "1.tar", samples(1))
+    expect(tmp_path / "a", r"the key 000001 is in .*0.tar and in .*1.tar; keys must differ")
+    twice = [*samples(0).items(), ("000001.jpg", jpeg(seed=5))]
+    expect(write_tar(tmp_path / "b.tar", twice), "b.tar has two photos of the key 000001")
+    both = samples(0) | {"000001.png": jpeg(seed=5)}
+    expect(write_tar(tmp_path / "c.tar", both), "c.tar has two photos of the key 000001")
+    labels = [*samples(0).items(), ("000001.cls", b"cat")]
+    expect(write_tar(tmp_path / "d.tar", labels), "d.tar has two labels of the key 000001")
+
+
+def test_what_is_not_there_is_named(tmp_path: Path):
+    write_tar(tmp_path / "a-000.tar", samples(0))
+    expect(tmp_path / "absent.tar", "no shard matches .*absent.tar")
+    expect(tmp_path / "b-*.tar", r"no shard matches .*b-\*.tar")
+    expect(tmp_path / "a-{000..003}.tar", "names shards that are not there: .*a-001.tar and 2 more")
+
+
+def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
+    expect(write_tar(tmp_path / "one.tar", samples(0, ("cat",))), r"has one label \(cat\)")
+    expect(write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()}), "has no photo with a label")
+    case = write_tar(tmp_path / "case.tar", samples(0, ("cat", "Cat")))
+    expect(case, "'Cat' and 'cat' in .* differ only in case or spaces")
+    numbers = write_tar(tmp_path / "n" / "x.tar", samples(0, ("0", "2")))
+    (tmp_path / "n" / "classnames.txt").write_text("cat\ndog\n")
+    expect(numbers, "000001.jpg in .* has the label 2, and classnames.txt only the 2 from 0 to 1")
+    write_tar(tmp_path / "s" / "train-0.tar", samples(0))
+    write_tar(tmp_path / "s" / "more-0.tar", samples(10))
+    expect(tmp_path / "s", "more-0.tar is of no split; expected train, val or test")
+    (tmp_path / "s" / "more-0.tar").unlink()
+    write_tar(tmp_path / "s" / "test-0.tar", samples(10, ("cat", "cow")))
+    expect(tmp_path / "s", "classes of test are not those of train: missing 'dog'; only in test")
+
+
+def test_a_shard_is_read_once_until_it_changes(tmp_path: Path, cache: Path):
+    shard = write_tar(tmp_path / "a.tar", samples(0))
+    first = find_photos(shard)
+    (index,) = cache.glob("*.json")
+    assert find_photos(shard) == first
+    rows = json.loads(index.read_text())
+    rows[0][0] = "renamed.jpg"
+    index.write_text(json.dumps(rows))
+    assert "renamed.jpg" in {
+        each.file for each in find_photos(shard)
+    }  # it is the index that is read
+    for damage in ("", "[", "{}", "[[1]]", "7"):
+        index.write_text(damage)
+        assert find_photos(shard) == first
+    write_tar(shard, samples(50, ("cow", "dog")))
+    assert [each.label for each in find_photos(shard)] == ["cow", "dog"]
+
+
+def test_where_nothing_can_be_kept_it_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shard = write_tar(tmp_path / "a.tar", samples(0))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "file"))
+    assert len(find_photos(shard)) == 2
+
+
+def test_a_shard_that_changes_during_the_training_is_noticed(tmp_path: Path):
+    members = {}
+    for i in range(4):
+        members |= samples(2 * i)
+    shard = write_tar(tmp_path / "a.tar", members)
+    data = load(shard)
+    photo = data.splits["train"][0]
+    assert isinstance(photo.path, Member)
+    data.squares._kept.clear()
+    write_tar(shard, samples(90))
+    with pytest.raises(InvalidData, match="was changed during the training"):
+        data.squares.get([photo])
+    shard.unlink()
+    with pytest.raises(InvalidData, match="can't be read any more: No such file"):
+        data.squares.get([photo])
+
+
+def test_names_of_members_that_are_long_or_begin_with_a_dot(tmp_path: Path):
+    long = "é" * 90 + "/" + "x" * 150
+    members = {f"./{long}.JPG": jpeg(seed=1), f"./{long}.cls": b"cat", **samples(5, ("dog",))}
+    write_tar(tmp_path / "a.tar", members)
+    found = find_photos(tmp_path / "a.tar")
+    assert [each.file for each in found] == ["000005.jpg", f"{long}.JPG"]
+    assert found[1].path.read_bytes() == jpeg(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{08..11}", ["a-08", "a-09", "a-10", "a-11"]),
+        ("a-{8..11}", ["a-8", "a-9", "a-10", "a-11"]),
+        ("a-{3..1}", ["a-1", "a-2", "a-3"]),
+        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
+        ("x{,{1..2}}", ["x", "x1", "x2"]),
+    ],
+)
+def test_braces_are_those_of_a_shell(pattern: str, names: list[str]):
+    assert sorted(expand_braces(pattern)) == sorted(names)
+
+
+def test_other_braces_are_refused():
+    for pattern, message in (
+        ("a{}b", "neither {FIRST..LAST} nor {ONE,OTHER}"),
+        ("a{0...9}", "neither"),
+        ("{0..1000000}", "more than 1,000,000 shards"),
+        ("{0..9999}{0..9999}", "more than 1,000,000 shards"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("s3://bucket/pets/photos-{000..031}.tar", "photos"),
+        ("s3://bucket/pets/train-*.tar", "pets"),
+        ("s3://bucket/pets", "pets"),
+        ("/data/cats/{train,test}/*.tar", "cats"),
+        ("/data/cats/cats-000004.tar", "cats"),
+    ],
+)
+def test_a_model_is_named_after_its_shards(data: str, name: str):
+    assert shards_name(data) == name
