@@ -1,9 +1,10 @@
 """The server's engine on a GPU beside raw ONNX Runtime: photos and tensors a second, by precision.
 
-    .venv/bin/python benchmarks/gpu.py MODELS NAME PHOTOS
+    .venv/bin/python benchmarks/gpu.py MODELS NAME PHOTOS [--tensorrt FOLDER]
 
-Raw is a session with the same provider settings, its input bound once in GPU memory, run in one
-loop: what no server can pass. Exit code 2 where there is no GPU.
+Raw is a session of ONNX Runtime's CUDA provider as it comes, its input bound once in GPU memory,
+run in one loop. Ours run without and with CUDA graphs, and with TensorRT where its folder is given;
+each run copies its input to the GPU. Exit code 2 where there is no GPU.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from limit import read_photos
 from serving.commandline import aligned
 from serving.device import cuda_problem
 from serving.engine import Engine, load_engine
+from serving.gpu_settings import GpuSettings
 from serving.preprocess import preprocess
+from serving.providers import CUDA
 from serving.repository import Repository
 from serving.session import open_session
 
@@ -38,7 +41,7 @@ def rate(run: Callable[[], object], photos: int) -> float:
 
 
 def raw(data: bytes, images: np.ndarray) -> Callable[[], object]:
-    session = open_session(data, "model", 1, cuda=True)
+    session = open_session(data, "model", 1, [(CUDA, {"use_tf32": "0"})])
     binding = session.io_binding()
     binding.bind_ortvalue_input("image", onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda"))
     for output in session.get_outputs():
@@ -46,20 +49,14 @@ def raw(data: bytes, images: np.ndarray) -> Callable[[], object]:
     return lambda: session.run_with_iobinding(binding)
 
 
-def measure(
-    engine: Engine, data: bytes, photos: list[bytes], pixels: np.ndarray
-) -> tuple[float, float, float]:
-    """Photos a second: raw, through the engine, and decoded by one thread first."""
+def measure(engine: Engine, photos: list[bytes], pixels: np.ndarray) -> tuple[float, float]:
+    """Photos a second through the engine: of pixels, and decoded by one thread first."""
     spec = engine.manifest.preprocessing
 
     def decode_and_run() -> None:
         engine.run(np.stack([preprocess(photo, spec) for photo in photos]))
 
-    return (
-        rate(raw(data, pixels), len(photos)),
-        rate(lambda: engine.run(pixels), len(photos)),
-        rate(decode_and_run, len(photos)),
-    )
+    return rate(lambda: engine.run(pixels), len(photos)), rate(decode_and_run, len(photos))
 
 
 def main() -> None:
@@ -67,6 +64,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("name")
     parser.add_argument("photos", type=Path, help="folder")
+    parser.add_argument("--tensorrt", default="", help="folder for its engines")
     options = parser.parse_args()
     if problem := cuda_problem():
         print(f"error: {problem}", file=sys.stderr)
@@ -76,17 +74,31 @@ def main() -> None:
     manifest = repository.manifest(options.name, version)
     photos = read_photos(options.photos, max(BATCHES))
     pixels = np.stack([preprocess(photo, manifest.preprocessing) for photo in photos])
+    ways = {"bound": GpuSettings(), "graphs": GpuSettings(cuda_graphs="on")}
+    if options.tensorrt:
+        ways["TensorRT"] = GpuSettings(tensorrt=options.tensorrt)
     rows: list[tuple[object, ...]] = [
-        ("PRECISION", "BATCH", "RAW TENSORS/S", "TENSORS/S", "PHOTOS/S, ONE DECODER")
+        ("PRECISION", "WAY", "BATCH", "TENSORS/S", "PHOTOS/S, ONE DECODER")
     ]
     for precision in sorted(manifest.variants.keys() - {"int8"}):
-        engine = load_engine(
-            repository, options.name, version, device="cuda", cores=1, precision=precision
-        )
         data = repository.read_file(manifest, manifest.variants[precision].file)
         for batch in BATCHES:
-            figures = measure(engine, data, photos[:batch], pixels[:batch])
-            rows.append((precision, batch, *(f"{figure:.0f}" for figure in figures)))
+            figure = rate(raw(data, pixels[:batch]), batch)
+            rows.append((precision, "raw", batch, f"{figure:.0f}", ""))
+        for way, gpu in ways.items():
+            engine = load_engine(
+                repository,
+                options.name,
+                version,
+                device="cuda",
+                cores=1,
+                precision=precision,
+                gpu=gpu,
+                warm_sizes=lambda device: BATCHES,
+            )
+            for batch in BATCHES:
+                figures = measure(engine, photos[:batch], pixels[:batch])
+                rows.append((precision, way, batch, *(f"{figure:.0f}" for figure in figures)))
     print(aligned(rows))
 
 

@@ -35,3 +35,14 @@ def cuda_problem() -> str | None:
             "(pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries)"
         )
     return None
+
+
+def tensorrt_problem() -> str | None:
+    """As cuda_problem, of TensorRT, which ONNX Runtime's package does not bring."""
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        return "the installed onnxruntime is built without it"
+    try:
+        ctypes.CDLL("libnvinfer.so.10")
+    except OSError:
+        return "its library (libnvinfer.so.10) is not where the loader looks"
+    return None

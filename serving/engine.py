@@ -3,15 +3,19 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime
 
-from serving.device import cuda_problem
+from serving.bound_runs import BoundRuns
+from serving.device import cuda_problem, tensorrt_problem
 from serving.errors import BrokenVersion, Unavailable
-from serving.golden import OUTPUTS, Floats, Images, check_golden
+from serving.golden import OUTPUTS, Floats, Images, Run, check_golden
+from serving.gpu_settings import GpuSettings
 from serving.modelspec import Manifest
 from serving.precision import choose_precision
+from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
 from serving.session import open_session
 
@@ -19,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # A larger file has one session, whose runs share its threads: each holds the weights anew.
 _TWICE_IN_MEMORY = 256 * 2**20
+_ANY_GPU = GpuSettings()
 
 
 class Engine:
@@ -31,10 +36,13 @@ class Engine:
         device: str,
         precision: str,
         narrow: onnxruntime.InferenceSession | None = None,
+        bound: BoundRuns | None = None,
     ) -> None:
-        """narrow: the same on one core, for runs that share the cores with others."""
+        """narrow: the same on one core, for runs that share the cores with others. bound: of the
+        session, used for all runs."""
         self._session = session
         self._narrow = narrow or session
+        self._bound = bound
         self.manifest = manifest
         self.device = device  # "cpu" or "cuda"
         self.precision = precision  # a key of manifest.variants
@@ -44,6 +52,8 @@ class Engine:
 
         alone: no other run shares the cores.
         """
+        if self._bound is not None:
+            return self._bound.run(images)
         session = self._session if alone else self._narrow
         probabilities, logits = session.run(OUTPUTS, {"image": images})
         return probabilities, logits
@@ -57,68 +67,147 @@ def load_engine(
     device: str = "auto",
     cores: int,
     precision: str = "auto",
+    gpu: GpuSettings = _ANY_GPU,
     warm_sizes: Callable[[str], Sequence[int]] = lambda device: (1,),
 ) -> Engine:
     """Check the whole version, create its session, prove its golden answers and warm it up.
 
     cores: those that a run which is alone may use (CPU). warm_sizes: device -> batch sizes to run
-    once.
-    Raises NotFound, BrokenVersion; Unavailable if `cuda` is asked for and can't be had.
+    once, ascending.
+    Raises NotFound, BrokenVersion; Unavailable if `cuda` or TensorRT is asked for and can't be had.
     """
     problems = repository.verify_to_load(name, version)
     if problems:
         raise BrokenVersion(f"{name}/{version} is refused: {'; '.join(problems)}")
     manifest = repository.manifest(name, version)
-    engine = _open(repository, manifest, device, cores, precision)
-    for alone in (True, False):
-        run = functools.partial(engine.run, alone=alone)
+    opening = _Opening(
+        repository=repository,
+        manifest=manifest,
+        cores=cores,
+        precision=precision,
+        gpu=gpu,
+        sizes=warm_sizes,
+    )
+    engine = _open(opening, device)
+    for run in _ways(engine):
         check_golden(repository, manifest, run, engine.precision, engine.device)
-    side = manifest.preprocessing.size
-    for size in warm_sizes(engine.device):
+    _warm(engine, warm_sizes(engine.device))
+    return engine
+
+
+def _ways(engine: Engine) -> list[Run]:
+    """All that runs may take: on all cores and on one, or of any size and of a fixed one."""
+    if engine.device == "cpu":
+        return [functools.partial(engine.run, alone=alone) for alone in (True, False)]
+
+    def one_by_one(images: Images) -> tuple[Floats, Floats]:
+        probabilities, logits = zip(*(engine.run(image[None]) for image in images), strict=True)
+        return np.concatenate(probabilities), np.concatenate(logits)
+
+    return [engine.run, one_by_one]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    """What makes an engine, but for the device."""
+
+    repository: Repository
+    manifest: Manifest
+    cores: int
+    precision: str
+    gpu: GpuSettings
+    sizes: Callable[[str], Sequence[int]]
+
+
+def _open(opening: _Opening, device: str) -> Engine:
+    if device != "cpu":
+        problem = cuda_problem()
+        if problem is None:
+            if opening.gpu.tensorrt and (missing := tensorrt_problem()):
+                raise Unavailable(
+                    f"TensorRT is asked for, but {missing}; leave out --tensorrt, or install it"
+                )
+            # ONNX Runtime answers a failure of CUDA with a session on the CPU: ask what it did.
+            engine = _on_gpu(opening)
+            if engine is not None:
+                return engine
+            problem = "ONNX Runtime can't start its CUDA provider"
+            if device == "auto":
+                where = f"{opening.manifest.name}/{opening.manifest.version}"
+                log.warning("%s runs on the CPU: %s", where, problem)
+        if device == "cuda":
+            raise Unavailable(f"CUDA is asked for, but {problem}; use --device cpu or auto")
+    return _on_cpu(opening)
+
+
+def _on_cpu(opening: _Opening) -> Engine:
+    manifest, cores = opening.manifest, opening.cores
+    precision, data, where = _read(opening, "cpu")
+    session = open_session(data, where, cores)
+    _check_contract(session, manifest)
+    narrow = None
+    if cores > 1 and len(data) <= _TWICE_IN_MEMORY:
+        narrow = open_session(data, where, 1)
+    return Engine(session, manifest, "cpu", precision, narrow)
+
+
+def _on_gpu(opening: _Opening) -> Engine | None:
+    """None where the session is not on the GPU after all."""
+    manifest, gpu, sizes = opening.manifest, opening.gpu, opening.sizes("cuda")
+    precision, data, where = _read(opening, "cuda")
+    session = open_session(
+        data, where, opening.cores, gpu_providers(gpu, manifest, precision, sizes)
+    )
+    _check_contract(session, manifest)
+    providers = session.get_providers()
+    if CUDA not in providers:
+        return None
+    if gpu.tensorrt and TENSORRT not in providers:
+        raise Unavailable(
+            f"{where}: ONNX Runtime can't start its TensorRT provider; leave out --tensorrt"
+        )
+    try:
+        bound = BoundRuns(
+            session,
+            sizes,
+            side=manifest.preprocessing.size,
+            classes=len(manifest.labels),
+            device="cuda",
+        )
+        engine = Engine(session, manifest, "cuda", precision, bound=bound)
+        if gpu.cuda_graphs == "on":
+            _warm(engine, sizes)  # which captures
+    except Exception as error:  # ONNX Runtime's own types have no common base
+        if gpu.cuda_graphs == "off":
+            raise
+        reason = str(error).strip().splitlines()[0]
+        log.warning("%s runs without CUDA graphs: %s", where, reason)
+        return _on_gpu(replace(opening, gpu=replace(gpu, cuda_graphs="off")))
+    return engine
+
+
+def _read(opening: _Opening, device: str) -> tuple[str, bytes, str]:
+    """Precision, the bytes of its file, and what they are."""
+    manifest = opening.manifest
+    chosen = choose_precision(manifest, opening.precision, device)
+    file = manifest.variants[chosen].file
+    data = opening.repository.read_file(manifest, file)
+    return chosen, data, f"{manifest.name}/{manifest.version}/{file}"
+
+
+def _warm(engine: Engine, sizes: Sequence[int]) -> None:
+    """Run each size once, on all cores and on one. Raises BrokenVersion."""
+    manifest, side = engine.manifest, engine.manifest.preprocessing.size
+    for size in sizes:
         try:
             for alone in (True, False):
                 engine.run(np.zeros((size, side, side, 3), np.uint8), alone=alone)
         except Exception as error:  # ONNX Runtime's own types have no common base
             reason = str(error).strip().splitlines()[0]
             raise BrokenVersion(
-                f"{name}/{version} can't run a batch of {size} ({reason}); use a smaller max_batch"
+                f"{manifest.name}/{manifest.version} can't run a batch of {size} ({reason}); use a "
+                "smaller max_batch"
             ) from error
-    return engine
-
-
-def _open(
-    repository: Repository, manifest: Manifest, device: str, cores: int, precision: str
-) -> Engine:
-    if device != "cpu":
-        problem = cuda_problem()
-        if problem is None:
-            # ONNX Runtime answers a failure of CUDA with a session on the CPU: ask what it did.
-            engine = _engine(repository, manifest, "cuda", cores, precision)
-            if engine.device == "cuda":
-                return engine
-            problem = "ONNX Runtime can't start its CUDA provider"
-            if device == "auto":
-                where = f"{manifest.name}/{manifest.version}"
-                log.warning("%s runs on the CPU: %s", where, problem)
-        if device == "cuda":
-            raise Unavailable(f"CUDA is asked for, but {problem}; use --device cpu or auto")
-    return _engine(repository, manifest, "cpu", cores, precision)
-
-
-def _engine(
-    repository: Repository, manifest: Manifest, device: str, cores: int, precision: str
-) -> Engine:
-    chosen = choose_precision(manifest, precision, device)
-    file = manifest.variants[chosen].file
-    data = repository.read_file(manifest, file)
-    where = f"{manifest.name}/{manifest.version}/{file}"
-    session = open_session(data, where, cores, cuda=device == "cuda")
-    _check_contract(session, manifest)
-    used = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-    narrow = None
-    if used == "cpu" and cores > 1 and len(data) <= _TWICE_IN_MEMORY:
-        narrow = open_session(data, where, 1, cuda=False)
-    return Engine(session, manifest, used, chosen, narrow)
 
 
 def _check_contract(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:

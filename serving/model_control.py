@@ -278,6 +278,7 @@ class ModelControl:
             device=settings.device,
             cores=settings.inference_cores,
             precision=settings.precision,
+            gpu=settings,
             warm_sizes=functools.partial(warm_sizes, settings),
         )
 

@@ -2,22 +2,24 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnxruntime
 
 from serving.errors import BrokenVersion
 from serving.onnxfile import refuse_external_data
+from serving.providers import CPU, Provider
 
 _SILENT, _ERROR, _WARNING = 4, 3, 2  # ONNX Runtime's log severities
 
 
 def open_session(
-    data: bytes, where: str, threads: int, *, cuda: bool
+    data: bytes, where: str, threads: int, providers: Sequence[Provider] = ()
 ) -> onnxruntime.InferenceSession:
     """where: what the data is, for messages. threads: cores that one run may use (CPU).
 
-    With `cuda` the session may still be on the CPU: ask it. Raises BrokenVersion.
+    providers: those to try before the CPU; the session may still be on the CPU: ask it. Raises
+    BrokenVersion.
     """
     refuse_external_data(data, where)
     options = onnxruntime.SessionOptions()
@@ -28,16 +30,13 @@ def open_session(
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Threads that spin between runs take the cores on which the next photos are decoded.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if cuda:
-        # TF32 keeps 10 bits of the mantissa: its logits are not those that the manifest vouches
-        # for. The exhaustive search of convolutions would time every one for every batch size.
-        settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-        providers.insert(0, ("CUDAExecutionProvider", settings))
+    if providers:
         onnxruntime.set_default_logger_severity(_SILENT)
     try:
         with _as_file(data) as model:
-            session = onnxruntime.InferenceSession(model, options, providers, enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                model, options, [*providers, CPU], enable_fallback=0
+            )
     except Exception as error:  # ONNX Runtime's own types have no common base
         reason = str(error).strip().splitlines()[0]
         raise BrokenVersion(f"ONNX Runtime refuses {where}: {reason}") from error

@@ -17,6 +17,7 @@ from serving.cores import usable_cores
 from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
+from serving.gpu_settings import GpuSettings
 from serving.precision import PRECISIONS
 from serving.setting import check_choice, check_ranges, setting
 
@@ -25,7 +26,7 @@ PADS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings(ControlSettings, EdgeSettings):
+class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     models: str = setting(
         "models",
         "the model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix, whose "
@@ -70,6 +71,9 @@ class ServerSettings(ControlSettings, EdgeSettings):
             check_choice(self, name, choices)
         ControlSettings.__post_init__(self)
         EdgeSettings.__post_init__(self)
+        GpuSettings.__post_init__(self)
+        if self.tensorrt and self.device == "cpu":
+            raise InvalidRequest("tensorrt needs a GPU, but device is cpu")
         check_ranges(
             self,
             (

@@ -1,16 +1,25 @@
+import mmap
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.bound_runs import BoundRuns
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, NotFound, Unavailable
+from serving.golden import OUTPUTS
+from serving.gpu_settings import GpuSettings
+from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
+from serving.session import open_session
 from tests.conftest import ROOT
 from tests.tiny import build_version, golden_of, logits_of, softmax, tiny_model
 
@@ -193,3 +202,65 @@ def test_nothing_is_written_to_stderr_on_the_way(models: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_bound_runs_answer_as_plain_ones_do(models: Path) -> None:
+    """On the CPU, whose places are bound in the same way as those of a GPU."""
+    repository = Repository(models)
+    manifest = repository.manifest("pets", 1)
+    session = open_session(repository.read_file(manifest, "model.onnx"), "pets/1", 1)
+    labels = len(manifest.labels)
+    bound = BoundRuns(session, (1, 4), side=32, classes=labels, device="cpu")
+    images = np.random.default_rng(9).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    kept = bound.run(images)
+    for count in (1, 2, 3, 4):  # 2 and 3 are not bound
+        other = 255 - images[:count, ::-1]  # not contiguous
+        for answer, expected in zip(
+            bound.run(other), session.run(OUTPUTS, {"image": other}), strict=True
+        ):
+            np.testing.assert_allclose(answer, expected, atol=1e-5)
+    for answer, expected in zip(kept, session.run(OUTPUTS, {"image": images}), strict=True):
+        np.testing.assert_allclose(answer, expected, atol=1e-5)  # no later run has changed it
+
+
+def test_bound_runs_of_two_threads_do_not_mix(models: Path) -> None:
+    repository = Repository(models)
+    manifest = repository.manifest("pets", 1)
+    session = open_session(repository.read_file(manifest, "model.onnx"), "pets/1", 1)
+    bound = BoundRuns(session, (1,), side=32, classes=len(manifest.labels), device="cpu")
+    images = np.random.default_rng(9).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda image: bound.run(image[None])[1][0], images))
+    np.testing.assert_allclose(answers, logits_of(images), atol=1e-4)
+
+
+def test_what_a_gpu_is_told(models: Path) -> None:
+    manifest = Repository(models).manifest("pets", 1)
+
+    def told(**settings: Any) -> dict[str, dict[str, str]]:
+        return dict(gpu_providers(GpuSettings(**settings), manifest, "fp32", (1, 2, 16)))
+
+    plain = told()[CUDA]
+    assert plain["use_tf32"] == "0" and plain["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert plain["enable_cuda_graph"] == "0" and "gpu_mem_limit" not in plain
+    assert told(gpu_memory_mib=512)[CUDA]["gpu_mem_limit"] == str(512 * 2**20)
+    assert told(cuda_graphs="on")[CUDA]["enable_cuda_graph"] == "1"
+    both = told(tensorrt="engines", cuda_graphs="on")
+    assert list(both) == [TENSORRT, CUDA]  # the most wanted first
+    assert both[TENSORRT]["trt_profile_max_shapes"] == "image:16x32x32x3"
+    assert both[TENSORRT]["trt_engine_cache_path"].startswith("engines/")
+    assert (both[TENSORRT]["trt_cuda_graph_enable"], both[CUDA]["enable_cuda_graph"]) == ("1", "0")
+
+
+def test_onnx_runtime_knows_all_that_a_gpu_is_told(models: Path) -> None:
+    """Without a GPU no provider reads its options; their names are in its library all the same."""
+    gpu = GpuSettings(cuda_graphs="on", gpu_memory_mib=512, tensorrt="engines")
+    for provider, options in gpu_providers(
+        gpu, Repository(models).manifest("pets", 1), "fp32", (1,)
+    ):
+        kind = provider.removesuffix("ExecutionProvider").lower()
+        library = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime_providers_{kind}.so"
+        if not library.exists():
+            pytest.skip(f"this onnxruntime is built without {kind}")
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as code:
+            assert [name for name in options if code.find(name.encode()) < 0] == []
