@@ -35,6 +35,16 @@ class Checkpoint:
     history: list[list[float | None]]  # an Epoch each
 
 
+def differences(settings: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """In words, how `settings` are not those read from JSON."""
+    expected = json.loads(json.dumps(settings))
+    return [
+        f"{name} is {expected.get(name)!r}, there {there.get(name)!r}"
+        for name in sorted(expected.keys() | there.keys())
+        if expected.get(name) != there.get(name)
+    ]
+
+
 class Checkpoints:
     """One file for a model and its training; `settings`: all that the result depends on."""
 
@@ -58,13 +68,7 @@ class Checkpoints:
             raise InvalidRequest(
                 f"the checkpoint {self.path} can't be read; delete it to start anew"
             ) from error
-        expected = json.loads(json.dumps(self._settings))
-        different = [
-            f"{name} is {expected.get(name)!r}, there {settings.get(name)!r}"
-            for name in sorted(expected.keys() | settings.keys())
-            if expected.get(name) != settings.get(name)
-        ]
-        if different:
+        if different := differences(self._settings, settings):
             raise InvalidRequest(
                 f"the checkpoint {self.path} is of a training with other settings: "
                 f"{'; '.join(different)}; give those, or delete it to start anew"

@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,10 +137,18 @@ def _checkpoints(
 ) -> Checkpoints | None:
     if config.checkpoints is None:
         return None
+    settings = decisive_settings(classifier, data, config)
+    return Checkpoints(Path(config.checkpoints), config.name, settings)
+
+
+def decisive_settings(
+    classifier: Classifier, data: PhotoData, config: TrainConfig
+) -> dict[str, Any]:
+    """All that the trained weights depend on, as JSON."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
     settings["weights"] = digest_state(classifier.backbone.state_dict())
-    return Checkpoints(Path(config.checkpoints), config.name, settings)
+    return settings
 
 
 def _from_scratch(run: Run) -> Fitted:

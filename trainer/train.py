@@ -41,6 +41,7 @@ examples:
   train --data oxford-iiit-pet            # downloads it, and takes its own split
   train --data 's3://bucket/photos-{000..031}.tar'    # WebDataset shards
   train --data photos --name pets --compare
+  train --data photos --name pets --tune 30   # searches what is not given
   train --data photos --name small-pets --backbone mobilenet_v3_small --teacher pets
   train --data photos --name pets --backbone resnet50 --epochs 0
   train --data photos --name pets --weights mobilenet_v2.pth
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = vars(_parser().parse_args(arguments))
     as_json, file = (flags.pop(name) for name in ("json", "config"))
     as_comparison, rate_only = (flags.pop(name) for name in ("compare", "find_rate"))
+    trials = flags.pop("tune")
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     console = Console(to_stderr=as_json, silent=not leads)
     try:
@@ -145,6 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if as_json and leads:
                 print(json.dumps(dataclasses.asdict(found), indent=2))
             return 0
+        if trials is not None:
+            from trainer.tune import tune
+
+            given = tune(given, with_defaults, trials, console)
+            config = with_defaults(given)
         from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
 
         published = train(config, console)
@@ -307,17 +314,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar = names.get(field.name, "VALUE")
         parser.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--compare",
         action="store_true",
         default=False,
         help="train in four ways: frozen, fine-tuned, full, from scratch; one table and plot",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--find-rate",
         action="store_true",
         default=False,
         help="try learning rates for a hundred steps, suggest one, and publish nothing",
+    )
+    instead.add_argument(
+        "--tune",
+        type=int,
+        default=None,
+        metavar="N",
+        help="try N settings in all on val (Optuna), then train with the best; goes on if stopped",
     )
     parser.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
     return parser

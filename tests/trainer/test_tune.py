@@ -1,0 +1,162 @@
+"""`train --tune`: settings searched on val, resumed, refused, and trained with in the end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving.repository import Repository
+from tests.conftest import ROOT
+from tests.trainer.conftest import MakePhotos
+from trainer.config import TrainConfig
+from trainer.search_space import draw, searched, start
+from trainer.tiny import Tiny
+from trainer.train import main
+from trainer.training import Epoch
+from trainer.tune import alone, score
+
+optuna = pytest.importorskip("optuna")
+
+
+def arguments(photos: Path, out: Path, trials: int, *more: object) -> list[str]:
+    given = [
+        *("--data", photos, "--name", "shapes", "--out", out, "--backbone", "tiny"),
+        *("--weights", "none", "--size", 32, "--epochs", 2, "--workers", 1, "--tune", trials),
+    ]
+    return [str(argument) for argument in (*given, *more)]
+
+
+def test_accuracy_decides_and_the_loss_among_equals():
+    def epoch(right: int, loss: float) -> float:
+        return score(Epoch(1, 0.5, 0.5, loss, right / 20), 20)
+
+    assert epoch(18, 9.0) > epoch(17, 0.01)
+    assert epoch(18, 0.2) > epoch(18, 0.3)
+
+
+def test_what_is_given_is_not_searched():
+    free = searched({"data": "x", "optimizer": "sgd", "thaw": 0.5})
+    assert "learning_rate" in free and not {"optimizer", "thaw"} & set(free)
+    assert not {"thaw", "layer_decay"} & set(searched({"weights": "none"}))
+    assert "mixup" not in searched({"teacher": "pets"})
+
+
+def test_settings_drawn_are_valid_and_the_first_are_the_defaults():
+    config = TrainConfig(data="x", name="x")
+    names = searched({})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(start(names, config))
+    first = draw(study.ask(), names, config)
+    assert first == {name: getattr(config, name) for name in names}
+    for _ in range(50):
+        settings: dict[str, Any] = draw(study.ask(), names, config)
+        assert TrainConfig(data="x", name="x", **settings)
+        steep = settings["optimizer"] == "momentum"
+        assert settings["learning_rate"] <= (0.3 if steep else 0.01)
+
+
+def test_killed_it_goes_on_to_the_trials_in_all_and_publishes_the_best(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, out = photos(per_class=10), tmp_path / "models"
+    journal = out / ".tune/shapes.journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.train", *arguments(data, out, 50)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 150
+    while not (journal.exists() and '"best"' in journal.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    found = {}
+    for trials in (4, 5):
+        assert main(arguments(data, out, trials, "--json")) == 0, capsys.readouterr().err
+        found[trials] = json.loads(capsys.readouterr().out)
+        rows = json.loads((out / "shapes-tuning.json").read_text())
+        assert [row["trial"] for row in rows] == list(range(1, len(rows) + 1))
+        assert len(rows) >= trials
+    assert not [t for t in study(journal).trials if not t.state.is_finished()], "none runs still"
+    assert rows[0]["settings"]["learning_rate"] == pytest.approx(3e-3), "the defaults come first"
+    complete = [row for row in rows if row["state"] == "complete"]
+    accuracies = [(row["best"]["val_accuracy"], -row["best"]["val_loss"]) for row in complete]
+    best = complete[accuracies.index(max(accuracies))]["settings"]
+    tuned = tomllib.loads((out / "shapes-tuned.toml").read_text())
+    assert best.items() <= tuned.items() and tuned["backbone"] == "tiny"
+    configuration = Repository(out).manifest("shapes", found[5]["version"]).configuration
+    assert best.items() <= configuration.items()
+    assert (out / "shapes-tuning.png").read_bytes().startswith(b"\x89PNG")
+
+    assert main(arguments(data, out, 5, "--label-smoothing", 0.1)) == 2
+    said = capsys.readouterr().err
+    assert "is of other settings: label_smoothing is 0.1, there 0.0; searched is" in said
+
+
+def study(journal: Path) -> Any:
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    return optuna.load_study(study_name="shapes", storage=optuna.storages.JournalStorage(backend))
+
+
+def test_trials_whose_loss_is_no_number_are_failed_and_the_search_goes_on(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "models"
+    growing = ["--optimizer", "sgd", "--learning-rate", 10, "--weight-decay", 1, "--warmup", 0]
+    longer = ["--batch-size", 2, "--epochs", 40]  # each step multiplies kernels by about -9
+    assert main(arguments(photos(per_class=10), out, 2, *growing, *longer)) == 1
+    said = capsys.readouterr().err
+    assert "error: none of 2 trials came to an end; the last: the loss " in said
+    trials = study(out / ".tune/shapes.journal").trials
+    assert [t.state.name for t in trials] == ["FAIL", "FAIL"], "the second was tried too"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tune", "0"], "--tune must be 1 to 10000 trials, got 0"),
+        (["--tune", "3", "--adversarial", "pgd-3@4/255"], "not with adversarial"),
+        (["--tune", "3", "--weights", "imagenet", "--backbone", "resnet18", "--epochs", "0"],
+         "epochs must be at least 1 for --tune"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(
+    more: list[str], message: str, photos: MakePhotos, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    assert main([*arguments(photos(), tmp_path, 1), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_optuna_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, photos: MakePhotos, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(arguments(photos(), tmp_path, 3)) == 2
+    assert "pip install 'pawprint[tune]'" in capsys.readouterr().err
+
+
+def test_one_search_at_a_time_and_the_net_is_left_for_the_next_trial(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out = tmp_path / "models"
+    given = arguments(photos(per_class=10), out, 3, "--weights", tmp_path / "tiny.pth")
+    assert main(given) == 0, capsys.readouterr().err
+    rows = json.loads((out / "shapes-tuning.json").read_text())
+    firsts = [t.intermediate_values[0] for t in study(out / ".tune/shapes.journal").trials]
+    assert len(rows) == 3 and len(set(firsts)) == 1, "each trial starts from the same probe"
+    assert set(rows[0]["settings"]) >= {"thaw", "layer_decay"}
+    with alone(out / ".tune", "shapes"):
+        assert main(given) == 2
+    assert "another process is tuning shapes" in capsys.readouterr().err

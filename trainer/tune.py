@@ -1,0 +1,250 @@
+"""Hyperparameter search with Optuna: settings tried on val, the test photos left alone.
+
+Kept in a journal, a file of lines that is only ever added to: it needs no database, and a killed
+process leaves it whole. What a trial tries follows from the seed, its number and the trials before
+it, so a search that was stopped goes on as if it had not been. Needs the extra `tune`.
+"""
+
+import copy
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from serving.errors import InvalidRequest
+from trainer.checkpoint import differences
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.determinism import deterministic
+from trainer.distributed import ALONE
+from trainer.errors import FailedCheck
+from trainer.pipeline import Run, decisive_settings, make_learner, prepare, start_from_probe
+from trainer.search_space import draw, searched, start
+from trainer.stages import frozen_stages
+from trainer.training import Epoch, fine_tune
+
+Make = Callable[[Mapping[str, Any]], TrainConfig]
+_SHOWN = 5  # of the table
+_KILLED = "killed"
+
+
+def tune(given: Mapping[str, Any], make: Make, trials: int, console: Console) -> dict[str, Any]:
+    """The settings `given` with the best found for others, after `trials` in all of this search.
+
+    <name>-tuned.toml (for --config), <name>-tuning.json and .png lie in the model repository, the
+    search itself in its .tune/. Raises PawprintError.
+    """
+    optuna = _optuna()
+    config = make(given)
+    names = searched(given)
+    _check(config, trials, names)
+    with deterministic(config.deterministic):
+        run = prepare(config, console, ALONE)
+        folder = run.repository.root / ".tune"
+        with alone(folder, config.name):
+            study = _open(folder / f"{config.name}.journal", run, names)
+            todo = trials - len(_finished(study))
+            if todo > 0:
+                if config.weights != "none":
+                    start_from_probe(run)
+                for _ in range(todo):
+                    _try(study, run, names, make, given, trials)
+            done = _finished(study)
+        complete = [t for t in done if t.state == optuna.trial.TrialState.COMPLETE]
+        if not complete:
+            last = done[-1].user_attrs.get("error", "")
+            raise FailedCheck(f"none of {len(done)} trials came to an end; the last: {last}")
+        complete.sort(key=lambda trial: trial.value, reverse=True)
+        found = {**given, **complete[0].user_attrs["settings"]}
+        _write(run, done, complete, found)
+    return found
+
+
+def score(epoch: Epoch, photos: int) -> float:
+    """Accuracy on val; equal ones are told apart by the loss, by less than one of `photos` counts.
+
+    Accuracy is what is wanted, but takes few values on few photos; a search by loss alone would
+    prefer the net that is seldom sure.
+    """
+    loss = epoch.val_loss
+    return epoch.val_accuracy - loss / (1 + loss) / (2 * photos)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InvalidRequest("--tune needs Optuna: pip install 'pawprint[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _check(config: TrainConfig, trials: int, names: tuple[str, ...]) -> None:
+    if not 1 <= trials <= 10_000:
+        raise InvalidRequest(f"--tune must be 1 to 10000 trials, got {trials}")
+    if config.epochs == 0:
+        raise InvalidRequest("epochs must be at least 1 for --tune, got 0")
+    if config.adversarial:
+        raise InvalidRequest("--tune looks at the accuracy on clean photos: not with adversarial")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InvalidRequest("--tune runs in one process; leave out torchrun")
+    if not names:
+        raise InvalidRequest("every setting that --tune searches is given; leave some out")
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """While no other process searches: a trial that still runs is then one of a killed process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidRequest(f"another process is tuning {name}; wait for it") from error
+        yield
+
+
+def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
+    """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ."""
+    optuna = _optuna()
+    journal = optuna.storages.journal
+    epochs = run.config.epochs
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),
+        study_name=run.config.name,
+        direction="maximize",
+        load_if_exists=True,
+        # The first epochs say little; nor does a median of few trials.
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=max(1, epochs // 3)),
+    )
+    settings = decisive_settings(run.classifier, run.data, run.config)
+    settings["searched"] = list(names)
+    known = study.user_attrs.get("settings")
+    if known is None:
+        study.set_user_attr("settings", json.loads(json.dumps(settings)))
+        study.enqueue_trial(start(names, run.config))
+    elif different := differences(settings, known):
+        raise InvalidRequest(
+            f"the search in {path} is of other settings: {'; '.join(different)}; give those, or "
+            "delete it to start anew"
+        )
+    for trial in study.trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.set_user_attr(_KILLED, [*study.user_attrs.get(_KILLED, []), trial.number])
+            study.enqueue_trial(trial.params)
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+
+def _finished(study: Any) -> list[Any]:
+    """The trials that count: each that ended, pruned and failed ones too, but for killed ones."""
+    killed = study.user_attrs.get(_KILLED, [])
+    return [t for t in study.trials if t.state.is_finished() and t.number not in killed]
+
+
+def _try(
+    study: Any, run: Run, names: tuple[str, ...], make: Make, given: Mapping[str, Any], trials: int
+) -> None:
+    """One trial more, from the net as `run` has it, which is left as it is."""
+    optuna, console = _optuna(), run.console
+    number = len(_finished(study)) + 1
+    (seed,) = np.random.SeedSequence([run.config.seed, number]).generate_state(1).tolist()
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    trial = study.ask()
+    settings = draw(trial, names, run.config)
+    trial.set_user_attr("settings", settings)
+    photos = len(run.data.splits["val"])
+    title = f"Trial {number}/{trials}"
+    console.line(f"{title}: {_in_words(settings)}")
+
+    def report(epoch: Epoch) -> None:
+        if not np.isfinite(epoch.val_loss):
+            raise FailedCheck(f"the loss on val is {epoch.val_loss} after epoch {epoch.epoch}")
+        trial.report(score(epoch, photos), epoch.epoch)
+        if epoch.epoch < run.config.epochs and trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
+
+    try:
+        config = make({**given, **settings})
+        classifier = copy.deepcopy(run.classifier)
+        if config.weights != "none":
+            classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+        torch.manual_seed(config.seed)
+        learner = make_learner(dataclasses.replace(run, classifier=classifier, config=config))
+        steps = config.epochs * len(run.data.splits["train"])
+        with console.bar(title, steps) as advance:
+            best = fine_tune(learner, report, advance).best
+    except optuna.TrialPruned as pruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        console.line(f"  {pruned}")
+    except FailedCheck as error:
+        trial.set_user_attr("error", str(error))
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        console.line(f"  failed: {error}")
+    else:
+        trial.set_user_attr("best", dataclasses.asdict(best) | _without_nan(best))
+        study.tell(trial, score(best, photos))
+        console.line(
+            f"  val accuracy {best.val_accuracy:.4f}  val loss {best.val_loss:.4f}  "
+            f"epoch {best.epoch}"
+        )
+
+
+def _without_nan(epoch: Epoch) -> dict[str, None]:
+    """What there is none of before any step: JSON has no nan."""
+    return {"train_loss": None, "train_accuracy": None} if epoch.epoch == 0 else {}
+
+
+def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, Any]) -> None:
+    place = run.repository.root / run.config.name
+    rows = [
+        {"trial": i + 1, "state": trial.state.name.lower(), **trial.user_attrs}
+        for i, trial in enumerate(done)
+    ]
+    Path(f"{place}-tuning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    toml = "".join(f"{name} = {_toml(value)}\n" for name, value in found.items())
+    Path(f"{place}-tuned.toml").write_text(toml, encoding="utf-8")
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    at = {trial.number: i + 1 for i, trial in enumerate(done)}
+    seen = sorted((at[t.number], t.user_attrs["best"]["val_accuracy"]) for t in complete)
+    numbers, accuracies = zip(*seen, strict=True)
+    axes.plot(numbers, accuracies, "o", label="trial")
+    axes.step(numbers, np.maximum.accumulate(accuracies), where="post", label="best so far")
+    axes.set(xlabel="trial", ylabel="accuracy on val")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(f"{place}-tuning.png", dpi=110, metadata={"Software": None})
+    run.console.table(
+        "Best trials, on the val photos",
+        [
+            (
+                f"{trial.user_attrs['best']['val_accuracy']:.4f}",
+                _in_words(trial.user_attrs["settings"]),
+            )
+            for trial in complete[:_SHOWN]
+        ],
+    )
+    run.console.line(f"Settings: train --config {place}-tuned.toml")
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in settings.items()
+    )
+
+
+def _toml(value: Any) -> str:
+    """As TOML 1.0 has it; JSON's strings, numbers and booleans are written alike."""
+    return json.dumps(value, ensure_ascii=False)
