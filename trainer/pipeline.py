@@ -34,6 +34,7 @@ from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
 from trainer.metrics import chance_of_gain
+from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, Probe, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
@@ -68,6 +69,7 @@ class Run:
     teacher: Teacher | None
     logs: Path  # unless the settings name another folder
     world: World
+    recorded: MlflowRun | None = None
 
 
 def train(config: TrainConfig, console: Console) -> Published | None:
@@ -79,17 +81,29 @@ def train(config: TrainConfig, console: Console) -> Published | None:
     started = time.monotonic()
     with joined() as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
-        fitted = _from_scratch(run) if config.weights == "none" else _probe_then_fine_tune(run)
         if not world.leads:
+            _fit(run)
             return None
-        run.classifier.to("cpu").to(memory_format=torch.contiguous_format)
-        calibrated = Calibrated(run.classifier, fitted.temperature).eval()
-        published = publish(
-            run.repository, calibrated, run.data, run.spec, run.config, fitted, started, console
-        )
-        if run.checkpoints is not None:
-            run.checkpoints.delete()
-        return published
+        with mlflow_run(run.config, console) as recorded:
+            return _fit_and_publish(dataclasses.replace(run, recorded=recorded), started)
+
+
+def _fit(run: Run) -> Fitted:
+    return _from_scratch(run) if run.config.weights == "none" else _probe_then_fine_tune(run)
+
+
+def _fit_and_publish(run: Run, started: float) -> Published:
+    fitted = _fit(run)
+    run.classifier.to("cpu").to(memory_format=torch.contiguous_format)
+    calibrated = Calibrated(run.classifier, fitted.temperature).eval()
+    published = publish(
+        run.repository, calibrated, run.data, run.spec, run.config, fitted, started, run.console
+    )
+    if run.checkpoints is not None:
+        run.checkpoints.delete()
+    if run.recorded is not None:
+        run.recorded.published(published)
+    return published
 
 
 def prepare(config: TrainConfig, console: Console, world: World) -> Run:
@@ -261,6 +275,8 @@ def _fine_tune(run: Run) -> FineTuned:
             console.line(_in_words(epoch, config.epochs))
             if track is not None:
                 track(epoch)
+            if run.recorded is not None:
+                run.recorded.epoch(epoch)
 
         try:
             result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)

@@ -10,6 +10,16 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.training import Epoch
 
 
+def figures_of(epoch: Epoch) -> dict[str, float]:
+    """What there is of an epoch, by name."""
+    figures = {"loss/val": epoch.val_loss, "accuracy/val": epoch.val_accuracy}
+    if epoch.epoch > 0:
+        figures |= {"loss/train": epoch.train_loss, "accuracy/train": epoch.train_accuracy}
+    if epoch.val_robust_accuracy is not None:
+        figures["accuracy/val under attack"] = epoch.val_robust_accuracy
+    return figures
+
+
 @contextmanager
 def tracked(folder: Path, name: str) -> Iterator[Callable[[Epoch], None]]:
     """What writes the figures of an epoch to a new folder of this run below `folder`/`name`."""
@@ -17,12 +27,7 @@ def tracked(folder: Path, name: str) -> Iterator[Callable[[Epoch], None]]:
     writer = SummaryWriter(str(folder / name / started))
 
     def write(epoch: Epoch) -> None:
-        figures = {"loss/val": epoch.val_loss, "accuracy/val": epoch.val_accuracy}
-        if epoch.epoch > 0:
-            figures |= {"loss/train": epoch.train_loss, "accuracy/train": epoch.train_accuracy}
-        if epoch.val_robust_accuracy is not None:
-            figures["accuracy/val under attack"] = epoch.val_robust_accuracy
-        for figure, value in figures.items():
+        for figure, value in figures_of(epoch).items():
             writer.add_scalar(figure, value, epoch.epoch)
         writer.flush()
 

@@ -1,0 +1,86 @@
+"""A training in MLflow, read back from a real store; what can't be sent costs a line."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.repository import Repository
+from tests.trainer.conftest import MakePhotos
+from trainer.train import main
+
+tracking = pytest.importorskip("mlflow.tracking")
+pytest.importorskip("sqlalchemy")
+
+# MLflow's own use of SQLAlchemy and of its database.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def arguments(photos: Path, out: Path, *more: object) -> list[str]:
+    given = [
+        *("--data", photos, "--name", "shapes", "--out", out, "--backbone", "tiny"),
+        *("--weights", "none", "--size", 32, "--epochs", 2, "--workers", 1, *more),
+    ]
+    return [str(argument) for argument in given]
+
+
+def test_settings_epochs_test_figures_and_version_can_be_read_back(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "drawn")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(photos(), tmp_path / "models", "--label-smoothing", 0.1)) == 0
+    client = tracking.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("drawn")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == "shapes"
+    assert run.data.params["label_smoothing"] == "0.1" and run.data.params["backbone"] == "tiny"
+    steps = {
+        name: [m.step for m in client.get_metric_history(run.info.run_id, name)]
+        for name in ("loss/val", "accuracy/val", "loss/train")
+    }
+    assert steps == {"loss/val": [0, 1, 2], "accuracy/val": [0, 1, 2], "loss/train": [1, 2]}
+    metrics = Repository(tmp_path / "models").manifest("shapes", 1).variants["fp32"].metrics
+    assert run.data.metrics["accuracy/test"] == metrics.accuracy
+    assert run.data.metrics["ece/test"] == metrics.ece
+    assert run.data.tags["pawprint.version"] == "shapes/1"
+
+    growing = ["--optimizer", "sgd", "--learning-rate", 10, "--weight-decay", 1, "--warmup", 0]
+    longer = ["--batch-size", 2, "--epochs", 60]
+    assert main(arguments(photos(), tmp_path / "models", *growing, *longer)) == 1
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_a_server_that_cannot_be_reached_costs_one_line(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    assert main(arguments(photos(), tmp_path / "models")) == 0
+    assert time.monotonic() - started < 60
+    said = capsys.readouterr().out
+    assert said.count("Nothing more goes to MLflow at http://127.0.0.1:9: ") == 1
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
+
+
+def test_without_mlflow_it_says_what_to_install(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    assert main(arguments(photos(), tmp_path / "models")) == 0
+    assert capsys.readouterr().out.count("pip install 'pawprint[mlflow]'") == 1

@@ -1,0 +1,103 @@
+"""A training in MLflow, where MLFLOW_TRACKING_URI says: settings, epochs, test figures, version.
+
+Needs the extra `mlflow`. The training never fails for it: what can't be sent is said in one line.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.publish import Published
+from trainer.tracking import figures_of
+from trainer.training import Epoch
+
+_URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+# MLflow itself would try for minutes, with a training waiting. What the user sets wins.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+
+class MlflowRun:
+    """One run; after the first thing that can't be sent nothing more is tried."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self._console = console
+        self._open = True
+        self._try(lambda: self._start(config))
+
+    def epoch(self, epoch: Epoch) -> None:
+        self._try(lambda: self._send(figures_of(epoch), epoch.epoch))
+
+    def published(self, published: Published) -> None:
+        """The figures on the test photos, and the version as tags."""
+        manifest = published.manifest
+        metrics = manifest.variants["fp32"].metrics
+        figures = {name: getattr(metrics, name) for name in ("accuracy", "nll", "ece")}
+        self._try(lambda: self._send({f"{k}/test": v for k, v in figures.items()}, 0))
+        tags = {"version": f"{manifest.name}/{manifest.version}", "place": published.place}
+        self._try(lambda: self._tag(tags | {"trained": published.how}))
+
+    def end(self, status: str) -> None:
+        self._try(lambda: self._client.set_terminated(self._id, status))
+
+    def _start(self, config: TrainConfig) -> None:
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        self._client: Any = MlflowClient(tracking_uri=os.environ[_URI])
+        name = os.environ.get(_EXPERIMENT, config.name)
+        known = self._client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else self._client.create_experiment(name)
+        self._id = self._client.create_run(experiment, run_name=config.name).info.run_id
+        params = [Param(k, str(v)) for k, v in dataclasses.asdict(config).items()]
+        self._client.log_batch(self._id, params=params)
+
+    def _send(self, figures: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        for name, value in tags.items():
+            self._client.set_tag(self._id, f"pawprint.{name}", value)
+
+    def _try(self, send: Callable[[], object]) -> None:
+        if not self._open:
+            return
+        try:
+            send()
+        except ImportError as error:
+            self._give_up(f"{error}; pip install 'pawprint[mlflow]'")
+        except Exception as error:  # MLflow, its stores and the network raise what they like
+            self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        self._open = False
+        said = reason.strip().split("\n")[0][:300]
+        self._console.line(f"Nothing more goes to MLflow at {os.environ[_URI]}: {said}")
+
+
+@contextmanager
+def mlflow_run(config: TrainConfig, console: Console) -> Iterator[MlflowRun | None]:
+    """The run of this training while it lasts; None where MLFLOW_TRACKING_URI is not set."""
+    if not os.environ.get(_URI):
+        yield None
+        return
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    run = MlflowRun(config, console)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
