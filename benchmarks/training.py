@@ -112,13 +112,17 @@ def _sklearn(features: dict[str, np.ndarray], data: PhotoData, seed: int) -> np.
     from sklearn.model_selection import StratifiedKFold
 
     known = np.concatenate([features["train"][:, 0], features["val"][:, 0]])
+    # Rotated into the space that the photos span: the same answers, with fewer columns.
+    centre = known.mean(axis=0)
+    _, _, axes = np.linalg.svd(known - centre, full_matrices=False)
+    known = (known - centre) @ axes.T
     targets = np.concatenate([data.targets("train"), data.targets("val")])
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     model = LogisticRegressionCV(Cs=np.logspace(-4, 2, 7), cv=folds, max_iter=2000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with fewer photos than folds
         model.fit(known, targets)
-    scores = model.decision_function(features["test"][:, 0])
+    scores = model.decision_function((features["test"][:, 0] - centre) @ axes.T)
     return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
 
 

@@ -9,6 +9,7 @@ import torch
 from trainer.backbones import Classifier
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
+from trainer.folding import folded
 from trainer.pictures import Photo, Pictures
 
 Floats = npt.NDArray[np.float32]
@@ -38,10 +39,10 @@ def extract(
     known = cache.load()
     todo = [p for p in photos if p.digest not in known]
     advance(len(photos) - len(todo), "")
-    for batch, vectors in _compute(classifier, todo, squares, views):
-        known.update(zip((p.digest for p in batch), vectors, strict=True))
-        advance(len(batch), "")
     if todo:
+        for batch, vectors in _compute(classifier, todo, squares, views):
+            known.update(zip((p.digest for p in batch), vectors, strict=True))
+            advance(len(batch), "")
         cache.save(known)
     features = np.stack([known[photo.digest] for photo in photos])
     if not np.isfinite(features).all():
@@ -56,12 +57,10 @@ def _compute(
 ) -> Iterator[tuple[Sequence[Photo], Floats]]:
     device = classifier.head.weight.device
     classifier.eval()
+    net = folded(classifier.backbone)
     for start in range(0, len(photos), _BATCH):
         batch = photos[start : start + _BATCH]
-        images = plain(squares, batch).to(device)
+        images = classifier.normalise(plain(squares, batch).to(device))
         with torch.inference_mode():
-            seen = [
-                classifier.features(images.flip(3) if view == "mirrored" else images)
-                for view in views
-            ]
+            seen = [net(images.flip(3) if view == "mirrored" else images) for view in views]
         yield batch, torch.stack(seen, dim=1).float().cpu().numpy()

@@ -98,8 +98,13 @@ def fit_probe(
     `penalties`: from strong to weak; the search ends where the loss rises again.
     features [n, views, F]: the views of a photo stay in one fold, and are all trained on; judged is
     the first, which is what the server sees. labels [n].
+
+    Where there are fewer rows than columns, all is solved in the space that the rows span: the
+    penalised weights lie in it, so the heads are the same, and each step costs less.
     """
     views = features.shape[1]
+    basis = _span(_rows(features))
+    features = features @ basis if basis is not None else features
     folds = stratified_folds(labels, _FOLDS, generator)
     heads: list[Head | None] = [None] * _FOLDS
     best_loss, best_penalty, best_logits = math.inf, penalties[0], np.empty((0, 0))
@@ -116,7 +121,15 @@ def fit_probe(
             break
         best_loss, best_penalty, best_logits = loss, penalty, logits
     head = fit_head(_rows(features), np.repeat(labels, views), classes, best_penalty)
+    if basis is not None:
+        head = Head(weight=head.weight @ basis.T, bias=head.bias)
     return Probe(penalty=best_penalty, head=head, out_of_fold=best_logits)
+
+
+def _span(rows: Floats) -> Floats | None:
+    """Orthonormal columns [F, n] whose span holds `rows` [n, F]; None where n is not below F."""
+    count, width = rows.shape
+    return np.linalg.qr(rows.T).Q if count < width else None
 
 
 def _rows(features: Floats) -> Floats:

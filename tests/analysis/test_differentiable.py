@@ -1,19 +1,20 @@
 import torch
 
 from tests.analysis.nets import convnet, pictures
-from trainer.analysis.differentiable import input_gradient, logits_of, prepare
+from trainer.analysis.differentiable import input_gradient, logits_of
+from trainer.folding import folded
 
 
 def test_the_prepared_model_is_the_same_function_without_batch_norm():
     model, images = convnet(4), pictures(5, 16)
-    ready = prepare(model)
+    ready = folded(model)
     assert torch.allclose(ready(images), model(images), atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in ready.modules())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())  # as it was
 
 
 def test_no_weight_of_the_prepared_model_takes_a_gradient():
-    ready = prepare(convnet(3).requires_grad_(True))
+    ready = folded(convnet(3).requires_grad_(True))
     assert not any(p.requires_grad for p in ready.parameters()) and not ready.training
 
 
@@ -26,7 +27,7 @@ class Branching(torch.nn.Module):
 
 def test_a_model_that_can_not_be_traced_is_left_as_it_is():
     images = pictures(2, 16)
-    assert torch.equal(prepare(Branching())(images), Branching()(images))
+    assert torch.equal(folded(Branching())(images), Branching()(images))
 
 
 def test_the_gradient_is_that_of_finite_differences_image_by_image():

@@ -12,10 +12,11 @@ from trainer.analysis.attacks.ball import Ball
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import fgsm, pgd
 from trainer.analysis.attribution import grad_cam, spatial_layers
-from trainer.analysis.differentiable import logits_of, prepare
+from trainer.analysis.differentiable import logits_of
 from trainer.analysis.ideal import FourierRecipe, fourier
 from trainer.analysis.lattice import from_uint8
 from trainer.analysis.smallest import smallest_on_lattice
+from trainer.folding import folded
 
 SHARED = Path(
     os.environ.get("PAWPRINT_SHARED", Path(__file__).resolve().parents[2] / "../shared/data")
@@ -49,7 +50,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def ready(model):
-    return prepare(model)
+    return folded(model)
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,10 @@ def test_cached_features_are_the_same_and_the_net_is_not_run(
     mixed = extract(classifier, members, data.squares, cache, lambda *_: None)
     assert mixed == pytest.approx(fresh, rel=1e-4, abs=1e-5)
 
-    def never(_: torch.Tensor) -> torch.Tensor:
+    def never(_: torch.nn.Module) -> torch.nn.Module:
         raise AssertionError("the net was run")
 
-    monkeypatch.setattr(classifier, "features", never)
+    monkeypatch.setattr("trainer.features.folded", never)
     assert np.array_equal(extract(classifier, members, data.squares, cache, lambda *_: None), mixed)
     with pytest.raises(AssertionError, match="the net was run"):
         other = FeatureCache(tmp_path / "cache", {"net": 2})

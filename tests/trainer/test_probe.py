@@ -110,3 +110,15 @@ def test_views_are_trained_on_and_the_first_is_judged():
     probe = fit_probe(views, labels, 3, np.random.default_rng(0))
     assert probe.out_of_fold.shape == (120, 3)
     assert np.mean(probe.out_of_fold.argmax(1) == labels) > 0.8
+
+
+def test_with_fewer_photos_than_columns_the_head_is_the_same():
+    generator = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    x = generator.normal(0, 1, (24, 1, 60)) + 3
+    x[:, 0, :3] += 4 * np.eye(3)[labels]
+    probe = fit_probe(x, labels, 3, np.random.default_rng(0), penalties=(1e-2,))
+    direct = fit_head(x[:, 0], labels, 3, 1e-2)
+    unseen = generator.normal(0, 1, (50, 60)) + 3
+    assert probe.head.weight.shape == (3, 60)
+    assert probe.head.logits(unseen) == pytest.approx(direct.logits(unseen), abs=5e-3)

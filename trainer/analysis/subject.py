@@ -11,10 +11,11 @@ from serving.modelspec import Manifest
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from trainer.analysis.attacks.goal import Goal
-from trainer.analysis.differentiable import logits_of, prepare
+from trainer.analysis.differentiable import logits_of
 from trainer.analysis.lattice import from_uint8
 from trainer.analysis.pictures import png_bytes
 from trainer.backbones import load_version
+from trainer.folding import folded
 from trainer.onnx_runner import OnnxRunner
 
 _BATCH = 16
@@ -74,7 +75,7 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
     return Subject(
         manifest=manifest,
         net=net,
-        model=prepare(net),
+        model=folded(net),
         runners={
             precision: OnnxRunner(repository.read_file(manifest, manifest.variants[precision].file))
             for precision in order
