@@ -1,0 +1,65 @@
+"""torch.compile and deterministic operators, for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.trainer.conftest import MakePhotos
+from tests.trainer.test_training import Run
+from trainer.determinism import deterministic
+
+
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in run.classifier.state_dict().values()])
+
+
+def test_deterministic_operators_suffice_and_give_the_same_weights(photos: MakePhotos):
+    runs = [Run(photos, "tiny", per_class=6, epochs=1, batch_size=8) for _ in range(2)]
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        for run in runs:
+            run()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+
+
+def command(folder: Path, out: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "trainer.train", "--data", str(folder), "--name", "shapes"),
+        *("--out", str(out), "--backbone", "tiny", "--size", "32", "--weights", "none"),
+        *("--epochs", "2", "--batch-size", "8", "--compile"),
+    ]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_says_what_to_leave_out(photos: MakePhotos, tmp_path: Path):
+    nowhere = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "empty")}
+    done = subprocess.run(
+        command(photos(), tmp_path / "models"),
+        cwd=ROOT,
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: the net can't be compiled on this machine (")
+    assert last.endswith("leave out --compile")
+    assert list((tmp_path / "models").glob("shapes/[0-9]*")) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_as_it_does_otherwise(photos: MakePhotos, tmp_path: Path):
+    plain, compiled = (
+        Run(photos, "tiny", per_class=6, epochs=1, batch_size=8, compile=compile)
+        for compile in (False, True)
+    )
+    plain()
+    compiled()
+    assert torch.allclose(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)
