@@ -27,6 +27,7 @@ from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.pipeline import train
 
+WAYS = ("frozen", "random", "full", "scratch")
 _BACKBONE = "mobilenet_v2"
 
 
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", help="of pets, sketches, cartoons, textures")
     parser.add_argument("--weights", required=True, help="of mobilenet_v2")
     parser.add_argument("--pets", type=Path, required=True, help="with train/ and test/")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,7 +70,7 @@ def main() -> int:
         }
         for kind in options.kinds or makers:
             data = makers[kind](Path(place) / kind)
-            for way, settings in ways.items():
+            for way in options.ways:
                 config = TrainConfig(
                     data=str(data),
                     name=f"{kind}-{way}",
@@ -76,7 +78,7 @@ def main() -> int:
                     backbone=_BACKBONE,
                     size=options.size,
                     seed=options.seed,
-                    **settings,
+                    **ways[way],
                 )
                 print(_row(kind, way, config), flush=True)
     return 0
