@@ -22,18 +22,22 @@ CONTRACT_ARROWS = {
 CORE = {
     "answers",
     "batching",
+    "bound_runs",
     "catalogue",
     "classification",
     "cores",
     "device",
     "engine",
     "golden",
+    "gpu_settings",
     "inference_thread",
     "loading",
     "observed_run",
     "onnxfile",
     "precision",
+    "providers",
     "session",
+    "setting",
     "shadowing",
     "splits",
     "thread_priority",
@@ -43,7 +47,7 @@ CORE = {
 }
 SERVING_NEEDS = {
     *{"PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "rich"},
-    *{"prometheus_client"},
+    *{"prometheus_client", "uvloop"},
     *{"serving", "protos"},
 }
 EXTRAS = {
