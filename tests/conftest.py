@@ -16,6 +16,10 @@ from serving.server import Server
 from serving.settings import ServerSettings
 from tests.tiny import build_version
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not loaded yet
+    # The processes share the cores; threads that wait for each other's would only hold them up.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 ROOT = Path(__file__).resolve().parents[1]
 READY_WITHIN_S = 120.0
 
