@@ -4,7 +4,7 @@ https://huggingface.co/docs/timm; needs the extra `timm`.
 """
 
 import difflib
-import logging
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from serving.errors import InvalidRequest
 from serving.modelspec import INTERPOLATIONS, Normalisation
+from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
 
 PREFIX = "timm/"
@@ -40,14 +41,14 @@ def make_timm_net(backbone: str, size: int, *, pretrained: bool) -> tuple[nn.Mod
     options: dict[str, Any] = {}
     if settings and settings.fixed_input_size and settings.input_size[-1] != size:
         options["img_size"] = size
-    if pretrained:
-        # Its notes on each attempt; what comes of them is said in one line.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    problem = None
     try:
-        # Some nets come without a head, or with one of other outputs; all can be given this one.
-        net = timm.create_model(name, pretrained=pretrained, num_classes=1000, **options)
+        hub = settings.hf_hub_id if pretrained and settings else None
+        with reachable_hub(hub) if hub else nullcontext() as problem:
+            # Some nets come without a head, or with one of other outputs; all can be given this.
+            net = timm.create_model(name, pretrained=pretrained, num_classes=1000, **options)
     except OSError as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = (problem or str(error)).strip().split("\n")[0]
         raise InvalidRequest(
             f"the imagenet weights of {backbone} can't be downloaded ({reason}); "
             "give --weights FILE with a state dict of timm"
