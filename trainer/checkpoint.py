@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 
 from serving.errors import InvalidRequest
 from trainer.errors import FailedCheck
+from trainer.whole_file import replaced
 
 State = dict[str, torch.Tensor]
 
@@ -79,17 +78,8 @@ class Checkpoints:
         """Replace the file in one step. Raises FailedCheck, and keeps the last, if it can't."""
         content = {**vars(checkpoint), "settings": json.dumps(self._settings)}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    torch.save(content, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(name, self.path)
-            except BaseException:
-                os.unlink(name)
-                raise
+            with replaced(self.path) as file:
+                torch.save(content, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "no space is left" if full else str(error).strip().split("\n")[0]

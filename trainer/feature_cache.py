@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.whole_file import replaced
 
 Features = dict[str, npt.NDArray[np.float32]]  # sha256 of a photo's bytes -> [views, F]
 
@@ -34,13 +34,6 @@ class FeatureCache:
         """Replace the file in one step, so that a reader never sees half of it."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                digests, vectors = np.array(list(features)), np.stack(list(features.values()))
-                np.savez(file, digests=digests, features=vectors)
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with replaced(self.path) as file:
+            digests, vectors = np.array(list(features)), np.stack(list(features.values()))
+            np.savez(file, digests=digests, features=vectors)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from serving.errors import InvalidRequest
 from serving.modelspec import Preprocessing
@@ -278,13 +277,7 @@ def _fine_tune(run: Run) -> FineTuned:
             if run.recorded is not None:
                 run.recorded.epoch(epoch)
 
-        try:
-            result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)
-        except TorchDynamoException as error:
-            reason = str(error).strip().split("\n")[0]
-            raise FailedCheck(
-                f"the net can't be compiled on this machine ({reason}); leave out --compile"
-            ) from error
+        result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)
     if config.adversarial and result.best.epoch == 0:
         raise FailedCheck(
             f"training against {config.adversarial} made the net no better on val in "

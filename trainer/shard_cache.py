@@ -19,6 +19,7 @@ from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest
 from trainer.alone import alone
 from trainer.shard_places import BucketShard, Shard, shard_key
+from trainer.whole_file import replaced
 
 _LIMIT = "PAWPRINT_SHARD_CACHE_GB"
 _DAY_S = 24 * 3600.0
@@ -46,17 +47,12 @@ class ShardCache:
 
     def keep_index(self, shard: Shard, value: Any) -> None:
         path = self._root / f"{shard_key(shard)}.json"
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(value), encoding="utf-8")
-            os.replace(beside, path)
+        with suppress(OSError):
+            with replaced(path) as file:
+                file.write(json.dumps(value).encode())
             for old in self._root.glob("*.json"):
                 if old.stat().st_mtime < time.time() - _MONTH_S:
                     old.unlink()
-        except OSError:
-            with suppress(OSError):
-                beside.unlink()
 
     def copy(self, shard: BucketShard) -> Path | None:
         """The whole shard as a file, downloaded if need be; None where there is no room for it.
@@ -91,11 +87,7 @@ class ShardCache:
         """Make `part` a file of so many bytes, if there is room. What is older than a day goes."""
         with alone(self._root / "room.lock"):
             part.unlink(missing_ok=True)
-            held = sorted(
-                (path.stat().st_mtime, path.stat().st_size, path)
-                for pattern in ("*.tar", "*.part")
-                for path in self._root.glob(pattern)
-            )
+            held = self._held()
             used = sum(of for _, of, _ in held)
             while not self._fits(size, used):
                 if not held or held[0][0] > time.time() - _DAY_S:
@@ -106,6 +98,15 @@ class ShardCache:
             with part.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
             return True
+
+    def _held(self) -> list[tuple[float, int, Path]]:
+        """When it was last used, bytes and path of each copy, the oldest first."""
+        held = []
+        for path in (*self._root.glob("*.tar"), *self._root.glob("*.part")):
+            with suppress(FileNotFoundError):  # one that has just become whole
+                status = path.stat()
+                held.append((status.st_mtime, status.st_size, path))
+        return sorted(held)
 
     def _fits(self, size: int, used: int) -> bool:
         if self._limit is not None:

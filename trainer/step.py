@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from trainer.distributed import World
 from trainer.errors import FailedCheck
@@ -45,7 +46,7 @@ class Step:
 
         goals: labels int64 [n], or probabilities [n, K]; taught: a teacher's logits [n, K]. Where
         the loss is no number, nothing has changed. Raises FailedCheck if the GPU's memory is too
-        small for any part.
+        small for any part, or the net can't be compiled.
         """
         loss, right = self._gradients(inputs, goals, labels, taught, total)
         loss, right = self._world.sum(loss, right)
@@ -73,6 +74,11 @@ class Step:
                     ) from error
                 self.parts *= 2
                 torch.cuda.empty_cache()
+            except TorchDynamoException as error:
+                reason = str(error).strip().split("\n")[0]
+                raise FailedCheck(
+                    f"the net can't be compiled on this machine ({reason}); leave out --compile"
+                ) from error
 
     def _add_up(
         self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int

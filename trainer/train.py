@@ -150,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if trials is not None:
             from trainer.tune import tune
 
-            given = tune(given, with_defaults, trials, console)
-            config = with_defaults(given)
+            config = tune(given, config, trials, console)
         from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
 
         published = train(config, console)

@@ -7,11 +7,10 @@ it, so a search that was stopped goes on as if it had not been. Needs the extra 
 
 import copy
 import dataclasses
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
+from trainer.alone import alone
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -32,41 +32,42 @@ from trainer.search_space import draw, searched, start
 from trainer.stages import frozen_stages
 from trainer.training import Epoch, fine_tune
 
-Make = Callable[[Mapping[str, Any]], TrainConfig]
 _SHOWN = 5  # of the table
 _KILLED = "killed"
 
 
-def tune(given: Mapping[str, Any], make: Make, trials: int, console: Console) -> dict[str, Any]:
-    """The settings `given` with the best found for others, after `trials` in all of this search.
+def tune(
+    given: Mapping[str, Any], config: TrainConfig, trials: int, console: Console
+) -> TrainConfig:
+    """`config` with the best found for what is not `given`, after `trials` in all of this search.
 
     <name>-tuned.toml (for --config), <name>-tuning.json and .png lie in the model repository, the
-    search itself in its .tune/. Raises PawprintError.
+    search itself in its .tune/; of a repository in a bucket, in the folder on this machine that
+    stands for it. Raises PawprintError.
     """
     optuna = _optuna()
-    config = make(given)
     names = searched(given)
     _check(config, trials, names)
     with deterministic(config.deterministic):
         run = prepare(config, console, ALONE)
         folder = run.repository.root / ".tune"
-        with alone(folder, config.name):
+        with searching(folder, config.name):
             study = _open(folder / f"{config.name}.journal", run, names)
             todo = trials - len(_finished(study))
             if todo > 0:
                 if config.weights != "none":
                     start_from_probe(run)
                 for _ in range(todo):
-                    _try(study, run, names, make, given, trials)
+                    _try(study, run, names, trials)
             done = _finished(study)
         complete = [t for t in done if t.state == optuna.trial.TrialState.COMPLETE]
         if not complete:
             last = done[-1].user_attrs.get("error", "")
             raise FailedCheck(f"none of {len(done)} trials came to an end; the last: {last}")
         complete.sort(key=lambda trial: trial.value, reverse=True)
-        found = {**given, **complete[0].user_attrs["settings"]}
-        _write(run, done, complete, found)
-    return found
+        found = complete[0].user_attrs["settings"]
+        _write(run, done, complete, {**given, **found})
+    return dataclasses.replace(config, **found)
 
 
 def score(epoch: Epoch, photos: int) -> float:
@@ -102,12 +103,11 @@ def _check(config: TrainConfig, trials: int, names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
+def searching(folder: Path, name: str) -> Iterator[None]:
     """While no other process searches: a trial that still runs is then one of a killed process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(alone(folder / f"{name}.lock", wait=False))
         except BlockingIOError as error:
             raise InvalidRequest(f"another process is tuning {name}; wait for it") from error
         yield
@@ -151,9 +151,7 @@ def _finished(study: Any) -> list[Any]:
     return [t for t in study.trials if t.state.is_finished() and t.number not in killed]
 
 
-def _try(
-    study: Any, run: Run, names: tuple[str, ...], make: Make, given: Mapping[str, Any], trials: int
-) -> None:
+def _try(study: Any, run: Run, names: tuple[str, ...], trials: int) -> None:
     """One trial more, from the net as `run` has it, which is left as it is."""
     optuna, console = _optuna(), run.console
     number = len(_finished(study)) + 1
@@ -174,7 +172,7 @@ def _try(
             raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
 
     try:
-        config = make({**given, **settings})
+        config = dataclasses.replace(run.config, **settings)
         classifier = copy.deepcopy(run.classifier)
         if config.weights != "none":
             classifier.freeze(frozen_stages(classifier.backbone, config.thaw))

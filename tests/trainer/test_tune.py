@@ -20,7 +20,7 @@ from trainer.search_space import draw, searched, start
 from trainer.tiny import Tiny
 from trainer.train import main
 from trainer.training import Epoch
-from trainer.tune import alone, score
+from trainer.tune import score, searching
 
 optuna = pytest.importorskip("optuna")
 
@@ -157,6 +157,6 @@ def test_one_search_at_a_time_and_the_net_is_left_for_the_next_trial(
     firsts = [t.intermediate_values[0] for t in study(out / ".tune/shapes.journal").trials]
     assert len(rows) == 3 and len(set(firsts)) == 1, "each trial starts from the same probe"
     assert set(rows[0]["settings"]) >= {"thaw", "layer_decay"}
-    with alone(out / ".tune", "shapes"):
+    with searching(out / ".tune", "shapes"):
         assert main(given) == 2
     assert "another process is tuning shapes" in capsys.readouterr().err

@@ -7,7 +7,6 @@ settings or code never meet them. Processes that share the folder share the piec
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from trainer.whole_file import replaced
 
 Piece = dict[str, np.ndarray]
 
@@ -52,11 +53,8 @@ class Workspace:
             return dict(archive)
 
     def save(self, name: str, piece: Piece) -> None:
-        path = self._path(name)
-        beside = path.with_name(f"{path.stem}.{os.getpid()}.part")
-        with beside.open("wb") as file:
+        with replaced(self._path(name)) as file:
             np.savez(file, allow_pickle=False, **piece)
-        os.replace(beside, path)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
