@@ -5,6 +5,7 @@ Needs the extra `mlflow`. The training never fails for it: what can't be sent is
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,8 +80,9 @@ class MlflowRun:
 
     def _give_up(self, reason: str) -> None:
         self._open = False
-        said = reason.strip().split("\n")[0][:300]
-        self._console.line(f"Nothing more goes to MLflow at {os.environ[_URI]}: {said}")
+        said = f"{os.environ[_URI]}: " + reason.strip().split("\n")[0][:300]
+        said = re.sub(r"//[^/@\s]*@", "//", said)  # a name and password
+        self._console.line(f"Nothing more goes to MLflow at {said}")
 
 
 @contextmanager
