@@ -178,9 +178,12 @@ def _on_gpu(opening: _Opening) -> Engine | None:
         if gpu.cuda_graphs == "on":
             _warm(engine, sizes)  # which captures
     except Exception as error:  # ONNX Runtime's own types have no common base
-        if gpu.cuda_graphs == "off":
-            raise
         reason = str(error).strip().splitlines()[0]
+        if gpu.cuda_graphs == "off":
+            raise BrokenVersion(
+                f"{where}: no room on the GPU for batches of {sizes[-1]} ({reason}); use a smaller "
+                "max_batch"
+            ) from error
         log.warning("%s runs without CUDA graphs: %s", where, reason)
         return _on_gpu(replace(opening, gpu=replace(gpu, cuda_graphs="off")))
     return engine

@@ -166,6 +166,12 @@ def decisive_settings(
 
 def _from_scratch(run: Run) -> Fitted:
     result = _fine_tune(run)
+    if result.best.epoch == 0:
+        run.console.line(
+            "Warning: no epoch did better on val than the net as it was drawn at random: it has "
+            f"learnt nothing from {len(run.data.splits['train'])} photos; give it more of them, "
+            "more --epochs or pre-trained --weights"
+        )
     return _fitted(result, run.data, None, f"from scratch, epoch {result.best.epoch}")
 
 
