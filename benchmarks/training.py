@@ -15,7 +15,6 @@ import argparse
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,12 +25,10 @@ from serving.modelspec import Preprocessing
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
-from trainer.feature_cache import FeatureCache
-from trainer.features import VIEWS, extract, plain
+from trainer.features import VIEWS, cache_of, extract, plain
 from trainer.listing import find_photos
 from trainer.metrics import accuracy, chance_of_gain, wilson_interval
 from trainer.probe import fit_probe
-from trainer.weights import digest_state
 
 _BATCH = 32
 
@@ -45,7 +42,7 @@ def main() -> int:
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--cache", default=None)
     parser.add_argument("--recipe-seconds", type=float, default=0, help="0: without the recipe")
     options = parser.parse_args()
     for folder in options.data:
@@ -55,13 +52,17 @@ def main() -> int:
 
 def _compare(folder: str, options: argparse.Namespace) -> None:
     config = TrainConfig(
-        data=folder, name="benchmark", backbone=options.backbone, size=options.size
+        data=folder,
+        name="benchmark",
+        backbone=options.backbone,
+        size=options.size,
+        cache=options.cache,
     )
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
     classifier = build(config.backbone, len(data.labels), config.size, options.weights)
     started = time.perf_counter()
-    features = _features(classifier, data, config, options.cache)
+    features = _features(classifier, data, config)
     photos = {split: len(members) for split, members in data.splits.items()}
     print(f"{config.data}: {photos}; {len(data.labels)} classes; {config.backbone}")
     print(f"features of all, {len(VIEWS)} views: {time.perf_counter() - started:.1f} s", flush=True)
@@ -83,17 +84,10 @@ def _compare(folder: str, options: argparse.Namespace) -> None:
 
 
 def _features(
-    classifier: Classifier, data: PhotoData, config: TrainConfig, cache: Path | None
+    classifier: Classifier, data: PhotoData, config: TrainConfig
 ) -> dict[str, np.ndarray]:
     """split -> float32 [n, views, F]."""
-    key = {
-        "backbone": config.backbone,
-        "weights": digest_state(classifier.backbone.state_dict()),
-        "size": config.size,
-        "interpolation": config.interpolation,
-        "views": VIEWS,
-    }
-    kept = FeatureCache(cache, key)
+    kept = cache_of(config, classifier)
     return {
         split: extract(classifier, photos, data.squares, kept, lambda *_: None)
         for split, photos in data.splits.items()

@@ -1,16 +1,19 @@
 """Features of a frozen net, computed once for each photo and view."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.backbones import Classifier
+from trainer.config import TrainConfig
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
 from trainer.pictures import Photo, Pictures
+from trainer.weights import digest_state
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,6 +24,18 @@ _BATCH = 32
 def plain(squares: Pictures, photos: Sequence[Photo]) -> torch.Tensor:
     """Photos as served: float32 [n, 3, S, S] in [0, 1], channels last in memory."""
     return torch.from_numpy(np.stack(squares.get(photos))).permute(0, 3, 1, 2).float().div_(255)
+
+
+def cache_of(config: TrainConfig, classifier: Classifier) -> FeatureCache:
+    """What `config.cache` keeps of this backbone, with these weights and this preprocessing."""
+    key = {
+        "backbone": config.backbone,
+        "weights": digest_state(classifier.backbone.state_dict()),
+        "size": config.size,
+        "interpolation": config.interpolation,
+        "views": VIEWS,
+    }
+    return FeatureCache(None if config.cache is None else Path(config.cache), key)
 
 
 def extract(

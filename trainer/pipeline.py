@@ -27,8 +27,7 @@ from trainer.defence import parse_defence
 from trainer.determinism import deterministic
 from trainer.distributed import World, joined
 from trainer.errors import FailedCheck
-from trainer.feature_cache import FeatureCache
-from trainer.features import VIEWS, extract
+from trainer.features import cache_of, extract
 from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
@@ -221,14 +220,7 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     data, config, console, classifier = run.data, run.config, run.console, run.classifier
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
-    key = {
-        "backbone": config.backbone,
-        "weights": digest_state(classifier.backbone.state_dict()),
-        "size": config.size,
-        "interpolation": config.interpolation,
-        "views": VIEWS,
-    }
-    cache = FeatureCache(None if config.cache is None else Path(config.cache), key)
+    cache = cache_of(config, classifier)
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         part = extract(classifier, run.world.share(photos), data.squares, cache, advance)
     features = run.world.join(part)
