@@ -146,9 +146,9 @@ def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
     from trainer.analysis.attacks.goal import Goal
     from trainer.analysis.attacks.gradient import fgsm, pgd
-    from trainer.analysis.differentiable import prepare
+    from trainer.folding import folded
 
-    goal, ready = Goal(labels=labels), prepare(net)
+    goal, ready = Goal(labels=labels), folded(net)
 
     def attack(name: str, levels: int) -> torch.Tensor:
         ball, generator = Ball(norm="linf", epsilon=levels / 255), torch.Generator().manual_seed(0)

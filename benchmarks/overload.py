@@ -22,6 +22,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import uvloop
 from limit import CORES, read_photos
 from started import started
 
@@ -248,7 +249,7 @@ def main() -> None:
     size = np.mean([len(photo) for photo in photos])
     print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}; photos of {size / 1e3:.0f} kB")
     with server(options.models, options.flags.split()) as target:
-        asyncio.run(measure(target, messages, options.factor, options.seconds))
+        uvloop.run(measure(target, messages, options.factor, options.seconds))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     .venv/bin/python benchmarks/server.py MODELS NAME PHOTOS --triton /tmp/triton/bin/python
 
-The limit is what plain loops reach with no server (limit.py), measured in the same run, before and
-after; callers and servers share the cores. Clients: ours, in a process of its own, and NVIDIA's
-tritonclient (`pip install tritonclient[grpc]` in an environment of its own) with photos (BYTES) and
-with pixels (UINT8). Other servers get the same tritonclient, where an environment that has them is
-named: see peers.py. `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would
-hide the package of that name from every script in this folder.)
+The limit is what plain loops reach with no server (limit.py). Other tenants of a machine come and
+go, so it is measured again before and after every row, and the row's share is of the mean of these
+two; all rows are taken `--rounds` times, and their medians are told. Callers and servers share the
+cores. Clients: ours, in a process of its own, and NVIDIA's tritonclient (`pip install
+tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels (UINT8). Other
+servers get the same tritonclient, where an environment that has them is named: see peers.py.
+`--rows 16 --clients ours` is a quick look. (Not called serving.py, which would hide the package of
+that name from every script in this folder.)
 """
 
 import argparse
@@ -25,15 +27,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from limit import CORES, alone_ms, engine_of, limits, read_photos
+import uvloop
+from limit import CORES, alone_ms, engine_of, limits, rate, read_photos
 from started import started
 
 from serving.client import AsyncClient
+from serving.commandline import aligned
 from serving.photo_paths import photo_paths
 from serving.preprocess import preprocess
 
 HERE = Path(__file__).parent
 WARM = 32
+SOME = 240  # photos for a look at the limit
+COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
 CLIENTS = ("ours", "triton-bytes", "triton-pixels")
 PEERS = ("pytriton", "mlserver")
 
@@ -140,44 +146,74 @@ def plot(shares: dict[str, dict[int, float]], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
-    given = (options.models, options.name, photos, options.precision)
-    best = limits(*given)[0]
-    clients = [c for c in options.clients if options.triton or c == "ours"]
-    of = dict.fromkeys((*clients, *PEERS), best.photos_s)
-    print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}, {options.precision}")
-    print(f"limit: {best.photos_s:.1f} photos/s ({best.loops} loops, batches of {best.batch})")
-    if "triton-pixels" in clients:
-        of["triton-pixels"] = limits(*given, decoded=True)[0].photos_s
-        print(f"limit with pixels: {of['triton-pixels']:.1f} photos/s")
-    print(f"one photo alone: {alone_ms(*given[:2], photos[:64], options.precision):.1f} ms")
-    print("server and client  callers  photos/s  of limit    p50 ms    p99 ms  p99/p50")
+class Yardstick:
+    """The limit as it is now, by the best way to use the cores."""
 
-    shares: dict[str, dict[int, float]] = {}
+    def __init__(self, options: argparse.Namespace, photos: list[bytes], *, decoded: bool) -> None:
+        given = (options.models, options.name, photos, options.precision)
+        self.best = limits(*given, decoded=decoded)[0]
+        cores = CORES // self.best.loops
+        self._engine = engine_of(options.models, options.name, options.precision, cores)
+        self._photos, self._decoded = photos[:SOME], decoded
+        self.seen: list[float] = []
+
+    def photos_s(self) -> float:
+        loops, batch = self.best.loops, self.best.batch
+        self.seen.append(rate(self._engine, self._photos, loops, batch, decoded=self._decoded))
+        return self.seen[-1]
+
+    def __str__(self) -> str:
+        low, middle, high = (float(np.quantile(self.seen, q)) for q in (0, 0.5, 1))
+        how = f"{self.best.loops} loops, batches of {self.best.batch}"
+        return f"median {middle:.1f} photos/s, {low:.1f} to {high:.1f} ({how})"
+
+
+def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
+    print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}, {options.precision}")
+    alone = alone_ms(options.models, options.name, photos[:64], options.precision)
+    print(f"one photo alone: {alone:.1f} ms")
+    clients = [c for c in options.clients if options.triton or c == "ours"]
+    limit = Yardstick(options, photos, decoded=False)
+    of = dict.fromkeys((*clients, *PEERS), limit)
+    if "triton-pixels" in clients:
+        of["triton-pixels"] = Yardstick(options, photos, decoded=True)
+    rows: dict[tuple[str, int], list[list[float]]] = {}
 
     def add(client: str, address: str) -> None:
+        before = of[client].photos_s()
         for callers in options.rows:
             row = load(client, address, callers)
-            rate, p50, p99 = row["photos_s"], row["p50_ms"], row["p99_ms"]
-            shares.setdefault(client, {})[callers] = rate / of[client]
-            print(
-                f"{client:17}  {callers:7}  {rate:8.1f}  {rate / of[client]:8.2f}  {p50:8.1f}  "
-                f"{p99:8.1f}  {p99 / p50:7.1f}",
-                flush=True,
-            )
+            after = of[client].photos_s()
+            share = row["photos_s"] / ((before + after) / 2)
+            taken = [row["photos_s"], share, row["p50_ms"], row["p99_ms"]]
+            rows.setdefault((client, callers), []).append(taken)
+            print(f"{client}, {callers} callers: {share:.2f}", file=sys.stderr, flush=True)
+            before = after
 
+    manifest = engine_of(options.models, options.name, options.precision, 1).manifest
+    version = (options.models / options.name / str(manifest.version)).resolve()
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options, photos, Path(folder))
-        with started(options.models, "--precision", options.precision, *options.serve) as server:
-            for client in clients:
-                add(client, server.address)
-        manifest = engine_of(options.models, options.name, options.precision, 1).manifest
-        version = (options.models / options.name / str(manifest.version)).resolve()
-        for which in PEERS:
-            if python := getattr(options, which):
-                with peer(python, which, version, options.name) as address:
-                    add(which, address)
-    print(f"limit afterwards: {limits(*given)[0].photos_s:.1f} photos/s")
+        for _ in range(options.rounds):
+            with started(options.models, "--precision", options.precision, *options.serve) as ours:
+                for client in clients:
+                    add(client, ours.address)
+            for which in PEERS:
+                if python := getattr(options, which):
+                    with peer(python, which, version, options.name) as address:
+                        add(which, address)
+
+    told: list[tuple[object, ...]] = [("SERVER AND CLIENT", "CALLERS", *COLUMNS, "P99/P50")]
+    shares: dict[str, dict[int, float]] = {}
+    for (client, callers), taken in rows.items():
+        photos_s, share, p50, p99 = np.median(taken, axis=0)
+        shares.setdefault(client, {})[callers] = share
+        figures = (f"{photos_s:.1f}", f"{share:.2f}", f"{p50:.1f}", f"{p99:.1f}")
+        told.append((client, callers, *figures, f"{p99 / p50:.1f}"))
+    print(aligned(told))
+    print(f"limit: {limit}")
+    if "triton-pixels" in clients:
+        print(f"limit with pixels: {of['triton-pixels']}")
     if options.plot:
         plot(shares, options.plot)
 
@@ -187,7 +223,8 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("name")
     parser.add_argument("photos", type=Path, help="folder")
-    parser.add_argument("--count", type=int, default=480, help="photos a row")
+    parser.add_argument("--count", type=int, default=400, help="photos a row")
+    parser.add_argument("--rounds", type=int, default=3, help="medians are of these")
     parser.add_argument("--precision", default="fp32", help="of ours (others have fp32)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64], metavar="CALLERS")
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
@@ -202,7 +239,7 @@ def main() -> None:
     photos = read_photos(options.photos, options.count)
     if options.address:
         run = our_callers(options.address, options.name, photos, options.callers)
-        print(json.dumps(asyncio.run(run)))
+        print(json.dumps(uvloop.run(run)))
     else:
         measure(options, photos)
 

@@ -83,9 +83,10 @@ class Bucket:
                 return {}
         entries = list(found.values()) if deep else found
         return {
-            e["name"][len(self._root) :].lstrip("/"): Stored(size=int(e["size"]), stamp=_stamp(e))
+            key: Stored(size=int(e["size"]), stamp=_stamp(e))
             for e in entries
-            if not _is_folder(e)
+            # An emptied prefix may still be there, as an object of its own.
+            if not _is_folder(e) and (key := e["name"][len(self._root) :].lstrip("/"))
         }
 
     def read(self, key: str) -> bytes:

@@ -1,7 +1,5 @@
 """Where a batch job reads photos and writes its parts: a folder, or a prefix of a bucket."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +7,7 @@ from serving.bucket import Bucket
 from serving.errors import InvalidRequest
 from serving.photo_paths import photo_paths
 from serving.preprocess import ENDINGS
+from serving.whole_file import replaced
 
 
 class Place(Protocol):
@@ -41,13 +40,8 @@ class Folder:
         return {p.relative_to(self._root).as_posix() for p in self._root.rglob("*") if p.is_file()}
 
     def write(self, key: str, data: bytes) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._root, prefix=".", delete=False) as file:
+        with replaced(self._root / key) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, self._root / key)
 
 
 class BucketPlace:

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import triton_files
+from serving.whole_file import replaced
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -295,7 +296,7 @@ class Repository:
     def write_page(self, html: str) -> str:
         """Put index.html at the top of the repository; returns where it is."""
         path = self.root / "index.html"
-        path.write_text(html, encoding="utf-8")
+        _replace(path, html.encode())
         return str(path)
 
     # --- aliases
@@ -405,13 +406,8 @@ def _sync(path: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one step: a reader finds the old or the new content."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+    with replaced(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
     _sync(path.parent)
 
 

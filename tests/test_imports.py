@@ -1,6 +1,7 @@
 """The arrows between the modules: who may import whom, read from the source."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,15 @@ import pytest
 
 from tests.conftest import ROOT
 
-CONTRACTS = {"errors", "modelspec", "preprocess", "repository", "triton_config"}
+CONTRACTS = {"errors", "modelspec", "preprocess", "repository", "triton_config", "whole_file"}
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
     "errors": set(),
     "modelspec": {"errors"},
     "preprocess": {"errors", "modelspec"},
-    "repository": {"errors", "modelspec", "triton_config"},
+    "repository": {"errors", "modelspec", "triton_config", "whole_file"},
     "triton_config": {"modelspec"},
+    "whole_file": set(),
 }
 # The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.
 CORE = {
@@ -143,6 +145,16 @@ def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
         "trainer.make_shards": {"bucket"},
     }.get(name, set())
     assert of_serving(modules("trainer")[name]) <= CONTRACTS | also
+
+
+@pytest.mark.parametrize("name", sorted(modules("benchmarks")))
+def test_what_benchmarks_import_is_there(name: str) -> None:
+    """They run too seldom to be left behind; modules of other packages are not looked at."""
+    for module in imports(modules("benchmarks")[name]):
+        package, _, last = module.rpartition(".")
+        if module.partition(".")[0] in ("serving", "trainer", "protos") and package:
+            if not hasattr(importlib.import_module(package), last):
+                importlib.import_module(module)
 
 
 def test_there_are_no_circles() -> None:

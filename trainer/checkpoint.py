@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from serving.errors import InvalidRequest
+from serving.whole_file import replaced
 from trainer.errors import FailedCheck
-from trainer.whole_file import replaced
 
 State = dict[str, torch.Tensor]
 

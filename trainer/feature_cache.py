@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.whole_file import replaced
+from serving.whole_file import replaced
 
 Features = dict[str, npt.NDArray[np.float32]]  # sha256 of a photo's bytes -> [views, F]
 

@@ -12,6 +12,7 @@ from serving.errors import InvalidRequest, PawprintError
 from trainer.console import Console
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
+from trainer.shard_places import UNFINISHED
 from trainer.shard_writer import Entry, divide, name_entries, write_shard
 from trainer.shards import CLASS_NAMES
 from trainer.tree import labels_of
@@ -91,10 +92,12 @@ def _to_folder(
 def _to_bucket(
     shards: Mapping[str, list[Entry]], labels: Sequence[str], out: str, console: Console
 ) -> None:
-    """The shards come one by one: what is cut off has less of them."""
+    """The shards come one by one; until the last is there, a mark keeps them from being read."""
     bucket = Bucket(out)
-    if bucket.stored(deep=False):
-        raise InvalidRequest(f"{out} is not empty; choose another --out")
+    if stored := bucket.stored(deep=False):
+        found = "half written" if UNFINISHED in stored else "not empty"
+        raise InvalidRequest(f"{out} is {found}; empty it, or choose another --out")
+    bucket.write(UNFINISHED, b"Not all shards are written yet.\n")
     bucket.write(CLASS_NAMES, _names(labels).encode())
 
     def upload(path: Path) -> None:
@@ -103,6 +106,7 @@ def _to_bucket(
 
     with tempfile.TemporaryDirectory() as folder:
         _write(shards, labels, Path(folder), upload, console)
+    bucket.delete([UNFINISHED])
 
 
 def _write(

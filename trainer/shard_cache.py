@@ -17,9 +17,9 @@ from typing import Any
 
 from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest
+from serving.whole_file import replaced
 from trainer.alone import alone
 from trainer.shard_places import BucketShard, Shard, shard_key
-from trainer.whole_file import replaced
 
 _LIMIT = "PAWPRINT_SHARD_CACHE_GB"
 _DAY_S = 24 * 3600.0

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
 from trainer.shard_index import Sample, samples_of, split_name
-from trainer.shard_places import BucketShard, Member, Shard, find_shards
+from trainer.shard_places import BucketShard, Member, Shard, find_shards, shards_of_folder
 from trainer.tree import FOLDER_SPLIT, SPLITS, Found, distinct_labels, labels_of, same_classes
 
 Read = tuple[Shard, list[Sample]]
@@ -51,7 +51,7 @@ def find_shard_photos(data: str, track: Track = lambda items, title, total: item
     Unavailable.
     """
     pattern = data if data.endswith(_ENDS) else f"{data.rstrip('/')}/*.tar"
-    shards = find_shards(pattern)
+    shards = shards_of_folder(Path(data)) if os.path.isdir(data) else find_shards(pattern)
     cache = shard_cache(os.environ)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:

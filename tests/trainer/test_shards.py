@@ -264,6 +264,12 @@ def test_what_is_not_there_is_named(tmp_path: Path):
     expect(tmp_path / "a-{000..003}.tar", "names shards that are not there: .*a-001.tar and 2 more")
 
 
+def test_the_name_of_a_folder_is_no_pattern(photos: MakePhotos, tmp_path: Path):
+    folder = photos(per_class=2)
+    shards = make(folder, tmp_path / "pets [v2] {a,b}*")
+    assert told(find_photos(shards)) == told(find_photos(folder))
+
+
 def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
     expect(write_tar(tmp_path / "one.tar", samples(0, ("cat",))), r"has one label \(cat\)")
     expect(write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()}), "has no photo with a label")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.bucket import Bucket
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unavailable
 from tests.object_store import BUCKET, free_ports, running_store
 from tests.photos import jpeg
 from tests.trainer.conftest import write_photos
@@ -124,7 +124,35 @@ def test_what_is_not_there_is_named():
 
 def test_shards_are_not_written_over_others(store: Path, capsys: pytest.CaptureFixture[str]):
     assert make_shards(["--data", str(store), "--out", _SHARDS]) == 2
-    assert capsys.readouterr().err == f"error: {_SHARDS} is not empty; choose another --out\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {_SHARDS} is not empty; empty it, or choose another --out\n"
+    )
+
+
+def test_shards_of_which_not_all_were_written_are_not_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    place = f"s3://{BUCKET}/cut"
+    command = ["--data", str(store), "--out", place, "--shard-mb", "1"]
+    upload = Bucket.upload
+
+    def cut_off(bucket: Bucket, file: Path, key: str) -> None:
+        if key == "photos-000001.tar":
+            raise Unavailable("the store went away")
+        upload(bucket, file, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "upload", cut_off)
+        assert make_shards(command) == 2
+    for data in (place, f"{place}/photos-000000.tar"):
+        with pytest.raises(InvalidData, match="not all shards are there"):
+            find_photos(data)
+    assert make_shards(command) == 2
+    assert f"{place} is half written; empty it, or choose" in capsys.readouterr().err
+    Bucket(place).delete(list(Bucket(place).stored(deep=False)))
+    assert make_shards(command) == 0
+    assert len(find_photos(place)) == 17
 
 
 def test_a_store_that_can_not_be_reached_ends_it_in_one_line(

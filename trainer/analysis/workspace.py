@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.whole_file import replaced
+from serving.whole_file import replaced
 
 Piece = dict[str, np.ndarray]
 

@@ -11,14 +11,15 @@ from typing import IO
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """What is written takes the place of `path`, on the disk, at the end; after an error nothing
-    of it is left. Makes the folder. Raises OSError."""
+    of it is left. Makes the folder; others may read the file. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
