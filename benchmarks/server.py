@@ -153,13 +153,13 @@ class Yardstick:
         given = (options.models, options.name, photos, options.precision)
         self.best = limits(*given, decoded=decoded)[0]
         cores = CORES // self.best.loops
-        self._engine = engine_of(options.models, options.name, options.precision, cores)
+        self.engine = engine_of(options.models, options.name, options.precision, cores)
         self._photos, self._decoded = photos[:SOME], decoded
         self.seen: list[float] = []
 
     def photos_s(self) -> float:
         loops, batch = self.best.loops, self.best.batch
-        self.seen.append(rate(self._engine, self._photos, loops, batch, decoded=self._decoded))
+        self.seen.append(rate(self.engine, self._photos, loops, batch, decoded=self._decoded))
         return self.seen[-1]
 
     def __str__(self) -> str:
@@ -190,8 +190,7 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
             print(f"{client}, {callers} callers: {share:.2f}", file=sys.stderr, flush=True)
             before = after
 
-    manifest = engine_of(options.models, options.name, options.precision, 1).manifest
-    version = (options.models / options.name / str(manifest.version)).resolve()
+    version = (options.models / options.name / str(limit.engine.manifest.version)).resolve()
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options, photos, Path(folder))
         for _ in range(options.rounds):

@@ -40,7 +40,7 @@ class Folder:
         return {p.relative_to(self._root).as_posix() for p in self._root.rglob("*") if p.is_file()}
 
     def write(self, key: str, data: bytes) -> None:
-        with replaced(self._root / key) as file:
+        with replaced(self._root / key, mode=0o644) as file:
             file.write(data)
 
 

@@ -406,7 +406,7 @@ def _sync(path: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    with replaced(path) as file:
+    with replaced(path, mode=0o644) as file:
         file.write(data)
     _sync(path.parent)
 

@@ -9,9 +9,10 @@ from typing import IO
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[IO[bytes]]:
+def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """What is written takes the place of `path`, on the disk, at the end; after an error nothing
-    of it is left. Makes the folder; others may read the file. Raises OSError."""
+    of it is left. Makes the folder. `mode`: the file's, its owner's alone unless given. Raises
+    OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
@@ -19,7 +20,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -159,18 +159,19 @@ def expand_braces(pattern: str) -> list[str]:
 
 def shards_of_folder(folder: Path) -> list[Shard]:
     """Sorted by name; the folder's own name is no pattern, whatever is in it."""
-    return [_file_shard(path) for path in sorted(folder.glob("*.tar")) if path.is_file()]
+    found = _in_folder(f"{glob.escape(str(folder))}/*.tar")
+    return sorted(found, key=lambda shard: shard.location)
 
 
 def _in_folder(pattern: str) -> list[Shard]:
     paths = glob.glob(pattern) if _WILD.search(pattern) else [pattern]
-    return [_file_shard(path) for path in map(Path, paths) if path.is_file()]
-
-
-def _file_shard(path: Path) -> FileShard:
-    status = path.stat()
-    stamp = f"{status.st_mtime_ns} {status.st_ino}"
-    return FileShard(path=path.absolute(), size=status.st_size, stamp=stamp)
+    shards: list[Shard] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            status = path.stat()
+            stamp = f"{status.st_mtime_ns} {status.st_ino}"
+            shards.append(FileShard(path=path.absolute(), size=status.st_size, stamp=stamp))
+    return shards
 
 
 def _in_bucket(pattern: str, listed: dict[str, tuple[Bucket, dict[str, Stored]]]) -> list[Shard]:
@@ -180,14 +181,15 @@ def _in_bucket(pattern: str, listed: dict[str, tuple[Bucket, dict[str, Stored]]]
         folder, deep = folder.rpartition("/")[0], True
     if folder not in listed:
         bucket = Bucket(folder)
-        listed[folder] = bucket, bucket.stored(deep=deep)
+        objects = bucket.stored(deep=deep)
+        for key in objects:
+            if PurePosixPath(key).name == UNFINISHED:
+                raise InvalidData(
+                    f"{bucket.location}/{key} says that not all shards are there: their writing is "
+                    "under way, or was cut off; then empty the place and write them again"
+                )
+        listed[folder] = bucket, objects
     bucket, objects = listed[folder]
-    for key in objects:
-        if PurePosixPath(key).name == UNFINISHED:
-            raise InvalidData(
-                f"{bucket.location}/{key} says that not all shards are there: their writing is "
-                "under way, or was cut off; then empty the place and write them again"
-            )
     below = pattern[len(folder) + 1 :]
     if _WILD.search(below):  # rooted, so that a star stands for one name and the whole must match
         keys = [key for key in objects if PurePosixPath(f"/{key}").match(f"/{below}")]
