@@ -62,6 +62,8 @@ def running_store(folder: Path) -> Iterator[ObjectStore]:
     command = [weed, "-logtostderr=true", "server", f"-dir={data}", "-filer", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
     command += [f"-s3.config={config}", "-volume.max=8"]
+    # Catalogues that nobody asks, at ports which two stores at once would fight for.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     for service, port in ports.items():
         command += [f"-{service}.port={port}", f"-{service}.port.grpc={grpc[service]}"]
     with (folder / "log").open("wb") as log:
