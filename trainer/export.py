@@ -39,7 +39,7 @@ def export_onnx(served: Served, size: int, path: Path) -> None:
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     chatter = io.StringIO()
     try:
-        with _quiet(chatter):
+        with _quiet(chatter), _clamping(served):
             torch.onnx.export(
                 served,
                 (example,),
@@ -66,6 +66,33 @@ def export_onnx(served: Served, size: int, path: Path) -> None:
     onnx.save(model, path)
 
 
+class _Clamp6(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(x, 0, 6)
+
+
+@contextlib.contextmanager
+def _clamping(net: nn.Module) -> Iterator[None]:
+    """Each ReLU6 of `net` replaced by the clamp that it is, and put back afterwards.
+
+    ONNX has no ReLU6, so the exporter decomposes each one under a symbolic batch: a third of the
+    export's time with MobileNetV2's 35. A clamp it takes as it is; the graph comes out the same.
+    """
+    swapped = [
+        (parent, name, child)
+        for parent in net.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.ReLU6
+    ]
+    try:
+        for parent, name, _ in swapped:
+            setattr(parent, name, _Clamp6())
+        yield
+    finally:
+        for parent, name, child in swapped:
+            setattr(parent, name, child)
+
+
 def _strip_metadata(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes on each node: stack traces with paths of this machine."""
     graph = model.graph
@@ -78,9 +105,7 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 @contextlib.contextmanager
 def _quiet(chatter: io.StringIO) -> Iterator[None]:
     """Keep the exporter's progress and its notes on its own innards from the terminal."""
-    loggers = [
-        logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    ]
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

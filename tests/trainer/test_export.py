@@ -135,3 +135,27 @@ def test_a_net_that_cannot_be_exported_says_so(tmp_path: Path):
 def test_the_exporter_is_quiet(served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     export_onnx(served, SIZE, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+class Bounded(nn.Module):
+    """Two ReLU6, whose bounds the pixels really pass on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.ReLU6(inplace=True), nn.ReLU6()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.mean((2, 3)) * 40 - 20
+        return self.low(x.clone()) - self.high(-2 * x)
+
+
+def test_relu6_is_exported_as_it_is_and_the_net_left_as_it_was(tmp_path: Path):
+    net = Served(Bounded()).eval()
+    modules = dict(net.named_modules())
+    export_onnx(net, 8, tmp_path / "model.onnx")
+    assert dict(net.named_modules()) == modules
+    images = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 110, 140, 150, 255)])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (logits,) = session.run(["logits"], {"image": images})
+    x = images.mean((1, 2)) / 255 * 40 - 20
+    np.testing.assert_allclose(logits, x.clip(0, 6) - (-2 * x).clip(0, 6), atol=1e-4)
