@@ -1,6 +1,6 @@
 """Features of a frozen net, computed once for each photo and view."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from trainer.folding import folded
 from trainer.pictures import Photo, Pictures
 from trainer.weights import digest_state
 
+Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
 
 VIEWS = ("plain", "mirrored")
 _BATCH = 32
@@ -23,7 +25,21 @@ _BATCH = 32
 
 def plain(squares: Pictures, photos: Sequence[Photo]) -> torch.Tensor:
     """Photos as served: float32 [n, 3, S, S] in [0, 1], channels last in memory."""
-    return torch.from_numpy(np.stack(squares.get(photos))).permute(0, 3, 1, 2).float().div_(255)
+    return _planes(torch.from_numpy(np.stack(squares.get(photos))))
+
+
+def in_torch(classifier: Classifier) -> FeatureNet:
+    """The backbone of `classifier` where its weights are."""
+    device = classifier.head.weight.device
+    net = folded(classifier.backbone)
+
+    def run(images: Pixels) -> Floats:
+        with torch.inference_mode():
+            planes = _planes(torch.from_numpy(images).to(device))
+            vectors: Floats = net(classifier.normalise(planes)).float().cpu().numpy()
+        return vectors
+
+    return run
 
 
 def cache_of(config: TrainConfig, classifier: Classifier) -> FeatureCache:
@@ -44,18 +60,23 @@ def extract(
     squares: Pictures,
     cache: FeatureCache,
     advance: Callable[[int, str], None],
-    views: Sequence[str] = VIEWS,
+    open_net: Callable[[Classifier], FeatureNet] = in_torch,
 ) -> Floats:
     """Pooled vectors [n, views, F] of what the server sees of each photo, and of its mirror image.
 
-    `advance` is told how many photos are done. What lies in `cache` is not computed again. Raises
-    FailedCheck where a feature is not finite.
+    `advance` is told how many photos are done. What lies in `cache` is not computed again; where
+    all does, no net is opened. Raises FailedCheck where a feature is not finite.
     """
     known = cache.load()
     todo = [p for p in photos if p.digest not in known]
     advance(len(photos) - len(todo), "")
     if todo:
-        for batch, vectors in _compute(classifier, todo, squares, views):
+        net = open_net(classifier.eval())
+        for start in range(0, len(todo), _BATCH):
+            batch = todo[start : start + _BATCH]
+            images = np.stack(squares.get(batch))
+            mirrored = np.ascontiguousarray(images[:, :, ::-1])
+            vectors = np.stack([net(images), net(mirrored)], axis=1)
             known.update(zip((p.digest for p in batch), vectors, strict=True))
             advance(len(batch), "")
         cache.save(known)
@@ -67,15 +88,5 @@ def extract(
     return features
 
 
-def _compute(
-    classifier: Classifier, photos: Sequence[Photo], squares: Pictures, views: Sequence[str]
-) -> Iterator[tuple[Sequence[Photo], Floats]]:
-    device = classifier.head.weight.device
-    classifier.eval()
-    net = folded(classifier.backbone)
-    for start in range(0, len(photos), _BATCH):
-        batch = photos[start : start + _BATCH]
-        images = classifier.normalise(plain(squares, batch).to(device))
-        with torch.inference_mode():
-            seen = [net(images.flip(3) if view == "mirrored" else images) for view in views]
-        yield batch, torch.stack(seen, dim=1).float().cpu().numpy()
+def _planes(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.permute(0, 3, 1, 2).float().div_(255)

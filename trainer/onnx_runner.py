@@ -9,15 +9,18 @@ import onnxruntime
 Floats = npt.NDArray[np.float32]
 
 
+def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """`model` on all cores of this machine."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxRunner:
     """uint8 [n, S, S, 3] -> probabilities and logits, float32 [n, K] each."""
 
     def __init__(self, model: Path | bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(model)
 
     def run(self, images: npt.NDArray[np.uint8], batch_size: int) -> tuple[Floats, Floats]:
         """In batches of `batch_size`; the last one may be smaller."""

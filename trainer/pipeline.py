@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ from trainer.defence import parse_defence
 from trainer.determinism import deterministic
 from trainer.distributed import World, joined
 from trainer.errors import FailedCheck
-from trainer.features import cache_of, extract
+from trainer.exporter import Exporter
+from trainer.features import FeatureNet, cache_of, extract, in_torch
 from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
@@ -67,6 +69,7 @@ class Run:
     teacher: Teacher | None
     logs: Path  # unless the settings name another folder
     world: World
+    exporter: Exporter
     recorded: MlflowRun | None = None
 
 
@@ -95,7 +98,15 @@ def _fit_and_publish(run: Run, started: float) -> Published:
     run.classifier.to("cpu").to(memory_format=torch.contiguous_format)
     calibrated = Calibrated(run.classifier, fitted.temperature).eval()
     published = publish(
-        run.repository, calibrated, run.data, run.spec, run.config, fitted, started, run.console
+        run.repository,
+        calibrated,
+        run.data,
+        run.spec,
+        run.config,
+        fitted,
+        started,
+        run.console,
+        run.exporter,
     )
     if run.checkpoints is not None:
         run.checkpoints.delete()
@@ -141,6 +152,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         teacher=teacher,
         logs=repository.root / ".logs",
         world=world,
+        exporter=Exporter(config.size, console),
     )
 
 
@@ -221,8 +233,13 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
     cache = cache_of(config, classifier)
+    open_net: Callable[[Classifier], FeatureNet] = in_torch
+    if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
+        # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
+        run.exporter.prepare(classifier)
+        open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
-        part = extract(classifier, run.world.share(photos), data.squares, cache, advance)
+        part = extract(classifier, run.world.share(photos), data.squares, cache, advance, open_net)
     features = run.world.join(part)
     classes = len(data.labels)
     probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))

@@ -1,13 +1,15 @@
 """A linear head on frozen features: logistic regression, its penalty cross-validated."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 from torch.nn.functional import nll_loss, one_hot
 
 from trainer.metrics import nll
@@ -19,6 +21,7 @@ PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 _FOLDS = 5
 _ITERATIONS = 300
 _ROUGH = 1e-6  # relative decrease of the loss at which a fit ends: enough to compare penalties
+_BLAS = ThreadpoolController().select(user_api="blas")  # NumPy's and SciPy's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,15 @@ class Probe:
     out_of_fold: Floats  # [n, K]: logits of each photo by a head that has not seen it
 
 
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Its threads and PyTorch's each spin while the other works: a probe took 2.7 to 3.5 times as
+    long with both, on 2 cores."""
+    with _BLAS.limit(limits=1):
+        yield
+
+
+@_one_blas_thread()
 def fit_head(
     features: Floats,
     labels: Ints,
@@ -86,6 +98,7 @@ def fit_head(
     return Head(weight=weight, bias=table[:, width] - weight @ centre)
 
 
+@_one_blas_thread()
 def fit_probe(
     features: Floats,
     labels: Ints,

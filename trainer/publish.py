@@ -22,7 +22,8 @@ from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
-from trainer.export import OPSET, Served, export_onnx
+from trainer.export import OPSET, Served
+from trainer.exporter import Exporter
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.parity import require_parity
 from trainer.plots import save_plots
@@ -62,6 +63,7 @@ def publish(
     fitted: Fitted,
     started: float,
     console: Console,
+    exporter: Exporter,
 ) -> Published:
     """Export `calibrated` (on the CPU, in eval mode) and publish it as the next version.
 
@@ -70,9 +72,8 @@ def publish(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     test = data.splits["test"]
     with repository.staging(config.name) as folder:
-        console.line("Exporting to ONNX")
         served = Served(calibrated).eval()
-        export_onnx(served, config.size, folder / MODEL)
+        exporter.export(calibrated, folder / MODEL)
         sample = [test[i] for i in spread(len(test), _PARITY_PHOTOS)]
         images = np.stack(data.squares.get(sample))
         bench = Bench(served=served, data=data, images=images, console=console)

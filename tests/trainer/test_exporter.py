@@ -1,0 +1,78 @@
+"""One export for a backbone: its features, and any head on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.backbones import Calibrated, Classifier, build
+from trainer.console import Console
+from trainer.export import Served
+from trainer.exporter import Exporter
+from trainer.features import in_torch
+from trainer.onnx_runner import OnnxRunner
+from trainer.parity import measure_parity, require_parity
+
+SIZE = 48
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def new_exporter() -> Exporter:
+    return Exporter(SIZE, Console(to_stderr=False))
+
+
+def classifier(seed: int, labels: int = 3) -> Classifier:
+    torch.manual_seed(seed)
+    return build("tiny", labels, SIZE)
+
+
+def require_same(calibrated: Calibrated, path: Path) -> None:
+    parity, differ = measure_parity(Served(calibrated).eval(), OnnxRunner(path), PIXELS)
+    require_parity(parity, differ, [""] * len(PIXELS))
+
+
+def exports(capsys: pytest.CaptureFixture[str]) -> int:
+    return capsys.readouterr().out.count("Exporting to ONNX")
+
+
+def test_its_features_are_those_of_pytorch():
+    net = classifier(0)
+    expected = in_torch(net)(PIXELS)
+    assert expected.shape == (9, 160) and expected.std() > 0.1 * expected.max()
+    features = new_exporter().features(net)(PIXELS)
+    assert features == pytest.approx(expected, rel=0, abs=1e-5 * float(expected.max()))
+
+
+def test_another_head_and_temperature_need_no_other_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    exporter = new_exporter()
+    net = classifier(0)
+    exporter.features(net)
+    exporter.export(Calibrated(net, 0.6), tmp_path / "a.onnx")
+    first = (tmp_path / "a.onnx").read_bytes()
+    require_same(Calibrated(net, 0.6), tmp_path / "a.onnx")
+    torch.nn.init.normal_(net.head.weight)
+    torch.nn.init.normal_(net.head.bias)
+    exporter.export(Calibrated(net, 2.5), tmp_path / "b.onnx")
+    require_same(Calibrated(net, 2.5), tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == first
+    assert exports(capsys) == 1
+
+
+def test_another_backbone_or_number_of_labels_is_exported_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    exporter = new_exporter()
+    nets = classifier(0), classifier(1), classifier(1, labels=5)
+    for number, net in enumerate(nets):
+        exporter.export(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
+        require_same(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
+    assert exports(capsys) == 3
+    statistics = nets[2].backbone.state_dict()
+    name = next(key for key in statistics if key.endswith("running_mean"))
+    statistics[name] += 0.1
+    exporter.export(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
+    require_same(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
+    assert exports(capsys) == 1

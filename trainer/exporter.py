@@ -1,0 +1,88 @@
+"""The exports of one run: a backbone goes through PyTorch's exporter once, whatever its head."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from trainer.backbones import Calibrated, Classifier
+from trainer.console import Console
+from trainer.export import Served, to_onnx
+from trainer.features import FeatureNet
+from trainer.onnx_runner import open_session
+from trainer.weights import digest_state
+
+_HEAD = "calibrated.classifier.head"
+
+
+class Exporter:
+    """Keeps the graph of the last backbone; another head is written into it in no time.
+
+    PyTorch's exporter takes seconds, ONNX Runtime on a CPU is the faster of the two: so a frozen
+    backbone is exported first, and what is published later is the graph that gave its features.
+    """
+
+    def __init__(self, size: int, console: Console) -> None:
+        self._size = size
+        self._console = console
+        self._graph: onnx.ModelProto | None = None
+        self._of = ""
+
+    def prepare(self, classifier: Classifier) -> None:
+        """Export the backbone of `classifier` unless it was the last one.
+
+        Raises FailedCheck if it can't be exported.
+        """
+        self._backbone(classifier)
+
+    def features(self, classifier: Classifier) -> FeatureNet:
+        """The backbone of `classifier` in ONNX Runtime on the CPU.
+
+        Raises FailedCheck if it can't be exported.
+        """
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self._backbone(classifier))
+        pooled = _head_node(graph).input[0]
+        shape = ("batch", classifier.head.in_features)
+        value = onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, shape)
+        del graph.graph.output[:]
+        graph.graph.output.append(value)
+        session = open_session(graph.SerializeToString())
+
+        def run(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            vectors: npt.NDArray[np.float32] = session.run([pooled], {"image": images})[0]
+            return vectors
+
+        return run
+
+    def export(self, calibrated: Calibrated, path: Path) -> None:
+        """Write `calibrated`, on the CPU and in eval mode, to `path`, whole in one file.
+
+        The temperature is in the head: logits = (W x + b) / T = (W / T) x + b / T. Raises
+        FailedCheck if the backbone can't be exported.
+        """
+        graph = self._backbone(calibrated.classifier)
+        head = calibrated.classifier.head
+        tensors = {initializer.name: initializer for initializer in graph.graph.initializer}
+        _, weight, bias = _head_node(graph).input
+        for name, value in ((weight, head.weight), (bias, head.bias)):
+            array = (value.detach() / calibrated.temperature).numpy()
+            tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+        onnx.save(graph, path)
+
+    def _backbone(self, classifier: Classifier) -> onnx.ModelProto:
+        """The graph of `classifier` at temperature 1, with whatever head."""
+        of = digest_state(classifier.backbone.state_dict()) + str(classifier.head.out_features)
+        if self._graph is None or self._of != of:
+            self._console.line("Exporting to ONNX")
+            self._graph = to_onnx(Served(Calibrated(classifier, 1.0)).eval(), self._size)
+            self._of = of
+        return self._graph
+
+
+def _head_node(graph: onnx.ModelProto) -> onnx.NodeProto:
+    """x [n, F], W [K, F], b [K] -> W x + b."""
+    (node,) = (n for n in graph.graph.node if f"{_HEAD}.weight" in n.input)
+    return node
