@@ -75,7 +75,7 @@ class Answer:
 
 
 class Call:
-    """The place of one call in the queue; a context manager, which gives the place back.
+    """The places of one call in the queue; a context manager, which gives them back.
 
     Leaving it drops what is not answered yet: a cancelled caller's photos are never run, unless
     their batch is already running, and then only their own answers are thrown away.
@@ -90,27 +90,20 @@ class Call:
         priority: Priority,
     ) -> None:
         self._batcher = batcher
-        self._unused = photos  # admitted and not yet put
         self.photos = photos
         self.deadline = deadline
         self.caller = caller
         self.priority = priority
-        self._futures: list[asyncio.Future[Answer]] = []
-        self._closed = False
+        self._places: list[Place] = []
+        # Guarded by the lock of the inference threads:
+        self._coming = photos  # admitted, and neither filled nor failed
+        self.left = False
 
-    def put(self, photo: Array) -> "asyncio.Future[Answer]":
-        """Queue one decoded photo, on the event loop. The future raises DeadlineExceeded if the
-        deadline passes before its batch starts, and whatever `run` raised."""
-        assert self._unused > 0 and not self._closed
-        self._unused -= 1
-        self._futures.append(self._batcher._put(self, photo))
-        return self._futures[-1]
-
-    def skip(self) -> None:
-        """One photo of the call will not come."""
-        assert self._unused > 0 and not self._closed
-        self._unused -= 1
-        self._batcher._skip()
+    def place(self) -> "Place":
+        """Of the next photo. To be called on the event loop."""
+        assert len(self._places) < self.photos and not self.left
+        self._places.append(Place(self, self._batcher))
+        return self._places[-1]
 
     def __enter__(self) -> "Call":
         return self
@@ -118,23 +111,44 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._closed = True
-        self._batcher._leave(self, self._unused)
-        for future in self._futures:
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # seen: asyncio would log one that nobody awaited
+        self._batcher._leave(self)
+        for place in self._places:
+            if not place.answer.cancel() and not place.answer.cancelled():
+                place.answer.exception()  # seen: asyncio would log one that nobody awaited
+
+
+class Place:
+    """One photo's, to be filled or failed once, from any thread; after its call has left it is
+    neither.
+
+    `answer` raises DeadlineExceeded if the deadline passes before the batch of the photo starts,
+    whatever `run` raised, or what the place failed with.
+    """
+
+    def __init__(self, call: Call, batcher: "Batcher") -> None:
+        self.call = call
+        self._batcher = batcher
+        self.answer: asyncio.Future[Answer] = batcher._loop.create_future()
+
+    def fill(self, photo: Array) -> None:
+        """With the decoded photo."""
+        self._batcher._put(self, photo)
+
+    def fail(self, error: Exception) -> None:
+        """The photo will not come."""
+        self._batcher._fail(self, error)
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    call: Call
+    place: Place
     photo: Array
-    future: "asyncio.Future[Answer]"
     since: float
 
 
 class Batcher:
-    """Its methods and those of its calls belong to the event loop that it was made on.
+    """Its methods and those of its calls belong to the event loop that it was made on; those of
+    their places to any thread.
 
     The inference threads know it only while a call is admitted: one that is let go ends with its
     last call.
@@ -148,7 +162,7 @@ class Batcher:
         # Guarded by the thread's lock:
         self._turns: tuple[Turns[_Waiting], ...] = tuple(Turns() for _ in Priority)
         self._since_low = 0  # photos of high priority taken since the last of low priority
-        self._coming = 0  # photos admitted and not yet put
+        self._coming = 0  # photos admitted, their places neither filled nor failed
         self._gathering_since = math.inf
         # Of the event loop alone:
         self._admitted = 0  # photos
@@ -243,29 +257,39 @@ class Batcher:
                 retry_after_s=self._drained_in_s(),
             )
 
+    # --- called by Place, on any thread
+
+    def _put(self, place: Place, photo: Array) -> None:
+        waiting = _Waiting(place, photo, time.monotonic())
+        with self._threads.changed:
+            if self._came(place.call):
+                self._gathering_since = min(self._gathering_since, waiting.since)
+                self._turns[place.call.priority].put(place.call.caller, waiting)
+
+    def _fail(self, place: Place, error: Exception) -> None:
+        with self._threads.changed:
+            there = self._came(place.call)
+        if there:
+            self._loop.call_soon_threadsafe(_deliver, [place], [error])
+
+    def _came(self, call: Call) -> bool:
+        """One photo less to wait for, unless its call has left; the lock is held."""
+        if not call.left:
+            call._coming -= 1
+            self._coming -= 1
+            self._threads.changed.notify()
+        return not call.left
+
     # --- called by Call, on the event loop
 
-    def _put(self, call: Call, photo: Array) -> "asyncio.Future[Answer]":
-        waiting = _Waiting(call, photo, self._loop.create_future(), time.monotonic())
-        with self._threads.changed:
-            self._coming -= 1
-            self._gathering_since = min(self._gathering_since, waiting.since)
-            self._turns[call.priority].put(call.caller, waiting)
-            self._threads.changed.notify()
-        return waiting.future
-
-    def _skip(self) -> None:
-        with self._threads.changed:
-            self._coming -= 1
-            self._threads.changed.notify()
-
-    def _leave(self, call: Call, unused: int) -> None:
+    def _leave(self, call: Call) -> None:
         self._admitted -= call.photos
         if call.priority is Priority.LOW:
             self._admitted_low -= call.photos
         with self._threads.changed:
-            self._coming -= unused
-            self._turns[call.priority].drop(call.caller, lambda waiting: waiting.call is call)
+            call.left = True
+            self._coming -= call._coming
+            self._turns[call.priority].drop(call.caller, lambda waiting: waiting.place.call is call)
             if not any(self._turns):
                 self._gathering_since = math.inf
             if self._admitted == 0:
@@ -296,7 +320,7 @@ class Batcher:
             else:
                 waiting = low.pop()
                 self._since_low = 0
-            (batch if waiting.call.deadline > now else late).append(waiting)
+            (batch if waiting.place.call.deadline > now else late).append(waiting)
         if not (high or low):
             self._gathering_since = math.inf
         alone = running == 0 and not (high or low)
@@ -325,7 +349,8 @@ class Batcher:
         except Exception as error:  # goes to every caller of the batch; the thread lives on
             results = [error] * len(batch)
         results += [DeadlineExceeded("the deadline passed in the queue") for _ in late]
-        return partial(self._loop.call_soon_threadsafe, _deliver, [*batch, *late], results)
+        places = [waiting.place for waiting in (*batch, *late)]
+        return partial(self._loop.call_soon_threadsafe, _deliver, places, results)
 
     def _stack(self, batch: list[_Waiting]) -> Array:
         photos = [waiting.photo for waiting in batch]
@@ -343,11 +368,11 @@ class Batcher:
             self._photo_s += weight * (run_s / photos - self._photo_s)
 
 
-def _deliver(answered: list[_Waiting], results: list[Answer | BaseException]) -> None:
-    for waiting, result in zip(answered, results, strict=True):
-        if waiting.future.done():  # its caller has gone; the others must have their answers
+def _deliver(places: Sequence[Place], results: Sequence[Answer | BaseException]) -> None:
+    for place, result in zip(places, results, strict=True):
+        if place.answer.done():  # its caller has gone; the others must have their answers
             continue
         if isinstance(result, BaseException):
-            waiting.future.set_exception(result)
+            place.answer.set_exception(result)
         else:
-            waiting.future.set_result(result)
+            place.answer.set_result(result)

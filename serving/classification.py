@@ -1,36 +1,23 @@
 """The core of every call: photos in, labels or the model's own outputs out. Knows nothing of gRPC.
 
-Admission comes before decoding; decoding happens in a bounded pool of threads (Pillow lets go of
-the interpreter lock); a photo that can't be read is an error of that photo alone.
+Admission comes before decoding; a photo that can't be read is an error of that photo alone.
 """
 
-import asyncio
 import functools
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.answers import Label
-from serving.batching import Answer, Priority
+from serving.batching import Answer, Place, Priority
 from serving.catalogue import ServedVersion
-from serving.errors import InvalidImage, InvalidRequest
+from serving.decoding import Decoders, Limits, decode
+from serving.errors import DeadlineExceeded, InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
-from serving.preprocess import preprocess
 from serving.shadowing import Shadowing
-from serving.thread_priority import go_behind_the_event_loop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    max_photos: int  # a call
-    max_photo_bytes: int  # encoded
-    max_pixels: int  # a photo
-
 
 Photo = bytes | npt.NDArray[np.uint8]  # encoded, or the very pixels: [S, S, 3]
 
@@ -54,17 +41,12 @@ class Classified:
 class Classifier:
     def __init__(self, decode_threads: int, limits: Limits) -> None:
         self.limits = limits
-        self._pool = ThreadPoolExecutor(
-            decode_threads, thread_name_prefix="decode", initializer=go_behind_the_event_loop
-        )
-        self._decode_threads = decode_threads
+        self._decoders = Decoders(decode_threads)
         self.shadowing = Shadowing()
-        # No more photos of low priority are in the pool's queue, of however many calls.
-        self._low_priority = asyncio.Semaphore(decode_threads)
 
     def close(self) -> None:
         self.shadowing.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._decoders.close()
 
     async def classify(
         self,
@@ -114,35 +96,32 @@ class Classifier:
                 f"the call holds {len(photos)} photos; at most {self.limits.max_photos} are "
                 "allowed: split it, or use ClassifyStream"
             )
-        decode_s = 0.0
-        outcomes: list[asyncio.Future[Answer] | InvalidImage] = []
+        spec = served.engine.manifest.preprocessing
+        decoded: list[tuple[float, float]] = []  # seconds it took, and when it was done
         with served.batcher.admit(
             len(photos), deadline=deadline, caller=caller, priority=priority
         ) as call:
-            spec = served.engine.manifest.preprocessing
-            async for pixels, seconds in self._decoded(photos, spec, priority):
-                decode_s += seconds
-                if isinstance(pixels, InvalidImage):
-                    call.skip()
-                    outcomes.append(pixels)
+            began = time.monotonic()
+            places, jobs = [], []
+            for photo in photos:
+                places.append(call.place())
+                if isinstance(photo, np.ndarray):
+                    places[-1].fill(photo)
                 else:
-                    outcomes.append(call.put(pixels))
-            decoded = time.monotonic()
-            if len(outcomes) == 1 and isinstance(outcomes[0], InvalidImage):
-                raise outcomes[0]
-            answers = [
-                outcome if isinstance(outcome, InvalidImage) else await outcome
-                for outcome in outcomes
-            ]
+                    jobs.append(
+                        functools.partial(_decode, photo, spec, self.limits, places[-1], decoded)
+                    )
+            self._decoders.start(jobs, priority)
+            answers = [await _answer(place, alone=len(places) == 1) for place in places]
         if served.shadow is not None:
             self.shadowing.copy(served, answers, functools.partial(self._copy, photos))
         answered = [answer for answer in answers if isinstance(answer, Answer)]
         return Inferred(
             answers=tuple(answers),
-            decode_s=decode_s,
+            decode_s=sum(seconds for seconds, _ in decoded),
             queue_s=max((answer.queue_s for answer in answered), default=0.0),
             inference_s=max((answer.run_s for answer in answered), default=0.0),
-            decoded=decoded,
+            decoded=max((done for _, done in decoded), default=began),
             answered=time.monotonic(),
         )
 
@@ -155,52 +134,44 @@ class Classifier:
         copied = await self.infer(served, photos, deadline=deadline, priority=Priority.LOW)
         return copied.answers
 
-    async def _decoded(
-        self, photos: Sequence[Photo], spec: Preprocessing, priority: Priority
-    ) -> AsyncIterator[tuple[npt.NDArray[np.uint8] | InvalidImage, float]]:
-        """Pixels, or why there are none, with the seconds it took, in the order of the photos.
 
-        No more photos of one call are in the pool's queue than it has threads: the next caller's
-        photo waits behind those few, not behind all.
-        """
-        loop = asyncio.get_running_loop()
-        under_way: deque[asyncio.Future[tuple[npt.NDArray[np.uint8] | InvalidImage, float]]]
-        under_way = deque()
-        try:
-            for photo in photos:
-                if isinstance(photo, np.ndarray):
-                    yield photo, 0.0
-                    continue
-                if len(under_way) == self._decode_threads:
-                    yield await under_way.popleft()
-                if priority is Priority.LOW:
-                    await self._low_priority.acquire()
-                future = loop.run_in_executor(self._pool, _decode, photo, spec, self.limits)
-                if priority is Priority.LOW:
-                    future.add_done_callback(lambda _: self._low_priority.release())
-                under_way.append(future)
-            while under_way:
-                yield await under_way.popleft()
-        finally:
-            for future in under_way:
-                future.cancel()
+async def _answer(place: Place, *, alone: bool) -> Answer | InvalidImage:
+    """alone: a photo that can't be read fails the call."""
+    try:
+        return await place.answer
+    except InvalidImage as error:
+        if alone:
+            raise
+        return error
 
 
 def _decode(
-    photo: bytes, spec: Preprocessing, limits: Limits
-) -> tuple[npt.NDArray[np.uint8] | InvalidImage, float]:
-    start = time.monotonic()
-    result: npt.NDArray[np.uint8] | InvalidImage
+    photo: bytes,
+    spec: Preprocessing,
+    limits: Limits,
+    place: Place,
+    decoded: list[tuple[float, float]],
+) -> None:
+    """Fill `place`, unless the answer would come too late or to nobody."""
+    begun = time.monotonic()
+    if place.call.left:
+        return
+    if place.call.deadline <= begun:
+        place.fail(DeadlineExceeded("the deadline passed in the queue"))
+        return
+
+    def done() -> None:
+        now = time.monotonic()
+        decoded.append((now - begun, now))
+
     try:
-        if len(photo) > limits.max_photo_bytes:
-            raise InvalidImage(
-                f"the photo has {len(photo):,} bytes; at most {limits.max_photo_bytes:,} "
-                "are allowed"
-            )
-        result = preprocess(photo, spec, max_pixels=limits.max_pixels)
-    except InvalidImage as error:
-        result = error
-    return result, time.monotonic() - start
+        pixels = decode(photo, spec, limits)
+    except Exception as error:  # the caller's, whatever it is
+        done()
+        place.fail(error)
+    else:
+        done()
+        place.fill(pixels)
 
 
 def best_labels(

@@ -15,7 +15,8 @@ from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
 from serving.admin_service import admin_server
 from serving.catalogue import Catalogue
-from serving.classification import Classifier, Limits
+from serving.classification import Classifier
+from serving.decoding import Limits
 from serving.edge import Edge, EdgeLimits
 from serving.errors import Unavailable
 from serving.inference_service import InferenceService

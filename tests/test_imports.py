@@ -28,6 +28,7 @@ CORE = {
     "catalogue",
     "classification",
     "cores",
+    "decoding",
     "device",
     "engine",
     "golden",

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from serving.batching import LOW_EVERY, Answer, Batcher, BatchSettings, Priority
-from serving.errors import DeadlineExceeded, Overloaded
+from serving.batching import LOW_EVERY, Answer, Batcher, BatchSettings, Call, Priority
+from serving.errors import DeadlineExceeded, InvalidImage, Overloaded
 from serving.inference_thread import InferenceThreads
 
 LONG_S = 10.0
@@ -54,9 +54,21 @@ def batcher(model: Model, thread: InferenceThreads, **settings: float) -> Batche
     return Batcher(model, BatchSettings(**{**defaults, **settings}), thread)  # type: ignore[arg-type]
 
 
+def put(call: Call, row: int) -> "asyncio.Future[Answer]":
+    place = call.place()
+    place.fill(np.array([row]))
+    return place.answer
+
+
+def fail(call: Call) -> "asyncio.Future[Answer]":
+    place = call.place()
+    place.fail(InvalidImage("can't be decoded"))
+    return place.answer
+
+
 async def ask(batcher: Batcher, *rows: int, **options: object) -> list[Answer]:
     with batcher.admit(len(rows), **options) as call:
-        return [await f for f in [call.put(np.array([row])) for row in rows]]
+        return [await f for f in [put(call, row) for row in rows]]
 
 
 def values(answers: list[Answer]) -> list[int]:
@@ -102,10 +114,10 @@ async def test_an_idle_engine_waits_only_for_photos_on_their_way(
 ) -> None:
     b = batcher(model, thread)
     with b.admit(3) as call:
-        futures = [call.put(np.array([1])), call.put(np.array([2]))]
+        futures = [put(call, 1), put(call, 2)]
         await asyncio.sleep(0.05)
         assert model.batches == []
-        call.skip()  # the third can't be decoded: nothing more to wait for
+        fail(call)  # nothing more to wait for
         await asyncio.wait_for(asyncio.gather(*futures), LONG_S / 2)
     assert model.batches == [[1, 2]]
 
@@ -114,9 +126,9 @@ async def test_it_waits_no_longer_than_max_delay(model: Model, thread: Inference
     b = batcher(model, thread, max_delay_s=0.05)
     with b.admit(2) as call:
         start = time.monotonic()
-        await call.put(np.array([1]))
+        await put(call, 1)
         assert time.monotonic() - start >= 0.05
-        await call.put(np.array([2]))
+        await put(call, 2)
     assert model.batches == [[1], [2]]
 
 
@@ -133,11 +145,43 @@ async def test_a_caller_that_leaves_while_decoding_holds_nobody_up(
     assert values(await asyncio.wait_for(task, LONG_S / 2)) == [2]
 
 
+async def test_places_are_filled_and_failed_from_any_thread(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    with b.admit(3) as call:
+        places = [call.place() for _ in range(3)]
+        await asyncio.gather(
+            asyncio.to_thread(places[0].fill, np.array([5])),
+            asyncio.to_thread(places[1].fail, InvalidImage("damaged")),
+            asyncio.to_thread(places[2].fill, np.array([6])),
+        )
+        assert values([await places[0].answer, await places[2].answer]) == [10, 12]
+        with pytest.raises(InvalidImage, match="damaged"):
+            await places[1].answer
+    assert b.admitted == 0
+
+
+async def test_what_comes_after_its_call_has_left_is_dropped(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    with b.admit(1) as other:
+        with b.admit(2) as leaving:
+            places = [leaving.place(), leaving.place()]
+        places[0].fill(np.array([1]))
+        places[1].fail(InvalidImage("damaged"))
+        assert b.waiting == 0 and b.admitted == 1
+        assert values([await put(other, 3)]) == [6]
+    assert model.batches == [[3]]
+    assert all(place.answer.cancelled() for place in places)
+
+
 async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     with b.admit(5) as call:
-        await asyncio.gather(*[call.put(np.array([row])) for row in range(4)])
-        call.skip()
+        await asyncio.gather(*[put(call, row) for row in range(4)])
+        fail(call)
 
 
 async def test_one_caller_of_many_photos_does_not_starve_another(
@@ -282,9 +326,9 @@ async def test_a_storm_of_cancellations(model: Model, thread: InferenceThreads, 
             for row in rows:
                 await asyncio.sleep(generator.random() * 0.003)
                 if generator.random() < 0.1:
-                    call.skip()
+                    fail(call)
                 else:
-                    futures.append((row, call.put(np.array([row]))))
+                    futures.append((row, put(call, row)))
             return all([values([await future]) == [2 * row] for row, future in futures])
 
     tasks = []

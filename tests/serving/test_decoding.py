@@ -1,0 +1,101 @@
+"""Who decodes when: callers do not wait for all photos of another one."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from serving.batching import Priority
+from serving.decoding import Decoders, Job
+
+LONG_S = 10.0
+THREADS = 2
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(THREADS)
+    yield decoders
+    decoders.close()
+
+
+class Jobs:
+    """Each writes its name down and waits for the gate."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun: list[str] = []
+        self.done = threading.Semaphore(0)
+
+    def make(self, name: str) -> Job:
+        def job() -> None:
+            self.begun.append(name)
+            assert self.gate.wait(LONG_S)
+            self.done.release()
+
+        return job
+
+    def finish(self, count: int) -> list[str]:
+        self.gate.set()
+        for _ in range(count):
+            assert self.done.acquire(timeout=LONG_S)
+        return self.begun
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
+
+
+def test_all_jobs_of_a_call_run_in_their_order(jobs: Jobs) -> None:
+    names = [str(i) for i in range(20)]
+    jobs.gate.set()
+    one = Decoders(1)
+    one.start([jobs.make(name) for name in names], Priority.HIGH)
+    assert jobs.finish(20) == names
+    one.close()
+
+
+def test_one_callers_many_photos_do_not_hold_up_anothers_one(
+    decoders: Decoders, jobs: Jobs
+) -> None:
+    decoders.start([jobs.make("many") for _ in range(30)], Priority.HIGH)
+    decoders.start([jobs.make("one")], Priority.HIGH)
+    assert jobs.finish(31).index("one") <= 2 * THREADS
+
+
+def test_low_priority_of_however_many_calls_is_a_few_in_the_queue(
+    decoders: Decoders, jobs: Jobs
+) -> None:
+    for _ in range(30):
+        decoders.start([jobs.make("low")], Priority.LOW)
+    decoders.start([jobs.make("high")], Priority.HIGH)
+    assert jobs.finish(31).index("high") <= 2 * THREADS
+
+
+def test_each_job_runs_once_whoever_starts_them(decoders: Decoders) -> None:
+    lock, ran, done = threading.Lock(), [0] * 600, threading.Semaphore(0)
+
+    def job(number: int) -> Callable[[], None]:
+        def run() -> None:
+            with lock:
+                ran[number] += 1
+            done.release()
+
+        return run
+
+    def start(numbers: range, seed: int) -> None:
+        drawn, left = random.Random(seed), list(numbers)
+        while left:
+            some = [left.pop() for _ in range(min(len(left), drawn.randint(1, 7)))]
+            decoders.start([job(n) for n in some], drawn.choice(list(Priority)))
+
+    starters = [threading.Thread(target=start, args=(range(i, 600, 3), i)) for i in range(3)]
+    for starter in starters:
+        starter.start()
+    for _ in ran:
+        assert done.acquire(timeout=LONG_S)
+    for starter in starters:
+        starter.join()
+    assert ran == [1] * 600
