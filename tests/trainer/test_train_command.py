@@ -185,6 +185,21 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
+def test_a_net_that_has_learnt_nothing_from_scratch_is_called_so(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Steps that float32 can't tell from none, of a net without batch norms, which move alone."""
+    arguments = [
+        *("--data", photos(), "--name", "shapes", "--out", tmp_path, "--backbone", "squeezenet1_1"),
+        *("--weights", "none", "--size", 48, "--epochs", 1, "--learning-rate", 1e-8),
+        *("--optimizer", "sgd", "--clip", 1e-3),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "Warning: no epoch did better on val" in said and "has learnt nothing from" in said
+    assert "give it more of them, more --epochs or pre-trained --weights" in said.replace("\n", " ")
+
+
 def start(out: Path, data: Path, *, epochs: int, code: str) -> subprocess.Popen[str]:
     """`train` in a process of its own, after `code`."""
     arguments = [*("--data", str(data), "--name", "shapes", "--out", str(out)), *SCRATCH]
