@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 from trainer.backbones import Calibrated, Classifier
 from trainer.console import Console
@@ -73,13 +75,23 @@ class Exporter:
         onnx.save(graph, path)
 
     def _backbone(self, classifier: Classifier) -> onnx.ModelProto:
-        """The graph of `classifier` at temperature 1, with whatever head."""
+        """The graph of `classifier` with whatever head; not a new one's, whose bias of zeros the
+        exporter leaves out."""
         of = digest_state(classifier.backbone.state_dict()) + str(classifier.head.out_features)
         if self._graph is None or self._of != of:
             self._console.line("Exporting to ONNX")
-            self._graph = to_onnx(Served(Calibrated(classifier, 1.0)).eval(), self._size)
+            self._graph = to_onnx(Served(Calibrated(_with_any_head(classifier), 1.0)), self._size)
             self._of = of
         return self._graph
+
+
+def _with_any_head(classifier: Classifier) -> Classifier:
+    """The same backbone, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        head = nn.Linear(classifier.head.in_features, classifier.head.out_features)
+    return Classifier(
+        classifier.backbone, head, classifier.head_name, classifier.normalisation
+    ).eval()
 
 
 def _head_node(graph: onnx.ModelProto) -> onnx.NodeProto:

@@ -61,6 +61,15 @@ def test_another_head_and_temperature_need_no_other_export(
     assert exports(capsys) == 1
 
 
+def test_a_new_head_of_zeros_is_exported_too(tmp_path: Path):
+    exporter, net = new_exporter(), classifier(0)
+    torch.nn.init.zeros_(net.head.bias)
+    exporter.export(Calibrated(net, 1.0), tmp_path / "a.onnx")
+    torch.nn.init.ones_(net.head.bias)
+    exporter.export(Calibrated(net, 1.0), tmp_path / "b.onnx")
+    require_same(Calibrated(net, 1.0), tmp_path / "b.onnx")
+
+
 def test_another_backbone_or_number_of_labels_is_exported_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
