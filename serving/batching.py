@@ -112,7 +112,8 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._batcher._leave(self)
-        for place in self._places:
+        places, self._places = self._places, []  # no cycle is left that only the collector ends
+        for place in places:
             if not place.answer.cancel() and not place.answer.cancelled():
                 place.answer.exception()  # seen: asyncio would log one that nobody awaited
 

@@ -74,18 +74,26 @@ class InferenceThreads:
     def _next(self) -> Work | None:
         with self.changed:
             while True:
-                now, soonest = time.monotonic(), math.inf
-                for _ in range(len(self._sources)):
-                    source = self._sources[0]
-                    self._sources.rotate(-1)
-                    due = source.due()
-                    if due <= now or (self._closing and due < math.inf):
-                        work = source.take(self.count - self._running, self._running)
-                        self._running += 1
-                        if self._running < self.count:
-                            self.changed.notify()  # there may be more to do than this
-                        return work
-                    soonest = min(soonest, due)
-                if self._closing:
-                    return None
-                self.changed.wait(None if soonest == math.inf else soonest - now)
+                work, soonest = self._due()
+                if work is not None or (self._closing and soonest == math.inf):
+                    return work
+                self.changed.wait(None if soonest == math.inf else soonest - time.monotonic())
+
+    def _due(self) -> tuple[Work | None, float]:
+        """The next work if some is due, else when it will be; the lock is held.
+
+        Apart from `_next`, which must not keep the last source, a whole model, while it waits.
+        """
+        now, soonest = time.monotonic(), math.inf
+        for _ in range(len(self._sources)):
+            source = self._sources[0]
+            self._sources.rotate(-1)
+            due = source.due()
+            if due <= now or (self._closing and due < math.inf):
+                work = source.take(self.count - self._running, self._running)
+                self._running += 1
+                if self._running < self.count:
+                    self.changed.notify()  # there may be more to do than this
+                return work, now
+            soonest = min(soonest, due)
+        return None, soonest

@@ -5,6 +5,7 @@ import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -287,6 +288,23 @@ async def test_a_fault_of_the_model_reaches_every_caller_and_ends_there(
             await task
     assert values(await ask(b, 5)) == [10]
     gc.collect()  # an exception that nobody took would be logged now, and warnings are errors
+
+
+async def test_a_batcher_that_is_let_go_is_freed_without_the_garbage_collector(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    assert values(await ask(b, 1, 2)) == [2, 4]
+    gone = weakref.ref(b)
+    gc.collect()
+    gc.disable()
+    try:
+        assert values(await ask(b, 3)) == [6]
+        await asyncio.sleep(0.05)  # what handed the answer out has ended
+        del b
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceThreads) -> None:
