@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from serving.errors import PawprintError
 from trainer.backbones import Calibrated, build, trained_input
 from trainer.evaluation import measure_latency
-from trainer.export import Served, export_onnx
+from trainer.export import Served, to_onnx
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import TOLERANCE, measure_parity
 
@@ -48,7 +49,7 @@ def _row(backbone: str) -> str:
     images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(served, size, path)
+        onnx.save(to_onnx(served, size), path)
         runner = OnnxRunner(path)
     parity, _ = measure_parity(served, runner, images, (1, 4))
     error = parity.max_logit_error / parity.logit_scale

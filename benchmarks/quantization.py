@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 
 from trainer.backbones import Calibrated, build
-from trainer.export import Served, export_onnx
+from trainer.export import Served, to_onnx
 from trainer.quantize import calibrate, prepare, quantize
 
 _SIZE = 224
@@ -54,7 +54,7 @@ def main() -> int:
 def _files(backbone: str, weights: str, folder: Path) -> dict[str, Path]:
     path = folder / "model.onnx"
     served = Served(Calibrated(build(backbone, 10, _SIZE, weights), 1.0)).eval()
-    export_onnx(served, _SIZE, path)
+    onnx.save(to_onnx(served, _SIZE), path)
     prepared = prepare(path)
     onnx.save(quantize(prepared, calibrate(prepared, _pixels(8), "minmax")), folder / "int8.onnx")
     return {"fp32": path, "int8": folder / "int8.onnx"}

@@ -102,7 +102,7 @@ class Call:
     def place(self) -> "Place":
         """Of the next photo. To be called on the event loop."""
         assert len(self._places) < self.photos and not self.left
-        self._places.append(Place(self, self._batcher))
+        self._places.append(Place(self))
         return self._places[-1]
 
     def __enter__(self) -> "Call":
@@ -126,18 +126,17 @@ class Place:
     whatever `run` raised, or what the place failed with.
     """
 
-    def __init__(self, call: Call, batcher: "Batcher") -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
-        self._batcher = batcher
-        self.answer: asyncio.Future[Answer] = batcher._loop.create_future()
+        self.answer: asyncio.Future[Answer] = call._batcher._loop.create_future()
 
     def fill(self, photo: Array) -> None:
         """With the decoded photo."""
-        self._batcher._put(self, photo)
+        self.call._batcher._put(self, photo)
 
     def fail(self, error: Exception) -> None:
         """The photo will not come."""
-        self._batcher._fail(self, error)
+        self.call._batcher._fail(self, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,7 +348,7 @@ class Batcher:
             ]
         except Exception as error:  # goes to every caller of the batch; the thread lives on
             results = [error] * len(batch)
-        results += [DeadlineExceeded("the deadline passed in the queue") for _ in late]
+        results += [too_late() for _ in late]
         places = [waiting.place for waiting in (*batch, *late)]
         return partial(self._loop.call_soon_threadsafe, _deliver, places, results)
 
@@ -367,6 +366,10 @@ class Batcher:
         if photos and (photos * 2 >= self._settings.max_batch or run_s < photos * self._photo_s):
             weight = _SMOOTHING if self._photo_s else 1.0
             self._photo_s += weight * (run_s / photos - self._photo_s)
+
+
+def too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed in the queue")
 
 
 def _deliver(places: Sequence[Place], results: Sequence[Answer | BaseException]) -> None:

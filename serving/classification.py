@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.answers import Label
-from serving.batching import Answer, Place, Priority
+from serving.batching import Answer, Place, Priority, too_late
 from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
-from serving.errors import DeadlineExceeded, InvalidImage, InvalidRequest
+from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
 from serving.shadowing import Shadowing
 
@@ -157,7 +157,7 @@ def _decode(
     if place.call.left:
         return
     if place.call.deadline <= begun:
-        place.fail(DeadlineExceeded("the deadline passed in the queue"))
+        place.fail(too_late())
         return
 
     def done() -> None:

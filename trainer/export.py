@@ -5,7 +5,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx
 import torch
@@ -32,16 +31,8 @@ class Served(nn.Module):
         return torch.softmax(logits, dim=1), logits
 
 
-def export_onnx(served: Served, size: int, path: Path) -> None:
-    """Write `served`, on the CPU and in eval mode, to `path`, whole in one file.
-
-    Raises FailedCheck if it can't be exported.
-    """
-    onnx.save(to_onnx(served, size), path)
-
-
 def to_onnx(served: Served, size: int) -> onnx.ModelProto:
-    """The graph of `served` as it computes in eval mode, checked with onnx's checker.
+    """The graph of `served`, on the CPU and in eval mode, checked with onnx's checker.
 
     Batch norms are folded beforehand: the exporter would do so too, only slower. Raises FailedCheck
     if it can't be exported.

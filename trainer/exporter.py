@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
@@ -13,7 +11,8 @@ from trainer.backbones import Calibrated, Classifier
 from trainer.console import Console
 from trainer.export import Served, to_onnx
 from trainer.features import FeatureNet
-from trainer.onnx_runner import open_session
+from trainer.onnx_runner import Floats, open_session
+from trainer.pictures import Pixels
 from trainer.weights import digest_state
 
 _HEAD = "calibrated.classifier.head"
@@ -53,8 +52,8 @@ class Exporter:
         graph.graph.output.append(value)
         session = open_session(graph.SerializeToString())
 
-        def run(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            vectors: npt.NDArray[np.float32] = session.run([pooled], {"image": images})[0]
+        def run(images: Pixels) -> Floats:
+            vectors: Floats = session.run([pooled], {"image": images})[0]
             return vectors
 
         return run

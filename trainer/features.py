@@ -12,10 +12,9 @@ from trainer.config import TrainConfig
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
-from trainer.pictures import Photo, Pictures
+from trainer.pictures import Photo, Pictures, Pixels
 from trainer.weights import digest_state
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
 

@@ -12,7 +12,7 @@ from torch import nn
 from serving.modelspec import Parity
 from trainer.backbones import IMAGENET, Calibrated, build
 from trainer.errors import FailedCheck
-from trainer.export import OPSET, Served, export_onnx
+from trainer.export import OPSET, Served, to_onnx
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import Disagreement, measure_parity, require_parity
 
@@ -28,7 +28,7 @@ def served() -> Served:
 @pytest.fixture(scope="module")
 def path(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    export_onnx(served, SIZE, path)
+    onnx.save(to_onnx(served, SIZE), path)
     return path
 
 
@@ -129,11 +129,11 @@ class Inexportable(nn.Module):
 
 def test_a_net_that_cannot_be_exported_says_so(tmp_path: Path):
     with pytest.raises(FailedCheck, match="can't be exported to ONNX"):
-        export_onnx(Served(Inexportable()).eval(), 8, tmp_path / "model.onnx")
+        onnx.save(to_onnx(Served(Inexportable()).eval(), 8), tmp_path / "model.onnx")
 
 
 def test_the_exporter_is_quiet(served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    export_onnx(served, SIZE, tmp_path / "model.onnx")
+    onnx.save(to_onnx(served, SIZE), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
 
 
@@ -152,7 +152,7 @@ class Bounded(nn.Module):
 def test_relu6_is_exported_as_it_is_and_the_net_left_as_it_was(tmp_path: Path):
     net = Served(Bounded()).eval()
     modules = dict(net.named_modules())
-    export_onnx(net, 8, tmp_path / "model.onnx")
+    onnx.save(to_onnx(net, 8), tmp_path / "model.onnx")
     assert dict(net.named_modules()) == modules
     images = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 110, 140, 150, 255)])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

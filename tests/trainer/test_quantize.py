@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from trainer.backbones import Calibrated, Classifier, build
-from trainer.export import Served, export_onnx
+from trainer.export import Served, to_onnx
 from trainer.half import to_half
 from trainer.int8 import by_sensitivity, quantize_within
 from trainer.metrics import divergence
@@ -31,7 +31,7 @@ def pixels(n: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
 
 
 def exported(classifier: Classifier, path: Path, size: int = SIZE) -> Path:
-    export_onnx(Served(Calibrated(classifier.eval(), 1.0)).eval(), size, path)
+    onnx.save(to_onnx(Served(Calibrated(classifier.eval(), 1.0)).eval(), size), path)
     return path
 
 
