@@ -32,7 +32,9 @@ class Step:
         world: World,
     ) -> None:
         self._model, self._optimizer = model, optimizer
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
+        self._forward: Callable[[Tensor], Tensor] = model
+        if compile:  # with dropout's draws as they are otherwise
+            self._forward = torch.compile(model, options={"fallback_random": True})
         self._kind, self._dtype = device.type, AUTOCAST[amp]
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._clip = clip
