@@ -7,9 +7,9 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -23,12 +23,24 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 
 
 class MlflowRun:
-    """One run; after the first thing that can't be sent nothing more is tried."""
+    """One run, ended with the `with` block; after the first thing that can't be sent nothing more
+    is tried, in the runs below the same `parent` neither."""
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
-        self._console = console
-        self._open = True
-        self._try(lambda: self._start(config))
+    def __init__(
+        self, config: TrainConfig, console: Console, name: str, parent: "MlflowRun | None" = None
+    ) -> None:
+        self._console, self._parent = console, parent
+        self._open: bool = parent is None or parent._open
+        self._try(lambda: self._start(config, name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.end("FINISHED")
+        else:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def epoch(self, epoch: Epoch) -> None:
         self._try(lambda: self._send(figures_of(epoch), epoch.epoch))
@@ -43,17 +55,22 @@ class MlflowRun:
         self._try(lambda: self._tag(tags | {"trained": published.how}))
 
     def end(self, status: str) -> None:
+        """The first call counts."""
         self._try(lambda: self._client.set_terminated(self._id, status))
+        self._open = False
 
-    def _start(self, config: TrainConfig) -> None:
+    def _start(self, config: TrainConfig, name: str) -> None:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient(tracking_uri=os.environ[_URI])
-        name = os.environ.get(_EXPERIMENT, config.name)
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
-        self._id = self._client.create_run(experiment, run_name=config.name).info.run_id
+        for setting, value in _PATIENCE.items():
+            os.environ.setdefault(setting, value)
+        within = os.environ.get(_EXPERIMENT, config.name)
+        known = self._client.get_experiment_by_name(within)
+        experiment = known.experiment_id if known else self._client.create_experiment(within)
+        tags = {} if self._parent is None else {"mlflow.parentRunId": self._parent._id}
+        self._id: str = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         params = [Param(k, str(v)) for k, v in dataclasses.asdict(config).items()]
         self._client.log_batch(self._id, params=params)
 
@@ -80,26 +97,15 @@ class MlflowRun:
 
     def _give_up(self, reason: str) -> None:
         self._open = False
+        if self._parent is not None:
+            self._parent._open = False
         said = f"{os.environ[_URI]}: " + reason.strip().split("\n")[0][:300]
         said = re.sub(r"//[^/@\s]*@", "//", said)  # a name and password
         self._console.line(f"Nothing more goes to MLflow at {said}")
 
 
-@contextmanager
-def mlflow_run(config: TrainConfig, console: Console) -> Iterator[MlflowRun | None]:
-    """The run of this training while it lasts; None where MLFLOW_TRACKING_URI is not set."""
-    if not os.environ.get(_URI):
-        yield None
-        return
-    for name, value in _PATIENCE.items():
-        os.environ.setdefault(name, value)
-    run = MlflowRun(config, console)
-    try:
-        yield run
-    except KeyboardInterrupt:
-        run.end("KILLED")
-        raise
-    except BaseException:
-        run.end("FAILED")
-        raise
-    run.end("FINISHED")
+def mlflow_run(
+    config: TrainConfig, console: Console, name: str
+) -> AbstractContextManager[MlflowRun | None]:
+    """A run of this name; None where MLFLOW_TRACKING_URI is not set."""
+    return MlflowRun(config, console, name) if os.environ.get(_URI) else nullcontext()

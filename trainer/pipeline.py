@@ -85,7 +85,7 @@ def train(config: TrainConfig, console: Console) -> Published | None:
         if not world.leads:
             _fit(run)
             return None
-        with mlflow_run(run.config, console) as recorded:
+        with mlflow_run(run.config, console, run.config.name) as recorded:
             return _fit_and_publish(dataclasses.replace(run, recorded=recorded), started)
 
 

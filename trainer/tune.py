@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
+from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.pipeline import Run, decisive_settings, make_learner, prepare, start_from_probe
 from trainer.search_space import draw, searched, start
 from trainer.stages import frozen_stages
@@ -57,8 +58,9 @@ def tune(
             if todo > 0:
                 if config.weights != "none":
                     start_from_probe(run)
-                for _ in range(todo):
-                    _try(study, run, names, trials)
+                with mlflow_run(config, console, f"{config.name} tuning") as recorded:
+                    for _ in range(todo):
+                        _try(study, run, names, trials, recorded)
             done = _finished(study)
         complete = [t for t in done if t.state == optuna.trial.TrialState.COMPLETE]
         if not complete:
@@ -151,7 +153,9 @@ def _finished(study: Any) -> list[Any]:
     return [t for t in study.trials if t.state.is_finished() and t.number not in killed]
 
 
-def _try(study: Any, run: Run, names: tuple[str, ...], trials: int) -> None:
+def _try(
+    study: Any, run: Run, names: tuple[str, ...], trials: int, search: MlflowRun | None
+) -> None:
     """One trial more, from the net as `run` has it, which is left as it is."""
     optuna, console = _optuna(), run.console
     number = len(_finished(study)) + 1
@@ -163,23 +167,28 @@ def _try(study: Any, run: Run, names: tuple[str, ...], trials: int) -> None:
     photos = len(run.data.splits["val"])
     title = f"Trial {number}/{trials}"
     console.line(f"{title}: {_in_words(settings)}")
+    config = dataclasses.replace(run.config, **settings)
+    recorded = None if search is None else MlflowRun(config, console, title, search)
 
     def report(epoch: Epoch) -> None:
         if not np.isfinite(epoch.val_loss):
             raise FailedCheck(f"the loss on val is {epoch.val_loss} after epoch {epoch.epoch}")
+        if recorded is not None:
+            recorded.epoch(epoch)
         trial.report(score(epoch, photos), epoch.epoch)
-        if epoch.epoch < run.config.epochs and trial.should_prune():
+        if epoch.epoch < config.epochs and trial.should_prune():
+            if recorded is not None:
+                recorded.end("KILLED")
             raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
 
     try:
-        config = dataclasses.replace(run.config, **settings)
         classifier = copy.deepcopy(run.classifier)
         if config.weights != "none":
             classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
         torch.manual_seed(config.seed)
         learner = make_learner(dataclasses.replace(run, classifier=classifier, config=config))
         steps = config.epochs * len(run.data.splits["train"])
-        with console.bar(title, steps) as advance:
+        with recorded or nullcontext(), console.bar(title, steps) as advance:
             best = fine_tune(learner, report, advance).best
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)

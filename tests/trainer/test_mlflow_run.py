@@ -62,6 +62,29 @@ def test_settings_epochs_test_figures_and_version_can_be_read_back(
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
+def test_each_trial_of_a_search_is_a_run_below_the_search(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert main(arguments(photos(), tmp_path / "models", "--tune", 2)) == 0
+    client = tracking.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("shapes")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"shapes", "shapes tuning", "Trial 1/2", "Trial 2/2"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for name in ("Trial 1/2", "Trial 2/2"):
+        assert runs[name].data.tags["mlflow.parentRunId"] == runs["shapes tuning"].info.run_id
+        assert [m.step for m in client.get_metric_history(runs[name].info.run_id, "loss/val")] == [
+            0,
+            1,
+            2,
+        ]
+    rates = [runs[f"Trial {i}/2"].data.params["learning_rate"] for i in (1, 2)]
+    assert rates[0] != rates[1]
+
+
 def test_a_server_that_cannot_be_reached_costs_one_line(
     photos: MakePhotos,
     tmp_path: Path,
@@ -75,7 +98,7 @@ def test_a_server_that_cannot_be_reached_costs_one_line(
     assert "secret" not in said
     assert Repository(tmp_path / "models").versions("shapes") == [1]
     started = time.monotonic()
-    with mlflow_run(TrainConfig(data="x", name="x"), Console(to_stderr=False)):
+    with mlflow_run(TrainConfig(data="x", name="x"), Console(to_stderr=False), "x"):
         waited = time.monotonic() - started
     assert waited < 60, "MLflow alone would try for minutes"
 
