@@ -33,6 +33,7 @@ CONTRACT_ARROWS = {
 }
 # The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.
 CORE = {
+    "admission",
     "answers",
     "batching",
     "bound_runs",
