@@ -63,22 +63,13 @@ class Bucket:
                 return []
         return [e["name"].rstrip("/").rpartition("/")[2] for e in entries if _is_folder(e)]
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Every object below the prefix, however deep: its key below it -> bytes."""
+    def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
+        """The objects below the prefix, however deep or right below it: their keys below it."""
         root = self._path(prefix)
         with self._refused():
             try:
-                entries = self._files.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-        return {path[len(root) :].lstrip("/"): int(e["size"]) for path, e in entries.items()}
-
-    def stored(self, *, deep: bool) -> dict[str, Stored]:
-        """The objects right below the prefix, or however deep: their keys below it."""
-        with self._refused():
-            try:
                 look = self._files.find if deep else self._files.ls
-                found = look(self._root, detail=True)
+                found = look(root, detail=True)
             except FileNotFoundError:
                 return {}
         entries = list(found.values()) if deep else found
@@ -86,8 +77,12 @@ class Bucket:
             key: Stored(size=int(e["size"]), stamp=_stamp(e))
             for e in entries
             # An emptied prefix may still be there, as an object of its own.
-            if not _is_folder(e) and (key := e["name"][len(self._root) :].lstrip("/"))
+            if not _is_folder(e) and (key := e["name"][len(root) :].lstrip("/"))
         }
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Every object below the prefix, however deep: its key below it -> bytes."""
+        return {key: stored.size for key, stored in self.stored(prefix).items()}
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""

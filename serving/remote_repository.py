@@ -68,8 +68,8 @@ class RemoteRepository(Repository):
         )
 
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
-        """By names and sizes alone."""
-        return tuple(sorted(self._bucket.sizes(f"{check_name(name)}/{version}").items()))
+        stored = self._bucket.stored(f"{check_name(name)}/{version}")
+        return tuple((file, stored[file].size, stored[file].stamp) for file in sorted(stored))
 
     def path(self, name: str, version: int) -> Path:
         """A copy of the version on this machine, without its analysis."""

@@ -12,7 +12,7 @@ import fsspec.config
 import numpy as np
 import pytest
 
-from serving.client import Client
+from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
 from serving.remote_repository import RemoteRepository
@@ -20,7 +20,7 @@ from serving.repository import Repository
 from serving.storage import open_repository
 from tests.azure_store import KEY as AZURE_KEY
 from tests.azure_store import running_azure_store
-from tests.conftest import ROOT, ServerProcess
+from tests.conftest import ROOT, ServerProcess, running_server
 from tests.google_store import running_google_store
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
@@ -174,6 +174,39 @@ def test_a_download_goes_on_where_another_stopped(
     proxy.reset()
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS
     assert proxy.down < 9 * MIB and not part.exists()
+
+
+def test_a_download_that_was_damaged_here_starts_again(
+    remote: Repository, models: Path, tmp_path: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    sound = Repository(models).read_file(manifest, "model.onnx")
+    part = tmp_path / "cache/partial" / manifest.files["model.onnx"].sha256
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for kept in (len(sound) // 2, len(sound)):
+        part.write_bytes(bytes(kept))
+        assert remote.read_file(manifest, "model.onnx") == sound and not part.exists()
+        (tmp_path / "cache/sha256" / part.name).unlink()
+
+
+async def test_a_version_that_was_mended_is_served_without_a_restart(
+    remote: RemoteRepository, models: Path
+) -> None:
+    """Its model had been altered, and was put right with a file of the same size."""
+    copy_version(Repository(models), "pets", 1, remote)
+    build_version(models, "pets", seed=1)
+    copy_version(Repository(models), "pets", 2, remote)
+    sound = Repository(models).read_file(remote.manifest("pets", 2), "model.onnx")
+    remote._bucket.write("pets/2/model.onnx", bytes(len(sound)))
+    async with running_server(remote.location, control="none") as running:
+        control = running.server.control
+        async with AsyncClient(running.address) as client:
+            await control.rescan()
+            assert (await client.classify([jpeg()], model="pets")).version == 1
+            remote._bucket.write("pets/2/model.onnx", sound)
+            await control.rescan()
+            assert (await client.classify([jpeg()], model="pets")).version == 2
 
 
 @only_s3
