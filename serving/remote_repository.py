@@ -33,7 +33,6 @@ from serving.repository import (
     file_entry,
     files_below,
 )
-from serving.triton_config import triton_files
 
 CLAIMS = ".claims"
 
@@ -150,8 +149,8 @@ class RemoteRepository(Repository):
         name: str,
         staging: Path,
         describe: Callable[[int, dict[str, FileEntry]], Manifest],
-    ) -> int:
-        """Upload what lies in `staging` as the next version, and return its number.
+    ) -> Manifest:
+        """Upload what lies in `staging` as the next version; returns its manifest.
 
         If it fails half-way its number stays unused, and no reader has seen anything.
         """
@@ -163,10 +162,11 @@ class RemoteRepository(Repository):
             self._bucket.upload(staging / file, f"{name}/{version}/{file}")
         self._bucket.write(f"{name}/{version}/{MANIFEST_DIGEST}", digest_line(data))
         self._bucket.write(f"{name}/{version}/{MANIFEST}", data)
-        if self.versions(name)[-1] == version:
-            for file, text in triton_files(manifest).items():
-                self._bucket.write(f"{name}/{file}", text.encode())
-        return version
+        self._describe_to_triton(name, version)
+        return manifest
+
+    def _write_beside(self, name: str, file: str, data: bytes) -> None:
+        self._bucket.write(f"{name}/{file}", data)
 
     def _claim(self, name: str) -> int:
         keys = self._bucket.sizes(check_name(name))

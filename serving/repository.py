@@ -13,6 +13,7 @@ import ctypes
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,10 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
 from serving.modelspec import FileEntry, Manifest, read_strictly
-from serving.triton_config import triton_files
+from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import replaced
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -224,8 +227,8 @@ class Repository:
         name: str,
         staging: Path,
         describe: Callable[[int, dict[str, FileEntry]], Manifest],
-    ) -> int:
-        """Publish what lies in `staging` as the next version, in one rename, and return its number.
+    ) -> Manifest:
+        """Publish what lies in `staging` as the next version, in one rename; returns its manifest.
 
         `describe` makes the manifest from the version number and the entries of all files. Two
         publishers at once get two numbers: the rename onto an existing version fails, and the loser
@@ -246,10 +249,30 @@ class Repository:
                     raise
                 continue
             _sync(self.root / name)
-            if self.versions(name)[-1] == version:
-                for file, text in triton_files(manifest).items():
-                    _replace(self.root / name / file, text.encode())
-            return version
+            self._describe_to_triton(name, version)
+            return manifest
+
+    def _describe_to_triton(self, name: str, published: int) -> None:
+        """Write config.pbtxt and labels.txt of the newest version, also if another publishes now.
+
+        `published` is there already, so what fails here is logged: an error would look as if it
+        were not.
+        """
+        written = 0
+        try:
+            while (newest := max(self.versions(name), default=0)) != written:
+                for file, text in triton_files(self.manifest(name, newest)).items():
+                    self._write_beside(name, file, text.encode())
+                written = newest
+        except (PawprintError, OSError) as error:
+            log.warning(
+                "%s/%d is published, but %s beside it can't be written: %s",
+                name, published, CONFIG, error,
+            )  # fmt: skip
+
+    def _write_beside(self, name: str, file: str, data: bytes) -> None:
+        """Replace a file that lies beside the versions."""
+        _replace(self.root / name / file, data)
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""

@@ -117,9 +117,8 @@ def publish(
                 files=files,
             )
 
-        number = repository.publish(config.name, folder, describe)
-    manifest = repository.manifest(config.name, number)
-    place = f"{repository.location}/{config.name}/{number}"
+        manifest = repository.publish(config.name, folder, describe)
+    place = f"{repository.location}/{config.name}/{manifest.version}"
     return Published(place=place, manifest=manifest, how=fitted.how)
 
 

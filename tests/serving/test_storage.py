@@ -244,6 +244,36 @@ def test_a_publication_that_is_cut_off_is_never_seen(
     assert remote.versions("pets") == [2] and remote.verify("pets", 2) == []
 
 
+@only_s3
+def test_a_publication_that_is_cut_off_after_its_manifest_is_one(
+    remote: RemoteRepository,
+    proxy: CutProxy,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = remote._bucket.write
+
+    def cut_after_manifest(key: str, data: bytes) -> None:
+        write(key, data)
+        if key.endswith("/manifest.json"):
+            proxy.reset(limit=0)
+
+    monkeypatch.setattr(remote._bucket, "write", cut_after_manifest)
+    assert copy_version(Repository(models), "pets", 1, remote) == 1
+    assert "pets/1 is published, but config.pbtxt beside it can't be written: s3" in caplog.text
+    with Repository(models).staging("pets") as folder:
+        (folder / "report.html").write_text("robust")
+        Repository(models).attach_analysis("pets", 1, folder)
+    proxy.reset()
+    with pytest.raises(
+        Unavailable, match="is pets/2 in s3://.* now, but its analysis is not there"
+    ):
+        copy_version(Repository(models), "pets", 1, remote)
+    proxy.reset()
+    assert remote.versions("pets") == [1, 2] and remote.verify("pets", 2) == []
+
+
 def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path) -> None:
     numbers: list[int] = []
 
