@@ -9,14 +9,11 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 """
 
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from serving.blob_cache import BlobCache, usable
+from serving.blob_cache import BlobCache
 from serving.bucket import Bucket
 from serving.errors import BrokenVersion
 from serving.modelspec import FileEntry, Manifest
@@ -40,7 +37,7 @@ CLAIMS = ".claims"
 class RemoteRepository(Repository):
     """Every method raises Unavailable if the store can't be used.
 
-    `root` is a folder of this machine for staging and for versions that are asked for whole.
+    `root` is a folder of this machine, for staging and for what is not a version.
     """
 
     def __init__(self, bucket: Bucket, cache: Path) -> None:
@@ -69,32 +66,6 @@ class RemoteRepository(Repository):
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
         stored = self._bucket.stored(f"{check_name(name)}/{version}")
         return tuple((file, stored[file].size, stored[file].stamp) for file in sorted(stored))
-
-    def path(self, name: str, version: int) -> Path:
-        """A copy of the version on this machine, without its analysis."""
-        manifest = self.manifest(name, version)
-        folder = self.root / name / str(version)
-        if folder.is_dir() and (folder / MANIFEST).read_text() == manifest.to_json():
-            return folder
-        with usable(self.root):
-            self._copy(manifest, folder)
-        return folder
-
-    def _copy(self, manifest: Manifest, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        copy = Path(tempfile.mkdtemp(prefix=".copy-", dir=folder.parent))
-        try:
-            for file, entry in manifest.files.items():
-                target = copy / _safe(file)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self._fetch(manifest.name, manifest.version, file, entry), target)
-            for file in (MANIFEST_DIGEST, MANIFEST):
-                (copy / file).write_bytes(self._read(manifest.name, manifest.version, file))
-            copy.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(copy, folder)
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
 
     # --- the bytes of a version
 

@@ -71,11 +71,6 @@ class Repository:
             if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and p.is_dir()
         )
 
-    def path(self, name: str, version: int) -> Path:
-        """The folder of a published version. Raises NotFound."""
-        self.check_version(name, version)
-        return self.root / name / str(version)
-
     def check_version(self, name: str, version: int) -> None:
         """Raises NotFound, naming those that exist, unless the version is published."""
         versions = self.versions(name)
@@ -129,6 +124,10 @@ class Repository:
                 f"{name}/{version}: the manifest is that of {manifest.name}/{manifest.version}"
             )
         return manifest
+
+    def manifest_digest(self, name: str, version: int) -> str:
+        """The SHA-256 of manifest.json, in hex. Raises BrokenVersion if it is missing."""
+        return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
 
     def read_file(self, manifest: Manifest, file: str) -> bytes:
         """The content of one file of a version, read once and checked against its digest.
@@ -276,7 +275,8 @@ class Repository:
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""
-        folder = self.path(name, version)
+        self.check_version(name, version)
+        folder = self.root / name / str(version)
         entries = {
             f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
         }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
+from serving.models import main as models_command
+from serving.page import render_page
 from serving.remote_repository import RemoteRepository
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -102,7 +105,7 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
 
 
 def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
-    remote: Repository, models: Path, tmp_path: Path
+    remote: RemoteRepository, models: Path, tmp_path: Path
 ) -> None:
     copy_version(Repository(models), "pets", 1, remote)
     with remote.staging("pets") as folder:
@@ -117,12 +120,35 @@ def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
         remote.attach_analysis("pets", 1, folder)
     assert remote.verify("pets", 1) == []
     assert remote.analysis_files("pets", 1) == ["report.html"]
-    whole = remote.path("pets", 1)
-    assert Repository(whole.parents[1]).verify("pets", 1) == [] and remote.path("pets", 1) == whole
+    for key in remote._bucket.sizes():
+        (tmp_path / "copy" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / key).write_bytes(remote._bucket.read(key))
+    assert Repository(tmp_path / "copy").verify("pets", 1) == []
     back = Repository(tmp_path / "back")
     assert copy_version(remote, "pets", 1, back) == 1
     assert back.verify("pets", 1) == []
     assert back.read_analysis("pets", 1, "report.html") == b"better"
+
+
+@only_s3
+def test_the_page_shows_the_ideal_images_and_downloads_none(
+    remote: RemoteRepository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    with remote.staging("pets") as folder:
+        (folder / "summary.json").write_text('{"robust_accuracy": [], "corruption_accuracy": 0.5}')
+        (folder / "ideal").mkdir()
+        for picture in ("000-cat", "001-dog"):
+            (folder / f"ideal/{picture}.png").write_bytes(WEIGHTS[:MIB])
+        remote.attach_analysis("pets", 1, folder)
+    proxy.reset()
+    models_command(["page", "--models", remote.location])
+    assert proxy.down < MIB
+    page = remote._bucket.read("index.html").decode()
+    for picture in ("000-cat", "001-dog"):
+        source = f"pets/1/analysis/ideal/{picture}.png"
+        assert f'<img src="{source}"' in page and source in remote._bucket.sizes()
 
 
 def test_an_altered_object_is_found_and_never_returned(
@@ -160,6 +186,25 @@ def test_a_damaged_cache_is_mended(remote: Repository, models: Path) -> None:
     cached = Path(os.environ["PAWPRINT_CACHE"]) / "sha256" / manifest.files["model.onnx"].sha256
     cached.write_bytes(data[:-1] + b"?")
     assert remote.read_file(manifest, "model.onnx") == data == cached.read_bytes()
+
+
+@only_s3
+def test_what_was_not_used_for_a_month_is_removed_from_the_cache(
+    remote: RemoteRepository, models: Path, tmp_path: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    remote.write_page(render_page(remote))
+    manifest = remote.manifest("pets", 1)
+    for file in manifest.files:
+        remote.read_file(manifest, file)
+    month_ago = time.time() - 31 * 24 * 3600
+    used = tmp_path / "cache/sha256" / manifest.files["model.onnx"].sha256
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path != used]
+    assert len(files) >= len(manifest.files)
+    for path in files:
+        os.utime(path, (month_ago, month_ago))
+    open_repository(remote.location)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [used]
 
 
 def test_a_download_goes_on_where_another_stopped(
