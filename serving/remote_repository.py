@@ -161,11 +161,6 @@ class RemoteRepository(Repository):
             self._bucket.upload(staging / file.removeprefix(f"{ANALYSIS}/"), f"{folder}/{file}")
         self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", analysis_digests(entries))
 
-    def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
-        if ANALYSIS_DIGESTS not in self._files(name, version):
-            return None  # none yet, or one that is being uploaded
-        return super().read_analysis(name, version, file)
-
     def write_page(self, html: str) -> str:
         self._bucket.write("index.html", html.encode())
         return f"{self.location}/index.html"

@@ -150,19 +150,28 @@ class Repository:
         except BrokenVersion as error:
             return [str(error)]
         problems = self._compare(name, version, manifest.files)
-        expected = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
-        found = self._files(name, version)
-        if any(file.startswith(f"{ANALYSIS}/") for file in found):
-            expected.add(ANALYSIS_DIGESTS)
-            try:
-                files = self._analysis_digests(name, version)
-            except (BrokenVersion, ValueError) as error:
-                return [*problems, f"{ANALYSIS_DIGESTS} can't be read: {error}"]
-            problems += self._compare(name, version, files)
-            expected |= files.keys()
-        for file in sorted(found - expected):
-            problems.append(f"{file} is not part of the version")
-        return problems
+        listed = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
+        for file in sorted(self._files(name, version) - listed):
+            if not file.startswith(f"{ANALYSIS}/"):
+                problems.append(f"{file} is not part of the version")
+        while True:
+            stamp = self.stamp(name, version)
+            found = self._verify_analysis(name, version)
+            if not found or self.stamp(name, version) == stamp:
+                return problems + found
+            # It was replaced while it was read.
+
+    def _verify_analysis(self, name: str, version: int) -> list[str]:
+        stored = {f for f in self._files(name, version) if f.startswith(f"{ANALYSIS}/")}
+        if ANALYSIS_DIGESTS not in stored:
+            return []  # no analysis, or one that is being uploaded: none that is read
+        try:
+            files = self._analysis_digests(name, version)
+        except (BrokenVersion, ValueError) as error:
+            return [f"{ANALYSIS_DIGESTS} can't be read: {error}"]
+        extra = sorted(stored - {ANALYSIS_DIGESTS, *files})
+        problems = self._compare(name, version, files)
+        return problems + [f"{file} is not part of the version" for file in extra]
 
     def verify_to_load(self, name: str, version: int) -> list[str]:
         """As verify, where that downloads nothing: all that is read later is checked again then."""
@@ -294,7 +303,7 @@ class Repository:
         Raises NotFound, BrokenVersion.
         """
         self.check_version(name, version)
-        if not any(found.startswith(f"{ANALYSIS}/") for found in self._files(name, version)):
+        if ANALYSIS_DIGESTS not in self._files(name, version):
             return None
         try:
             entry = self._analysis_digests(name, version)[f"{ANALYSIS}/{file}"]

@@ -290,6 +290,28 @@ def test_a_publication_that_is_cut_off_is_never_seen(
 
 
 @only_s3
+def test_an_analysis_whose_upload_is_cut_off_is_none(
+    remote: Repository, proxy: CutProxy, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    for limit in (None, MIB):
+        proxy.reset(limit)
+        with remote.staging("pets") as folder:
+            (folder / "report.html").write_bytes(b"robust")
+            (folder / "picture.png").write_bytes(WEIGHTS[: 2 * MIB])
+            if limit is None:
+                remote.attach_analysis("pets", 1, folder)
+                assert remote.read_analysis("pets", 1, "report.html") == b"robust"
+            else:
+                with pytest.raises(Unavailable):
+                    remote.attach_analysis("pets", 1, folder)
+    proxy.reset()
+    assert remote.read_analysis("pets", 1, "report.html") is None
+    assert remote.analysis_files("pets", 1) == [] and remote.verify("pets", 1) == []
+    remote.promote("pets", 1)
+
+
+@only_s3
 def test_a_publication_that_is_cut_off_after_its_manifest_is_one(
     remote: RemoteRepository,
     proxy: CutProxy,
