@@ -5,7 +5,7 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 
 <prefix>/cats/.claims/2         the number 2 is taken, whatever became of its publication
 <prefix>/cats/2/model.onnx ...  then manifest.sha256, and at last manifest.json
-<prefix>/cats/aliases/stable    one object, replaced whole
+<prefix>/cats/aliases/stable    one object, replaced whole if it still is what was read
 """
 
 import hashlib
@@ -176,8 +176,20 @@ class RemoteRepository(Repository):
         except FileNotFoundError:
             return None
 
-    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
-        self._bucket.write(f"{name}/aliases/{alias}", alias_lines(history))
+    def _change_alias(
+        self, name: str, alias: str, change: Callable[[list[int]], list[int]]
+    ) -> list[int]:
+        """Of two at once the later one changes what the other made of it."""
+        key = f"{check_name(name)}/aliases/{check_name(alias)}"
+        after = None
+        while True:
+            stamp = self._bucket.stamp(key)  # first: what is read then is no older
+            before = self._alias_history(name, alias)
+            if before == after:
+                return after  # written, but the answer to that was lost
+            after = change(before)
+            if after == before or self._bucket.replace(key, alias_lines(after), stamp):
+                return after
 
 
 _VERSION = r"([1-9][0-9]{0,8})/"

@@ -350,18 +350,22 @@ class Repository:
         problems = self.verify(name, version)
         if problems:
             raise BrokenVersion(f"{name}/{version} is not promoted: {'; '.join(problems)}")
-        history = self._alias_history(name, alias)
-        if history[:1] != [version]:
-            self._write_alias(name, alias, [version, *history])
+        self._change_alias(
+            name,
+            alias,
+            lambda history: history if history[:1] == [version] else [version, *history],
+        )
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> int:
         """Let `alias` name again what it named before; returns that version. Raises NotFound."""
-        history = self._alias_history(name, alias)
-        if len(history) < 2:
-            raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
-        self.check_version(name, history[1])
-        self._write_alias(name, alias, history[1:])
-        return history[1]
+
+        def back(history: list[int]) -> list[int]:
+            if len(history) < 2:
+                raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
+            self.check_version(name, history[1])
+            return history[1:]
+
+        return self._change_alias(name, alias, back)[0]
 
     def _alias_history(self, name: str, alias: str) -> list[int]:
         data = self._read_alias(check_name(name), check_name(alias))
@@ -380,10 +384,15 @@ class Repository:
         path = self.root / name / "aliases" / alias
         return path.read_bytes() if path.is_file() else None
 
-    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
-        folder = self.root / name / "aliases"
-        folder.mkdir(exist_ok=True)
-        _replace(folder / alias, alias_lines(history))
+    def _change_alias(
+        self, name: str, alias: str, change: Callable[[list[int]], list[int]]
+    ) -> list[int]:
+        """Replace its history by what `change` makes of it; of two at once the later one stays."""
+        before = self._alias_history(name, alias)
+        after = change(before)
+        if after != before:
+            _replace(self.root / name / "aliases" / alias, alias_lines(after))
+        return after
 
 
 def check_name(name: str) -> str:

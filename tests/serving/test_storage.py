@@ -357,6 +357,47 @@ def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path
     assert all(remote.verify("pets", number) == [] for number in numbers)
 
 
+def test_promotions_at_once_all_stay_in_the_history(location: str, models: Path) -> None:
+    remote = open_repository(location)
+    for _ in range(5):
+        copy_version(Repository(models), "pets", 1, remote)
+    ready = threading.Barrier(5)
+
+    def promote(version: int) -> None:
+        repository = open_repository(location)
+        assert repository.aliases("pets") == {}
+        ready.wait()
+        repository.promote("pets", version)
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = [remote.resolve("pets"), *(remote.rollback("pets") for _ in range(4))]
+    assert sorted(history) == [1, 2, 3, 4, 5]
+    with pytest.raises(NotFound, match="no earlier version"):
+        remote.rollback("pets")
+
+
+@only_s3
+def test_a_rollback_whose_answer_is_lost_is_one(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the library sees it that asks again: its own write is what it finds changed."""
+    for version in (1, 2, 3):
+        copy_version(Repository(models), "pets", 1, remote)
+        remote.promote("pets", version)
+    replace = remote._bucket.replace
+
+    def lost(key: str, data: bytes, stamp: str) -> bool:
+        assert replace(key, data, stamp)
+        return replace(key, data, stamp)
+
+    monkeypatch.setattr(remote._bucket, "replace", lost)
+    assert remote.rollback("pets") == 2 and remote.resolve("pets") == 2
+
+
 def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
     remote: RemoteRepository,
     models: Path,
