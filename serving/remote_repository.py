@@ -123,7 +123,8 @@ class RemoteRepository(Repository):
     ) -> Manifest:
         """Upload what lies in `staging` as the next version; returns its manifest.
 
-        If it fails half-way its number stays unused, and no reader has seen anything.
+        If it fails half-way its number stays unused, and no reader has seen anything; only where
+        the answer to the write of the manifest is lost may the version be there after all.
         """
         files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
         version = self._claim(name)
