@@ -51,6 +51,7 @@ class ModelControl:
         self._threads = threads
         self._on_batch = on_batch
         self._on_change = on_change
+        self._reconfigured = asyncio.Event()  # other settings than the watch knows
         self._changing = asyncio.Lock()
         self._models: dict[str, LoadedModel] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
@@ -80,8 +81,12 @@ class ModelControl:
     async def watch(self) -> None:
         """Look at the repository every poll_s seconds, for as long as that is not cancelled."""
         while True:
-            await asyncio.sleep(self.settings.poll_s or 1.0)
-            if self.settings.control == "poll" and self.settings.poll_s:
+            self._reconfigured.clear()
+            poll_s = self.settings.poll_s if self.settings.control == "poll" else 0.0
+            try:
+                async with asyncio.timeout(poll_s or None):
+                    await self._reconfigured.wait()
+            except TimeoutError:
                 try:
                     await self.rescan()
                 except Exception:  # a defect of ours must not end the watch
@@ -112,6 +117,7 @@ class ModelControl:
     async def reconfigure(self, settings: ServerSettings) -> None:
         """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
         self.settings = settings
+        self._reconfigured.set()
         await self.rescan()
 
     async def load_version(self, name: str, reference: str) -> tuple[int, ...]:

@@ -65,11 +65,11 @@ async def follow(
         await hung_up.wait()
         hung_up.clear()
         try:
-            settings = reread()
+            await server.reconfigure(reread())
         except PawprintError as error:
             log.error("the configuration stays as it was: %s", error)
-        else:
-            await server.reconfigure(settings)
+        except Exception:  # a defect of ours must not end this
+            log.exception("unexpected error while the configuration was taken over")
 
 
 async def check(settings: ServerSettings) -> bool:

@@ -169,7 +169,8 @@ class Server:
     async def reconfigure(self, settings: ServerSettings) -> None:
         """Take over what can change in a running server; say what can't. Looks at the repository.
 
-        What does not change is not what `settings` has, but what the server began with.
+        What does not change is not what `settings` has, but what the server began with. Raises
+        InvalidRequest, and changes nothing, where what can change does not fit that.
         """
         changed = {
             name: getattr(settings, name)

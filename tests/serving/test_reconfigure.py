@@ -60,6 +60,38 @@ def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) 
     assert "the configuration stays as it was: versions in" in err
 
 
+def test_what_can_not_change_alone_changes_nothing_and_the_next_sighup_does(
+    models: Path, tmp_path: Path, start
+) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("poll_s = 0\n")
+    server = start(models, "--config", str(config))
+    config.write_text("max_photos = 500\nmax_queue = 1000\n")  # the queue only at a restart
+    hang_up(server)
+    time.sleep(0.3)
+    config.write_text("max_photos = 2\npoll_s = 86400\n")
+    hang_up(server)
+    with Client(server.address) as client:
+
+        def at_most_2() -> bool:
+            try:
+                return not client.classify([jpeg()] * 3, model="pets")
+            except InvalidRequest:
+                return True
+
+        until(at_most_2)
+        config.write_text("poll_s = 0.1\n")  # ends the sleep of a day
+        hang_up(server)
+        until(lambda: not at_most_2())
+        time.sleep(0.3)
+        build_version(models, "pets", seed=1)
+        until(lambda: client.list_models()[0].versions == (2,))
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+    assert "only a restart changes: max_queue" in err
+    assert "the configuration stays as it was: max_queue must be at least" in err
+
+
 def check(*flags: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "serving.serve", "--check", "--device", "cpu", *flags],
