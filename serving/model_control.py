@@ -14,13 +14,14 @@ from dataclasses import replace
 from serving.batching import Batcher
 from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
-from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThreads
 from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, update_model
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.splits import read_splits
+from serving.unmet import unmet
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
@@ -57,25 +58,34 @@ class ModelControl:
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
         self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
-        self._trouble = ""  # why the repository can't be read
+        self._troubles: dict[str, str] = {}  # model, "" for all -> why it can't be read
+        self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Catalogue:
         """Load, prove and warm what is to be served; on_change is told once, of all of it.
 
-        Raises NotFound if there is no model to serve, Unavailable if the device or the repository
-        can't be had.
+        A model that can't be read is logged, and left out for now. Raises NotFound if there is no
+        model to serve, Unavailable if the device or the repository can't be had.
         """
         async with self._changing:
             names = await asyncio.to_thread(self._names)
             for name in names:
-                self._models[name] = await asyncio.to_thread(self._update, name)
+                try:
+                    self._models[name] = await asyncio.to_thread(self._update, name)
+                except Unavailable:
+                    raise
+                except Exception as error:
+                    self._in_trouble(name, error)
             if not any(model.versions for model in self._models.values()):
+                where = f"no model to serve in {self.settings.models}"
+                if self._troubles:
+                    raise Unavailable(f"{where}: {next(iter(self._troubles.values()))}")
                 found = "every version there is refused" if names else "there is none"
                 raise NotFound(
-                    f"no model to serve in {self.settings.models}: {found}; publish one with "
-                    "`train`, or see `models verify`"
+                    f"{where}: {found}; publish one with `train`, or see `models verify`"
                 )
+            self._say_unmet()
             return await self._publish()
 
     async def watch(self) -> None:
@@ -100,19 +110,23 @@ class ModelControl:
         async with self._changing:
             try:
                 names = await asyncio.to_thread(self._names)
-                for name in names:
-                    await self._change(name)
-            except (PawprintError, OSError) as error:
-                if str(error) != self._trouble:
-                    log.error("what is loaded goes on being served, but: %s", error)
-                self._trouble = str(error)
+            except PawprintError as error:
+                self._in_trouble("", error)
                 return
-            if self._trouble:
-                log.info("the repository can be read again")
-            self._trouble = ""
+            self._out_of_trouble("")
+            for name in names:
+                try:
+                    await self._change(name)
+                except Exception as error:  # the trouble of one model is not that of the others
+                    self._in_trouble(name, error)
+                else:
+                    self._out_of_trouble(name)
             for name in self._models.keys() - names:  # no longer in --only
                 del self._models[name]
                 await self._publish()
+            for name in self._troubles.keys() - names:
+                del self._troubles[name]
+            self._say_unmet()
 
     async def reconfigure(self, settings: ServerSettings) -> None:
         """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
@@ -166,6 +180,15 @@ class ModelControl:
         return [
             state for name in sorted(self._models) for state in states_of(name, self._models[name])
         ]
+
+    def problems(self) -> list[str]:
+        """What the settings ask for and is not served, but for refused versions; a line each."""
+        aliases = (
+            f"the aliases of {name} can't be read: {model.alias_problem}"
+            for name, model in sorted(self._models.items())
+            if model.alias_problem
+        )
+        return [*self._troubles.values(), *aliases, *unmet(self._models, self.settings)]
 
     # --- one change at a time: the lock is held
 
@@ -226,7 +249,7 @@ class ModelControl:
             await self._publish()
         for wait_s in itertools.chain(RESTART_WAITS_S, itertools.repeat(RESTART_WAITS_S[-1])):
             async with self._changing:
-                if version not in self._models[name].restarting:
+                if version not in self._models.get(name, LoadedModel()).restarting:
                     return  # it was unloaded, or another took its place
                 try:
                     loaded = await asyncio.to_thread(
@@ -246,11 +269,40 @@ class ModelControl:
                     return
             await asyncio.sleep(wait_s)
 
+    # --- said once
+
+    def _in_trouble(self, name: str, error: Exception) -> None:
+        """name: the model that can't be read, "" for all."""
+        expected = isinstance(error, (PawprintError, OSError))
+        trouble = ": ".join(filter(None, (name, str(error) if expected else repr(error))))
+        if trouble != self._troubles.get(name):
+            log.error(
+                "what is loaded goes on being served, but: %s",
+                trouble,
+                exc_info=None if expected else error,
+            )
+        self._troubles[name] = trouble
+
+    def _out_of_trouble(self, name: str) -> None:
+        if self._troubles.pop(name, ""):
+            log.info("%s can be read again", name or "the repository")
+
+    def _say_unmet(self) -> None:
+        found = unmet(self._models, self.settings)
+        for sentence in found:
+            if sentence not in self._unmet:
+                log.warning("%s", sentence)
+        self._unmet = found
+
     # --- in other threads
 
     def _names(self) -> list[str]:
-        """What to serve: in the repository, or loaded already. Raises NotFound."""
-        there, only = self._repository.names(), self.settings.model_names
+        """What to serve: in the repository, or loaded already. Raises NotFound, Unavailable."""
+        try:
+            there = self._repository.names()
+        except OSError as error:
+            raise Unavailable(f"{self.settings.models} can't be read: {error}") from error
+        only = self.settings.model_names
         if missing := sorted(only - set(there) - self._models.keys()):
             raise NotFound(
                 f"no model {missing[0]!r} in {self.settings.models}, which `only` asks for; "

@@ -73,7 +73,7 @@ async def follow(
 
 
 async def check(settings: ServerSettings) -> bool:
-    """Whether `serve` would serve all that these settings ask for; says what of each version.
+    """Whether `serve` would serve all that these settings ask for; says what it would, and not.
 
     Loads and proves it, and listens nowhere. Raises what Server.load raises, InvalidRequest.
     """
@@ -82,7 +82,7 @@ async def check(settings: ServerSettings) -> bool:
     server = Server(settings)
     try:
         await server.load()
-        states = server.control.states()
+        states, problems = server.control.states(), server.control.problems()
     finally:
         await server.close()
     for state in states:
@@ -90,7 +90,9 @@ async def check(settings: ServerSettings) -> bool:
         aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
         reason = f": {state.reason}" if state.reason else ""
         print(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}")
-    return all(state.state == "serving" for state in states)
+    for problem in problems:
+        print(problem)
+    return not problems and all(state.state == "serving" for state in states)
 
 
 def described(catalogue: Catalogue) -> str:

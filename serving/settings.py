@@ -153,7 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="load and prove what would be served, say so, and end; status 1 if any is refused",
+        help="load and prove what would be served, say so, and end; status 1 if any is refused or "
+        "missing",
     )
     for one in fields(ServerSettings):
         default = one.default or "all" if one.name in ("cores", "decode_threads") else one.default
