@@ -47,7 +47,7 @@ class Decoders:
         line.add(jobs)
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Line:

@@ -15,6 +15,7 @@ from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
+from serving.hard_limit import CLOSING_S, leave_within
 from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
@@ -48,9 +49,11 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
             following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
             following.cancel()
-            log.info("stopping: running calls may finish within %g s", settings.drain_s)
+            log.info("stopping: running calls may finish within %g s", server.drain_s)
+            leave_within(server.drain_s + CLOSING_S)
             await server.drain()
         else:
+            leave_within(CLOSING_S)
             loading.cancel()
     finally:
         await server.close()

@@ -108,6 +108,11 @@ class Server:
             ]
         )
 
+    @property
+    def drain_s(self) -> float:
+        """How long running calls may take to finish, as it is set now."""
+        return self._settings.drain_s
+
     async def open(self) -> int:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
         InvalidRequest if the TLS files can't be used."""
@@ -189,7 +194,7 @@ class Server:
         """Report NOT_SERVING, take no new calls, let running ones finish within `drain_s`."""
         self._stop_watching()
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
+        stopping = asyncio.ensure_future(self._grpc.stop(self.drain_s))
         # Health watchers and idle streams would hold the server open for all of drain_s.
         quiet = asyncio.ensure_future(self._edge.drain(QUIET_S))
         await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,7 @@
 """A server from its start to its end: health, reflection, signals, drain."""
 
 import asyncio
+import os
 import signal
 import socket
 import statistics
@@ -21,6 +22,7 @@ from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running
+from tests.object_store import s3_environment
 from tests.photos import jpeg, slow_png
 from tests.serving.held_model import HeldModel, until
 from tests.serving.test_service import request
@@ -154,6 +156,34 @@ def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
         process.kill()
     assert (process.returncode, out) == (0, ""), err
     assert "stopped" in err and "Traceback" not in err
+
+
+def test_a_stop_does_not_wait_for_what_can_not_be_cut_short() -> None:
+    """Here for a store that takes connections and never answers."""
+    pytest.importorskip("s3fs")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.serve", "--models", "s3://bucket/models", "--port=0"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | s3_environment(silent.getsockname()[1]),
+        )
+        try:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                begin = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, ""), err
+    assert "not all is over 5 s after the signal" in err and "Traceback" not in err
+    assert time.monotonic() - begin < 15
 
 
 def run_serve(*flags: str) -> "subprocess.CompletedProcess[str]":
