@@ -74,6 +74,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         GpuSettings.__post_init__(self)
         if self.tensorrt and self.device == "cpu":
             raise InvalidRequest("tensorrt needs a GPU, but device is cpu")
+        if self.admin_port and self.workers > 1:
+            raise InvalidRequest(
+                "admin_port and several workers don't go together: what an operator loads, one of "
+                "them would have; publish, or move an alias, and send SIGHUP"
+            )
         check_ranges(
             self,
             (

@@ -55,7 +55,6 @@ class Plan:
             "decode-threads": settings.decode_threads or share,
             "metrics-host": LOOPBACK,  # the parent gathers them, and tells others
             "metrics-port": settings.metrics_port and settings.metrics_port + 1 + index,
-            "admin-port": settings.admin_port and settings.admin_port + index,
         }
         flags = [f"--{name}={value}" for name, value in own.items()]
         return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
