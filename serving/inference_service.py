@@ -147,7 +147,8 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         )
         call.found(served)
         wanted = wanted_outputs(request)
-        photos = photos_of(request, served.engine.manifest.preprocessing.size)
+        side = served.engine.manifest.preprocessing.size
+        photos = photos_of(request, side, self._classifier.limits.max_photos)
         self._edge.charge(call, len(photos))
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(

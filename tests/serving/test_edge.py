@@ -1,5 +1,6 @@
 """What calls cost that are refused, and what is told of them: over real servers."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.edge import Call
 from serving.errors import InvalidRequest
+from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
 from tests.conftest import Running, ServerProcess, running_server
 from tests.faults.process import MIB, forget_peak, peak_mib, resident_mib
@@ -135,6 +137,22 @@ def test_bytes_that_are_no_message(tail: bytes) -> None:
     check_parts(large, fields)
     with pytest.raises(InvalidRequest, match="can't be parsed"):
         check_parts(large + tail, fields)
+
+
+# --- before photos are looked at
+
+
+@pytest.mark.parametrize("shape", [[1], [16 * MIB // 4], [1] * 200_000])
+def test_the_elements_of_a_tensor_are_not_walked_through(shape: list[int]) -> None:
+    """16 MiB of empty photos: the list of them would hold up the event loop for seconds."""
+    request = inference.ModelInferRequest(model_name="pets")
+    request.inputs.add(name="image", datatype="BYTES", shape=shape)
+    request.raw_input_contents.append(bytes(16 * MIB))
+    begin = time.process_time()
+    with pytest.raises(InvalidRequest) as raised:
+        photos_of(request, 32, 64)
+    assert time.process_time() - begin < 0.1
+    assert len(str(raised.value)) < 200
 
 
 # --- what is told of a call that was refused
