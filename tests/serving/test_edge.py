@@ -10,8 +10,9 @@ import pytest
 from protos.inference import grpc_service_pb2 as inference
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.catalogue import Catalogue
 from serving.edge import Call
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
 from tests.conftest import Running, ServerProcess, running_server
@@ -153,6 +154,37 @@ def test_the_elements_of_a_tensor_are_not_walked_through(shape: list[int]) -> No
         photos_of(request, 32, 64)
     assert time.process_time() - begin < 0.1
     assert len(str(raised.value)) < 200
+
+
+# --- what a caller is told
+
+
+async def test_an_error_is_short_enough_to_arrive(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    """gRPC throws away the status of a call whose trailers are too long."""
+    catalogue = running.server.catalogue
+    many = {f"customer-model-number-{i:04d}": catalogue.models["pets"] for i in range(800)}
+    running.server._edge.serve(Catalogue(many))
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    error = await refusal(stub.Classify(pb.ClassifyRequest(model="x", images=[b""])))
+    assert error.code() is Code.NOT_FOUND
+    assert error.details().endswith("customer-model-number-0019 and 780 more")
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "🐈" * 100_000])
+async def test_a_message_of_any_length_arrives(
+    running: Running, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def refuse() -> None:
+        raise Overloaded(text, retry_after_s=1)
+
+    monkeypatch.setattr(running.server._edge, "catalogue", refuse)
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    error = await refusal(stub.ListModels(pb.ListModelsRequest()))
+    assert error.code() is Code.RESOURCE_EXHAUSTED
+    assert error.details() == text[: 1000 // len(text[0].encode())] + "..."
+    assert "grpc-status-details-bin" in dict(error.trailing_metadata())
 
 
 # --- what is told of a call that was refused
