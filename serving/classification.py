@@ -89,13 +89,7 @@ class Classifier:
         priority: Priority = Priority.HIGH,
     ) -> Inferred:
         """As classify, but with the rows of the model's outputs."""
-        if not photos:
-            raise InvalidRequest("the call holds no photos; send at least one")
-        if len(photos) > self.limits.max_photos:
-            raise InvalidRequest(
-                f"the call holds {len(photos)} photos; at most {self.limits.max_photos} are "
-                "allowed: split it, or use ClassifyStream"
-            )
+        check_count(len(photos), self.limits.max_photos)
         spec = served.engine.manifest.preprocessing
         decoded: list[tuple[float, float]] = []  # seconds it took, and when it was done
         with served.batcher.admit(
@@ -133,6 +127,16 @@ class Classifier:
             raise InvalidRequest(f"pixels of another size than {side} can't be copied")
         copied = await self.infer(served, photos, deadline=deadline, priority=Priority.LOW)
         return copied.answers
+
+
+def check_count(photos: int, most: int) -> None:
+    """Raises InvalidRequest if a call may not have so many photos."""
+    if not photos:
+        raise InvalidRequest("the call holds no photos; send at least one")
+    if photos > most:
+        raise InvalidRequest(
+            f"the call holds {photos} photos; at most {most} are allowed: split it, or use a stream"
+        )
 
 
 async def _answer(place: Place, *, alone: bool) -> Answer | InvalidImage:

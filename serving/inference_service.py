@@ -1,6 +1,6 @@
 """GRPCInferenceService, the Open Inference Protocol: the same core, limits and versions as ours."""
 
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import Callable, Hashable
 from importlib.metadata import version as installed
 from typing import Any, TypeVar
 
@@ -19,8 +19,10 @@ from serving.inference_messages import (
     wanted_outputs,
 )
 from serving.inference_statistics import InferenceStatistics
+from serving.malformed import Parse
 from serving.status import Failure
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
@@ -40,15 +42,11 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._max_delay_s = max_delay_s
 
     async def ModelInfer(
-        self, request: pb.ModelInferRequest, context: Any
+        self, parse: Parse[pb.ModelInferRequest], context: Any
     ) -> pb.ModelInferResponse:
-        return await self._edge.answer(
-            context, "ModelInfer", lambda call: self._infer(request, call)
-        )
+        return await self._edge.answer(context, "ModelInfer", parse, self._infer)
 
-    async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Any
-    ) -> None:
+    async def ModelStreamInfer(self, parse: Parse[pb.ModelInferRequest], context: Any) -> None:
         caller = object()  # one turn for the whole stream
 
         async def infer(request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
@@ -61,24 +59,26 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 infer_response=pb.ModelInferResponse(id=request.id),
             )
 
-        await self._edge.answer_stream(context, "ModelStreamInfer", infer, failed)
+        await self._edge.answer_stream(context, "ModelStreamInfer", parse, infer, failed)
 
     async def ServerLive(
-        self, request: pb.ServerLiveRequest, context: Any
+        self, parse: Parse[pb.ServerLiveRequest], context: Any
     ) -> pb.ServerLiveResponse:
-        return await self._at_once(context, "ServerLive", lambda: pb.ServerLiveResponse(live=True))
+        return await self._at_once(
+            context, "ServerLive", parse, lambda _: pb.ServerLiveResponse(live=True)
+        )
 
     async def ServerReady(
-        self, request: pb.ServerReadyRequest, context: Any
+        self, parse: Parse[pb.ServerReadyRequest], context: Any
     ) -> pb.ServerReadyResponse:
         return await self._at_once(
-            context, "ServerReady", lambda: pb.ServerReadyResponse(ready=self._edge.ready)
+            context, "ServerReady", parse, lambda _: pb.ServerReadyResponse(ready=self._edge.ready)
         )
 
     async def ModelReady(
-        self, request: pb.ModelReadyRequest, context: Any
+        self, parse: Parse[pb.ModelReadyRequest], context: Any
     ) -> pb.ModelReadyResponse:
-        def ready() -> pb.ModelReadyResponse:
+        def ready(request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
             try:
                 if self._edge.ready:
                     self._edge.catalogue().find(request.name, request.version)
@@ -86,66 +86,69 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             except NotFound:
                 return pb.ModelReadyResponse(ready=False)
 
-        return await self._at_once(context, "ModelReady", ready)
+        return await self._at_once(context, "ModelReady", parse, ready)
 
     async def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: Any
+        self, parse: Parse[pb.ServerMetadataRequest], context: Any
     ) -> pb.ServerMetadataResponse:
         return await self._at_once(
             context,
             "ServerMetadata",
-            lambda: pb.ServerMetadataResponse(
+            parse,
+            lambda _: pb.ServerMetadataResponse(
                 name="pawprint", version=installed("pawprint"), extensions=EXTENSIONS
             ),
         )
 
     async def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: Any
+        self, parse: Parse[pb.ModelMetadataRequest], context: Any
     ) -> pb.ModelMetadataResponse:
         return await self._at_once(
             context,
             "ModelMetadata",
-            lambda: model_metadata(self._edge.catalogue(), request.name, request.version),
+            parse,
+            lambda request: model_metadata(self._edge.catalogue(), request.name, request.version),
         )
 
     async def ModelConfig(
-        self, request: pb.ModelConfigRequest, context: Any
+        self, parse: Parse[pb.ModelConfigRequest], context: Any
     ) -> pb.ModelConfigResponse:
-        def describe() -> pb.ModelConfigResponse:
+        def describe(request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
             served = self._edge.catalogue().find(request.name, request.version)
             config = model_config(served, self._classifier.limits.max_photos, self._max_delay_s)
             return pb.ModelConfigResponse(config=config)
 
-        return await self._at_once(context, "ModelConfig", describe)
+        return await self._at_once(context, "ModelConfig", parse, describe)
 
     async def ModelStatistics(
-        self, request: pb.ModelStatisticsRequest, context: Any
+        self, parse: Parse[pb.ModelStatisticsRequest], context: Any
     ) -> pb.ModelStatisticsResponse:
         return await self._at_once(
             context,
             "ModelStatistics",
-            lambda: self._statistics.response(
+            parse,
+            lambda request: self._statistics.response(
                 self._edge.catalogue(), request.name, request.version
             ),
         )
 
     async def RepositoryIndex(
-        self, request: pb.RepositoryIndexRequest, context: Any
+        self, parse: Parse[pb.RepositoryIndexRequest], context: Any
     ) -> pb.RepositoryIndexResponse:
         return await self._at_once(
-            context, "RepositoryIndex", lambda: repository_index(self._edge.catalogue())
+            context, "RepositoryIndex", parse, lambda _: repository_index(self._edge.catalogue())
         )
 
     async def _infer(
         self, request: pb.ModelInferRequest, call: Call, caller: Hashable = None
     ) -> pb.ModelInferResponse:
-        self._edge.check_size(request)
         served = self._edge.catalogue().find(
             request.model_name, request.model_version, routing_key_of(request)
         )
         call.found(served)
         wanted = wanted_outputs(request)
-        photos = photos_of(request, served.engine.manifest.preprocessing.size)
+        side = served.engine.manifest.preprocessing.size
+        photos = photos_of(request, side, self._classifier.limits.max_photos)
         self._edge.charge(call, len(photos))
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
@@ -162,8 +165,10 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             rows.append(answer.outputs)
         return infer_response(request, served, wanted, rows)
 
-    async def _at_once(self, context: Any, method: str, describe: Callable[[], T]) -> T:
-        async def work(call: Call) -> T:
-            return describe()
+    async def _at_once(
+        self, context: Any, method: str, parse: Parse[M], describe: Callable[[M], T]
+    ) -> T:
+        async def work(request: M, call: Call) -> T:
+            return describe(request)
 
-        return await self._edge.answer(context, method, work)
+        return await self._edge.answer(context, method, parse, work)

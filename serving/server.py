@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
@@ -23,7 +23,7 @@ from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
 from serving.log_format import log_access
-from serving.malformed import Registrar
+from serving.malformed import Registrar, checked, unread
 from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
@@ -44,6 +44,7 @@ SERVICES = (SERVICE, INFERENCE)
 MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
+MORE_STREAMS = 128
 # A draining server that was asked nothing for so long closes the streams that are still open.
 QUIET_S = 1.0
 # What `reconfigure` takes over.
@@ -100,6 +101,11 @@ class Server:
                     settings.max_message_mib * MIB + MESSAGE_MARGIN,
                 ),
                 ("grpc.max_send_message_length", -1),
+                # Of one connection. Some above what is answered at once, for health and refusals.
+                (
+                    "grpc.max_concurrent_streams",
+                    settings.max_calls + settings.max_streams + MORE_STREAMS,
+                ),
                 # Our clients ping an answer that is long in coming; gRPC would call that abuse.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 # Else a second server would silently share the port.
@@ -117,7 +123,7 @@ class Server:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
         InvalidRequest if the TLS files can't be used."""
         settings = self._settings
-        registrar = Registrar(self._grpc)
+        registrar = Registrar(self._grpc, unread)
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
             ClassifierService(self._classifier, self._edge), registrar
         )
@@ -130,9 +136,13 @@ class Server:
             ),
             registrar,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+        registrar = Registrar(self._grpc, checked)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registrar)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(
+                [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            ),
+            registrar,
         )
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
