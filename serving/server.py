@@ -45,7 +45,7 @@ MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
 MORE_STREAMS = 128
-# A draining server that was asked nothing for so long closes the streams that are still open.
+# A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
 # What `reconfigure` takes over.
 LIVE_SETTINGS = frozenset(
@@ -205,7 +205,8 @@ class Server:
         self._stop_watching()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.ensure_future(self._grpc.stop(self.drain_s))
-        # Health watchers and idle streams would hold the server open for all of drain_s.
+        # Health watchers and reflection's streams, which Edge does not count, would hold the server
+        # open for all of drain_s.
         quiet = asyncio.ensure_future(self._edge.drain(QUIET_S))
         await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()

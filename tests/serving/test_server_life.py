@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -103,6 +105,48 @@ async def test_drain_lets_calls_finish_and_refuses_new_ones(running: Running) ->
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         await asyncio.wait_for(draining, 5)
+
+
+@asynccontextmanager
+async def slow_uplink(address: str, bytes_per_s: float) -> AsyncIterator[str]:
+    """The address of a proxy that lets no more pass towards `address`."""
+    host, _, port = address.rpartition(":")
+
+    async def copy(
+        source: asyncio.StreamReader, sink: asyncio.StreamWriter, pause_s: float
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+                await asyncio.sleep(len(data) * pause_s)
+        sink.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, up_writer, 1 / bytes_per_s), copy(up_reader, writer, 0))
+
+    async with await asyncio.start_server(join, "127.0.0.1", 0) as proxy:
+        yield "{}:{}".format(*proxy.sockets[0].getsockname())
+
+
+async def test_a_drain_waits_for_a_photo_that_is_still_being_sent(running: Running) -> None:
+    async with (
+        slow_uplink(running.address, 3e6) as address,
+        grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel,
+        grpc.aio.insecure_channel(running.address) as watching,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        await stub.Classify(request(jpeg()))
+        watch = health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == Status.SERVING
+        call = stub.Classify(request(jpeg() + bytes(12_000_000)))  # of 4 s
+        sent = asyncio.ensure_future(call)
+        await asyncio.sleep(0.5)
+        begin = time.monotonic()
+        await running.server.drain()
+        assert (await sent).version == 1
+        assert time.monotonic() - begin < 15  # half of drain_s: the watch did not hold it
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
