@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from serving.batching import Batcher
@@ -21,6 +22,7 @@ from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.splits import read_splits
+from serving.troubles import ALL, Troubles
 from serving.unmet import unmet
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
@@ -58,7 +60,7 @@ class ModelControl:
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
         self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
-        self._troubles: dict[str, str] = {}  # model, "" for all -> why it can't be read
+        self._troubles = Troubles()
         self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
 
@@ -69,18 +71,18 @@ class ModelControl:
         model to serve, Unavailable if the device or the repository can't be had.
         """
         async with self._changing:
-            names = await asyncio.to_thread(self._names)
+            names = await asyncio.to_thread(self._names, self.settings)
             for name in names:
                 try:
                     self._models[name] = await asyncio.to_thread(self._update, name)
                 except Unavailable:
                     raise
                 except Exception as error:
-                    self._in_trouble(name, error)
+                    self._troubles.met(name, error)
             if not any(model.versions for model in self._models.values()):
                 where = f"no model to serve in {self.settings.models}"
-                if self._troubles:
-                    raise Unavailable(f"{where}: {next(iter(self._troubles.values()))}")
+                if self._troubles.texts:
+                    raise Unavailable(f"{where}: {self._troubles.texts[0]}")
                 found = "every version there is refused" if names else "there is none"
                 raise NotFound(
                     f"{where}: {found}; publish one with `train`, or see `models verify`"
@@ -109,24 +111,28 @@ class ModelControl:
         """
         async with self._changing:
             try:
-                names = await asyncio.to_thread(self._names)
+                names = await asyncio.to_thread(self._names, self.settings)
             except PawprintError as error:
-                self._in_trouble("", error)
+                self._troubles.met(ALL, error)
                 return
-            self._out_of_trouble("")
+            self._troubles.over(ALL)
             for name in names:
                 try:
                     await self._change(name)
                 except Exception as error:  # the trouble of one model is not that of the others
-                    self._in_trouble(name, error)
+                    self._troubles.met(name, error)
                 else:
-                    self._out_of_trouble(name)
+                    self._troubles.over(name)
             for name in self._models.keys() - names:  # no longer in --only
                 del self._models[name]
                 await self._publish()
-            for name in self._troubles.keys() - names:
-                del self._troubles[name]
+            self._troubles.keep_only(names)
             self._say_unmet()
+
+    async def check(self, settings: ServerSettings) -> None:
+        """Raises NotFound if a model that the settings ask for is not there."""
+        with suppress(Unavailable):  # to be said by the next look
+            await asyncio.to_thread(self._names, settings)
 
     async def reconfigure(self, settings: ServerSettings) -> None:
         """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
@@ -188,7 +194,7 @@ class ModelControl:
             for name, model in sorted(self._models.items())
             if model.alias_problem
         )
-        return [*self._troubles.values(), *aliases, *unmet(self._models, self.settings)]
+        return [*self._troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
     # --- one change at a time: the lock is held
 
@@ -269,24 +275,6 @@ class ModelControl:
                     return
             await asyncio.sleep(wait_s)
 
-    # --- said once
-
-    def _in_trouble(self, name: str, error: Exception) -> None:
-        """name: the model that can't be read, "" for all."""
-        expected = isinstance(error, (PawprintError, OSError))
-        trouble = ": ".join(filter(None, (name, str(error) if expected else repr(error))))
-        if trouble != self._troubles.get(name):
-            log.error(
-                "what is loaded goes on being served, but: %s",
-                trouble,
-                exc_info=None if expected else error,
-            )
-        self._troubles[name] = trouble
-
-    def _out_of_trouble(self, name: str) -> None:
-        if self._troubles.pop(name, ""):
-            log.info("%s can be read again", name or "the repository")
-
     def _say_unmet(self) -> None:
         found = unmet(self._models, self.settings)
         for sentence in found:
@@ -296,16 +284,16 @@ class ModelControl:
 
     # --- in other threads
 
-    def _names(self) -> list[str]:
+    def _names(self, settings: ServerSettings) -> list[str]:
         """What to serve: in the repository, or loaded already. Raises NotFound, Unavailable."""
         try:
             there = self._repository.names()
         except OSError as error:
-            raise Unavailable(f"{self.settings.models} can't be read: {error}") from error
-        only = self.settings.model_names
+            raise Unavailable(f"{settings.models} can't be read: {error}") from error
+        only = settings.model_names
         if missing := sorted(only - set(there) - self._models.keys()):
             raise NotFound(
-                f"no model {missing[0]!r} in {self.settings.models}, which `only` asks for; "
+                f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
                 f"models there: {', '.join(there) or 'none'}"
             )
         names = {*there, *self._models}

@@ -185,7 +185,8 @@ class Server:
         """Take over what can change in a running server; say what can't. Looks at the repository.
 
         What does not change is not what `settings` has, but what the server began with. Raises
-        InvalidRequest, and changes nothing, where what can change does not fit that.
+        InvalidRequest where what can change does not fit that, NotFound if it asks for a model that
+        is not there; then nothing changes.
         """
         changed = {
             name: getattr(settings, name)
@@ -195,7 +196,9 @@ class Server:
         if fixed := sorted(changed.keys() - LIVE_SETTINGS):
             log.warning("only a restart changes: %s", ", ".join(fixed))
         live = {name: value for name, value in changed.items() if name in LIVE_SETTINGS}
-        self._settings = replace(self._settings, **live)
+        taken = replace(self._settings, **live)
+        await self.control.check(taken)
+        self._settings = taken
         self._classifier.limits = limits(self._settings)
         log.info("changed: %s", ", ".join(sorted(live)) or "nothing")
         await self.control.reconfigure(self._settings)

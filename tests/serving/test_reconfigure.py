@@ -71,6 +71,9 @@ def test_what_can_not_change_alone_changes_nothing_and_the_next_sighup_does(
     config.write_text("max_photos = 500\nmax_queue = 1000\n")  # the queue only at a restart
     hang_up(server)
     time.sleep(0.3)
+    config.write_text('max_photos = 3\nonly = "pets,fish"\n')
+    hang_up(server)
+    time.sleep(0.3)
     config.write_text("max_photos = 2\npoll_s = 86400\n")
     hang_up(server)
     with Client(server.address) as client:
@@ -92,6 +95,8 @@ def test_what_can_not_change_alone_changes_nothing_and_the_next_sighup_does(
     assert status == 0 and "Traceback" not in err
     assert "only a restart changes: max_queue" in err
     assert "the configuration stays as it was: max_queue must be at least" in err
+    assert "the configuration stays as it was: no model 'fish' in" in err
+    assert "changed: max_photos, poll_s" in err  # both from what they were at the start
 
 
 def check(*flags: str, through: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
