@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -31,6 +31,9 @@ _LONGEST_ID = 128
 _BUSY_RETRY_S = 0.1
 # gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
 _MOMENT_S = 0.1
+# A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
+# a place among the open streams, and the memory of its answers.
+STALLED_S = 30.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -197,8 +200,7 @@ class Edge:
             finally:
                 self._tell(call)
             async with sending:
-                with suppress(grpc.aio.BaseError):  # the caller has gone: gRPC ends the stream
-                    await context.write(reply)
+                await _write(context, reply)
             slots.release()
 
         with self._present():
@@ -221,8 +223,10 @@ class Edge:
                 return
             except PawprintError as error:
                 failure = failure_of(error)
-                whole.code = failure.code
-                self._tell(whole)
+            except ExceptionGroup as group:  # of a task: its answer was not read
+                failure = failure_of(group.exceptions[0])
+            whole.code = failure.code
+            self._tell(whole)
         await _abort(context, whole, failure)
 
     async def _requests(self, context: Any, slots: asyncio.Semaphore) -> AsyncIterator[bytes]:
@@ -316,9 +320,27 @@ async def _message(context: Any) -> bytes:
     return cast(bytes, data)
 
 
+async def _write(context: Any, reply: Any) -> None:
+    """Raises Unavailable if the caller does not read."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await context.write(reply)
+    except TimeoutError as error:
+        raise Unavailable(
+            f"the answers of the stream were not read for {STALLED_S:g} s; open another"
+        ) from error
+    except grpc.aio.BaseError:  # the caller has gone: gRPC ends the stream
+        pass
+
+
 async def _abort(context: Any, call: Call, failure: Failure) -> None:
     trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
-    await context.abort(failure.code, failure.message, trailers)
+    try:
+        await context.abort(failure.code, failure.message, trailers)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:  # the caller has gone, and can't be told
+        raise asyncio.CancelledError from error
 
 
 def _request_id(given: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,10 @@ from serving.errors import InvalidRequest, Overloaded
 from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
 from tests.conftest import Running, ServerProcess, running_server
+from tests.faults.connections import never_read
 from tests.faults.process import MIB, forget_peak, peak_mib, resident_mib
+from tests.photos import jpeg
+from tests.serving.held_model import until
 from tests.serving.test_tokens import entry
 
 Code = grpc.StatusCode
@@ -185,6 +189,48 @@ async def test_a_message_of_any_length_arrives(
     assert error.code() is Code.RESOURCE_EXHAUSTED
     assert error.details() == text[: 1000 // len(text[0].encode())] + "..."
     assert "grpc-status-details-bin" in dict(error.trailing_metadata())
+
+
+# --- streams whose answers nobody reads
+
+
+WRONG = pb.ClassifyRequest(model="pets", images=[b"no photo"] * 60)
+
+
+async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
+    """Three of them hold 48 answered requests back, where 32 may be answered at once."""
+    async with (
+        running_server(models, max_calls=32) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(3):
+            await stack.enter_async_context(never_read(running.address, WRONG, 1.0))
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        for _ in range(3):
+            await stub.Classify(pb.ClassifyRequest(model="pets", images=[jpeg()]))
+        edge = running.server._edge
+        assert edge._streams == 3 and edge.active == 0
+
+
+async def test_a_stream_that_is_not_read_is_ended(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.edge.STALLED_S", 0.5)
+    async with (
+        running_server(models, max_streams=1) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        edge, calls = running.server._edge, told(running)
+        async with never_read(running.address, WRONG, 1.0) as sent:
+            await until(lambda: edge._streams == 0)
+            assert sent > 16
+            assert [c.method for c in calls if c.code is Code.UNAVAILABLE] == ["ClassifyStream"]
+        stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
+        await stream.write(pb.ClassifyStreamRequest(request_id=7))
+        assert (await stream.read()).request_id == 7
+        stream.cancel()
+    assert not caplog.records
 
 
 # --- what is told of a call that was refused
