@@ -31,6 +31,8 @@ _LONGEST_ID = 128
 _BUSY_RETRY_S = 0.1
 # gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
 _MOMENT_S = 0.1
+# A caller gives up at its deadline by its own clock: what comes of it is as near to ours as this.
+_SAME_S = 0.02
 # A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
 # a place among the open streams, and the memory of its answers.
 STALLED_S = 30.0
@@ -108,7 +110,9 @@ class Edge:
 
     @property
     def ready(self) -> bool:
-        return self._catalogue is not None and not self._draining.is_set()
+        """Whether there is a version to answer with, as health says too."""
+        here = self._catalogue is not None and self._catalogue.can_answer
+        return here and not self._draining.is_set()
 
     def catalogue(self) -> Catalogue:
         """Raises Unavailable while there is none."""
@@ -129,11 +133,10 @@ class Edge:
             await self._idle.wait()
             await asyncio.sleep(quiet_s)
 
-    def charge(self, call: Call, photos: int) -> None:
+    def charge(self, call: Call) -> None:
         """Count the photos of a call against its caller's rate. Raises Overloaded."""
-        call.photos = photos
         if self._tokens is not None and call.token is not None:
-            self._tokens.charge(call.token, photos)
+            self._tokens.charge(call.token, call.photos)
 
     async def answer(
         self,
@@ -294,6 +297,8 @@ class Edge:
     def _tell(self, call: Call) -> None:
         """Tell the sinks of a call that has ended."""
         call.end = time.monotonic()
+        if call.code is grpc.StatusCode.CANCELLED and call.end >= call.deadline - _SAME_S:
+            call.code = grpc.StatusCode.DEADLINE_EXCEEDED
         for sink in self._sinks:
             sink(call)
 

@@ -1,14 +1,18 @@
 """What calls cost that are refused, and what is told of them: over real servers."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.inference import grpc_service_pb2 as inference
+from protos.inference import grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.catalogue import Catalogue
@@ -20,7 +24,8 @@ from tests.conftest import Running, ServerProcess, running_server
 from tests.faults.connections import never_read
 from tests.faults.process import MIB, forget_peak, peak_mib, resident_mib
 from tests.photos import jpeg
-from tests.serving.held_model import until
+from tests.serving.held_model import HeldModel, until
+from tests.serving.test_metrics import fetch, free_port
 from tests.serving.test_tokens import entry
 
 Code = grpc.StatusCode
@@ -277,3 +282,59 @@ async def test_a_call_without_a_message_is_the_callers_mistake(
     error = await refusal(call)
     assert (error.code(), error.details()) == (Code.INVALID_ARGUMENT, "the call holds no message")
     assert [call.code for call in calls] == [Code.INVALID_ARGUMENT]
+
+
+async def test_a_deadline_that_passes_is_told_as_one(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    calls, held = told(running), HeldModel(running.server)
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    request = pb.ClassifyRequest(model="pets", images=[jpeg()])
+    stream = stub.ClassifyStream(timeout=0.2)
+    await stream.write(pb.ClassifyStreamRequest(request_id=1, request=request))
+    uploading = channel.stream_unary(f"{CLASSIFY}Classify")(timeout=0.2)
+    for call in (stub.Classify(request, timeout=0.2), stream, uploading):
+        assert (await refusal(call)).code() is Code.DEADLINE_EXCEEDED
+    await until(lambda: len(calls) == 3)
+    assert {call.code for call in calls} == {Code.DEADLINE_EXCEEDED}
+    calls.clear()
+    left = stub.Classify(request, timeout=60)
+    await held.admitted(1)
+    left.cancel()
+    await until(lambda: len(calls) == 1)
+    assert calls[0].code is Code.CANCELLED
+    held.release()
+
+
+async def test_a_version_that_restarts_is_not_ready_whoever_asks(models: Path) -> None:
+    port = free_port()
+    async with (
+        running_server(models, metrics_port=port) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def ready() -> set[bool]:
+            serving = await health.Check(health_pb2.HealthCheckRequest())
+            _, metrics = await asyncio.to_thread(fetch, port, "/metrics")
+            return {
+                serving.status == health_pb2.HealthCheckResponse.SERVING,
+                (await stub.ServerReady(inference.ServerReadyRequest())).ready,
+                (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready,
+                (await asyncio.to_thread(fetch, port, "/readyz"))[0] == 200,
+                "\npawprint_ready 1.0\n" in metrics,
+            }
+
+        assert await ready() == {True}
+        catalogue = running.server.catalogue
+        pets = catalogue.models["pets"]
+        restarting = replace(pets, versions={}, restarting=frozenset({1}))
+        await running.server._on_change(Catalogue({"pets": restarting}))
+        assert await ready() == {False}
+        other = replace(pets, name="cats")
+        await running.server._on_change(Catalogue({"cats": other, "pets": restarting}))
+        assert (await stub.ServerReady(inference.ServerReadyRequest())).ready
+        assert not (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready
+        await running.server._on_change(catalogue)
+        assert await ready() == {True}
