@@ -186,6 +186,10 @@ def _decode(
 
     try:
         pixels = decode(photo, spec, limits)
+    except InvalidImage as error:
+        done()
+        # Its frames hold the photo and the place, and the place would hold it.
+        place.fail(error.with_traceback(None))
     except Exception as error:  # the caller's, whatever it is
         done()
         place.fail(error)

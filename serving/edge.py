@@ -151,15 +151,12 @@ class Edge:
         with self._present():
             try:
                 self._identify(call)
-                data = await _message(context)
-                call.start = time.monotonic()
-                with self._admitted():
-                    result = await work(self._parsed(parse, data), call)
+                result = await self._answered(context, parse, work, call)
                 call.code = grpc.StatusCode.OK
                 context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
                 return result
             except Exception as error:
-                failure = failure_of(error)
+                failure = _failure(error)
                 call.code = failure.code
             finally:
                 self._tell(call)
@@ -197,7 +194,7 @@ class Edge:
                     reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
             except Exception as error:
-                failure = failure_of(error)
+                failure = _failure(error)
                 call.code = failure.code
                 reply = failed(request, failure)
             finally:
@@ -212,34 +209,49 @@ class Edge:
                 with self._open_stream():
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as answering:
-                        async for data in self._requests(context, slots):
-                            try:
-                                request = self._parsed(parse, data)
-                            except InvalidRequest as error:
-                                wrong = error
-                                break
-                            answering.create_task(answer(request))
+                        try:
+                            async for request in self._requests(context, parse, slots):
+                                answering.create_task(answer(request))
+                        except InvalidRequest as error:
+                            wrong = error
                 if wrong:
                     raise wrong
                 if self._draining.is_set():
                     raise Unavailable("the server is shutting down")
                 return
             except PawprintError as error:
-                failure = failure_of(error)
+                failure = _failure(error)
             except ExceptionGroup as group:  # of a task: its answer was not read
-                failure = failure_of(group.exceptions[0])
+                failure = _failure(group.exceptions[0])
             whole.code = failure.code
             self._tell(whole)
         await _abort(context, whole, failure)
 
-    async def _requests(self, context: Any, slots: asyncio.Semaphore) -> AsyncIterator[bytes]:
+    async def _answered(
+        self, context: Any, parse: Parse[M], work: Callable[[M, Call], Awaitable[T]], call: Call
+    ) -> T:
+        """Holds the message, which the caller of this does not: gRPC keeps the frames of a call
+        that is aborted until the garbage collector comes by."""
+        data = await _message(context)
+        call.start = time.monotonic()
+        with self._admitted():
+            request = self._parsed(parse, data)
+            del data  # the photos are in the request
+            return await work(request, call)
+
+    async def _requests(
+        self, context: Any, parse: Parse[M], slots: asyncio.Semaphore
+    ) -> AsyncIterator[M]:
+        """Raises InvalidRequest."""
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             while not self._draining.is_set():
                 await _first(slots.acquire(), draining)
-                request = await _first(context.read(), draining)
-                if request is None or request is grpc.aio.EOF:
+                data = await _first(context.read(), draining)
+                if data is None or data is grpc.aio.EOF:
                     break
+                request = self._parsed(parse, data)
+                del data
                 yield request
         finally:
             draining.cancel()
@@ -323,6 +335,14 @@ async def _message(context: Any) -> bytes:
         await asyncio.sleep(_MOMENT_S)
         raise InvalidRequest("the call holds no message")
     return cast(bytes, data)
+
+
+def _failure(error: Exception) -> Failure:
+    """Ends the error: it and the frames that it came through would hold each other, and with them
+    the photos, until the garbage collector comes by."""
+    failure = failure_of(error)
+    error.__traceback__ = None
+    return failure
 
 
 async def _write(context: Any, reply: Any) -> None:
