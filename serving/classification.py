@@ -188,8 +188,9 @@ def _decode(
         pixels = decode(photo, spec, limits)
     except InvalidImage as error:
         done()
-        # Its frames hold the photo and the place, and the place would hold it.
-        place.fail(error.with_traceback(None))
+        # Without the frames that it came through: they hold the photo and the place, and the place
+        # would hold them until the garbage collector comes by.
+        place.fail(InvalidImage(str(error)))
     except Exception as error:  # the caller's, whatever it is
         done()
         place.fail(error)

@@ -44,10 +44,10 @@ ALLOWED = {
     Code.DEADLINE_EXCEEDED,  # of a request's own timeout
 }
 LONGEST_S = 10.0  # an answer, with AT_ONCE calls at a time on a busy machine
-# What a swollen message may cost the server: bytes that arrive are there twice for a moment, and
-# the numbers of typed pixels take four times their size.
+# What swollen messages may cost the server: processor time of one, and memory of them all, of which
+# the allocator keeps some.
 SWOLLEN_BYTES = (60 * 1024, 4 * MIB)
-SWOLLEN_CPU_S, SWOLLEN_MIB = 0.4, 64.0
+SWOLLEN_CPU_S, SWOLLEN_MIB = 0.4, 128.0
 CLASSIFIER, INFERENCE = "pawprint.v1.ClassifierService", "inference.GRPCInferenceService"
 
 

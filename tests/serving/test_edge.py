@@ -1,7 +1,9 @@
 """What calls cost that are refused, and what is told of them: over real servers."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -163,6 +165,27 @@ def test_the_elements_of_a_tensor_are_not_walked_through(shape: list[int]) -> No
         photos_of(request, 32, 64)
     assert time.process_time() - begin < 0.1
     assert len(str(raised.value)) < 200
+
+
+# --- afterwards
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 9}, {"version": "9"}])
+async def test_what_was_refused_is_forgotten_without_the_garbage_collector(
+    channel: grpc.aio.Channel, fields: dict[str, object]
+) -> None:
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    request = pb.ClassifyRequest(model="pets", images=[bytes(4 * MIB)], **fields)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            await refusal(stub.Classify(request))
+        assert tracemalloc.get_traced_memory()[0] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 # --- what a caller is told
