@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -31,6 +31,11 @@ _LONGEST_ID = 128
 _BUSY_RETRY_S = 0.1
 # gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
 _MOMENT_S = 0.1
+# A caller gives up at its deadline by its own clock: what comes of it is as near to ours as this.
+_SAME_S = 0.02
+# A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
+# a place among the open streams, and the memory of its answers.
+STALLED_S = 30.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,7 +110,9 @@ class Edge:
 
     @property
     def ready(self) -> bool:
-        return self._catalogue is not None and not self._draining.is_set()
+        """Whether there is a version to answer with, as health says too."""
+        here = self._catalogue is not None and self._catalogue.can_answer
+        return here and not self._draining.is_set()
 
     def catalogue(self) -> Catalogue:
         """Raises Unavailable while there is none."""
@@ -126,11 +133,10 @@ class Edge:
             await self._idle.wait()
             await asyncio.sleep(quiet_s)
 
-    def charge(self, call: Call, photos: int) -> None:
+    def charge(self, call: Call) -> None:
         """Count the photos of a call against its caller's rate. Raises Overloaded."""
-        call.photos = photos
         if self._tokens is not None and call.token is not None:
-            self._tokens.charge(call.token, photos)
+            self._tokens.charge(call.token, call.photos)
 
     async def answer(
         self,
@@ -145,15 +151,12 @@ class Edge:
         with self._present():
             try:
                 self._identify(call)
-                data = await _message(context)
-                call.start = time.monotonic()
-                with self._admitted():
-                    result = await work(self._parsed(parse, data), call)
+                result = await self._answered(context, parse, work, call)
                 call.code = grpc.StatusCode.OK
                 context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
                 return result
             except Exception as error:
-                failure = failure_of(error)
+                failure = _failure(error)
                 call.code = failure.code
             finally:
                 self._tell(call)
@@ -191,14 +194,13 @@ class Edge:
                     reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
             except Exception as error:
-                failure = failure_of(error)
+                failure = _failure(error)
                 call.code = failure.code
                 reply = failed(request, failure)
             finally:
                 self._tell(call)
             async with sending:
-                with suppress(grpc.aio.BaseError):  # the caller has gone: gRPC ends the stream
-                    await context.write(reply)
+                await _write(context, reply)
             slots.release()
 
         with self._present():
@@ -207,32 +209,49 @@ class Edge:
                 with self._open_stream():
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as answering:
-                        async for data in self._requests(context, slots):
-                            try:
-                                request = self._parsed(parse, data)
-                            except InvalidRequest as error:
-                                wrong = error
-                                break
-                            answering.create_task(answer(request))
+                        try:
+                            async for request in self._requests(context, parse, slots):
+                                answering.create_task(answer(request))
+                        except InvalidRequest as error:
+                            wrong = error
                 if wrong:
                     raise wrong
                 if self._draining.is_set():
                     raise Unavailable("the server is shutting down")
                 return
             except PawprintError as error:
-                failure = failure_of(error)
-                whole.code = failure.code
-                self._tell(whole)
+                failure = _failure(error)
+            except ExceptionGroup as group:  # of a task: its answer was not read
+                failure = _failure(group.exceptions[0])
+            whole.code = failure.code
+            self._tell(whole)
         await _abort(context, whole, failure)
 
-    async def _requests(self, context: Any, slots: asyncio.Semaphore) -> AsyncIterator[bytes]:
+    async def _answered(
+        self, context: Any, parse: Parse[M], work: Callable[[M, Call], Awaitable[T]], call: Call
+    ) -> T:
+        """Holds the message, which the caller of this does not: gRPC keeps the frames of a call
+        that is aborted until the garbage collector comes by."""
+        data = await _message(context)
+        call.start = time.monotonic()
+        with self._admitted():
+            request = self._parsed(parse, data)
+            del data  # the photos are in the request
+            return await work(request, call)
+
+    async def _requests(
+        self, context: Any, parse: Parse[M], slots: asyncio.Semaphore
+    ) -> AsyncIterator[M]:
+        """Raises InvalidRequest."""
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             while not self._draining.is_set():
                 await _first(slots.acquire(), draining)
-                request = await _first(context.read(), draining)
-                if request is None or request is grpc.aio.EOF:
+                data = await _first(context.read(), draining)
+                if data is None or data is grpc.aio.EOF:
                     break
+                request = self._parsed(parse, data)
+                del data
                 yield request
         finally:
             draining.cancel()
@@ -290,6 +309,8 @@ class Edge:
     def _tell(self, call: Call) -> None:
         """Tell the sinks of a call that has ended."""
         call.end = time.monotonic()
+        if call.code is grpc.StatusCode.CANCELLED and call.end >= call.deadline - _SAME_S:
+            call.code = grpc.StatusCode.DEADLINE_EXCEEDED
         for sink in self._sinks:
             sink(call)
 
@@ -316,9 +337,35 @@ async def _message(context: Any) -> bytes:
     return cast(bytes, data)
 
 
+def _failure(error: Exception) -> Failure:
+    """Ends the error: it and the frames that it came through would hold each other, and with them
+    the photos, until the garbage collector comes by."""
+    failure = failure_of(error)
+    error.__traceback__ = None
+    return failure
+
+
+async def _write(context: Any, reply: Any) -> None:
+    """Raises Unavailable if the caller does not read."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await context.write(reply)
+    except TimeoutError as error:
+        raise Unavailable(
+            f"the answers of the stream were not read for {STALLED_S:g} s; open another"
+        ) from error
+    except grpc.aio.BaseError:  # the caller has gone: gRPC ends the stream
+        pass
+
+
 async def _abort(context: Any, call: Call, failure: Failure) -> None:
     trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
-    await context.abort(failure.code, failure.message, trailers)
+    try:
+        await context.abort(failure.code, failure.message, trailers)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:  # the caller has gone, and can't be told
+        raise asyncio.CancelledError from error
 
 
 def _request_id(given: str | None) -> str:

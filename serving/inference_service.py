@@ -8,7 +8,7 @@ from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
 from serving.classification import Classifier
 from serving.edge import Call, Edge
-from serving.errors import InvalidImage, NotFound
+from serving.errors import InvalidImage, NotFound, Unavailable
 from serving.inference_descriptions import model_config, model_metadata, repository_index
 from serving.inference_messages import (
     infer_response,
@@ -79,12 +79,13 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, parse: Parse[pb.ModelReadyRequest], context: Any
     ) -> pb.ModelReadyResponse:
         def ready(request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-            try:
-                if self._edge.ready:
-                    self._edge.catalogue().find(request.name, request.version)
-                return pb.ModelReadyResponse(ready=self._edge.ready)
-            except NotFound:
+            if not self._edge.ready:
                 return pb.ModelReadyResponse(ready=False)
+            try:
+                self._edge.catalogue().find(request.name, request.version)
+            except (NotFound, Unavailable):
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=True)
 
         return await self._at_once(context, "ModelReady", parse, ready)
 
@@ -149,11 +150,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         wanted = wanted_outputs(request)
         side = served.engine.manifest.preprocessing.size
         photos = photos_of(request, side, self._classifier.limits.max_photos)
-        self._edge.charge(call, len(photos))
+        call.photos = len(photos)
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
             served,
             photos,
+            admitted=lambda: self._edge.charge(call),
             deadline=deadline,
             caller=call.turn or caller,
             priority=priority_of(request),

@@ -16,7 +16,7 @@ from serving.wire_scan import TEXT, check_parts, fields_of
 M = TypeVar("M")
 Parse = Callable[[bytes], M]  # raises InvalidRequest
 
-# Health and reflection are asked without a token, in messages that hold a name.
+# Health, reflection and AdminService ask for no token; their messages hold a name.
 OPEN_BYTES = 4096
 
 
@@ -73,7 +73,7 @@ def unread(method: Any) -> Any:
 
 
 def checked(method: Any) -> Any:
-    """For a service that knows nothing of Edge and is open to all: a message that is too long or
+    """For a service that does not go through Edge: a message that is too long or
     can't be parsed ends the call as the caller's mistake."""
     parse = method.request_deserializer
 

@@ -148,6 +148,12 @@ class Server:
         where = host_port(settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
+        if settings.admin_port and not is_loopback(settings.admin_host):
+            log.warning(
+                "AdminService asks for no token and is not encrypted: whoever reaches %s loads and "
+                "unloads models",
+                host_port(settings.admin_host, settings.admin_port),
+            )
         files = settings.tls_files
         credentials = server_credentials(files) if files else None
         try:

@@ -65,11 +65,12 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
     ) -> pb.ClassifyResponse:
         served = self._edge.catalogue().find(request.model, request.version, request.routing_key)
         call.found(served)
-        self._edge.charge(call, len(request.images))
+        call.photos = len(request.images)
         classified = await self._classifier.classify(
             served,
             request.images,
             top_k=request.top_k,
+            admitted=lambda: self._edge.charge(call),
             deadline=call.deadline,
             caller=call.turn or caller,
             priority=PRIORITIES.get(request.priority, Priority.HIGH),

@@ -1,13 +1,20 @@
 """What calls cost that are refused, and what is told of them: over real servers."""
 
+import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.inference import grpc_service_pb2 as inference
+from protos.inference import grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.catalogue import Catalogue
@@ -16,7 +23,11 @@ from serving.errors import InvalidRequest, Overloaded
 from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
 from tests.conftest import Running, ServerProcess, running_server
+from tests.faults.connections import never_read
 from tests.faults.process import MIB, forget_peak, peak_mib, resident_mib
+from tests.photos import jpeg
+from tests.serving.held_model import HeldModel, until
+from tests.serving.test_metrics import fetch, free_port
 from tests.serving.test_tokens import entry
 
 Code = grpc.StatusCode
@@ -156,6 +167,27 @@ def test_the_elements_of_a_tensor_are_not_walked_through(shape: list[int]) -> No
     assert len(str(raised.value)) < 200
 
 
+# --- afterwards
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 9}, {"version": "9"}])
+async def test_what_was_refused_is_forgotten_without_the_garbage_collector(
+    channel: grpc.aio.Channel, fields: dict[str, object]
+) -> None:
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    request = pb.ClassifyRequest(model="pets", images=[bytes(4 * MIB)], **fields)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            await refusal(stub.Classify(request))
+        assert tracemalloc.get_traced_memory()[0] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
 # --- what a caller is told
 
 
@@ -185,6 +217,48 @@ async def test_a_message_of_any_length_arrives(
     assert error.code() is Code.RESOURCE_EXHAUSTED
     assert error.details() == text[: 1000 // len(text[0].encode())] + "..."
     assert "grpc-status-details-bin" in dict(error.trailing_metadata())
+
+
+# --- streams whose answers nobody reads
+
+
+WRONG = pb.ClassifyRequest(model="pets", images=[b"no photo"] * 60)
+
+
+async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
+    """Three of them hold 48 answered requests back, where 32 may be answered at once."""
+    async with (
+        running_server(models, max_calls=32) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(3):
+            await stack.enter_async_context(never_read(running.address, WRONG, 1.0))
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        for _ in range(3):
+            await stub.Classify(pb.ClassifyRequest(model="pets", images=[jpeg()]))
+        edge = running.server._edge
+        assert edge._streams == 3 and edge.active == 0
+
+
+async def test_a_stream_that_is_not_read_is_ended(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.edge.STALLED_S", 0.5)
+    async with (
+        running_server(models, max_streams=1) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        edge, calls = running.server._edge, told(running)
+        async with never_read(running.address, WRONG, 1.0) as sent:
+            await until(lambda: edge._streams == 0)
+            assert sent > 16
+            assert [c.method for c in calls if c.code is Code.UNAVAILABLE] == ["ClassifyStream"]
+        stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
+        await stream.write(pb.ClassifyStreamRequest(request_id=7))
+        assert (await stream.read()).request_id == 7
+        stream.cancel()
+    assert not caplog.records
 
 
 # --- what is told of a call that was refused
@@ -231,3 +305,59 @@ async def test_a_call_without_a_message_is_the_callers_mistake(
     error = await refusal(call)
     assert (error.code(), error.details()) == (Code.INVALID_ARGUMENT, "the call holds no message")
     assert [call.code for call in calls] == [Code.INVALID_ARGUMENT]
+
+
+async def test_a_deadline_that_passes_is_told_as_one(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    calls, held = told(running), HeldModel(running.server)
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    request = pb.ClassifyRequest(model="pets", images=[jpeg()])
+    stream = stub.ClassifyStream(timeout=0.2)
+    await stream.write(pb.ClassifyStreamRequest(request_id=1, request=request))
+    uploading = channel.stream_unary(f"{CLASSIFY}Classify")(timeout=0.2)
+    for call in (stub.Classify(request, timeout=0.2), stream, uploading):
+        assert (await refusal(call)).code() is Code.DEADLINE_EXCEEDED
+    await until(lambda: len(calls) == 3)
+    assert {call.code for call in calls} == {Code.DEADLINE_EXCEEDED}
+    calls.clear()
+    left = stub.Classify(request, timeout=60)
+    await held.admitted(1)
+    left.cancel()
+    await until(lambda: len(calls) == 1)
+    assert calls[0].code is Code.CANCELLED
+    held.release()
+
+
+async def test_a_version_that_restarts_is_not_ready_whoever_asks(models: Path) -> None:
+    port = free_port()
+    async with (
+        running_server(models, metrics_port=port) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def ready() -> set[bool]:
+            serving = await health.Check(health_pb2.HealthCheckRequest())
+            _, metrics = await asyncio.to_thread(fetch, port, "/metrics")
+            return {
+                serving.status == health_pb2.HealthCheckResponse.SERVING,
+                (await stub.ServerReady(inference.ServerReadyRequest())).ready,
+                (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready,
+                (await asyncio.to_thread(fetch, port, "/readyz"))[0] == 200,
+                "\npawprint_ready 1.0\n" in metrics,
+            }
+
+        assert await ready() == {True}
+        catalogue = running.server.catalogue
+        pets = catalogue.models["pets"]
+        restarting = replace(pets, versions={}, restarting=frozenset({1}))
+        await running.server._on_change(Catalogue({"pets": restarting}))
+        assert await ready() == {False}
+        other = replace(pets, name="cats")
+        await running.server._on_change(Catalogue({"cats": other, "pets": restarting}))
+        assert (await stub.ServerReady(inference.ServerReadyRequest())).ready
+        assert not (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready
+        await running.server._on_change(catalogue)
+        assert await ready() == {True}
