@@ -19,7 +19,8 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
 from tests.tiny import build_version
 
-KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "training", "kserve")
+SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
+KUSTOMIZATIONS = (*SERVERS, "training", "kserve")
 VERSIONS = ("1.32", "1.34")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
@@ -117,6 +118,15 @@ def test_what_selects_pods_selects_the_server(name: str) -> None:
     assert len(found) == 4 and all(selector.items() <= labels.items() for selector in found)
     headless = [r for r in resources if r.get("spec", {}).get("clusterIP") == "None"]
     assert [r["metadata"]["name"] for r in headless] == ["pawprint-headless"]
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_clients_find_a_new_pod_before_it_could_be_taken_away_again(name: str) -> None:
+    resources = rendered(name)
+    (settings,) = (r["data"] for r in resources if r["kind"] == "ConfigMap")
+    (scaler,) = (r["spec"] for r in resources if r["kind"] == "HorizontalPodAutoscaler")
+    age_s = float(settings["PAWPRINT_SERVE_MAX_CONNECTION_AGE_S"])
+    assert 0 < age_s <= scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
 
 
 def test_the_release_script_copies_the_newest_version_and_promotes_it(
