@@ -83,6 +83,14 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
             assert re.search(r":\d+\.\d+\.\d+(-cuda)?$", container["image"])
 
 
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_services_beside_a_pod_add_nothing_to_its_settings(name: str) -> None:
+    resources = rendered(name)
+    pods = [r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})]
+    pods += [r["spec"]["predictor"] for r in resources if r["kind"] == "InferenceService"]
+    assert pods and all(pod["enableServiceLinks"] is False for pod in pods)
+
+
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
 def test_the_server_understands_every_setting_given_to_it(name: str) -> None:
     (settings,) = (r["data"] for r in rendered(name) if r["kind"] == "ConfigMap")
@@ -127,6 +135,24 @@ def test_clients_find_a_new_pod_before_it_could_be_taken_away_again(name: str) -
     (scaler,) = (r["spec"] for r in resources if r["kind"] == "HorizontalPodAutoscaler")
     age_s = float(settings["PAWPRINT_SERVE_MAX_CONNECTION_AGE_S"])
     assert 0 < age_s <= scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_reaches_names_its_bucket_and_the_credentials_of_its_role(name: str) -> None:
+    (policy,) = (r["spec"] for r in rendered(name) if r["kind"] == "NetworkPolicy")
+    reached = {
+        (to.get("ipBlock", {}).get("cidr", "pods" if "podSelector" in to else "anywhere"), port)
+        for rule in policy["egress"]
+        for to in rule.get("to", [{}])
+        for port in (p["port"] for p in rule["ports"])
+    }
+    assert reached == {
+        ("pods", 53),
+        ("anywhere", 443),
+        ("169.254.169.254/32", 80),  # GKE, Dataplane V2
+        ("169.254.169.252/32", 988),  # GKE otherwise
+        ("169.254.170.23/32", 80),  # EKS Pod Identity
+    }
 
 
 def test_the_release_script_copies_the_newest_version_and_promotes_it(
