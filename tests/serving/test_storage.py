@@ -82,10 +82,11 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
     remote: Repository, models: Path
 ) -> None:
     local = Repository(models)
+    build_version(models, "pets", seed=1)
     assert (remote.names(), remote.versions("pets")) == ([], [])
     with pytest.raises(NotFound, match="models here: none"):
         remote.resolve("pets")
-    assert [copy_version(local, "pets", 1, remote) for _ in range(2)] == [1, 2]
+    assert [copy_version(local, "pets", version, remote) for version in (1, 2)] == [1, 2]
     assert (remote.names(), remote.versions("pets")) == (["pets"], [1, 2])
     assert remote.verify("pets", 2) == []
     remote.promote("pets", 1)
@@ -123,6 +124,29 @@ def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
     assert copy_version(remote, "pets", 1, back) == 1
     assert back.verify("pets", 1) == []
     assert back.read_analysis("pets", 1, "report.html") == b"better"
+
+
+def test_a_copy_that_is_repeated_finds_itself_and_brings_the_analysis(
+    remote: Repository, models: Path
+) -> None:
+    local = Repository(models)
+    build_version(models, "pets", seed=1)
+    assert [copy_version(local, "pets", version, remote) for version in (2, 1)] == [1, 2]
+    with local.staging("pets") as folder:
+        (folder / "report.html").write_text("robust")
+        local.attach_analysis("pets", 2, folder)
+    assert copy_version(local, "pets", 2, remote) == 1
+    assert remote.read_analysis("pets", 1, "report.html") == b"robust"
+    assert remote.versions("pets") == [1, 2]
+
+
+def test_a_copy_that_has_lost_a_file_is_not_taken_for_the_version(
+    remote: RemoteRepository, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    remote._bucket.delete(["pets/1/model.onnx"])
+    assert copy_version(Repository(models), "pets", 1, remote) == 2
+    assert remote.verify("pets", 2) == []
 
 
 def test_an_altered_object_is_found_and_never_returned(
@@ -213,11 +237,14 @@ def test_a_publication_that_is_cut_off_is_never_seen(
 
 def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path) -> None:
     numbers: list[int] = []
+    for seed in range(1, 6):
+        build_version(models, "pets", seed=seed)
 
-    def publish() -> None:
-        numbers.append(copy_version(Repository(models), "pets", 1, open_repository(location)))
+    def publish(version: int) -> None:
+        remote = open_repository(location)
+        numbers.append(copy_version(Repository(models), "pets", version, remote))
 
-    threads = [threading.Thread(target=publish) for _ in range(6)]
+    threads = [threading.Thread(target=publish, args=(version,)) for version in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
