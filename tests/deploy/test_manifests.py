@@ -14,10 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving.repository import Repository
 from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
-from tests.tiny import build_version
 
 SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
 KUSTOMIZATIONS = (*SERVERS, "training", "kserve")
@@ -153,23 +151,3 @@ def test_a_server_reaches_names_its_bucket_and_the_credentials_of_its_role(name:
         ("169.254.169.252/32", 988),  # GKE otherwise
         ("169.254.170.23/32", 80),  # EKS Pod Identity
     }
-
-
-def test_the_release_script_copies_the_newest_version_and_promotes_it(
-    models: Path, tmp_path: Path
-) -> None:
-    target = Repository(tmp_path / "bucket")
-    target_models = build_version(target.root, "pets", seed=1)
-    newest = build_version(models, "pets", seed=2)
-    environment = {
-        "PATH": PATH,
-        "NAME": "pets",
-        "FROM": str(models),
-        "TO": str(target.root),
-    }
-    subprocess.run(
-        ["sh", ROOT / "deploy/training/release.sh"], env=environment, check=True, timeout=60
-    )
-    assert target.aliases("pets") == {"stable": target_models + 1}
-    copied = target.manifest("pets", target_models + 1)
-    assert copied.files == Repository(models).manifest("pets", newest).files
