@@ -18,7 +18,7 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
 
 SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
-KUSTOMIZATIONS = (*SERVERS, "training", "kserve")
+KUSTOMIZATIONS = (*SERVERS, "training", "batch", "kserve")
 VERSIONS = ("1.32", "1.34")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
@@ -78,7 +78,7 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
             assert user["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
             assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
-            assert re.search(r":\d+\.\d+\.\d+(-cuda)?$", container["image"])
+            assert re.search(r":\d+\.\d+\.\d+(-cuda|-parquet)?$", container["image"])
 
 
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
