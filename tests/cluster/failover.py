@@ -2,8 +2,9 @@
 
     sudo unshare --net --mount .venv/bin/python -m tests.cluster.failover
 
-Prints a table of what callers saw in each phase, then, where cgroup v1 can hold each to a share of a
-core, photos per second with one, two and three servers. Status 1 if a call failed or took too long.
+Prints a table of what callers saw in each phase, then photos per second with one, two and three
+servers, where cgroup v1 can hold each to a share of a core. Status 1 if a call failed or took too
+long.
 """
 
 import asyncio
