@@ -106,7 +106,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 def joined() -> Iterator[World]:
     """The processes that torchrun started, or a scheduler that sets RANK, WORLD_SIZE, MASTER_ADDR
     and MASTER_PORT as it does; this one alone without them."""
-    if "MASTER_ADDR" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield World()
         return
     gpus = torch.cuda.is_available()
