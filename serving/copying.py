@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, PawprintError, Unavailable
 from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
 
@@ -12,7 +12,8 @@ def copy_version(source: Repository, name: str, version: int, target: Repository
     """Publish it in `target`, as the next version there, with its analysis; returns that number.
 
     If it is there already no second copy is made, so that a copy that was cut off can be repeated.
-    Raises NotFound, and BrokenVersion if it is not whole and unaltered.
+    Raises NotFound, BrokenVersion if it is not whole and unaltered, and Unavailable, which says
+    so if it is published there by then.
     """
     problems = source.verify(name, version)
     if problems:
@@ -27,15 +28,14 @@ def copy_version(source: Repository, name: str, version: int, target: Repository
         with target.staging(name) as folder:
             for file in manifest.files:
                 _write(folder / file, source.read_file(manifest, file))
-            copied = target.publish(name, folder, describe)
-    analysis = source.analysis_files(name, version)
-    if analysis:
-        with target.staging(name) as folder:
-            for file in analysis:
-                data = source.read_analysis(name, version, file)
-                assert data is not None  # it is listed
-                _write(folder / file, data)
-            target.attach_analysis(name, copied, folder)
+            copied = target.publish(name, folder, describe).version
+    try:
+        _copy_analysis(source, name, version, target, copied)
+    except (PawprintError, OSError) as error:
+        raise Unavailable(
+            f"{name}/{version} is {name}/{copied} in {target.location} now, but its analysis is "
+            f"not there: {error}"
+        ) from error
     return copied
 
 
@@ -50,6 +50,20 @@ def _already_there(manifest: Manifest, target: Repository) -> int | None:
         except BrokenVersion:
             continue
     return None
+
+
+def _copy_analysis(
+    source: Repository, name: str, version: int, target: Repository, copied: int
+) -> None:
+    analysis = source.analysis_files(name, version)
+    if not analysis:
+        return
+    with target.staging(name) as folder:
+        for file in analysis:
+            data = source.read_analysis(name, version, file)
+            assert data is not None  # it is listed
+            _write(folder / file, data)
+        target.attach_analysis(name, copied, folder)
 
 
 def _write(path: Path, data: bytes) -> None:

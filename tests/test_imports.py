@@ -67,6 +67,7 @@ SERVING_NEEDS = {
 }
 EXTRAS = {
     "serving.bucket": {"fsspec", "gcsfs"},
+    "serving.conditional_write": {"azure"},
     "serving.parquet": {"pyarrow"},
     "serving.gpu_memory": {"pynvml"},
     "serving.tracing": {"opentelemetry"},
