@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "the file of --config (max_batch = 8). A flag comes before the environment, that before "
         "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. SIGHUP reads "
         "the file again and looks at the repository. Status 1: there is no model to serve. "
-        "Status 2: a wrong setting.",
+        "Status 2: a wrong setting, or a port, a device or a store that can't be used.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument(

@@ -104,13 +104,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The processes that torchrun started; this one alone where it was not torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The processes that torchrun started, or a scheduler that sets RANK, WORLD_SIZE, MASTER_ADDR
+    and MASTER_PORT as it does; this one alone without them."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield World()
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())

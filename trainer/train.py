@@ -50,7 +50,8 @@ examples:
 
 Every flag may also be set in the environment (PAWPRINT_TRAIN_EPOCHS=3) or in a TOML file given by
 --config; a flag wins over the environment, and that over the file.
-exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input, 130 interrupted
+exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input or a place that can't
+be used, 130 interrupted
 """
 _INTERRUPTED = "error: interrupted; nothing was published"
 _ENVIRONMENT = "PAWPRINT_TRAIN_"

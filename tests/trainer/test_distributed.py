@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_two_processes_learn_what_one_does(photos: MakePhotos, tmp_path: Path):
     states = [torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("one", "two")]
     for name, value in states[0].items():
         assert torch.allclose(states[1][name], value, rtol=0.02, atol=2e-3), name
+
+
+def test_processes_that_a_scheduler_starts_need_no_torchrun():
+    """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are all that deploy/training gives them."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        free_port = one.getsockname()[1]
+    code = "from trainer.distributed import joined\nwith joined() as w: print(w.rank, w.sum(1, 2))"
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **given, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [one.communicate(timeout=120)[0] for one in both] == ["0 [2.0, 4.0]\n", "1 [2.0, 4.0]\n"]
 
 
 @pytest.mark.slow
