@@ -2,9 +2,11 @@
 
     python -m venv /tmp/pytriton && /tmp/pytriton/bin/pip install nvidia-pytriton onnxruntime pillow
     python -m venv /tmp/mlserver && /tmp/mlserver/bin/pip install mlserver onnxruntime pillow
+    python -m venv /tmp/litserve && /tmp/litserve/bin/pip install litserve onnxruntime pillow
 
 Each decodes photos with our preprocessing and runs our ONNX file with ONNX Runtime, batches as its
-documentation has it (at most 16 photos, 2 ms), and answers the Open Inference Protocol over gRPC.
+documentation has it (at most 16 photos, 2 ms), and answers the Open Inference Protocol over gRPC;
+LitServe has HTTP alone, and takes a photo in JSON.
 """
 
 import argparse
@@ -102,7 +104,16 @@ if "mlserver" in sys.modules:  # loaded by MLServer itself
             return InferenceResponse(model_name=self.name, outputs=[output])
 
 
-PEERS = {"pytriton": pytriton, "mlserver": mlserver}
+def litserve(version: Path, name: str, port: int) -> None:
+    import litserve
+    from litserve_photos import Photos
+
+    api = Photos(version, max_batch_size=MAX_BATCH, batch_timeout=MAX_DELAY_S, api_path=f"/{name}")
+    server = litserve.LitServer(api, accelerator="cpu")
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
+
+
+PEERS = {"pytriton": pytriton, "mlserver": mlserver, "litserve": litserve}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -7,7 +7,8 @@ go, so it is measured again before and after every row, and the row's share is o
 two; all rows are taken `--rounds` times, and their medians are told. Callers and servers share the
 cores. Clients: ours, in a process of its own, and NVIDIA's tritonclient (`pip install
 tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels (UINT8). Other
-servers get the same tritonclient, where an environment that has them is named: see peers.py.
+servers get the same tritonclient (LitServe, which has HTTP alone, aiohttp), where an environment
+that has them is named: see peers.py.
 `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would hide the package of
 that name from every script in this folder.)
 """
@@ -41,7 +42,7 @@ WARM = 32
 SOME = 240  # photos for a look at the limit
 COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
 CLIENTS = ("ours", "triton-bytes", "triton-pixels")
-PEERS = ("pytriton", "mlserver")
+PEERS = ("pytriton", "mlserver", "litserve")
 
 
 @contextmanager
@@ -106,6 +107,9 @@ class Load:
             command = [sys.executable, __file__, str(given.models), given.name, str(given.photos)]
             command += ["--count", str(given.count), "--callers", str(callers)]
             command += ["--address", address]
+        elif client == "litserve":
+            command = [sys.executable, str(HERE / "http_load.py"), address, given.name]
+            command += [str(self._files()), str(callers)]
         else:
             source = self._pixels() if client == "triton-pixels" else self._files()
             command = [given.triton, str(HERE / "triton_load.py"), address, given.name]

@@ -13,7 +13,6 @@ at most `max_delay_s`, or until the batch is full.
 """
 
 import asyncio
-import enum
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -25,25 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceeded, Overloaded
+from serving.admission import Admission
+from serving.errors import DeadlineExceeded
 from serving.inference_thread import InferenceThreads, Work
-from serving.turns import Turns
-
-# So that low priority never stands still: at least one photo in so many, while any waits.
-LOW_EVERY = 16
-# A full server is not asked again sooner, even where batches take no time; nor much later, for
-# not all that were refused come back.
-RETRY_AFTER_AT_LEAST_S, RETRY_AFTER_AT_MOST_S = 0.05, 60.0
-_SMOOTHING = 0.2  # weight of the newest batch in the running estimate of seconds per photo
+from serving.turns import Priority, PriorityTurns
 
 Array = npt.NDArray[Any]
 # [n, ...] -> outputs, each with n rows; and whether it runs alone, with all the cores to itself
 Run = Callable[[Array, bool], Sequence[Array]]
-
-
-class Priority(enum.IntEnum):
-    HIGH = 0
-    LOW = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,17 +147,11 @@ class Batcher:
         self._settings = settings
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        # Guarded by the thread's lock:
-        self._turns: tuple[Turns[_Waiting], ...] = tuple(Turns() for _ in Priority)
-        self._since_low = 0  # photos of high priority taken since the last of low priority
+        self._admission = Admission(settings.max_queue)
+        # Guarded by the threads' lock:
+        self._waiting: PriorityTurns[_Waiting] = PriorityTurns()
         self._coming = 0  # photos admitted, their places neither filled nor failed
         self._gathering_since = math.inf
-        # Of the event loop alone:
-        self._admitted = 0  # photos
-        self._admitted_low = 0  # of them of low priority
-        self._promised = -math.inf  # when the last refused call was told to come back
-        # Written by the inference threads: seconds per photo of all of them together, when busy
-        self._photo_s = 0.0
 
     def admit(
         self,
@@ -185,77 +167,25 @@ class Batcher:
         Raises Overloaded if the queue is full, or so long that the deadline would pass in it;
         DeadlineExceeded if it has passed.
         """
-        now = time.monotonic()
-        if deadline <= now:
-            raise DeadlineExceeded("the deadline passed before the call was begun")
-        free = self._free(priority)
-        if photos > free:
-            raise Overloaded(
-                f"the queue is full: {photos} photos asked for, {free} of "
-                f"{self._settings.max_queue} places free; try again later",
-                retry_after_s=self._promise(photos),
-            )
-        if self._admitted * self._photo_s >= deadline - now - photos * self._photo_s:
-            self._refuse_hopeless(photos, priority, deadline - now)
-        call = Call(self, photos, deadline, object() if caller is None else caller, priority)
+        caller = object() if caller is None else caller
+        first = self.admitted == 0
+        self._admission.enter(photos, deadline, caller, priority)
+        call = Call(self, photos, deadline, caller, priority)
         with self._threads.changed:
-            if self._admitted == 0:
+            if first:
                 self._threads.add(self)
             self._coming += photos
-        self._admitted += photos
-        if priority is Priority.LOW:
-            self._admitted_low += photos
         return call
 
     @property
     def waiting(self) -> int:
         """Photos that are decoded and not yet in a batch."""
-        return sum(map(len, self._turns))
+        return len(self._waiting)
 
     @property
     def admitted(self) -> int:
         """Photos that are admitted and not yet answered."""
-        return self._admitted
-
-    def _free(self, priority: Priority) -> int:
-        free = self._settings.max_queue - self._admitted
-        if priority is Priority.LOW and self._admitted_low:  # the first call may have any size
-            free = min(free, self._settings.max_queue // 2 - self._admitted_low)
-        return max(0, free)
-
-    def _drained_in_s(self) -> float:
-        return max(RETRY_AFTER_AT_LEAST_S, self._admitted * self._photo_s)
-
-    def _promise(self, photos: int) -> float:
-        """Seconds after which a call that found the queue full should come back.
-
-        Each is told a time of its own, one after another as fast as photos are answered, the first
-        when the queue is half empty. Were all told the same, most would be refused again and again,
-        and refusals in such numbers take the time that answers need.
-        """
-        now = time.monotonic()
-        next_free = max(self._promised, now + self._drained_in_s() / 2) + photos * self._photo_s
-        self._promised = min(next_free, now + RETRY_AFTER_AT_MOST_S)
-        return max(RETRY_AFTER_AT_LEAST_S, self._promised - now)
-
-    def _refuse_hopeless(self, photos: int, priority: Priority, left_s: float) -> None:
-        """Raises Overloaded if what waits now would take longer than the caller does.
-
-        Where nothing waits the call is tried, whatever the estimate: only runs can correct it.
-        """
-        with self._threads.changed:
-            high, low = self._turns
-            if priority is Priority.HIGH:
-                ahead = high.ahead_of(photos)
-            else:
-                ahead = len(high) + low.ahead_of(photos)
-        wait_s = (ahead + photos) * self._photo_s
-        if ahead and wait_s > left_s:
-            raise Overloaded(
-                f"the answer would come in {wait_s:.2g} s, after the deadline of the call in "
-                f"{left_s:.2g} s; try again later, or with more time",
-                retry_after_s=self._drained_in_s(),
-            )
+        return self._admission.photos
 
     # --- called by Place, on any thread
 
@@ -264,13 +194,13 @@ class Batcher:
         with self._threads.changed:
             if self._came(place.call):
                 self._gathering_since = min(self._gathering_since, waiting.since)
-                self._turns[place.call.priority].put(place.call.caller, waiting)
+                self._waiting.put(place.call.priority, place.call.caller, waiting)
 
     def _fail(self, place: Place, error: Exception) -> None:
         with self._threads.changed:
             there = self._came(place.call)
         if there:
-            self._loop.call_soon_threadsafe(_deliver, [place], [error])
+            self._answered([place], [error], 1)
 
     def _came(self, call: Call) -> bool:
         """One photo less to wait for, unless its call has left; the lock is held."""
@@ -283,27 +213,25 @@ class Batcher:
     # --- called by Call, on the event loop
 
     def _leave(self, call: Call) -> None:
-        self._admitted -= call.photos
-        if call.priority is Priority.LOW:
-            self._admitted_low -= call.photos
+        self._admission.leave(call.photos, call.caller, call.priority)
         with self._threads.changed:
             call.left = True
             self._coming -= call._coming
-            self._turns[call.priority].drop(call.caller, lambda waiting: waiting.place.call is call)
-            if not any(self._turns):
+            self._waiting.drop(
+                call.priority, call.caller, lambda waiting: waiting.place.call is call
+            )
+            if not self._waiting:
                 self._gathering_since = math.inf
-            if self._admitted == 0:
+            if self.admitted == 0:
                 self._threads.remove(self)
             self._threads.changed.notify()
 
     # --- called by an inference thread, the lock held
 
     def due(self) -> float:
-        high, low = self._turns
-        waiting = len(high) + len(low)
-        if waiting == 0:
+        if not self._waiting:
             return math.inf
-        if waiting >= self._settings.max_batch or self._coming == 0:
+        if self.waiting >= self._settings.max_batch or self._coming == 0:
             return -math.inf
         return self._gathering_since + self._settings.max_delay_s
 
@@ -311,19 +239,13 @@ class Batcher:
         now = time.monotonic()
         batch: list[_Waiting] = []
         late: list[_Waiting] = []
-        high, low = self._turns
-        share = min(self._settings.max_batch, math.ceil((len(high) + len(low)) / idle))
-        while (high or low) and len(batch) < share:
-            if high and not (low and self._since_low >= LOW_EVERY - 1):
-                waiting = high.pop()
-                self._since_low += 1
-            else:
-                waiting = low.pop()
-                self._since_low = 0
+        share = min(self._settings.max_batch, math.ceil(self.waiting / idle))
+        while self._waiting and len(batch) < share:
+            waiting = self._waiting.pop()
             (batch if waiting.place.call.deadline > now else late).append(waiting)
-        if not (high or low):
+        if not self._waiting:
             self._gathering_since = math.inf
-        alone = running == 0 and not (high or low)
+        alone = running == 0 and not self._waiting
         return lambda: self._run(batch, late, alone)
 
     # --- on an inference thread, without the lock
@@ -333,10 +255,10 @@ class Batcher:
     ) -> Callable[[], object]:
         start = time.monotonic()
         results: list[Answer | BaseException]
+        photos = len(batch)
         try:
             outputs = self._run_model(self._stack(batch), alone) if batch else ()
             run_s = time.monotonic() - start
-            self._learn(len(batch), run_s if alone else run_s / self._threads.count)
             results = [
                 Answer(
                     outputs=tuple(output[i] for output in outputs),
@@ -347,10 +269,17 @@ class Batcher:
                 for i, waiting in enumerate(batch)
             ]
         except Exception as error:  # goes to every caller of the batch; the thread lives on
-            results = [error] * len(batch)
+            results, photos = [error] * len(batch), 0
         results += [too_late() for _ in late]
         places = [waiting.place for waiting in (*batch, *late)]
-        return partial(self._loop.call_soon_threadsafe, _deliver, places, results)
+        return partial(self._answered, places, results, photos)
+
+    def _answered(
+        self, places: Sequence[Place], results: Sequence[Answer | BaseException], photos: int
+    ) -> None:
+        """`photos`: how many of them took work."""
+        now, admission = time.monotonic(), self._admission
+        self._loop.call_soon_threadsafe(_deliver, admission, places, results, photos, now)
 
     def _stack(self, batch: list[_Waiting]) -> Array:
         photos = [waiting.photo for waiting in batch]
@@ -361,18 +290,20 @@ class Batcher:
         np.stack(photos, out=padded[: len(batch)])
         return padded
 
-    def _learn(self, photos: int, run_s: float) -> None:
-        """A small batch costs more per photo than those of a busy server: it may only lower it."""
-        if photos and (photos * 2 >= self._settings.max_batch or run_s < photos * self._photo_s):
-            weight = _SMOOTHING if self._photo_s else 1.0
-            self._photo_s += weight * (run_s / photos - self._photo_s)
-
 
 def too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed in the queue")
 
 
-def _deliver(places: Sequence[Place], results: Sequence[Answer | BaseException]) -> None:
+def _deliver(
+    admission: Admission,
+    places: Sequence[Place],
+    results: Sequence[Answer | BaseException],
+    photos: int,
+    at: float,
+) -> None:
+    if photos:
+        admission.answered(photos, at)
     for place, result in zip(places, results, strict=True):
         if place.answer.done():  # its caller has gone; the others must have their answers
             continue

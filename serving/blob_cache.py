@@ -40,9 +40,11 @@ class BlobCache:
                 folder.mkdir(parents=True, exist_ok=True)
             with _lock(part.with_name(f"{entry.sha256}.lock")):
                 if not _is_whole(whole, entry):
-                    _complete(part, entry, download)
-                    if not _is_whole(part, entry):
-                        part.unlink()
+                    resumed = part.exists()
+                    sound = _completed(part, entry, download)
+                    if resumed and not sound:  # what lay here may be what is damaged
+                        sound = _completed(part, entry, download)
+                    if not sound:
                         raise BrokenVersion(f"{where} is altered: it does not match its digest")
                     os.replace(part, whole)
                 os.utime(whole)  # used now
@@ -85,7 +87,8 @@ def default_cache(environment: Mapping[str, str]) -> Path:
     return Path(base) / "pawprint"
 
 
-def _complete(part: Path, entry: FileEntry, download: Download) -> None:
+def _completed(part: Path, entry: FileEntry, download: Download) -> bool:
+    """Whether it matches its digest, with what was missing; if not, it is removed."""
     have = part.stat().st_size if part.exists() else 0
     if have > entry.size:
         part.unlink()
@@ -95,6 +98,10 @@ def _complete(part: Path, entry: FileEntry, download: Download) -> None:
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if _is_whole(part, entry):
+        return True
+    part.unlink()
+    return False
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:

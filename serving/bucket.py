@@ -6,18 +6,21 @@ Credentials come from the environment alone, as each store's own tools read them
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.conditional_write import replace_if
 from serving.errors import InvalidRequest, Unavailable
 
 # scheme -> (fsspec's package, the extra that installs it)
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
 # What each store calls an object's stamp.
-_STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
+_STAMPS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
+# What S3 says where a condition of a write does not hold, or another write goes on.
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
 CHUNK_BYTES = 8 * 1024 * 1024
 
 
@@ -50,6 +53,7 @@ class Bucket:
             )
         self.location = f"{scheme}://{rest.strip('/')}"
         self._root = rest.strip("/")
+        self._scheme = scheme
         with self._refused():
             self._files = _filesystem(scheme)
 
@@ -63,22 +67,13 @@ class Bucket:
                 return []
         return [e["name"].rstrip("/").rpartition("/")[2] for e in entries if _is_folder(e)]
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Every object below the prefix, however deep: its key below it -> bytes."""
+    def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
+        """The objects below the prefix, however deep or right below it: their keys below it."""
         root = self._path(prefix)
         with self._refused():
             try:
-                entries = self._files.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-        return {path[len(root) :].lstrip("/"): int(e["size"]) for path, e in entries.items()}
-
-    def stored(self, *, deep: bool) -> dict[str, Stored]:
-        """The objects right below the prefix, or however deep: their keys below it."""
-        with self._refused():
-            try:
                 look = self._files.find if deep else self._files.ls
-                found = look(self._root, detail=True)
+                found = look(root, detail=True)
             except FileNotFoundError:
                 return {}
         entries = list(found.values()) if deep else found
@@ -86,8 +81,12 @@ class Bucket:
             key: Stored(size=int(e["size"]), stamp=_stamp(e))
             for e in entries
             # An emptied prefix may still be there, as an object of its own.
-            if not _is_folder(e) and (key := e["name"][len(self._root) :].lstrip("/"))
+            if not _is_folder(e) and (key := e["name"][len(root) :].lstrip("/"))
         }
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Every object below the prefix, however deep: its key below it -> bytes."""
+        return {key: stored.size for key, stored in self.stored(prefix).items()}
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -112,14 +111,24 @@ class Bucket:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that is not there yet, in one step; False if it is there."""
-        with self._written():
+        return self._unless_taken(
+            lambda: self._files.pipe_file(self._path(key), data, mode="create")
+        )
+
+    def stamp(self, key: str) -> str:
+        """Of one object; empty where there is none."""
+        with self._refused():
             try:
-                self._files.pipe_file(self._path(key), data, mode="create")
-            except OSError as error:
-                if _is_taken(error):
-                    return False
-                raise
-        return True
+                return _stamp(self._files.info(self._path(key)))
+            except FileNotFoundError:
+                return ""
+
+    def replace(self, key: str, data: bytes, stamp: str) -> bool:
+        """Write an object if this still is its stamp, in one step; False if it is not."""
+        if not stamp:
+            return self.create(key, data)
+        path = self._path(key)
+        return self._unless_taken(lambda: replace_if(self._scheme, self._files, path, data, stamp))
 
     def upload(self, file: Path, key: str) -> None:
         with self._written():
@@ -129,6 +138,16 @@ class Bucket:
         with self._refused():
             for key in keys:
                 self._files.rm_file(self._path(key))
+
+    def _unless_taken(self, write: Callable[[], Any]) -> bool:
+        with self._written():
+            try:
+                write()
+            except Exception as error:
+                if _is_taken(error):
+                    return False
+                raise
+        return True
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
@@ -169,11 +188,18 @@ def _filesystem(scheme: str) -> Any:
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
 
 
-def _is_taken(error: OSError) -> bool:
-    """S3 says so in the error beneath that of s3fs, which calls it an invalid argument."""
+def _is_taken(error: Exception) -> bool:
+    """The object is there, or another one than was asked for.
+
+    S3 says so in the error beneath that of s3fs, which calls it an invalid argument; adlfs lets
+    Azure's own error pass.
+    """
     response = getattr(error.__cause__, "response", {})
-    taken = ("PreconditionFailed", "ConditionalRequestConflict")
-    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") in taken
+    return (
+        isinstance(error, FileExistsError)
+        or response.get("Error", {}).get("Code") in _TAKEN
+        or getattr(error, "error_code", None) == "ConditionNotMet"
+    )
 
 
 def _is_folder(entry: dict[str, Any]) -> bool:

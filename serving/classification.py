@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.answers import Label
-from serving.batching import Answer, Place, Priority, too_late
+from serving.batching import Answer, Place, too_late
 from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
 from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
 from serving.shadowing import Shadowing
+from serving.turns import Priority
 
 Admitted = Callable[[], None]
 Photo = bytes | npt.NDArray[np.uint8]  # encoded, or the very pixels: [S, S, 3]
@@ -115,7 +116,7 @@ class Classifier:
                     jobs.append(
                         functools.partial(_decode, photo, spec, self.limits, places[-1], decoded)
                     )
-            self._decoders.start(jobs, priority)
+            self._decoders.start(jobs, call.caller, priority)
             answers = [await _answer(place, alone=len(places) == 1) for place in places]
         if served.shadow is not None:
             self.shadowing.copy(served, answers, functools.partial(self._copy, photos))

@@ -22,7 +22,8 @@ from rich.progress import (
 
 from serving.access import access_of, add_access_flags
 from serving.answers import StreamedResult
-from serving.batch_job import PART_PHOTOS, Plan, Share, agree, digest_of, first_error, run_job
+from serving.batch_job import first_error, run_job
+from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
 from serving.commandline import Parser, aligned, fail
@@ -57,7 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error), status=1)
     except PawprintError as error:
         fail(str(error))
-    if failed:
+    except OSError as error:  # a disk that is full, a folder that may not be read, ...
+        fail(str(error), status=1)
+    if failed and options.out is not None:
+        # No failure of the job: what starts many of them would stop the others, or try again.
+        print(
+            f"{failed} of {count} photos could not be classified: see their rows", file=sys.stderr
+        )
+    elif failed:
         fail(f"{failed} of {count} photos could not be classified", status=1)
 
 
@@ -94,28 +102,35 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
 
 
 async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
-    """See serving.batch_job; returns how many photos there are, and how many of them failed now."""
+    """See serving.batch_job; returns how many photos this share has, and how many of
+    them failed, now or earlier."""
     require_pyarrow()
     if len(options.photos) != 1:
         raise InvalidRequest("with --out the photos are one folder or one prefix of a bucket")
     (location,) = options.photos
     source, out = place(location), place(options.out)
     share = _share(options.shard)
-    keys = await asyncio.to_thread(source.photos)
+    photos = await asyncio.to_thread(source.photos)
     async with _client(options) as client:
         described = await client.get_model(
             options.model or await _only_model(client), options.version
         )
         wanted = Plan(
-            photos=location,
-            count=len(keys),
-            digest=digest_of(keys),
+            photos=source.location,
+            count=len(photos),
+            digest=digest_of(photos),
             model=described.model,
             version=described.version,
             top_k=options.top_k,
             part_photos=PART_PHOTOS,
         )
-        plan = await asyncio.to_thread(agree, wanted, out, version_given=bool(options.version))
+        plan = await asyncio.to_thread(
+            agree,
+            wanted,
+            out,
+            version_given=bool(options.version),
+            labels=len(described.labels),
+        )
         mine = sum(
             min(plan.part_photos, plan.count - index * plan.part_photos)
             for index in range(share.rank, plan.parts, share.of)
@@ -123,7 +138,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
         with _progress(mine) as advance:
             try:
                 failed = await run_job(
-                    client, plan, share, keys, source, out, options.in_flight, advance
+                    client, plan, share, list(photos), source, out, options.in_flight, advance
                 )
             except BaseExceptionGroup as group:
                 raise first_error(group) from group
@@ -250,8 +265,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="classify",
         description="Classify photos with a running server (see `serve`). Folders are searched "
         "for photos and streamed.",
-        epilog="Status 0: every photo was classified. 1: some could not be, or the server does "
-        "not answer. 2: wrong arguments, or no such model.",
+        epilog="Status 0: every photo was classified; with --out: every part is written, and "
+        "photos that could not be classified are rows with an error. 1: some could not be, or the "
+        "server does not answer. 2: wrong arguments, or no such model.",
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(

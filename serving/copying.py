@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, PawprintError, Unavailable
 from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
 
@@ -11,7 +11,8 @@ from serving.repository import Repository
 def copy_version(source: Repository, name: str, version: int, target: Repository) -> int:
     """Publish it in `target`, as the next version there, with its analysis; returns that number.
 
-    Raises NotFound, and BrokenVersion if it is not whole and unaltered.
+    Raises NotFound, BrokenVersion if it is not whole and unaltered, and Unavailable, which says
+    so if it is published there by then.
     """
     problems = source.verify(name, version)
     if problems:
@@ -24,16 +25,29 @@ def copy_version(source: Repository, name: str, version: int, target: Repository
     with target.staging(name) as folder:
         for file in manifest.files:
             _write(folder / file, source.read_file(manifest, file))
-        copied = target.publish(name, folder, describe)
-    analysis = source.analysis_files(name, version)
-    if analysis:
-        with target.staging(name) as folder:
-            for file in analysis:
-                data = source.read_analysis(name, version, file)
-                assert data is not None  # it is listed
-                _write(folder / file, data)
-            target.attach_analysis(name, copied, folder)
+        copied = target.publish(name, folder, describe).version
+    try:
+        _copy_analysis(source, name, version, target, copied)
+    except (PawprintError, OSError) as error:
+        raise Unavailable(
+            f"{name}/{version} is {name}/{copied} in {target.location} now, but its analysis is "
+            f"not there: {error}"
+        ) from error
     return copied
+
+
+def _copy_analysis(
+    source: Repository, name: str, version: int, target: Repository, copied: int
+) -> None:
+    analysis = source.analysis_files(name, version)
+    if not analysis:
+        return
+    with target.staging(name) as folder:
+        for file in analysis:
+            data = source.read_analysis(name, version, file)
+            assert data is not None  # it is listed
+            _write(folder / file, data)
+        target.attach_analysis(name, copied, folder)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.inference import grpc_service_pb2 as pb
-from serving.batching import Priority
 from serving.catalogue import ServedVersion
 from serving.classification import Photo, best_labels, check_count
 from serving.errors import InvalidRequest
+from serving.turns import Priority
 
 INPUT = "image"
 OUTPUTS = ("probabilities", "logits")  # in the order of an answer's rows

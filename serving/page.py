@@ -5,7 +5,7 @@ from html import escape
 
 from serving.errors import PawprintError
 from serving.modelspec import Manifest
-from serving.repository import ANALYSIS, Repository, files_below
+from serving.repository import ANALYSIS, Repository
 
 PICTURES_A_VERSION = 8
 
@@ -100,8 +100,11 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
 
 def _pictures(repository: Repository, name: str, version: int) -> str:
     """The ideal images of a version, if it was analysed: what it is surest of."""
-    folder = repository.path(name, version) / ANALYSIS / "ideal"
-    files = sorted(f for f in files_below(folder) if f.endswith(".png")) if folder.is_dir() else []
+    files = [
+        file.removeprefix("ideal/")
+        for file in repository.analysis_files(name, version)
+        if file.startswith("ideal/") and file.endswith(".png")
+    ]
     figures = "".join(
         f'<figure><img src="{name}/{version}/{ANALYSIS}/ideal/{escape(file)}" '
         f'alt="ideal {escape(file[4:-4])}" loading="lazy">'

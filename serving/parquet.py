@@ -45,6 +45,20 @@ def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def failed_rows(data: bytes, name: str) -> int:
+    """How many rows of a part hold an error. Raises InvalidRequest where it is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        column = pyarrow.parquet.read_table(io.BytesIO(data), columns=["error"])["error"]
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise InvalidRequest(
+            f"{name} in --out can't be read ({error}); delete it, and it will be made again"
+        ) from error
+    return len(column) - int(column.null_count)
+
+
 def require_pyarrow() -> None:
     """Raises InvalidRequest where it is not installed."""
     if importlib.util.find_spec("pyarrow") is None:

@@ -4,60 +4,116 @@ from pathlib import Path
 from typing import Protocol
 
 from serving.bucket import Bucket
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unavailable
 from serving.photo_paths import photo_paths
 from serving.preprocess import ENDINGS
-from serving.whole_file import replaced
+from serving.whole_file import created, is_temporary, replaced
+
+# Why S3 refuses one object, not the caller: it may not be read, or lies in an archive.
+_REFUSES_OBJECT = ("AccessDenied", "InvalidObjectState")
 
 
 class Place(Protocol):
-    """Keys are relative POSIX paths."""
+    """Keys are relative POSIX paths. Raises OSError, Unavailable where it can't be used."""
 
-    def photos(self) -> list[str]:
-        """The keys of all photos, sorted; told by the ends of their names."""
+    location: str  # the same one for each way to write it with or without a slash at its end
+
+    def photos(self) -> dict[str, str]:
+        """All photos, told by the ends of their names, in a fixed order: their keys, each with a
+        stamp that is another one for another content. Raises InvalidRequest if there are none."""
 
     def read(self, key: str) -> bytes:
-        """Raises FileNotFoundError, Unavailable."""
+        """Raises OSError where this one file can't be read, Unavailable where none can."""
 
     def files(self) -> set[str]:
-        """Every key."""
+        """Every key, but for what is not yet written whole."""
 
     def write(self, key: str, data: bytes) -> None:
         """Whole or not at all."""
 
+    def create(self, key: str, data: bytes) -> bool:
+        """As write, but False if the key is there."""
+
 
 class Folder:
     def __init__(self, root: Path) -> None:
+        self.location = str(root)
         self._root = root
 
-    def photos(self) -> list[str]:
-        return [path.relative_to(self._root).as_posix() for path in photo_paths([self._root])]
+    def photos(self) -> dict[str, str]:
+        self._check()
+        return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
     def read(self, key: str) -> bytes:
         return (self._root / key).read_bytes()
 
     def files(self) -> set[str]:
-        return {p.relative_to(self._root).as_posix() for p in self._root.rglob("*") if p.is_file()}
+        self._check()
+        paths = (path for path in self._root.rglob("*") if path.is_file())
+        return {path.relative_to(self._root).as_posix() for path in paths if not is_temporary(path)}
 
     def write(self, key: str, data: bytes) -> None:
         with replaced(self._root / key, mode=0o644) as file:
             file.write(data)
 
+    def create(self, key: str, data: bytes) -> bool:
+        return created(self._root / key, data, mode=0o644)
+
+    def _check(self) -> None:
+        if self._root.exists() and not self._root.is_dir():
+            raise InvalidRequest(f"{self._root} is a file; with --out it must be a folder")
+
+    def _key(self, path: Path) -> str:
+        key = path.relative_to(self._root).as_posix()
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the name {key!r} is not UTF-8, so it can't stand in Parquet; rename the file"
+            ) from error
+        return key
+
 
 class BucketPlace:
     def __init__(self, bucket: Bucket) -> None:
+        self.location = bucket.location
         self._bucket = bucket
-        self.read = bucket.read
         self.write = bucket.write
+        self.create = bucket.create
 
-    def photos(self) -> list[str]:
-        found = sorted(key for key in self._bucket.sizes() if Path(key).suffix.lower() in ENDINGS)
+    def photos(self) -> dict[str, str]:
+        found = {
+            key: f"{stored.size} {stored.stamp}"
+            for key, stored in sorted(self._bucket.stored(deep=True).items())
+            if Path(key).suffix.lower() in ENDINGS
+        }
         if not found:
             raise InvalidRequest(f"no photos in {self._bucket.location}")
         return found
 
+    def read(self, key: str) -> bytes:
+        try:
+            return self._bucket.read(key)
+        except Unavailable as error:
+            if isinstance(error.__cause__, PermissionError):
+                self._check_refusal(key)
+            raise
+
     def files(self) -> set[str]:
         return set(self._bucket.sizes())
+
+    def _check_refusal(self, key: str) -> None:
+        """Raises PermissionError if S3 refuses this object, and not the credentials.
+
+        s3fs first asks for the size, and the answer to that has no reason in it.
+        """
+        try:
+            next(self._bucket.chunks(key, 0, 1), None)
+        except Unavailable as error:
+            refusal = error.__cause__
+            response = getattr(refusal and refusal.__cause__, "response", {})
+            if response.get("Error", {}).get("Code") in _REFUSES_OBJECT:
+                raise PermissionError(str(refusal)) from error
 
 
 def place(location: str) -> Place:
@@ -65,3 +121,8 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
+
+
+def _stamp_of(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -4,21 +4,32 @@ An S×S RGB PNG passes through to the bit, so an adversarial image saved as PNG 
 """
 
 import io
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from serving.errors import InvalidImage
+from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
 
 # Pillow would load its format plugins with the first photo, which would wait for them.
 Image.init()
+# Of its own limits; `max_pixels` is looked at before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # How the names of their files end, in lower case.
 ENDINGS = frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
 MAX_PIXELS = 64_000_000
+
+# Decoding takes up to 16 bytes a pixel (WebP), so pictures of more pixels than this, as they lie in
+# memory, are decoded one at a time, whatever the number of threads.
+_LARGE = 12_000_000
+_one_large = threading.Lock()
+_BAND = 256  # rows
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -59,19 +70,25 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
         raise InvalidImage("the photo is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
             raise InvalidImage(
                 f"the photo has {image.width} x {image.height} pixels; "
                 f"at most {max_pixels:,} are allowed"
             )
+        if image.format == "JPEG" and too_many_scans(data):
+            raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans")
         if draft is not None and image.format == "JPEG":
             image.draft("RGB", (draft, draft))
-        image.load()
-        return _rgb(_upright(image))
+            if "progressive" not in image.info:  # which is read whole, whatever comes of it
+                pixels = image.width * image.height
+        with _one_large if pixels > _LARGE else nullcontext():
+            image.load()
+            upright = _upright(image)
+            del image
+            return _rgb(upright)
     except InvalidImage:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidImage(f"the photo has more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
@@ -98,7 +115,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey PNG; convert("L") would clip it to white
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In bands, as a whole picture would be copied four times."""
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):
+        box = (0, top, image.width, min(top + _BAND, image.height))
+        part = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        result.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    return result

@@ -5,18 +5,15 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 
 <prefix>/cats/.claims/2         the number 2 is taken, whatever became of its publication
 <prefix>/cats/2/model.onnx ...  then manifest.sha256, and at last manifest.json
-<prefix>/cats/aliases/stable    one object, replaced whole
+<prefix>/cats/aliases/stable    one object, replaced whole if it still is what was read
 """
 
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from serving.blob_cache import BlobCache, usable
+from serving.blob_cache import BlobCache
 from serving.bucket import Bucket
 from serving.errors import BrokenVersion
 from serving.modelspec import FileEntry, Manifest
@@ -33,7 +30,6 @@ from serving.repository import (
     file_entry,
     files_below,
 )
-from serving.triton_config import triton_files
 
 CLAIMS = ".claims"
 
@@ -41,7 +37,7 @@ CLAIMS = ".claims"
 class RemoteRepository(Repository):
     """Every method raises Unavailable if the store can't be used.
 
-    `root` is a folder of this machine for staging and for versions that are asked for whole.
+    `root` is a folder of this machine, for staging and for what is not a version.
     """
 
     def __init__(self, bucket: Bucket, cache: Path) -> None:
@@ -68,34 +64,8 @@ class RemoteRepository(Repository):
         )
 
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
-        """By names and sizes alone."""
-        return tuple(sorted(self._bucket.sizes(f"{check_name(name)}/{version}").items()))
-
-    def path(self, name: str, version: int) -> Path:
-        """A copy of the version on this machine, without its analysis."""
-        manifest = self.manifest(name, version)
-        folder = self.root / name / str(version)
-        if folder.is_dir() and (folder / MANIFEST).read_text() == manifest.to_json():
-            return folder
-        with usable(self.root):
-            self._copy(manifest, folder)
-        return folder
-
-    def _copy(self, manifest: Manifest, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        copy = Path(tempfile.mkdtemp(prefix=".copy-", dir=folder.parent))
-        try:
-            for file, entry in manifest.files.items():
-                target = copy / _safe(file)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self._fetch(manifest.name, manifest.version, file, entry), target)
-            for file in (MANIFEST_DIGEST, MANIFEST):
-                (copy / file).write_bytes(self._read(manifest.name, manifest.version, file))
-            copy.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(copy, folder)
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
+        stored = self._bucket.stored(f"{check_name(name)}/{version}")
+        return tuple((file, stored[file].size, stored[file].stamp) for file in sorted(stored))
 
     # --- the bytes of a version
 
@@ -150,10 +120,11 @@ class RemoteRepository(Repository):
         name: str,
         staging: Path,
         describe: Callable[[int, dict[str, FileEntry]], Manifest],
-    ) -> int:
-        """Upload what lies in `staging` as the next version, and return its number.
+    ) -> Manifest:
+        """Upload what lies in `staging` as the next version; returns its manifest.
 
-        If it fails half-way its number stays unused, and no reader has seen anything.
+        If it fails half-way its number stays unused, and no reader has seen anything; only where
+        the answer to the write of the manifest is lost may the version be there after all.
         """
         files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
         version = self._claim(name)
@@ -163,10 +134,11 @@ class RemoteRepository(Repository):
             self._bucket.upload(staging / file, f"{name}/{version}/{file}")
         self._bucket.write(f"{name}/{version}/{MANIFEST_DIGEST}", digest_line(data))
         self._bucket.write(f"{name}/{version}/{MANIFEST}", data)
-        if self.versions(name)[-1] == version:
-            for file, text in triton_files(manifest).items():
-                self._bucket.write(f"{name}/{file}", text.encode())
-        return version
+        self._describe_to_triton(name, version)
+        return manifest
+
+    def _write_beside(self, name: str, file: str, data: bytes) -> None:
+        self._bucket.write(f"{name}/{file}", data)
 
     def _claim(self, name: str) -> int:
         keys = self._bucket.sizes(check_name(name))
@@ -190,11 +162,6 @@ class RemoteRepository(Repository):
             self._bucket.upload(staging / file.removeprefix(f"{ANALYSIS}/"), f"{folder}/{file}")
         self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", analysis_digests(entries))
 
-    def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
-        if ANALYSIS_DIGESTS not in self._files(name, version):
-            return None  # none yet, or one that is being uploaded
-        return super().read_analysis(name, version, file)
-
     def write_page(self, html: str) -> str:
         self._bucket.write("index.html", html.encode())
         return f"{self.location}/index.html"
@@ -210,8 +177,20 @@ class RemoteRepository(Repository):
         except FileNotFoundError:
             return None
 
-    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
-        self._bucket.write(f"{name}/aliases/{alias}", alias_lines(history))
+    def _change_alias(
+        self, name: str, alias: str, change: Callable[[list[int]], list[int]]
+    ) -> list[int]:
+        """Of two at once the later one changes what the other made of it."""
+        key = f"{check_name(name)}/aliases/{check_name(alias)}"
+        after = None
+        while True:
+            stamp = self._bucket.stamp(key)  # first: what is read then is no older
+            before = self._alias_history(name, alias)
+            if before == after:
+                return after  # written, but the answer to that was lost
+            after = change(before)
+            if after == before or self._bucket.replace(key, alias_lines(after), stamp):
+                return after
 
 
 _VERSION = r"([1-9][0-9]{0,8})/"

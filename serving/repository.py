@@ -13,6 +13,7 @@ import ctypes
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,10 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
 from serving.modelspec import FileEntry, Manifest, read_strictly
-from serving.triton_config import triton_files
+from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import replaced
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -51,11 +54,17 @@ class Repository:
     # --- what is there
 
     def names(self) -> list[str]:
-        """The models that have at least one version, sorted."""
+        """The models that have at least one version, or can't be read, sorted."""
         if not self.root.is_dir():
             return []
         found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
-        return sorted(name for name in found if self.versions(name))
+        return sorted(name for name in found if self._holds_some(name))
+
+    def _holds_some(self, name: str) -> bool:
+        try:
+            return bool(self.versions(name))
+        except OSError:  # whoever reads on there meets it again, and this model alone
+            return True
 
     def versions(self, name: str) -> list[int]:
         """Published versions, ascending; none if there is no such model."""
@@ -67,11 +76,6 @@ class Repository:
             for p in folder.iterdir()
             if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and p.is_dir()
         )
-
-    def path(self, name: str, version: int) -> Path:
-        """The folder of a published version. Raises NotFound."""
-        self.check_version(name, version)
-        return self.root / name / str(version)
 
     def check_version(self, name: str, version: int) -> None:
         """Raises NotFound, naming those that exist, unless the version is published."""
@@ -127,6 +131,10 @@ class Repository:
             )
         return manifest
 
+    def manifest_digest(self, name: str, version: int) -> str:
+        """The SHA-256 of manifest.json, in hex. Raises BrokenVersion if it is missing."""
+        return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
+
     def read_file(self, manifest: Manifest, file: str) -> bytes:
         """The content of one file of a version, read once and checked against its digest.
 
@@ -148,19 +156,28 @@ class Repository:
         except BrokenVersion as error:
             return [str(error)]
         problems = self._compare(name, version, manifest.files)
-        expected = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
-        found = self._files(name, version)
-        if any(file.startswith(f"{ANALYSIS}/") for file in found):
-            expected.add(ANALYSIS_DIGESTS)
-            try:
-                files = self._analysis_digests(name, version)
-            except (BrokenVersion, ValueError) as error:
-                return [*problems, f"{ANALYSIS_DIGESTS} can't be read: {error}"]
-            problems += self._compare(name, version, files)
-            expected |= files.keys()
-        for file in sorted(found - expected):
-            problems.append(f"{file} is not part of the version")
-        return problems
+        listed = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
+        for file in sorted(self._files(name, version) - listed):
+            if not file.startswith(f"{ANALYSIS}/"):
+                problems.append(f"{file} is not part of the version")
+        while True:
+            stamp = self.stamp(name, version)
+            found = self._verify_analysis(name, version)
+            if not found or self.stamp(name, version) == stamp:
+                return problems + found
+            # It was replaced while it was read.
+
+    def _verify_analysis(self, name: str, version: int) -> list[str]:
+        stored = {f for f in self._files(name, version) if f.startswith(f"{ANALYSIS}/")}
+        if ANALYSIS_DIGESTS not in stored:
+            return []  # no analysis, or one that is being uploaded: none that is read
+        try:
+            files = self._analysis_digests(name, version)
+        except (BrokenVersion, ValueError) as error:
+            return [f"{ANALYSIS_DIGESTS} can't be read: {error}"]
+        extra = sorted(stored - {ANALYSIS_DIGESTS, *files})
+        problems = self._compare(name, version, files)
+        return problems + [f"{file} is not part of the version" for file in extra]
 
     def verify_to_load(self, name: str, version: int) -> list[str]:
         """As verify, where that downloads nothing: all that is read later is checked again then."""
@@ -224,8 +241,8 @@ class Repository:
         name: str,
         staging: Path,
         describe: Callable[[int, dict[str, FileEntry]], Manifest],
-    ) -> int:
-        """Publish what lies in `staging` as the next version, in one rename, and return its number.
+    ) -> Manifest:
+        """Publish what lies in `staging` as the next version, in one rename; returns its manifest.
 
         `describe` makes the manifest from the version number and the entries of all files. Two
         publishers at once get two numbers: the rename onto an existing version fails, and the loser
@@ -246,14 +263,35 @@ class Repository:
                     raise
                 continue
             _sync(self.root / name)
-            if self.versions(name)[-1] == version:
-                for file, text in triton_files(manifest).items():
-                    _replace(self.root / name / file, text.encode())
-            return version
+            self._describe_to_triton(name, version)
+            return manifest
+
+    def _describe_to_triton(self, name: str, published: int) -> None:
+        """Write config.pbtxt and labels.txt of the newest version, also if another publishes now.
+
+        `published` is there already, so what fails here is logged: an error would look as if it
+        were not.
+        """
+        written = 0
+        try:
+            while (newest := max(self.versions(name), default=0)) != written:
+                for file, text in triton_files(self.manifest(name, newest)).items():
+                    self._write_beside(name, file, text.encode())
+                written = newest
+        except (PawprintError, OSError) as error:
+            log.warning(
+                "%s/%d is published, but %s beside it can't be written: %s",
+                name, published, CONFIG, error,
+            )  # fmt: skip
+
+    def _write_beside(self, name: str, file: str, data: bytes) -> None:
+        """Replace a file that lies beside the versions."""
+        _replace(self.root / name / file, data)
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""
-        folder = self.path(name, version)
+        self.check_version(name, version)
+        folder = self.root / name / str(version)
         entries = {
             f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
         }
@@ -271,7 +309,7 @@ class Repository:
         Raises NotFound, BrokenVersion.
         """
         self.check_version(name, version)
-        if not any(found.startswith(f"{ANALYSIS}/") for found in self._files(name, version)):
+        if ANALYSIS_DIGESTS not in self._files(name, version):
             return None
         try:
             entry = self._analysis_digests(name, version)[f"{ANALYSIS}/{file}"]
@@ -318,18 +356,22 @@ class Repository:
         problems = self.verify(name, version)
         if problems:
             raise BrokenVersion(f"{name}/{version} is not promoted: {'; '.join(problems)}")
-        history = self._alias_history(name, alias)
-        if history[:1] != [version]:
-            self._write_alias(name, alias, [version, *history])
+        self._change_alias(
+            name,
+            alias,
+            lambda history: history if history[:1] == [version] else [version, *history],
+        )
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> int:
         """Let `alias` name again what it named before; returns that version. Raises NotFound."""
-        history = self._alias_history(name, alias)
-        if len(history) < 2:
-            raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
-        self.check_version(name, history[1])
-        self._write_alias(name, alias, history[1:])
-        return history[1]
+
+        def back(history: list[int]) -> list[int]:
+            if len(history) < 2:
+                raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
+            self.check_version(name, history[1])
+            return history[1:]
+
+        return self._change_alias(name, alias, back)[0]
 
     def _alias_history(self, name: str, alias: str) -> list[int]:
         data = self._read_alias(check_name(name), check_name(alias))
@@ -348,10 +390,15 @@ class Repository:
         path = self.root / name / "aliases" / alias
         return path.read_bytes() if path.is_file() else None
 
-    def _write_alias(self, name: str, alias: str, history: list[int]) -> None:
-        folder = self.root / name / "aliases"
-        folder.mkdir(exist_ok=True)
-        _replace(folder / alias, alias_lines(history))
+    def _change_alias(
+        self, name: str, alias: str, change: Callable[[list[int]], list[int]]
+    ) -> list[int]:
+        """Replace its history by what `change` makes of it; of two at once the later one stays."""
+        before = self._alias_history(name, alias)
+        after = change(before)
+        if after != before:
+            _replace(self.root / name / "aliases" / alias, alias_lines(after))
+        return after
 
 
 def check_name(name: str) -> str:

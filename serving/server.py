@@ -46,7 +46,7 @@ MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
 MORE_STREAMS = 128
-# A draining server that was asked nothing for so long closes the streams that are still open.
+# A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
 # What `reconfigure` takes over.
 LIVE_SETTINGS = frozenset(
@@ -114,6 +114,11 @@ class Server:
                 *connection_age(settings),
             ]
         )
+
+    @property
+    def drain_s(self) -> float:
+        """How long running calls may take to finish, as it is set now."""
+        return self._settings.drain_s
 
     async def open(self) -> int:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
@@ -186,7 +191,9 @@ class Server:
     async def reconfigure(self, settings: ServerSettings) -> None:
         """Take over what can change in a running server; say what can't. Looks at the repository.
 
-        What does not change is not what `settings` has, but what the server began with.
+        What does not change is not what `settings` has, but what the server began with. Raises
+        InvalidRequest where what can change does not fit that, NotFound if it asks for a model that
+        is not there; then nothing changes.
         """
         changed = {
             name: getattr(settings, name)
@@ -196,7 +203,9 @@ class Server:
         if fixed := sorted(changed.keys() - LIVE_SETTINGS):
             log.warning("only a restart changes: %s", ", ".join(fixed))
         live = {name: value for name, value in changed.items() if name in LIVE_SETTINGS}
-        self._settings = replace(self._settings, **live)
+        taken = replace(self._settings, **live)
+        await self.control.check(taken)
+        self._settings = taken
         self._classifier.limits = limits(self._settings)
         log.info("changed: %s", ", ".join(sorted(live)) or "nothing")
         await self.control.reconfigure(self._settings)
@@ -205,8 +214,9 @@ class Server:
         """Report NOT_SERVING, take no new calls, let running ones finish within `drain_s`."""
         self._stop_watching()
         self._health.end()
-        stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
-        # Health watchers and idle streams would hold the server open for all of drain_s.
+        stopping = asyncio.ensure_future(self._grpc.stop(self.drain_s))
+        # Health watchers and reflection's streams, which Edge does not count, would hold the server
+        # open for all of drain_s.
         quiet = asyncio.ensure_future(self._edge.drain(QUIET_S))
         await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()

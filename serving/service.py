@@ -6,12 +6,12 @@ from typing import Any
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.batching import Priority
 from serving.classification import Classifier
 from serving.edge import Call, Edge
 from serving.malformed import Parse
 from serving.messages import classify_response, get_model_response, list_models_response
 from serving.status import Failure
+from serving.turns import Priority
 
 PRIORITIES = {pb.PRIORITY_LOW: Priority.LOW}
 

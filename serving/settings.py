@@ -74,6 +74,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         GpuSettings.__post_init__(self)
         if self.tensorrt and self.device == "cpu":
             raise InvalidRequest("tensorrt needs a GPU, but device is cpu")
+        if self.admin_port and self.workers > 1:
+            raise InvalidRequest(
+                "admin_port and several workers don't go together: what an operator loads, one of "
+                "them would have; publish, or move an alias, and send SIGHUP"
+            )
         check_ranges(
             self,
             (
@@ -153,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="load and prove what would be served, say so, and end; status 1 if any is refused",
+        help="load and prove what would be served, say so, and end; status 1 if any is refused or "
+        "missing",
     )
     for one in fields(ServerSettings):
         default = one.default or "all" if one.name in ("cores", "decode_threads") else one.default

@@ -1,10 +1,19 @@
-"""A queue in which callers take turns: one caller's 64 items do not hold up another's one."""
+"""Queues in which callers take turns: one caller's 64 items do not hold up another's one."""
 
+import enum
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+# So that low priority never stands still: at least one item in so many, while any waits.
+LOW_EVERY = 16
+
+
+class Priority(enum.IntEnum):
+    HIGH = 0
+    LOW = 1
 
 
 class Turns(Generic[T]):
@@ -39,8 +48,27 @@ class Turns(Generic[T]):
         else:
             self._lines.pop(caller, None)
 
-    def ahead_of(self, items: int) -> int:
-        """How many of what is here would come before the last of a new caller's `items`."""
-        if self._size <= items:
-            return self._size
-        return sum(min(len(line), items) for line in self._lines.values())
+
+class PriorityTurns(Generic[T]):
+    """Turns of two priorities: the low one takes what the high one leaves, and a small share."""
+
+    def __init__(self) -> None:
+        self._turns: tuple[Turns[T], ...] = tuple(Turns() for _ in Priority)
+        self._since_low = 0  # items of high priority taken since the last of low priority
+
+    def __len__(self) -> int:
+        return sum(map(len, self._turns))
+
+    def put(self, priority: Priority, caller: Hashable, item: T) -> None:
+        self._turns[priority].put(caller, item)
+
+    def pop(self) -> T:
+        high, low = self._turns
+        if high and not (low and self._since_low >= LOW_EVERY - 1):
+            self._since_low += 1
+            return high.pop()
+        self._since_low = 0
+        return low.pop()
+
+    def drop(self, priority: Priority, caller: Hashable, gone: Callable[[T], bool]) -> None:
+        self._turns[priority].drop(caller, gone)

@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_PREFIX, _SUFFIX = ".", ".tmp"
 
 
 @contextmanager
@@ -14,7 +17,7 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     of it is left. Makes the folder. `mode`: the file's, its owner's alone unless given. Raises
     OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -25,3 +28,29 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def created(path: Path, data: bytes, *, mode: int = 0o600) -> bool:
+    """As `replaced`, but False if `path` is there: of several at once, one writes it.
+
+    Where the file system has no hard links, the last of several does.
+    """
+    own = path.with_name(f"{_PREFIX}{path.name}-{uuid.uuid4().hex}{_SUFFIX}")
+    with replaced(own, mode=mode) as file:
+        file.write(data)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        if path.exists():
+            return False
+        os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
+    return True
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is, or was left by, a file of ours that is being written."""
+    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)

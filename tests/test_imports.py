@@ -10,18 +10,30 @@ import pytest
 
 from tests.conftest import ROOT
 
-CONTRACTS = {"errors", "modelspec", "preprocess", "repository", "triton_config", "whole_file"}
+CONTRACTS = {
+    *(
+        "errors",
+        "jpeg_scans",
+        "modelspec",
+        "preprocess",
+        "repository",
+        "triton_config",
+        "whole_file",
+    )
+}
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
     "errors": set(),
+    "jpeg_scans": set(),
     "modelspec": {"errors"},
-    "preprocess": {"errors", "modelspec"},
+    "preprocess": {"errors", "jpeg_scans", "modelspec"},
     "repository": {"errors", "modelspec", "triton_config", "whole_file"},
     "triton_config": {"modelspec"},
     "whole_file": set(),
 }
 # The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.
 CORE = {
+    "admission",
     "answers",
     "batching",
     "bound_runs",
@@ -55,6 +67,7 @@ SERVING_NEEDS = {
 }
 EXTRAS = {
     "serving.bucket": {"fsspec", "gcsfs"},
+    "serving.conditional_write": {"azure"},
     "serving.parquet": {"pyarrow"},
     "serving.gpu_memory": {"pynvml"},
     "serving.tracing": {"opentelemetry"},

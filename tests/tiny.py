@@ -135,7 +135,7 @@ def build_version(
             name,
             folder,
             lambda version, files: manifest_of(name, version, tuple(labels), size, files),
-        )
+        ).version
 
 
 def manifest_of(

@@ -125,8 +125,9 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     if config.amp == "fp16" and device.type == "cpu":
         raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
     repository = open_repository(config.out)
+    # Fails now, rather than after the training, where it can not be written or reached.
     with repository.staging(config.name):
-        pass  # fails now, rather than after the training, where nothing can be written
+        repository.versions(config.name)
     datasets = Path(config.datasets) if config.datasets else None
     files = find_photos(config.data, datasets, console.track)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import platform
+import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
+from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
+from serving.errors import Unavailable
 from serving.modelspec import (
     SCHEMA_VERSION,
     FileEntry,
@@ -68,6 +72,7 @@ def publish(
     """Export `calibrated` (on the CPU, in eval mode) and publish it as the next version.
 
     Raises FailedCheck if the file is not what PyTorch computes; then nothing is published.
+    Unavailable if the store of a bucket fails; it says where on this machine the version is kept.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     test = data.splits["test"]
@@ -117,10 +122,26 @@ def publish(
                 files=files,
             )
 
-        number = repository.publish(config.name, folder, describe)
-    manifest = repository.manifest(config.name, number)
-    place = f"{repository.location}/{config.name}/{number}"
+        manifest = _publish_or_keep(repository, config.name, folder, describe)
+    place = f"{repository.location}/{config.name}/{manifest.version}"
     return Published(place=place, manifest=manifest, how=fitted.how)
+
+
+def _publish_or_keep(
+    repository: Repository,
+    name: str,
+    staging: Path,
+    describe: Callable[[int, dict[str, FileEntry]], Manifest],
+) -> Manifest:
+    try:
+        return repository.publish(name, staging, describe)
+    except Unavailable as error:
+        here = Repository(repository.root)
+        kept = f"{name}/{here.publish(name, staging, describe).version}"
+        command = ["models", "copy", kept, "--models", here.location, "--to", repository.location]
+        raise Unavailable(
+            f"{error}; {kept} is kept in {here.location}: publish it with {shlex.join(command)}"
+        ) from error
 
 
 def _training_json(fitted: Fitted, uncalibrated_ece: float) -> str:

@@ -1,20 +1,24 @@
 """classify --out: very many photos to Parquet, in parts, resumable, shared by machines."""
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.session
 import pyarrow.parquet as parquet
 import pytest
 
-from serving.batch_job import Plan, Share, agree, digest_of, run_job
+from serving.batch_job import run_job
+from serving.batch_plan import Plan, Share, digest_of
 from serving.client import AsyncClient
-from serving.errors import InvalidRequest, Unavailable
+from serving.errors import Unavailable
 from serving.places import Folder, place
 from tests.conftest import ROOT, Running, ServerProcess
-from tests.object_store import BUCKET, running_store
+from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
 
 PHOTOS = 11
@@ -32,9 +36,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def plan_of(source: Folder, part_photos: int = 4, **changes) -> Plan:
-    keys = source.photos()
+    photos = source.photos()
     settings = {"photos": "here", "model": "pets", "version": 1, "top_k": 2} | changes
-    return Plan(count=len(keys), digest=digest_of(keys), part_photos=part_photos, **settings)
+    return Plan(count=len(photos), digest=digest_of(photos), part_photos=part_photos, **settings)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -59,7 +63,7 @@ class Dying(Folder):
 async def job(running: Running, plan: Plan, source: Folder, out: Folder, share: Share) -> int:
     async with AsyncClient(running.address) as client:
         return await run_job(
-            client, plan, share, source.photos(), source, out, 3, done=lambda photos: None
+            client, plan, share, list(source.photos()), source, out, 3, done=lambda photos: None
         )
 
 
@@ -69,7 +73,7 @@ async def test_every_photo_has_its_row_and_its_own_answer(
     source = Folder(photos)
     failed = await job(running, plan_of(source), source, Folder(tmp_path / "out"), Share())
     rows = rows_of(tmp_path / "out")
-    assert [row["photo"] for row in rows] == source.photos() and len(rows) == PHOTOS + 1
+    assert [row["photo"] for row in rows] == list(source.photos()) and len(rows) == PHOTOS + 1
     assert failed == 1
     async with AsyncClient(running.address) as client:
         for row in rows:
@@ -102,24 +106,16 @@ async def test_machines_share_the_parts(running: Running, photos: Path, tmp_path
     plan = plan_of(source, part_photos=2)
     shares = [Share(rank=rank, of=3) for rank in range(3)]
     await asyncio.gather(*(job(running, plan, source, out, share) for share in shares))
-    assert [row["photo"] for row in rows_of(tmp_path / "out")] == source.photos()
+    assert [row["photo"] for row in rows_of(tmp_path / "out")] == list(source.photos())
 
 
-def test_another_job_in_the_same_place_is_refused(photos: Path, tmp_path: Path) -> None:
-    out = Folder(tmp_path / "out")
-    first = plan_of(Folder(photos))
-    assert agree(first, out, version_given=False) == first
-    later = plan_of(Folder(photos), version=2)
-    assert agree(later, out, version_given=False) == first
-    with pytest.raises(InvalidRequest, match="another version: 1, not 2"):
-        agree(later, out, version_given=True)
-    (photos / "12.jpg").write_bytes(jpeg())
-    with pytest.raises(InvalidRequest, match="another count: 12, not 13"):
-        agree(plan_of(Folder(photos)), out, version_given=False)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/thesis.doc").write_text("")
-    with pytest.raises(InvalidRequest, match="must be empty"):
-        agree(first, Folder(tmp_path / "full"), version_given=False)
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    (tmp_path / "store").mkdir()
+    with running_store(tmp_path / "store") as running:
+        for key, value in running.environment.items():
+            monkeypatch.setenv(key, value)
+        yield running
 
 
 def test_the_command_from_bucket_to_bucket(
@@ -127,26 +123,95 @@ def test_the_command_from_bucket_to_bucket(
     photos: Path,
     tmp_path: Path,
     start: Callable[..., ServerProcess],
-    monkeypatch: pytest.MonkeyPatch,
+    store: ObjectStore,
 ) -> None:
-    (tmp_path / "store").mkdir()
-    with running_store(tmp_path / "store") as store:
-        for key, value in store.environment.items():
-            monkeypatch.setenv(key, value)
-        bucket = place(f"s3://{BUCKET}/photos")
-        for key in Folder(photos).files():
-            bucket.write(key, (photos / key).read_bytes())
-        server = start(models)
-        flags = [f"s3://{BUCKET}/photos", "--out", f"s3://{BUCKET}/results.parquet"]
-        done = classify(server, *flags)
-        assert done.returncode == 1  # of the broken photo
-        assert done.stderr == "error: 1 of 12 photos could not be classified\n"
-        assert classify(server, *flags).returncode == 0  # nothing is left to do
-        out = place(f"s3://{BUCKET}/results.parquet")
-        assert out.files() == {"_plan.json", "part-00000-of-00001.parquet"}
-        (tmp_path / "part.parquet").write_bytes(out.read("part-00000-of-00001.parquet"))
-        rows = parquet.read_table(tmp_path / "part.parquet").to_pylist()
-        assert [row["photo"] for row in rows] == Folder(photos).photos()
+    bucket = place(f"s3://{BUCKET}/photos")
+    for key in Folder(photos).files():
+        bucket.write(key, (photos / key).read_bytes())
+    refuse(store, "photos/00.jpg")
+    server = start(models)
+    flags = ["--out", f"s3://{BUCKET}/results.parquet"]
+    done = classify(server, f"s3://{BUCKET}/photos", *flags)
+    said = "2 of 12 photos could not be classified: see their rows\n"  # one refused, one broken
+    assert (done.returncode, done.stderr) == (0, said)
+    again = classify(server, f"s3://{BUCKET}/photos/", *flags)  # nothing is left to do
+    assert (again.returncode, again.stderr) == (0, said)
+    out = place(f"s3://{BUCKET}/results.parquet")
+    assert out.files() == {"_plan.json", "part-00000-of-00001.parquet"}
+    assert not out.create("_plan.json", b"{}")
+    (tmp_path / "part.parquet").write_bytes(out.read("part-00000-of-00001.parquet"))
+    rows = parquet.read_table(tmp_path / "part.parquet").to_pylist()
+    assert {row["photo"] for row in rows} == set(Folder(photos).photos())
+    errors = {row["photo"]: row["error"] for row in rows if row["error"]}
+    assert errors.keys() == {"00.jpg", "07-broken.jpg"}
+    assert errors["00.jpg"] == "can't be read: Access Denied."
+    data = (photos / "02.jpg").read_bytes()
+    bucket.write("02.jpg", data[:-2] + data[:-3:-1])  # another of the same size
+    changed = classify(server, f"s3://{BUCKET}/photos", *flags)
+    assert changed.returncode == 2 and "the photos are no longer those" in changed.stderr
+
+
+def test_credentials_that_are_refused_are_no_fault_of_a_photo(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(f"s3://{BUCKET}/photos").write("0.jpg", jpeg())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-somebody-else")
+    with pytest.raises(Unavailable, match="can't be used"):
+        place(f"s3://{BUCKET}/photos").read("0.jpg")
+
+
+def refuse(store: ObjectStore, key: str) -> None:
+    """By the bucket's policy, to everyone."""
+    s3 = botocore.session.get_session().create_client(
+        "s3", endpoint_url=store.environment["AWS_ENDPOINT_URL"]
+    )
+    denied = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:GetObject"],
+        "Resource": [f"arn:aws:s3:::{BUCKET}/{key}"],
+    }
+    policy = {"Version": "2012-10-17", "Statement": [denied]}
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(policy))
+    s3.close()
+
+
+def test_what_failed_earlier_is_told_again(
+    models: Path, photos: Path, start: Callable[..., ServerProcess]
+) -> None:
+    server, flags = start(models), [str(photos), "--out", "out"]
+    said = "1 of 12 photos could not be classified: see their rows\n"
+    for _ in range(2):
+        done = classify(server, *flags, folder=photos.parent)
+        assert (done.returncode, done.stderr) == (0, said)
+    (part,) = (photos.parent / "out").glob("part-*")
+    part.write_bytes(part.read_bytes()[:100])
+    done = classify(server, *flags, folder=photos.parent)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {part.name} in --out can't be read (")
+    assert done.stderr.endswith("); delete it, and it will be made again\n")
+
+
+def test_what_no_job_can_be_made_of_is_told_in_one_line(
+    models: Path, photos: Path, start: Callable[..., ServerProcess]
+) -> None:
+    server, folder = start(models), photos.parent
+    (folder / "latin1").mkdir()
+    (folder / "latin1" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg())
+
+    def refused(*flags: str, status: int = 2) -> str:
+        done = classify(server, *flags, folder=folder)
+        assert done.returncode == status and done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1 and not (folder / "out").exists()
+        return done.stderr
+
+    assert "00.jpg is a file; with --out it must" in refused("photos", "--out", "photos/00.jpg")
+    assert "00.jpg is a file; with --out it must" in refused("photos/00.jpg", "--out", "out")
+    assert "Not a directory" in refused("photos", "--out", "photos/00.jpg/out", status=1)
+    assert r"the name 'caf\udce9.jpg' is not UTF-8" in refused("latin1", "--out", "out")
+    for top_k in ("3", "-1"):
+        said = refused("photos", "--out", "out", "--top-k", top_k)
+        assert f"--top-k must be 0 to 2, the number of labels; got {top_k}" in said
 
 
 @pytest.mark.parametrize(
@@ -172,6 +237,7 @@ def classify(
     return subprocess.run(
         command,
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from serving.batching import LOW_EVERY, Answer, Batcher, BatchSettings, Call, Priority
+from serving.batching import Answer, Batcher, BatchSettings, Call
 from serving.errors import DeadlineExceeded, InvalidImage, Overloaded
 from serving.inference_thread import InferenceThreads
+from serving.turns import LOW_EVERY, Priority
 
 LONG_S = 10.0
 
@@ -394,7 +395,7 @@ async def test_low_priority_has_half_the_queue(model: Model, thread: InferenceTh
 
 
 async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
-    """Let the batcher see full batches that take `photo_s` for each photo."""
+    """Let the batcher see two full batches that take `photo_s` for each photo."""
     run = batcher._run_model
 
     def slow(rows: np.ndarray, alone: bool) -> object:
@@ -402,7 +403,7 @@ async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
         return run(rows, alone)
 
     batcher._run_model = slow  # type: ignore[assignment]
-    await ask(batcher, 1, 2, 3, 4)
+    await ask(batcher, *range(1, 9))
 
 
 async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
@@ -427,15 +428,32 @@ async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
     await asyncio.gather(first, waiting)
 
 
+async def test_photos_that_are_still_to_be_decoded_are_ahead_too(
+    model: Model, thread: InferenceThreads
+) -> None:
+    """Decoding, and not the model, is what takes 20 ms a photo here."""
+    b = batcher(model, thread, max_delay_s=0.0)
+    with b.admit(30) as call:
+        for row in range(20):
+            await asyncio.sleep(0.02)
+            await put(call, row)
+        assert 0.02 <= b._admission.photo_s < 0.1
+        now = time.monotonic()
+        with pytest.raises(Overloaded, match="after the deadline"), b.admit(10, deadline=now + 0.3):
+            pass
+        with b.admit(1, deadline=now + 0.3):
+            pass
+
+
 async def test_an_idle_server_tries_whatever_the_estimate_says(
     model: Model, thread: InferenceThreads
 ) -> None:
     """Else an estimate that is too high could never be corrected."""
     b = batcher(model, thread)
-    b._photo_s = 1000.0
+    b._admission.photo_s = 1000.0
     for row in range(60):
         assert values(await ask(b, row, deadline=time.monotonic() + LONG_S)) == [2 * row]
-    assert b._photo_s < 0.01
+    assert b._admission.photo_s < 0.01
 
 
 async def test_a_full_queue_tells_each_call_a_time_of_its_own(
@@ -453,7 +471,7 @@ async def test_a_full_queue_tells_each_call_a_time_of_its_own(
     with b.admit(8):
         each = [told(2) for _ in range(10)]
         assert 0.1 <= each[0] < LONG_S  # half of the queue, and its own two photos
-        assert np.diff(each) == pytest.approx([2 * b._photo_s] * 9, abs=0.01)
+        assert np.diff(each) == pytest.approx([2 * b._admission.photo_s] * 9, abs=0.01)
         for _ in range(2000):
             longest = told(8)
         assert longest == pytest.approx(60)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from serving.batching import Priority
 from serving.decoding import Decoders, Job
+from serving.turns import LOW_EVERY, Priority
 
 LONG_S = 10.0
 THREADS = 2
@@ -52,7 +52,7 @@ def test_all_jobs_of_a_call_run_in_their_order(jobs: Jobs) -> None:
     names = [str(i) for i in range(20)]
     jobs.gate.set()
     one = Decoders(1)
-    one.start([jobs.make(name) for name in names], Priority.HIGH)
+    one.start([jobs.make(name) for name in names], "a", Priority.HIGH)
     assert jobs.finish(20) == names
     one.close()
 
@@ -60,18 +60,30 @@ def test_all_jobs_of_a_call_run_in_their_order(jobs: Jobs) -> None:
 def test_one_callers_many_photos_do_not_hold_up_anothers_one(
     decoders: Decoders, jobs: Jobs
 ) -> None:
-    decoders.start([jobs.make("many") for _ in range(30)], Priority.HIGH)
-    decoders.start([jobs.make("one")], Priority.HIGH)
-    assert jobs.finish(31).index("one") <= 2 * THREADS
+    decoders.start([jobs.make("many") for _ in range(30)], "a", Priority.HIGH)
+    decoders.start([jobs.make("one")], "b", Priority.HIGH)
+    assert jobs.finish(31).index("one") <= THREADS + 1
 
 
-def test_low_priority_of_however_many_calls_is_a_few_in_the_queue(
-    decoders: Decoders, jobs: Jobs
-) -> None:
+def test_nor_do_the_many_calls_of_one_caller(decoders: Decoders, jobs: Jobs) -> None:
     for _ in range(30):
-        decoders.start([jobs.make("low")], Priority.LOW)
-    decoders.start([jobs.make("high")], Priority.HIGH)
-    assert jobs.finish(31).index("high") <= 2 * THREADS
+        decoders.start([jobs.make("many")], "a", Priority.HIGH)
+    decoders.start([jobs.make("one")], "b", Priority.HIGH)
+    assert jobs.finish(31).index("one") <= THREADS + 1
+
+
+def test_low_priority_waits_for_high_and_never_stands_still(jobs: Jobs) -> None:
+    one = Decoders(1)
+    one.start([jobs.make("first")], "a", Priority.HIGH)
+    for caller in range(30):
+        one.start([jobs.make("low")], caller, Priority.LOW)
+    one.start([jobs.make("high") for _ in range(40)], "b", Priority.HIGH)
+    begun = jobs.finish(71)
+    assert [i for i, name in enumerate(begun[:41]) if name == "low"] == [
+        LOW_EVERY - 1,
+        2 * LOW_EVERY - 1,
+    ]
+    one.close()
 
 
 def test_each_job_runs_once_whoever_starts_them(decoders: Decoders) -> None:
@@ -89,7 +101,7 @@ def test_each_job_runs_once_whoever_starts_them(decoders: Decoders) -> None:
         drawn, left = random.Random(seed), list(numbers)
         while left:
             some = [left.pop() for _ in range(min(len(left), drawn.randint(1, 7)))]
-            decoders.start([job(n) for n in some], drawn.choice(list(Priority)))
+            decoders.start([job(n) for n in some], drawn.randrange(5), drawn.choice(list(Priority)))
 
     starters = [threading.Thread(target=start, args=(range(i, 600, 3), i)) for i in range(3)]
     for starter in starters:

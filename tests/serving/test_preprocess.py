@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -10,6 +12,7 @@ from PIL import Image
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
 from serving.preprocess import decode, preprocess
+from tests.conftest import ROOT
 from tests.photos import drawing, encode, jpeg, noise
 
 SPEC = Preprocessing(size=32, interpolation="bilinear")
@@ -112,6 +115,49 @@ def test_transparency_becomes_white() -> None:
 def test_half_transparent_is_blended_with_white() -> None:
     image = Image.new("RGBA", (32, 32), (0, 0, 0, 128))
     assert set(np.unique(preprocess(encode(image, "PNG"), SPEC))) <= {126, 127, 128}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_tall_picture_is_blended_alike_in_all_its_parts(mode: str) -> None:
+    image = noise(40, 700)
+    alpha = Image.fromarray(np.asarray(noise(40, 700))[..., 0])
+    if mode == "P":
+        image = image.quantize(64)
+        image.info["transparency"] = bytes(range(0, 256, 4))
+    else:
+        image.putalpha(alpha)
+        image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    rgba = Image.open(buffer).convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert np.array_equal(decode(buffer.getvalue()), whole)
+
+
+_FOUR_AT_ONCE = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
+spec, data = Preprocessing(size=32, interpolation="bilinear"), sys.stdin.buffer.read()
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda _: preprocess(data, spec), range(4)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_large_photos_are_not_all_in_memory_at_once() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (5000, 4000), (9, 9, 9, 99)).save(buffer, "PNG")
+    done = subprocess.run(
+        [sys.executable, "-c", _FOUR_AT_ONCE],
+        cwd=ROOT,
+        input=buffer.getvalue(),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert int(done.stdout) < 650  # MiB; 80 a copy of the picture, 320 of each at the least
 
 
 def test_palette_without_transparency_keeps_its_colours() -> None:
@@ -220,6 +266,32 @@ def test_the_pixel_limit_is_inclusive() -> None:
     assert preprocess(data, SPEC, max_pixels=2000).shape == (32, 32, 3)
     with pytest.raises(InvalidImage, match="50 x 40"):
         preprocess(data, SPEC, max_pixels=1999)
+
+
+def test_a_limit_above_what_pillow_allows_is_kept() -> None:
+    with pytest.raises(InvalidImage, match="damaged"):  # and not of more than 400,000,000 pixels
+        preprocess(bomb(14_000, 14_000), SPEC, max_pixels=400_000_000)
+
+
+def more_scans(photo: bytes, count: int) -> bytes:
+    """The last scan of a progressive JPEG, again and again."""
+    return photo[:-2] + photo[photo.rindex(b"\xff\xda") : -2] * count + photo[-2:]
+
+
+def test_a_jpeg_of_a_great_many_scans_is_refused() -> None:
+    photo = encode(drawing(90, 70), "JPEG", progressive=True)
+    preprocess(more_scans(photo, 80), SPEC)
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        preprocess(more_scans(photo, 120), SPEC)
+
+
+def test_what_a_thumbnail_or_a_film_behind_the_picture_holds_are_no_scans() -> None:
+    photo = encode(drawing(90, 70), "JPEG", progressive=True)
+    whole = preprocess(photo, SPEC)
+    scans = b"\xff\xda\x00\x02" * 200
+    thumbnail = b"\xff\xe5" + (len(scans) + 2).to_bytes(2) + scans
+    for data in (photo + scans, photo[:2] + thumbnail + photo[2:]):
+        assert np.array_equal(preprocess(data, SPEC), whole)
 
 
 def test_real_photos(shared_data) -> None:

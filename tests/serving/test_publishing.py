@@ -59,3 +59,29 @@ async def test_a_publisher_killed_before_the_rename_leaves_nothing_to_load(tmp_p
     assert build_version(tmp_path, "pets") == 1
     async with running_server(tmp_path):
         pass
+
+
+def test_a_version_is_published_though_no_config_can_be_written_beside_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pets/config.pbtxt/taken").mkdir(parents=True)
+    assert build_version(tmp_path, "pets") == 1
+    assert Repository(tmp_path).verify("pets", 1) == []
+    assert "pets/1 is published, but config.pbtxt beside it can't be written: " in caplog.text
+
+
+def test_publishers_at_once_leave_the_config_of_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Repository._write_beside
+
+    def late(self: Repository, name: str, file: str, data: bytes) -> None:
+        """Another publishes, from its beginning to its end, before this one writes."""
+        monkeypatch.setattr(Repository, "_write_beside", write)
+        assert build_version(tmp_path, "pets", labels=("a", "b", "c")) == 2
+        write(self, name, file, data)
+
+    monkeypatch.setattr(Repository, "_write_beside", late)
+    assert build_version(tmp_path, "pets") == 1
+    assert (tmp_path / "pets/labels.txt").read_text() == "a\nb\nc\n"
+    assert "with version 2" in (tmp_path / "pets/config.pbtxt").read_text()

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.modelspec import FileEntry
 from serving.repository import Repository, files_below
 from tests.tiny import build_version
 
@@ -118,6 +119,46 @@ def test_a_version_under_another_number_is_refused(repository: Repository) -> No
     os.rename(repository.root / "pets/1", repository.root / "pets/9")
     with pytest.raises(BrokenVersion, match="the manifest is that of pets/1"):
         repository.manifest("pets", 9)
+
+
+def attach(repository: Repository, text: str) -> None:
+    """An analysis to pets/1."""
+    with repository.staging("pets") as folder:
+        (folder / "report.html").write_text(text)
+        (folder / f"{text}.png").write_bytes(b"picture")
+        repository.attach_analysis("pets", 1, folder)
+
+
+def test_an_analysis_without_its_digests_is_none(repository: Repository) -> None:
+    """As in a copy of a bucket that was made while one was uploaded."""
+    attach(repository, "robust")
+    (repository.root / "pets/1/analysis/digests.json").unlink()
+    assert repository.read_analysis("pets", 1, "report.html") is None
+    assert repository.analysis_files("pets", 1) == [] and repository.verify("pets", 1) == []
+    repository.promote("pets", 1)
+
+
+def test_a_file_that_is_not_of_the_analysis_is_found(repository: Repository) -> None:
+    attach(repository, "robust")
+    (repository.root / "pets/1/analysis/notes.txt").write_text("mine")
+    assert repository.verify("pets", 1) == ["analysis/notes.txt is not part of the version"]
+
+
+def test_a_version_whose_analysis_is_replaced_meanwhile_is_whole(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach(repository, "robust")
+    read = Repository._analysis_digests
+
+    def then_replaced(self: Repository, name: str, version: int) -> dict[str, FileEntry]:
+        monkeypatch.setattr(Repository, "_analysis_digests", read)
+        digests = read(self, name, version)
+        attach(repository, "better")
+        return digests
+
+    monkeypatch.setattr(Repository, "_analysis_digests", then_replaced)
+    assert repository.verify("pets", 1) == []
+    assert repository.read_analysis("pets", 1, "report.html") == b"better"
 
 
 def test_an_alias_of_a_version_that_is_gone_is_left_out(repository: Repository) -> None:

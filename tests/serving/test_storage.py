@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import fsspec.config
 import numpy as np
 import pytest
 
-from serving.client import Client
+from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
+from serving.models import main as models_command
+from serving.page import render_page
 from serving.remote_repository import RemoteRepository
 from serving.repository import Repository
 from serving.storage import open_repository
 from tests.azure_store import KEY as AZURE_KEY
 from tests.azure_store import running_azure_store
-from tests.conftest import ROOT, ServerProcess
+from tests.conftest import ROOT, ServerProcess, running_server
 from tests.google_store import running_google_store
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
@@ -102,7 +105,7 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
 
 
 def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
-    remote: Repository, models: Path, tmp_path: Path
+    remote: RemoteRepository, models: Path, tmp_path: Path
 ) -> None:
     copy_version(Repository(models), "pets", 1, remote)
     with remote.staging("pets") as folder:
@@ -117,12 +120,35 @@ def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
         remote.attach_analysis("pets", 1, folder)
     assert remote.verify("pets", 1) == []
     assert remote.analysis_files("pets", 1) == ["report.html"]
-    whole = remote.path("pets", 1)
-    assert Repository(whole.parents[1]).verify("pets", 1) == [] and remote.path("pets", 1) == whole
+    for key in remote._bucket.sizes():
+        (tmp_path / "copy" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / key).write_bytes(remote._bucket.read(key))
+    assert Repository(tmp_path / "copy").verify("pets", 1) == []
     back = Repository(tmp_path / "back")
     assert copy_version(remote, "pets", 1, back) == 1
     assert back.verify("pets", 1) == []
     assert back.read_analysis("pets", 1, "report.html") == b"better"
+
+
+@only_s3
+def test_the_page_shows_the_ideal_images_and_downloads_none(
+    remote: RemoteRepository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    with remote.staging("pets") as folder:
+        (folder / "summary.json").write_text('{"robust_accuracy": [], "corruption_accuracy": 0.5}')
+        (folder / "ideal").mkdir()
+        for picture in ("000-cat", "001-dog"):
+            (folder / f"ideal/{picture}.png").write_bytes(WEIGHTS[:MIB])
+        remote.attach_analysis("pets", 1, folder)
+    proxy.reset()
+    models_command(["page", "--models", remote.location])
+    assert proxy.down < MIB
+    page = remote._bucket.read("index.html").decode()
+    for picture in ("000-cat", "001-dog"):
+        source = f"pets/1/analysis/ideal/{picture}.png"
+        assert f'<img src="{source}"' in page and source in remote._bucket.sizes()
 
 
 def test_an_altered_object_is_found_and_never_returned(
@@ -162,6 +188,25 @@ def test_a_damaged_cache_is_mended(remote: Repository, models: Path) -> None:
     assert remote.read_file(manifest, "model.onnx") == data == cached.read_bytes()
 
 
+@only_s3
+def test_what_was_not_used_for_a_month_is_removed_from_the_cache(
+    remote: RemoteRepository, models: Path, tmp_path: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    remote.write_page(render_page(remote))
+    manifest = remote.manifest("pets", 1)
+    for file in manifest.files:
+        remote.read_file(manifest, file)
+    month_ago = time.time() - 31 * 24 * 3600
+    used = tmp_path / "cache/sha256" / manifest.files["model.onnx"].sha256
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path != used]
+    assert len(files) >= len(manifest.files)
+    for path in files:
+        os.utime(path, (month_ago, month_ago))
+    open_repository(remote.location)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [used]
+
+
 def test_a_download_goes_on_where_another_stopped(
     remote: Repository, proxy: CutProxy, tmp_path: Path
 ) -> None:
@@ -174,6 +219,39 @@ def test_a_download_goes_on_where_another_stopped(
     proxy.reset()
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS
     assert proxy.down < 9 * MIB and not part.exists()
+
+
+def test_a_download_that_was_damaged_here_starts_again(
+    remote: Repository, models: Path, tmp_path: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    sound = Repository(models).read_file(manifest, "model.onnx")
+    part = tmp_path / "cache/partial" / manifest.files["model.onnx"].sha256
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for kept in (len(sound) // 2, len(sound)):
+        part.write_bytes(bytes(kept))
+        assert remote.read_file(manifest, "model.onnx") == sound and not part.exists()
+        (tmp_path / "cache/sha256" / part.name).unlink()
+
+
+async def test_a_version_that_was_mended_is_served_without_a_restart(
+    remote: RemoteRepository, models: Path
+) -> None:
+    """Its model had been altered, and was put right with a file of the same size."""
+    copy_version(Repository(models), "pets", 1, remote)
+    build_version(models, "pets", seed=1)
+    copy_version(Repository(models), "pets", 2, remote)
+    sound = Repository(models).read_file(remote.manifest("pets", 2), "model.onnx")
+    remote._bucket.write("pets/2/model.onnx", bytes(len(sound)))
+    async with running_server(remote.location, control="none") as running:
+        control = running.server.control
+        async with AsyncClient(running.address) as client:
+            await control.rescan()
+            assert (await client.classify([jpeg()], model="pets")).version == 1
+            remote._bucket.write("pets/2/model.onnx", sound)
+            await control.rescan()
+            assert (await client.classify([jpeg()], model="pets")).version == 2
 
 
 @only_s3
@@ -211,6 +289,58 @@ def test_a_publication_that_is_cut_off_is_never_seen(
     assert remote.versions("pets") == [2] and remote.verify("pets", 2) == []
 
 
+@only_s3
+def test_an_analysis_whose_upload_is_cut_off_is_none(
+    remote: Repository, proxy: CutProxy, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    for limit in (None, MIB):
+        proxy.reset(limit)
+        with remote.staging("pets") as folder:
+            (folder / "report.html").write_bytes(b"robust")
+            (folder / "picture.png").write_bytes(WEIGHTS[: 2 * MIB])
+            if limit is None:
+                remote.attach_analysis("pets", 1, folder)
+                assert remote.read_analysis("pets", 1, "report.html") == b"robust"
+            else:
+                with pytest.raises(Unavailable):
+                    remote.attach_analysis("pets", 1, folder)
+    proxy.reset()
+    assert remote.read_analysis("pets", 1, "report.html") is None
+    assert remote.analysis_files("pets", 1) == [] and remote.verify("pets", 1) == []
+    remote.promote("pets", 1)
+
+
+@only_s3
+def test_a_publication_that_is_cut_off_after_its_manifest_is_one(
+    remote: RemoteRepository,
+    proxy: CutProxy,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = remote._bucket.write
+
+    def cut_after_manifest(key: str, data: bytes) -> None:
+        write(key, data)
+        if key.endswith("/manifest.json"):
+            proxy.reset(limit=0)
+
+    monkeypatch.setattr(remote._bucket, "write", cut_after_manifest)
+    assert copy_version(Repository(models), "pets", 1, remote) == 1
+    assert "pets/1 is published, but config.pbtxt beside it can't be written: s3" in caplog.text
+    with Repository(models).staging("pets") as folder:
+        (folder / "report.html").write_text("robust")
+        Repository(models).attach_analysis("pets", 1, folder)
+    proxy.reset()
+    with pytest.raises(
+        Unavailable, match="is pets/2 in s3://.* now, but its analysis is not there"
+    ):
+        copy_version(Repository(models), "pets", 1, remote)
+    proxy.reset()
+    assert remote.versions("pets") == [1, 2] and remote.verify("pets", 2) == []
+
+
 def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path) -> None:
     numbers: list[int] = []
 
@@ -225,6 +355,47 @@ def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path
     remote = open_repository(location)
     assert sorted(numbers) == remote.versions("pets") == [1, 2, 3, 4, 5, 6]
     assert all(remote.verify("pets", number) == [] for number in numbers)
+
+
+def test_promotions_at_once_all_stay_in_the_history(location: str, models: Path) -> None:
+    remote = open_repository(location)
+    for _ in range(5):
+        copy_version(Repository(models), "pets", 1, remote)
+    ready = threading.Barrier(5)
+
+    def promote(version: int) -> None:
+        repository = open_repository(location)
+        assert repository.aliases("pets") == {}
+        ready.wait()
+        repository.promote("pets", version)
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = [remote.resolve("pets"), *(remote.rollback("pets") for _ in range(4))]
+    assert sorted(history) == [1, 2, 3, 4, 5]
+    with pytest.raises(NotFound, match="no earlier version"):
+        remote.rollback("pets")
+
+
+@only_s3
+def test_a_rollback_whose_answer_is_lost_is_one(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the library sees it that asks again: its own write is what it finds changed."""
+    for version in (1, 2, 3):
+        copy_version(Repository(models), "pets", 1, remote)
+        remote.promote("pets", version)
+    replace = remote._bucket.replace
+
+    def lost(key: str, data: bytes, stamp: str) -> bool:
+        assert replace(key, data, stamp)
+        return replace(key, data, stamp)
+
+    monkeypatch.setattr(remote._bucket, "replace", lost)
+    assert remote.rollback("pets") == 2 and remote.resolve("pets") == 2
 
 
 def test_a_server_serves_a_bucket_and_the_next_one_its_cache(

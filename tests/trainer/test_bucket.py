@@ -1,11 +1,15 @@
 """The whole way in a bucket: photos from shards there, the version published there, its report."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from serving.models import main as models
 from tests.object_store import BUCKET, running_store
+from tests.serving.cut_proxy import cut_proxy
 from tests.trainer.conftest import MakePhotos
 from trainer.analysis.analyze import main as analyze
 from trainer.make_shards import main as make_shards
@@ -41,3 +45,35 @@ def test_train_and_analyze_in_a_bucket(
         summary = repository.read_analysis("shapes", 1, "summary.json")
         assert summary is not None and json.loads(summary)["photos"] == 2
         assert repository.verify("shapes", 1) == []
+
+
+def test_a_version_that_a_store_does_not_take_is_kept_and_published_later(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from serving.storage import open_repository
+
+    place = f"s3://{BUCKET}/cut"
+    with running_store(tmp_path) as store, cut_proxy(store.port) as proxy:
+        for key, value in store.environment_at(proxy.port).items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "the cache"))
+        command = ["--data", str(photos(per_class=8)), "--name", "shapes", "--out", place]
+        command += ["--size", "32", "--backbone", "tiny", "--weights", "none", "--epochs", "1"]
+        proxy.reset(limit=0)
+        assert train(command) == 2  # before the training
+        assert "is kept" not in capsys.readouterr().err
+        proxy.reset(limit=64 * 1024)  # less than the version
+        assert train(command) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {place} can't be used: ") and said.count("\n") == 1
+        proxy.reset()
+        later = re.search(r"shapes/1 is kept in .*: publish it with models (copy .*)", said)
+        assert later is not None and open_repository(place).names() == []
+        models(shlex.split(later[1]))
+        repository = open_repository(place)
+        (version,) = repository.versions("shapes")
+        assert repository.verify("shapes", version) == []

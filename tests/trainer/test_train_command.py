@@ -67,7 +67,7 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
         manifest.files
     )
     assert ("plots/mistakes.png" in manifest.files) == (metrics.correct < metrics.photos)
-    training = json.loads((trained.repository.path("shapes", 1) / "training.json").read_text())
+    training = json.loads((trained.repository.root / "shapes/1" / "training.json").read_text())
     assert 0 <= training["ece_without_temperature"] <= 1
 
 
@@ -90,7 +90,7 @@ def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
 
 def test_the_metrics_are_those_of_the_file_and_the_servers_preprocessing(trained: Trained):
     """Measured again from nothing but what a server has: photos, model.onnx and the manifest."""
-    folder = trained.repository.path("shapes", 1)
+    folder = trained.repository.root / "shapes/1"
     manifest = trained.repository.manifest("shapes", 1)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     split = json.loads((folder / "split.json").read_text())
@@ -108,7 +108,7 @@ def test_the_metrics_are_those_of_the_file_and_the_servers_preprocessing(trained
 
 
 def test_the_golden_pictures_have_the_files_own_answers(trained: Trained):
-    folder = trained.repository.path("shapes", 1)
+    folder = trained.repository.root / "shapes/1"
     with np.load(folder / "golden.npz", allow_pickle=False) as golden:
         images, logits, probabilities = (
             golden[name] for name in ("images", "logits", "probabilities")
@@ -125,7 +125,7 @@ def test_the_golden_pictures_have_the_files_own_answers(trained: Trained):
 def test_other_precisions_are_files_with_figures_and_answers_of_their_own(
     trained: Trained, precision: str
 ):
-    folder = trained.repository.path("shapes", 1)
+    folder = trained.repository.root / "shapes/1"
     manifest = trained.repository.manifest("shapes", 1)
     variant = manifest.variants[precision]
     assert variant.metrics.photos == 18 and variant.latency_ms > 0
@@ -143,7 +143,7 @@ def test_other_precisions_are_files_with_figures_and_answers_of_their_own(
 
 def test_a_version_is_rebuilt_in_pytorch_as_it_was_exported(trained: Trained):
     net, manifest = load_version(trained.repository, "shapes", 1)
-    folder = trained.repository.path("shapes", 1)
+    folder = trained.repository.root / "shapes/1"
     with np.load(folder / "golden.npz") as golden:
         images = torch.from_numpy(golden["images"]).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
@@ -155,7 +155,7 @@ def test_a_version_is_rebuilt_in_pytorch_as_it_was_exported(trained: Trained):
 def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
     copied = tmp_path / "models" / "shapes" / "1"
     copied.parent.mkdir(parents=True)
-    subprocess.run(["cp", "-r", trained.repository.path("shapes", 1), copied], check=True)
+    subprocess.run(["cp", "-r", trained.repository.root / "shapes/1", copied], check=True)
     data = bytearray((copied / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (copied / "weights.safetensors").write_bytes(data)
@@ -167,7 +167,7 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """On the weights of a version, which are right on val already: the backbone stays as it was."""
-    weights = trained.repository.path("shapes", 1) / "weights.safetensors"
+    weights = trained.repository.root / "shapes/1" / "weights.safetensors"
     arguments = [
         *("--data", trained.photos, "--name", "probe", "--out", tmp_path, "--backbone", "tiny"),
         *("--weights", weights, "--size", 32, "--epochs", 1, "--cache", tmp_path / "cache"),
@@ -179,7 +179,7 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     manifest = Repository(tmp_path).manifest("probe", 1)
     assert manifest.variants["fp32"].metrics.accuracy >= 0.9
     before = load_file(weights)
-    after = load_file(Repository(tmp_path).path("probe", 1) / "weights.safetensors")
+    after = load_file(tmp_path / "probe/1/weights.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier.1.weight", "classifier.1.bias"}
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1

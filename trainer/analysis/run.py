@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.repository import MANIFEST, Repository
+from serving.repository import Repository
 from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import write_adversarial, write_fragile
 from trainer.analysis.inside import write_looks, write_sees
@@ -192,7 +192,7 @@ def _report(
             "backbone": manifest.backbone,
             "labels": list(labels),
             "created": manifest.created,
-            "manifest_sha256": _manifest_digest(repository, subject),
+            "manifest_sha256": repository.manifest_digest(manifest.name, manifest.version),
             "precisions": list(precisions),
             "defence": manifest.configuration.get("adversarial") or "none",
         },
@@ -264,18 +264,13 @@ def _key(
     del settings["data"], settings["datasets"], settings["workers"]
     return {
         "version": subject.manifest.version,
-        "manifest": _manifest_digest(repository, subject),
+        "manifest": repository.manifest_digest(subject.manifest.name, subject.manifest.version),
         "photos": photos.digest,
         "settings": settings,
         "budget": dataclasses.asdict(config.thoroughness()),
         "code": code.hexdigest(),
         "torch": torch.__version__,
     }
-
-
-def _manifest_digest(repository: Repository, subject: Subject) -> str:
-    folder = repository.path(subject.manifest.name, subject.manifest.version)
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A server that ends: what still comes is waited for, who does not read is not."""
+"""A watcher of health that does not read, by frames of HTTP/2: no client does so by itself."""
 
 import asyncio
 import struct
@@ -8,10 +8,7 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos.pawprint.v1 import classifier_pb2 as pb
 from tests.conftest import Running
-from tests.photos import jpeg
-from tests.serving.held_model import until
 
 Status = health_pb2.HealthCheckResponse
 
@@ -60,19 +57,3 @@ async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_end
         await asyncio.wait_for(server._on_change(server.catalogue), 10)
         await asyncio.wait_for(server.drain(), 20)
         assert (await watch.read()).status == Status.NOT_SERVING
-
-
-async def test_a_message_that_is_still_on_its_way_is_waited_for(running: Running) -> None:
-    async with grpc.aio.insecure_channel(running.address) as channel:
-        method = "/pawprint.v1.ClassifierService/Classify"
-        call = channel.stream_unary(method)()  # begun, and its message comes later
-        edge = running.server._edge
-        await until(lambda: edge._here == 1)
-        draining = asyncio.ensure_future(running.server.drain())
-        await asyncio.sleep(1.5)  # longer than QUIET_S
-        assert not draining.done()
-        request = pb.ClassifyRequest(model="pets", images=[jpeg()])
-        await call.write(request.SerializeToString())
-        await call.done_writing()
-        assert len(pb.ClassifyResponse.FromString(await call).results) == 1
-        await asyncio.wait_for(draining, 20)

@@ -1,0 +1,122 @@
+"""Who is let in: for how many photos there is room, and whether the answer can come in time.
+
+How fast photos are answered is learnt from how fast they are, decoding and all, while others wait.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Hashable
+
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.turns import Priority
+
+# A full server is not asked again sooner, even where answers take no time; nor much later, for
+# not all that were refused come back.
+RETRY_AFTER_AT_LEAST_S, RETRY_AFTER_AT_MOST_S = 0.05, 60.0
+_SMOOTHING = 0.05  # weight of the newest photo in the running estimate of seconds per photo
+
+
+class Admission:
+    """Belongs to the event loop."""
+
+    def __init__(self, max_queue: int) -> None:
+        self.photos = 0  # let in, their calls not yet gone
+        self.photo_s = 0.0  # seconds from one answered photo to the next while others wait
+        self._max_queue = max_queue
+        self._of: tuple[Counter[Hashable], ...] = tuple(Counter() for _ in Priority)
+        self._low = 0  # photos of low priority
+        self._promised = -math.inf  # when the last refused call was told to come back
+        self._since = math.inf  # the last answer, or the first photo after a pause
+
+    def enter(self, photos: int, deadline: float, caller: Hashable, priority: Priority) -> None:
+        """Let a call in. deadline: on the monotonic clock.
+
+        Raises Overloaded if there is no room, or so much to do that the deadline would pass;
+        DeadlineExceeded if it has passed.
+        """
+        now = time.monotonic()
+        if deadline <= now:
+            raise DeadlineExceeded("the deadline passed before the call was begun")
+        free = self._free(priority)
+        if photos > free:
+            raise Overloaded(
+                f"the queue is full: {photos} photos asked for, {free} of {self._max_queue} places "
+                "free; try again later",
+                retry_after_s=self._promise(photos, now),
+            )
+        left_s = deadline - now
+        if self.photos and (self.photos + photos) * self.photo_s > left_s:
+            self._refuse_hopeless(photos, priority, left_s)
+        if self.photos == 0:
+            self._since = now
+        self.photos += photos
+        self._of[priority][caller] += photos
+        if priority is Priority.LOW:
+            self._low += photos
+
+    def leave(self, photos: int, caller: Hashable, priority: Priority) -> None:
+        self.photos -= photos
+        of = self._of[priority]
+        of[caller] -= photos
+        if not of[caller]:
+            del of[caller]
+        if priority is Priority.LOW:
+            self._low -= photos
+
+    def answered(self, photos: int, at: float) -> None:
+        """So many more, at this time, their calls not yet gone.
+
+        A photo alone takes longer than one of many: where no others wait the estimate is no higher
+        than that, and is not raised.
+        """
+        photo_s = (at - self._since) / photos
+        self._since = at
+        if self.photos >= 2 * photos:
+            weight = 1 - (1 - _SMOOTHING) ** photos if self.photo_s else 1.0
+            self.photo_s += weight * (photo_s - self.photo_s)
+        else:
+            self.photo_s = min(self.photo_s, photo_s)
+
+    def _free(self, priority: Priority) -> int:
+        free = self._max_queue - self.photos
+        if priority is Priority.LOW and self._low:  # the first call may have any size
+            free = min(free, self._max_queue // 2 - self._low)
+        return max(0, free)
+
+    def _drained_in_s(self) -> float:
+        return max(RETRY_AFTER_AT_LEAST_S, self.photos * self.photo_s)
+
+    def _promise(self, photos: int, now: float) -> float:
+        """Seconds after which a call that found the queue full should come back.
+
+        Each is told a time of its own, one after another as fast as photos are answered, the first
+        when the queue is half empty. Were all told the same, most would be refused again and again,
+        and refusals in such numbers take the time that answers need.
+        """
+        next_free = max(self._promised, now + self._drained_in_s() / 2) + photos * self.photo_s
+        self._promised = min(next_free, now + RETRY_AFTER_AT_MOST_S)
+        return max(RETRY_AFTER_AT_LEAST_S, self._promised - now)
+
+    def _refuse_hopeless(self, photos: int, priority: Priority, left_s: float) -> None:
+        """Raises Overloaded if what is here now would take longer than the caller does.
+
+        Where nothing is, the call is tried, whatever the estimate: only answers can correct it.
+        """
+        high, low = self._of
+        if priority is Priority.HIGH:
+            ahead = _ahead(high, photos)
+        else:
+            ahead = high.total() + _ahead(low, photos)
+        wait_s = (ahead + photos) * self.photo_s
+        if ahead and wait_s > left_s:
+            raise Overloaded(
+                f"the answer would come in {wait_s:.2g} s, after the deadline of the call in "
+                f"{left_s:.2g} s; try again later, or with more time",
+                retry_after_s=self._drained_in_s(),
+            )
+
+
+def _ahead(of: Counter[Hashable], photos: int) -> int:
+    """How many of theirs come before the last of a new caller's `photos`, as they take turns."""
+    return sum(min(count, photos) for count in of.values())

@@ -1,0 +1,109 @@
+"""What the parts of a batch job are parts of, and which of them this machine makes.
+
+<out>/_plan.json is made by whoever starts first, and never changed; all work by it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.errors import InvalidRequest
+from serving.modelspec import read_strictly
+from serving.places import Place
+
+PLAN = "_plan.json"
+PART_PHOTOS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    photos: str  # where they are
+    count: int
+    digest: str  # sha256 over their names and stamps
+    model: str
+    version: int
+    top_k: int
+    part_photos: int
+
+    def __post_init__(self) -> None:
+        if self.part_photos < 1:
+            raise ValueError(f"part_photos must be 1 or more, got {self.part_photos}")
+
+    @property
+    def parts(self) -> int:
+        return -(-self.count // self.part_photos)
+
+    def part_name(self, index: int) -> str:
+        return f"part-{index:05d}-of-{self.parts:05d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The parts of this machine: those whose number is `rank` modulo `of`."""
+
+    rank: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.of:
+            raise InvalidRequest(f"a shard is RANK/OF with 0 <= RANK < OF, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.rank}/{self.of}"
+
+
+def agree(wanted: Plan, out: Place, *, version_given: bool, labels: int) -> Plan:
+    """The plan of the job in `out`, which this call begins or goes on with.
+
+    A version that was not asked for is the one that the job began with. labels: how many the
+    wanted version has. Raises InvalidRequest if `out` holds something else.
+    """
+    files = out.files()
+    try:
+        # After the listing: whoever begins the job meanwhile writes the plan before any part.
+        begun = _read(out)
+    except FileNotFoundError:
+        if files:
+            raise InvalidRequest(
+                "--out must be empty or hold a job of classify to go on with"
+            ) from None
+        if not 0 <= wanted.top_k <= labels:
+            raise InvalidRequest(
+                f"--top-k must be 0 to {labels}, the number of labels; got {wanted.top_k}"
+            ) from None
+        out.create(PLAN, (json.dumps(dataclasses.asdict(wanted), indent=2) + "\n").encode())
+        begun = _read(out)  # that of another machine, if it was first
+    if not version_given:
+        wanted = dataclasses.replace(wanted, version=begun.version)
+    for field in dataclasses.fields(Plan):
+        was, now = getattr(begun, field.name), getattr(wanted, field.name)
+        if was == now:
+            continue
+        if field.name == "digest":
+            raise InvalidRequest(
+                "the photos are no longer those that the job in --out was begun with (their names, "
+                "sizes or times differ); choose another --out"
+            )
+        raise InvalidRequest(
+            f"the job in --out was begun with another {field.name}: {was}, not {now}; "
+            "choose another --out"
+        )
+    return begun
+
+
+def _read(out: Place) -> Plan:
+    """Raises FileNotFoundError, InvalidRequest."""
+    try:
+        return read_strictly(Plan, json.loads(out.read(PLAN)), PLAN)
+    except ValueError as error:
+        raise InvalidRequest(f"{PLAN} in --out can't be read: {error}") from error
+
+
+def digest_of(photos: Mapping[str, str]) -> str:
+    """photos: see Place.photos."""
+    digest = hashlib.sha256()
+    for key, stamp in photos.items():
+        digest.update(f"{key}\0{stamp}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""A batch job among machines and servers that come and go."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from serving.batch_job import run_job
+from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
+from serving.client import AsyncClient
+from serving.errors import Unavailable
+from serving.places import Folder
+from tests.conftest import ROOT, ServerProcess
+from tests.object_store import free_ports
+from tests.photos import jpeg
+from tests.tiny import build_version
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(8):
+        (folder / f"{n}.jpg").write_bytes(jpeg(seed=n))
+    return folder
+
+
+def plan_of(source: Folder, version: int = 1, part_photos: int = 4) -> Plan:
+    photos = source.photos()
+    return Plan(
+        photos=source.location,
+        count=len(photos),
+        digest=digest_of(photos),
+        model="pets",
+        version=version,
+        top_k=1,
+        part_photos=part_photos,
+    )
+
+
+def rows_of(out: Path) -> list[dict]:
+    files = sorted(out.glob("part-*.parquet"))
+    return [row for file in files for row in parquet.read_table(file).to_pylist()]
+
+
+async def job(address: str, source: Folder, out: Path, patience_s: float) -> int:
+    async with AsyncClient(address) as client:
+        keys, share = list(source.photos()), Share()
+        return await run_job(
+            *(client, plan_of(source), share, keys, source, Folder(out), 3, lambda photos: None),
+            patience_s=patience_s,
+        )
+
+
+class Watched(Folder):
+    """Calls `fifth` at the fifth photo that is read."""
+
+    def __init__(self, root: Path, fifth: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._read, self._fifth = 0, fifth
+
+    def read(self, key: str) -> bytes:
+        self._read += 1
+        if self._read == 5:
+            self._fifth()
+        return super().read(key)
+
+
+async def test_a_server_that_is_away_for_a_while_is_waited_for(
+    models: Path, photos: Path, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    (port,) = free_ports(1)
+    server = start(models, "--port", str(port))
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.process.kill()
+        server.process.wait()
+        loop.call_soon_threadsafe(gone.set)
+
+    out = tmp_path / "out"
+    working = asyncio.create_task(job(server.address, Watched(photos, stop), out, patience_s=60))
+    await gone.wait()
+    await asyncio.sleep(3)  # longer than gRPC itself tries a call again
+    assert not working.done()
+    await asyncio.to_thread(start, models, "--port", str(port))
+    assert await working == 0
+    assert [row["error"] for row in rows_of(out)] == [None] * 8
+
+
+async def test_a_server_that_stays_away_ends_the_job(photos: Path, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BaseExceptionGroup) as ended:
+        await job("127.0.0.1:1", Folder(photos), tmp_path / "out", patience_s=2)
+    assert ended.group_contains(Unavailable, match="does not answer")
+    assert 2 < time.monotonic() - begun < 20
+    assert rows_of(tmp_path / "out") == []
+
+
+def test_a_version_that_is_no_longer_served_is_named_with_the_way_out(
+    models: Path, photos: Path, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    build_version(models, "pets", seed=2)
+    source, out = Folder(photos), tmp_path / "out"
+    plan = plan_of(source, part_photos=PART_PHOTOS)
+    agree(plan, Folder(out), version_given=True, labels=2)
+    command = [sys.executable, "-m", "serving.classify", photos, "--out", out, "--address"]
+    newer = start(models)  # the newest alone: version 2
+    done = subprocess.run([*command, newer.address], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "goes on with version 1 alone: serve that too (serve --versions" in done.stderr
+    both = start(models, "--versions", "1,2")
+    done = subprocess.run([*command, both.address], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {row["version"] for row in rows_of(out)} == {1}
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torchrun comes with torch")
+def test_torchrun_on_two_machines_with_a_broken_photo(
+    models: Path, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    """The command of docs/batch.md. The second machine is done with its one photo, which is
+    broken, long before the first."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    (tmp_path / "one.jpg").write_bytes(jpeg())
+    for n in range(PART_PHOTOS):
+        os.link(tmp_path / "one.jpg", photos / f"{n:04d}.jpg")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
+    server = start(models)
+    (port,) = free_ports(1)
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+                *("--node-rank", str(rank), "--master-addr", "127.0.0.1"),
+                *("--master-port", str(port), "--no-python"),
+                *(sys.executable, "-m", "serving.classify", photos, "--out", out),
+                *("--address", server.address),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [agent.communicate(timeout=120)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "1 of 1 photos could not be classified: see their rows" in said[1]
+    assert "could not be classified" not in said[0]
+    rows = rows_of(out)
+    assert len(rows) == PART_PHOTOS + 1
+    assert [row["photo"] for row in rows if row["error"]] == ["broken.jpg"]
