@@ -199,6 +199,7 @@ class Edge:
                 reply = failed(request, failure)
             finally:
                 self._tell(call)
+            del request  # its photos need not wait with the answer
             async with sending:
                 await _write(context, reply)
             slots.release()

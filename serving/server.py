@@ -19,6 +19,7 @@ from serving.classification import Classifier
 from serving.decoding import Limits
 from serving.edge import Edge, EdgeLimits
 from serving.errors import Unavailable
+from serving.health import Health
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
@@ -82,7 +83,7 @@ class Server:
             ),
         )
         self._metrics.watch(self._edge, self._classifier.shadowing.counts)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
             settings,
@@ -144,7 +145,7 @@ class Server:
             ),
             registrar,
         )
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
@@ -212,7 +213,7 @@ class Server:
     async def drain(self) -> None:
         """Report NOT_SERVING, take no new calls, let running ones finish within `drain_s`."""
         self._stop_watching()
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         stopping = asyncio.ensure_future(self._grpc.stop(self.drain_s))
         # Health watchers and reflection's streams, which Edge does not count, would hold the server
         # open for all of drain_s.
@@ -251,15 +252,14 @@ class Server:
         self._metrics.keep_only(here)
         self._statistics.keep_only(here)
         answer = health_pb2.HealthCheckResponse
-        await self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
+        self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 
     def _on_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
         self._statistics.add_batch(model, version)
         self._metrics.observe_batch(model, version, photos, seconds)
 
-    async def _report(self, status: int) -> None:
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
+    def _report(self, status: int) -> None:
+        self._health.report(("", *SERVICES), status)
 
 
 def limits(settings: ServerSettings) -> Limits:
