@@ -158,6 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PawprintError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FailedCheck) else 2
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "error: the GPU has too little memory; end what else runs on it, or try a smaller "
+            "--batch-size, --size or backbone (the last of --checkpoints is kept)",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
@@ -171,6 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(_as_json(published), indent=2))
     return 0
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
