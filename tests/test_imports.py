@@ -152,6 +152,8 @@ def test_the_batcher_knows_no_onnx_runtime() -> None:
 def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
     """And what opens a repository or shards wherever they are, where it is given their place."""
     also = {
+        "trainer.auto": {"cores"},
+        "trainer.compare": {"storage"},
         "trainer.pipeline": {"storage"},
         "trainer.analysis.analyze": {"storage"},
         "trainer.shard_places": {"bucket"},

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
 from serving.modelspec import Manifest
+from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.pipeline import train
@@ -34,31 +35,53 @@ def compare(
 ) -> list[Row]:
     """Train `settings` in each of four ways; `make` fills in the defaults of each.
 
-    Beside the versions, <name>-<way>, lie <name>-comparison.json and .png. Raises PawprintError.
+    Beside the versions, <name>-<way>, lie <name>-comparison.json and .png; of a repository in a
+    bucket, in the folder on this machine that stands for it. Raises PawprintError, for settings
+    that don't suit every way before the first training.
     """
+    configs = configurations(settings, make)
+    root = open_repository(configs["frozen"].out).root
     rows = []
-    name, out = settings["name"], Path(settings.get("out", TrainConfig.out))
-    pretrained = settings.get("weights", TrainConfig.weights)
-    if pretrained == "none":
-        raise InvalidRequest("--compare needs pre-trained weights; give --weights imagenet or FILE")
-    fine = {k: v for k, v in settings.items() if k not in ("weights", "thaw", "name")}
-    ways: dict[str, dict[str, Any]] = {
-        "frozen": {**fine, "weights": pretrained, "epochs": 0},
-        "fine-tuned": {**fine, "weights": pretrained},
-        "full": {**fine, "weights": pretrained, "thaw": 1.0, "views": 1000},
-        "scratch": {**fine, "weights": "none"},
-    }
-    for way, changed in ways.items():
+    for way, config in configs.items():
         console.line(f"\n--- {way}")
-        published = train(make({**changed, "name": f"{name}-{way}"}), console)
+        published = train(config, console)
         if published is not None:
             rows.append(_row(way, published.manifest, published.how))
     if rows:
-        found = [asdict(row) for row in rows]
-        (out / f"{name}-comparison.json").write_text(json.dumps(found, indent=1) + "\n")
-        _plot(rows, out / f"{name}-comparison.png")
         _say(rows, console)
+        path = root / f"{settings['name']}-comparison.json"
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        _plot(rows, path.with_suffix(".png"))
+        console.line(f"The table and its plot: {path} and .png")
     return rows
+
+
+def configurations(
+    settings: Mapping[str, Any], make: Callable[[Mapping[str, Any]], TrainConfig]
+) -> dict[str, TrainConfig]:
+    """way -> its settings, of one backbone and size. Raises InvalidRequest."""
+    for name in ("teacher", "adversarial", "wise_ft"):
+        if settings.get(name):
+            flag = name.replace("_", "-")
+            raise InvalidRequest(f"--compare can't be given --{flag}, which not all four ways have")
+    if settings.get("epochs") == 0:
+        raise InvalidRequest("--compare needs --epochs of at least 1: three of its ways fine-tune")
+    pretrained = settings.get("weights", TrainConfig.weights)
+    if pretrained == "none":
+        raise InvalidRequest("--compare needs pre-trained weights; give --weights imagenet or FILE")
+    chosen = make({**settings, "weights": pretrained})
+    fine = {k: v for k, v in settings.items() if k not in ("weights", "thaw", "name")}
+    fine |= {"backbone": chosen.backbone, "size": chosen.size}
+    fine |= {"interpolation": chosen.interpolation, "batch_size": chosen.batch_size}
+    ways: dict[str, dict[str, Any]] = {
+        "frozen": {"weights": pretrained, "epochs": 0},
+        "fine-tuned": {"weights": pretrained},
+        "full": {"weights": pretrained, "thaw": 1.0, "views": 1000},
+        "scratch": {"weights": "none"},
+    }
+    return {
+        way: make({**fine, **own, "name": f"{settings['name']}-{way}"}) for way, own in ways.items()
+    }
 
 
 def _row(way: str, manifest: Manifest, how: str) -> Row:

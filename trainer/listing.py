@@ -63,8 +63,8 @@ def find_photos(
 
 
 def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
-    path, label = (str(row.get(name) or "").strip() for name in ("path", "label"))
-    split = str(row.get("split") or "").strip() or None
+    path, label, given = (_text(row.get(name)) for name in ("path", "label", "split"))
+    split = given or None
     if not path or not label:
         raise InvalidData(f"row {number} of {table} has no {'label' if path else 'path'}")
     if split is not None and split not in SPLITS:
@@ -72,6 +72,11 @@ def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
             f"row {number} of {table} has the split {split!r}; expected {', '.join(SPLITS)} or none"
         )
     return Found(path=table.parent / path, file=path, label=label, split=split)
+
+
+def _text(value: Any) -> str:
+    """A label may be a number; 0 is one."""
+    return "" if value is None else str(value).strip()
 
 
 def _csv(table: Path) -> list[Mapping[str, Any]]:

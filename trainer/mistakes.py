@@ -38,5 +38,6 @@ def draw_mistakes(
         axes.set_title(
             f"{labels[target]} ({row[target]:.0%})\nas {labels[taken]} ({row[taken]:.0%})",
             fontsize=8,
+            parse_math=False,  # a label may hold $
         )
     return figure

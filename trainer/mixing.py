@@ -48,12 +48,22 @@ def mixup(
 def cutmix(
     inputs: Tensor, other: Tensor, alpha: float, generator: np.random.Generator
 ) -> tuple[Tensor, float]:
-    """A rectangle of x[other] in x (Yun et al. 2019, arXiv:1905.04899); share: what x keeps."""
-    height, width = inputs.shape[-2:]
+    """A rectangle of x[other] in x (Yun et al. 2019, arXiv:1905.04899); share: what x keeps.
+
+    inputs [n, C, S, S], or [n, S, S, C] as between the stages of Swin transformers.
+    """
+    mixed = inputs.clone()
+    cut, source = _channels_first(mixed), _channels_first(inputs[other])
+    height, width = cut.shape[-2:]
     side = np.sqrt(1 - generator.beta(alpha, alpha))
     y, x = generator.uniform(0, (height, width))
     top, bottom = (int(np.clip(y + d * side * height / 2, 0, height)) for d in (-1, 1))
     left, right = (int(np.clip(x + d * side * width / 2, 0, width)) for d in (-1, 1))
-    mixed = inputs.clone()
-    mixed[..., top:bottom, left:right] = inputs[other][..., top:bottom, left:right]
+    cut[..., top:bottom, left:right] = source[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _channels_first(inputs: Tensor) -> Tensor:
+    """A view [n, C, S, S]. The net's pictures are square, so the two equal sides are of places."""
+    _, first, second, third = inputs.shape
+    return inputs.movedim(-1, 1) if first == second != third else inputs

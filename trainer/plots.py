@@ -67,8 +67,8 @@ def _confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
     ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=90)
-    axes.set_yticks(ticks, labels)
+    axes.set_xticks(ticks, labels, rotation=90, parse_math=False)  # a $ is no formula
+    axes.set_yticks(ticks, labels, parse_math=False)
     axes.set(xlabel="taken for", ylabel="is")
     if len(labels) <= _MAX_NUMBERS:
         for row, column in np.argwhere(matrix):

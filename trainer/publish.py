@@ -92,15 +92,19 @@ def publish(
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
         (folder / "training.json").write_text(_training_json(fitted, ece), encoding="utf-8")
-        save_plots(
-            folder / "plots",
-            fitted.history,
-            fp32.probabilities,
-            uncalibrated,
-            targets,
-            data.labels,
-            lambda chosen: data.squares.get([test[i] for i in chosen]),
-        )
+        try:
+            save_plots(
+                folder / "plots",
+                fitted.history,
+                fp32.probabilities,
+                uncalibrated,
+                targets,
+                data.labels,
+                lambda chosen: data.squares.get([test[i] for i in chosen]),
+            )
+        except Exception as error:  # no picture may cost a finished training
+            reason = str(error).strip().partition("\n")[0]
+            console.line(f"Warning: not all plots could be drawn: {reason}")
 
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(

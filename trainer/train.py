@@ -114,7 +114,7 @@ _HELP = {
     "int8": "publish the model in 8-bit integers too, for CPUs",
     "fp16": "publish the model in 16-bit floats too, for GPUs",
     "max_accuracy_loss": "accuracy that int8 and fp16 may lose; else they are left out",
-    "workers": "threads that decode photos",
+    "workers": "threads that decode photos (default: the cores that may be used)",
     "cache": "folder in which frozen features are kept for the next run",
 }
 
@@ -190,7 +190,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     values = dataclasses.asdict(config)
-    choices = {"name", "backbone", "size", "interpolation", "batch_size", "epochs"}
+    choices = {"name", "backbone", "size", "interpolation", "batch_size", "epochs", "workers"}
     chosen = choices - given.keys()
     return [(k, f"{v}  (chosen)" if k in chosen else str(v)) for k, v in values.items()]
 
@@ -211,23 +211,30 @@ def read_settings(
 def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> TrainConfig:
     """The settings given, and for the others what suits them. Raises InvalidRequest, InvalidData.
 
-    The model is named after its folder of photos; backbone, batch size and epochs follow from the
-    number of photos and the device.
+    The model is named after its folder of photos; backbone and epochs follow from the number of
+    photos and the device, the batch size from the device and the size, the workers from the cores.
     """
     if "data" not in given:
         raise InvalidRequest("--data is required; see train --help")
+    from trainer.auto import choose_batch_size, choose_workers
+
     defaults: dict[str, Any] = {"name": _name(given["data"])}
     if given.get("weights") == "none":
         defaults |= _FROM_SCRATCH
-    else:
-        defaults |= _chosen(given, console or Console(to_stderr=False, silent=True))
-        defaults |= _ADVERSARIAL if given.get("adversarial") else {}
+    elif given.get("adversarial"):
+        defaults |= _ADVERSARIAL
+    defaults |= _chosen({**given, **defaults}, console or Console(to_stderr=False, silent=True))
     if not {"size", "interpolation"} <= given.keys():
         from trainer.backbones import trained_input
 
         chosen = defaults.get("backbone", TrainConfig.backbone)
         trained = trained_input(given.get("backbone", chosen))
         defaults |= {"size": trained.size, "interpolation": trained.interpolation}
+    if "batch_size" not in given:
+        size = given.get("size", defaults.get("size"))
+        defaults["batch_size"] = choose_batch_size(size, _gpu_bytes())
+    if "workers" not in given:
+        defaults["workers"] = choose_workers(os.environ)
     return TrainConfig(**{**defaults, **given})
 
 
@@ -243,22 +250,26 @@ def _name(data: str) -> str:
 
 
 def _chosen(given: Mapping[str, Any], console: Console) -> dict[str, Any]:
-    """What trainer.auto chooses, of the settings that are not given."""
-    wanted = {"backbone", "batch_size", "epochs"} - given.keys()
-    if given.get("weights", "imagenet") != "imagenet":
+    """What trainer.auto chooses for these photos, of the settings that are not given."""
+    wanted = {"backbone", "epochs"} - given.keys()
+    if given.get("weights", "imagenet") not in ("imagenet", "none"):
         wanted.discard("backbone")  # the weights are those of one net
     if not wanted:
         return {}
-    import torch
-
     from trainer.auto import choose
     from trainer.listing import find_photos
 
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     datasets = Path(given["datasets"]) if "datasets" in given else None
     photos = find_photos(given["data"], datasets, console.track)
-    found = choose(len(photos), gpu)
+    found = choose(len(photos), gpu=_gpu_bytes() is not None)
     return {name: found[name] for name in wanted}
+
+
+def _gpu_bytes() -> int | None:
+    """Memory of the GPU; None without one."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _kinds() -> dict[str, type]:
@@ -318,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         if kinds[field.name] is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
             continue
-        own = ("size", "interpolation")  # the backbone's
+        own = ("size", "interpolation", "workers")  # the backbone's, the machine's
         if field.name not in own and field.default not in (dataclasses.MISSING, None):
             others = ((_FROM_SCRATCH, "from scratch"), (_ADVERSARIAL, "adversarial"))
             also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]

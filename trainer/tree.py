@@ -1,6 +1,7 @@
 """The files of a folder of photos, a folder for each class: names only, nothing is opened."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +79,17 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
 
 
 def distinct_labels(labels: Iterable[str], where: str) -> None:
-    """Two labels that differ only in case or spaces are one, misspelt. Raises InvalidData."""
+    """Two labels that differ only in case, spaces or how accents are encoded (as macOS and Linux
+    may) are one, misspelt. Raises InvalidData."""
     seen: dict[str, str] = {}
     for label in labels:
-        name = " ".join(label.replace("_", " ").casefold().split())
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
+        name = " ".join(folded.replace("_", " ").split())
         other = seen.setdefault(name, label)
         if other != label:
             raise InvalidData(
-                f"the classes {other!r} and {label!r} in {where} differ only in case or spaces; "
-                "merge them, or give them names that differ"
+                f"the classes {other!r} and {label!r} in {where} differ only in case, spaces "
+                "or the encoding of accents; merge them, or give them names that differ"
             )
 
 
@@ -95,6 +98,7 @@ def same_classes(found: dict[str, list[Found]]) -> None:
     expected = set(labels_of(found["train"]))
     for split, files in found.items():
         labels = set(labels_of(files))
+        distinct_labels(sorted(expected | labels), f"train and {split}")
         if labels != expected:
             raise InvalidData(
                 f"the classes of {split} are not those of train: "

@@ -16,7 +16,7 @@ from trainer.data import PhotoData
 from trainer.evaluation import measure, measure_latency, run_photos
 from trainer.export import Served
 from trainer.half import to_half
-from trainer.int8 import quantize_within
+from trainer.int8 import loses_too_much, quantize_within
 from trainer.metrics import Floats
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import Disagreement, measure_parity
@@ -110,7 +110,7 @@ def add_precisions(
         onnx.save(model, path)
         candidate = bench.measure(path, precision)
         lost = fp32.metrics.accuracy - candidate.metrics.accuracy
-        if lost > config.max_accuracy_loss:
+        if loses_too_much(lost, config.max_accuracy_loss):
             path.unlink()
             bench.console.line(
                 f"{precision} is left out: it loses {lost:.4f} of accuracy on the test photos "

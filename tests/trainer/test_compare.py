@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from serving.repository import Repository
+from tests.object_store import BUCKET, running_store
 from tests.trainer.conftest import MakePhotos
+from trainer.compare import configurations
 from trainer.tiny import Tiny
-from trainer.train import main
+from trainer.train import main, with_defaults
 
 
 @pytest.mark.slow
@@ -34,6 +37,7 @@ def test_four_ways_are_four_versions_in_one_table(
         name, number = row["version"].split("/")
         metrics = repository.manifest(name, int(number)).variants["fp32"].metrics
         assert row["accuracy"] == metrics.accuracy and row["seconds"] > 0
+    assert len({row["megabytes"] for row in rows}) == 1  # of one backbone
     assert rows[0]["trained"] == "linear probe" and "scratch" in rows[3]["trained"]
     assert "Ways of transfer learning" in captured.err
 
@@ -44,3 +48,62 @@ def test_without_weights_there_is_nothing_to_compare(
     arguments = ["--data", photos(), "--out", tmp_path, "--weights", "none", "--compare"]
     assert main([str(argument) for argument in arguments]) == 2
     assert "error: --compare needs pre-trained weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--wise-ft",), "--compare can't be given --wise-ft, which not all"),
+        (("--teacher", "pets"), "--compare can't be given --teacher, which not all"),
+        (("--adversarial", "pgd-3@4/255"), "--compare can't be given --adversarial, which not all"),
+        (("--epochs", 0), "--compare needs --epochs of at least 1"),
+        (("--accumulate", 64), "accumulate must be 1 to 32"),
+    ],
+)
+def test_what_one_way_would_refuse_is_refused_before_the_first(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    message: str,
+):
+    out = tmp_path / "models"
+    arguments = ["--data", photos(), "--out", out, "--backbone", "tiny", "--compare", *flags]
+    assert main([str(argument) for argument in arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}") and not out.exists()
+
+
+def test_the_four_ways_have_one_backbone(photos: MakePhotos, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU too, of which only its memory is asked."""
+    properties = SimpleNamespace(total_memory=24 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    configs = configurations({"data": str(photos()), "name": "x"}, with_defaults)
+    assert {config.backbone for config in configs.values()} == {"resnet50"}
+    assert {config.batch_size for config in configs.values()} == {128}
+    assert [config.epochs for config in configs.values()] == [0, 6, 6, 15]
+    assert [config.weights for config in configs.values()] == ["imagenet"] * 3 + ["none"]
+    assert [config.thaw for config in configs.values()] == [0.25, 0.25, 1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_the_table_of_a_bucket_lies_where_it_is_said(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    place = f"s3://{BUCKET}/compared"
+    with running_store(tmp_path) as store:
+        for key, value in store.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        arguments = [
+            *("--data", photos(per_class=12), "--name", "shapes", "--out", place, "--size", 32),
+            *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--epochs", 1, "--compare"),
+        ]
+        assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    (written,) = (tmp_path / "cache").rglob("shapes-comparison.json")
+    assert len(json.loads(written.read_text())) == 4 and str(written) in said

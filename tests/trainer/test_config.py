@@ -1,11 +1,15 @@
 """Where settings come from, and what they may be."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from serving.cores import usable_cores
 from serving.errors import InvalidRequest
-from trainer.auto import choose
+from trainer.auto import choose, choose_batch_size, choose_workers
 from trainer.config import TrainConfig
 from trainer.train import read_settings, with_defaults
 
@@ -112,14 +116,46 @@ def test_the_model_is_named_after_its_folder(tmp_path: Path):
     assert read_config({"data": str(odd)}, {}, None).name == "My-cats-dogs"
 
 
-def test_backbone_batch_and_epochs_follow_photos_and_device():
-    few = choose(500, None)
-    assert few == {"backbone": "mobilenet_v2", "batch_size": 32, "epochs": 6}
-    assert (
-        choose(500, None)["epochs"] > choose(10_000, None)["epochs"] > choose(10**6, None)["epochs"]
-    )
-    small, large = choose(500, 4 << 30), choose(10_000, 80 << 30)
-    assert small["backbone"] == "resnet50" and large["backbone"] == "convnext_tiny"
-    assert 8 <= small["batch_size"] < large["batch_size"] <= 256
+def test_backbone_and_epochs_follow_photos_and_device():
+    assert choose(500, gpu=False) == {"backbone": "mobilenet_v2", "epochs": 6}
+    epochs = [choose(photos, gpu=True)["epochs"] for photos in (500, 10_000, 10**6)]
+    assert epochs == sorted(set(epochs), reverse=True)
+    assert choose(500, gpu=True)["backbone"] == "resnet50"
+    assert choose(10_000, gpu=True)["backbone"] == "convnext_tiny"
     given = read_config({"data": "photos", "weights": "file.pth", "batch_size": 5}, {}, None)
     assert (given.backbone, given.batch_size) == (TrainConfig.backbone, 5)
+
+
+def test_a_batch_is_what_memory_holds_of_so_many_pixels():
+    assert choose_batch_size(224, None) == 32
+    assert 8 <= choose_batch_size(224, 4 << 30) < choose_batch_size(224, 80 << 30) <= 256
+    half, whole = choose_batch_size(448, 24 << 30), choose_batch_size(224, 24 << 30)
+    assert half * 4 == whole == choose_batch_size(64, 24 << 30)
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_with_a_gpu_all_choices_are_its_own(monkeypatch: pytest.MonkeyPatch, weights: str):
+    """Of a GPU only its memory is asked, so this needs none."""
+    properties = SimpleNamespace(total_memory=24 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    chosen = read_config({"data": "photos", "weights": weights}, {}, None)
+    assert (chosen.backbone, chosen.batch_size) == ("resnet50", 128)
+    assert chosen.epochs == (15 if weights == "none" else 6)
+    large = read_config({"data": "photos", "weights": weights, "size": 448}, {}, None)
+    assert large.batch_size == 32
+    own = read_config({"data": "photos", "backbone": "efficientnet_v2_s"}, {}, None)
+    assert (own.size, own.batch_size) == (384, 64)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_workers_are_the_cores_of_this_process():
+    allowed = os.sched_getaffinity(0)
+    assert choose_workers({}) == min(64, usable_cores())
+    assert choose_workers({"LOCAL_WORLD_SIZE": str(usable_cores())}) == 1
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert read_config(REQUIRED, {}, None).workers == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert read_config({**REQUIRED, "workers": 7}, {}, None).workers == 7

@@ -46,6 +46,20 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([0, 1], ["0", "1"]), ([False, True], ["False", "True"]), ([0.0, 1.5], ["0.0", "1.5"])],
+)
+def test_labels_may_be_numbers_and_0_is_one(tmp_path: Path, labels: list, expected: list[str]):
+    columns = {"path": ["a.jpg", "b.jpg"], "label": labels}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    assert [f.label for f in find_photos(tmp_path / "t.parquet")] == expected
+    columns["label"] = [None, labels[1]]
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(InvalidData, match="row 1 of .* has no label"):
+        find_photos(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("file,label\na,x\n", "has no column path; it has file, label"),

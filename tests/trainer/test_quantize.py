@@ -14,7 +14,7 @@ from torchvision.models import mobilenet_v2
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
-from trainer.int8 import by_sensitivity, quantize_within
+from trainer.int8 import by_sensitivity, loses_too_much, quantize_within
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import calibrate, layers, prepare, quantize
@@ -167,6 +167,13 @@ def test_what_hurts_is_left_in_float_and_no_more(skewed: Path):
     got = logits(result.model, images)
     assert 1 - np.mean(got.argmax(axis=1) == targets) == pytest.approx(result.chosen.accuracy_loss)
     assert divergence(logits(skewed, images), got) == pytest.approx(result.chosen.divergence)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.95, 0.94), (190 / 200, 188 / 200)])
+def test_a_loss_of_just_what_is_allowed_is_allowed(before: float, after: float):
+    assert before - after > 0.01  # as floats
+    assert not loses_too_much(before - after, 0.01)
+    assert loses_too_much(before - after + 1e-6, 0.01)  # one photo of a million more
 
 
 def test_where_nothing_is_lost_the_best_calibration_is_taken(tiny: Path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import onnxruntime
 import pytest
@@ -183,6 +184,21 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier.1.weight", "classifier.1.bias"}
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_labels_with_dollars_and_plots_that_fail_cost_no_training(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
+):
+    """TeX, asked for in the user's matplotlibrc, can't set such labels, if it is there at all."""
+    data = photos(labels=("price_$1_$2", "price_$3_\\frac_$4"), per_class=12)
+    arguments = [*("--data", data, "--name", "prices", "--out", tmp_path / "models"), *SCRATCH]
+    with matplotlib.rc_context({"text.usetex": broken}):
+        assert main([str(argument) for argument in [*arguments, "--epochs", 1]]) == 0
+    repository = Repository(tmp_path / "models")
+    assert repository.verify("prices", 1) == []
+    assert ("plots/confusion.png" in repository.manifest("prices", 1).files) is not broken
+    assert ("Warning: not all plots could be drawn" in capsys.readouterr().out) is broken
 
 
 def test_a_net_that_has_learnt_nothing_from_scratch_is_called_so(

@@ -105,6 +105,20 @@ def test_cutmix_keeps_the_share_that_it_says():
         assert torch.equal(inputs[0], torch.zeros(3, 20, 30))
 
 
+def test_cutmix_cuts_pictures_where_channels_come_last_too():
+    """As between the stages of a Swin transformer."""
+    first = torch.zeros(2, 3, 20, 20)
+    first[1] = 1
+    last = torch.zeros(2, 20, 20, 3)
+    last[1] = 1
+    other = torch.tensor([1, 0])
+    for seed in range(20):
+        expected, share = cutmix(first, other, 1.0, np.random.default_rng(seed))
+        mixed, same_share = cutmix(last, other, 1.0, np.random.default_rng(seed))
+        assert torch.equal(mixed, expected.movedim(1, -1)) and same_share == share
+        assert not last[0].any() and last[1].all()
+
+
 def test_labels_are_mixed_with_their_pictures():
     labels = torch.tensor([0, 1, 2])
     inputs = labels[:, None, None, None].float().expand(3, 1, 8, 8)

@@ -70,8 +70,8 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
     ticks, size = range(len(labels)), 9 if len(labels) <= 12 else 6
-    axes.set_xticks(ticks, labels, rotation=90, fontsize=size)
-    axes.set_yticks(ticks, labels, fontsize=size)
+    axes.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)  # $ is no formula
+    axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
     axes.set(xlabel="where the attack leads", ylabel="what it is")
     if len(labels) <= 12:
         for row, col in np.ndindex(*counts.shape):
@@ -124,7 +124,8 @@ def _svg(figure: Figure, axes: Any = None, legend: bool = False) -> str:
     if axes is not None:
         axes.grid(alpha=0.25)
         if legend:
-            axes.legend(fontsize=8, frameon=False)
+            for text in axes.legend(fontsize=8, frameon=False).get_texts():
+                text.set_parse_math(False)
     buffer = io.StringIO()
     # Text stays text (small, searchable); no date and a fixed salt make the same figure the same.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pawprint"}):
