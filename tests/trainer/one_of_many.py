@@ -21,7 +21,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "tiny": {"backbone": "tiny", "clip": 1.0, "learning_rate": 3e-3},
     "timm": {"backbone": "timm/test_efficientnet", "thaw": 1.0, "optimizer": "momentum"},
     "bf16": {"backbone": "tiny", "amp": "bf16", "learning_rate": 3e-3},
-    "parts": {"backbone": "tiny", "accumulate": 4, "learning_rate": 3e-3},
+    "parts": {"backbone": "timm/test_vit", "accumulate": 2, "optimizer": "momentum"},
     "whole": {"backbone": "tiny", "learning_rate": 3e-3},
     "stopped": {"backbone": "tiny", "learning_rate": 3e-3},
 }
