@@ -29,7 +29,8 @@ def parameter_groups(
 
     "scale" of a group is its share of the learning rate (discriminative rates: Howard and Ruder
     2018, arXiv:1801.06146, section 3.2). Kernels decay; biases and the scales of normalisation
-    layers do not (He et al. 2019, arXiv:1812.01187, section 3.1).
+    layers do not (He et al. 2019, arXiv:1812.01187, section 3.1), nor do tables of biases, scales
+    of layers and embeddings of positions, which may have more dimensions than one.
     """
     rows: list[nn.Module] = [classifier.head, *reversed(stages(classifier.backbone))]
     rows.append(classifier)  # what is in no stage, such as position embeddings, is first in the net
@@ -37,10 +38,11 @@ def parameter_groups(
     seen: set[int] = set()
     scale = 1.0
     for row in rows:
-        new = [p for p in row.parameters() if p.requires_grad and id(p) not in seen]
-        for parameter in new:
-            groups[scale, weight_decay if parameter.dim() > 1 else 0.0].append(parameter)
-        seen.update(map(id, new))
+        new = [(n, p) for n, p in row.named_parameters() if p.requires_grad and id(p) not in seen]
+        for name, parameter in new:
+            kernel = parameter.dim() > 1 and name.endswith("weight")  # in_proj_weight is one too
+            groups[scale, weight_decay if kernel else 0.0].append(parameter)
+        seen.update(id(parameter) for _, parameter in new)
         if new:
             scale *= layer_decay
     return [

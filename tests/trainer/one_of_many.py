@@ -13,13 +13,15 @@ from torch import nn
 from tests.trainer.test_checkpoint import checkpoints
 from tests.trainer.test_training import Run
 from trainer.distributed import World, joined
+from trainer.feature_cache import FeatureCache
+from trainer.features import extract
 from trainer.training import Epoch
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "tiny": {"backbone": "tiny", "clip": 1.0, "learning_rate": 3e-3},
     "timm": {"backbone": "timm/test_efficientnet", "thaw": 1.0, "optimizer": "momentum"},
     "bf16": {"backbone": "tiny", "amp": "bf16", "learning_rate": 3e-3},
-    "parts": {"backbone": "tiny", "accumulate": 4, "learning_rate": 3e-3},
+    "parts": {"backbone": "timm/test_vit", "accumulate": 2, "optimizer": "momentum"},
     "whole": {"backbone": "tiny", "learning_rate": 3e-3},
     "stopped": {"backbone": "tiny", "learning_rate": 3e-3},
 }
@@ -45,10 +47,26 @@ def training(photos: Path, world: World, settings: dict[str, Any]) -> Run:
     return run
 
 
+def keep_features(photos: Path, out: Path, world: World) -> None:
+    """Of one photo, and of six: how many of them are then in the cache, and what they are."""
+    run = training(photos, world, TRAININGS["tiny"])
+    cache = FeatureCache(out / f"features-{world.rank}", {}, print)
+    kept = []
+    for count in (1, 6):
+        members = run.data.splits["train"][:count]
+        features = extract(
+            run.classifier, members, run.data.squares, cache, lambda *_: None, world=world
+        )
+        kept.append(len(cache.load()))
+    if world.leads:
+        torch.save({"kept": kept, "features": torch.from_numpy(features)}, out / "features.pth")
+
+
 def main() -> None:
     photos, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     with joined() as world:
+        keep_features(photos, out, world)
         for name, settings in TRAININGS.items():
             run = training(photos, world, settings)
             if name == "stopped":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
 from trainer.distributed import World
@@ -58,7 +59,7 @@ def read(trained: tuple[Path, Path], name: str) -> tuple[dict[str, Any], dict[st
     return alone, together
 
 
-@pytest.mark.parametrize("name", ["tiny", "timm"])
+@pytest.mark.parametrize("name", ["tiny", "timm", "parts"])
 def test_two_processes_learn_what_one_does(trained: tuple[Path, Path], name: str):
     """Batch norm, clipping, metrics and weights: all as in one process with the same batches."""
     alone, together = read(trained, name)
@@ -75,13 +76,17 @@ def test_two_processes_learn_in_half_precision(trained: tuple[Path, Path]):
     assert np.isfinite(together["history"]).all()
 
 
-def test_more_parts_than_a_process_has_photos_are_as_many_as_it_can_fill(
+def test_features_of_all_processes_are_kept_even_where_one_has_no_photo(
     trained: tuple[Path, Path],
 ):
-    for each in read(trained, "parts"):
-        assert np.isfinite(each["history"]).all()
-    alone, together = read(trained, "parts")  # 4 parts of 2 photos, in all, and 2 of 2 in each
-    assert together["history"] != alone["history"]
+    alone, together = (torch.load(folder / "features.pth") for folder in trained)
+    assert alone["kept"] == together["kept"] == [1, 6]
+    assert torch.allclose(together["features"], alone["features"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_that_can_not_be_synced_is_refused():
+    with pytest.raises(InvalidRequest, match="has a BatchNorm1d, whose statistics can't be"):
+        World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)), some_unused=False)
 
 
 def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):

@@ -1,12 +1,15 @@
 """The learning-rate range test."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.trainer.conftest import MakePhotos
+from trainer.learner import Learner
 from trainer.rate_finder import smooth, suggest
 from trainer.train import main
 
@@ -63,6 +66,29 @@ def test_the_command_suggests_a_rate_that_learns_and_publishes_nothing(
         assert plot.size[0] > 300
     assert json.loads((models / "shapes-learning-rate.json").read_text()) == found
     assert not [path for path in models.glob("shapes/*") if path.name.isdigit()]
+
+
+def test_the_photos_tried_are_balanced_as_in_training(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = photos(per_class=12)
+    for photo in sorted((folder / "squares").iterdir())[4:]:
+        photo.unlink()
+    drawn: list[int] = []
+
+    def learn(self: Learner, batch: list[int], **where: Any) -> tuple[float, int]:
+        drawn.extend(self._targets[batch].tolist())
+        return honest(self, batch, **where)
+
+    honest = Learner.learn
+    monkeypatch.setattr(Learner, "learn", learn)
+    status = main(
+        ["--data", str(folder), "--name", "shapes", "--out", str(tmp_path / "models"),
+         "--backbone", "tiny", "--weights", "none", "--size", "32", "--batch-size", "8",
+         "--find-rate", "--balance", "sampling"]
+    )  # fmt: skip
+    assert status == 0
+    assert np.mean(drawn) == pytest.approx(0.5, abs=0.12), "a quarter of the photos are squares"
 
 
 def test_without_epochs_there_is_nothing_to_find(photos: MakePhotos, capsys):

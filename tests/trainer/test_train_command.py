@@ -18,6 +18,7 @@ from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
 from trainer.backbones import load_version
+from trainer.optimizers import OPTIMIZERS
 from trainer.tiny import Tiny
 from trainer.train import main
 
@@ -318,6 +319,27 @@ def test_weights_that_are_no_numbers_fail_with_status_1(
         "error: the frozen backbone gives features that are not finite" in capsys.readouterr().err
     )
     assert not (tmp_path / "models" / "x").exists()
+
+
+def test_a_gpu_that_is_full_is_one_line_that_says_what_to_try(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """The error is torch's own, where it comes first: as the optimiser makes its averages."""
+
+    class Full(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lambda groups: Full(groups, lr=0.0))
+    status = main(
+        ["--data", str(photos()), "--name", "shapes", "--out", str(tmp_path / "models"),
+         "--backbone", "tiny", "--weights", "none", "--size", "32", "--batch-size", "8"]
+    )  # fmt: skip
+    (said,) = capsys.readouterr().err.splitlines()
+    assert status == 1 and said.startswith("error: the GPU has too little memory; end what")
 
 
 def test_help_explains_itself():

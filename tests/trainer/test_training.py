@@ -61,6 +61,25 @@ def test_only_kernels_decay():
     assert all(p.requires_grad for group in (decayed, free) for p in group["params"])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "free"),
+    [
+        ("swin_t", 64, {"relative_position_bias_table"}),
+        ("convnext_tiny", 64, {"layer_scale"}),
+        ("timm/test_vit", 160, {"cls_token", "pos_embed"}),
+    ],
+)
+def test_of_parameters_with_dimensions_only_kernels_decay(backbone: str, size: int, free: set):
+    net = build(backbone, 3, size)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found: dict[float, set[str]] = {0.0: set(), 0.3: set()}
+    for group in parameter_groups(net, 0.3):
+        many = [p for p in group["params"] if p.dim() > 1]
+        found[group["weight_decay"]] |= {names[id(p)].rpartition(".")[2] for p in many}
+    assert found[0.0] == free
+    assert found[0.3] <= {"weight", "in_proj_weight"} and "weight" in found[0.3]
+
+
 class Run:
     """A quick training of resnet18's last stages, or of the whole of tiny, on drawn photos."""
 

@@ -253,6 +253,10 @@ def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
     assert torch.allclose(model.weight.detach(), a_step(), atol=1e-6)
 
 
+def test_a_batch_of_too_few_photos_for_all_parts_is_computed_in_fewer():
+    assert torch.allclose(a_step(parts=8), a_step(), atol=1e-6)
+
+
 def test_where_memory_is_too_small_for_two_photos_it_says_so():
     """One photo alone would break batch norm on a map of 1 x 1."""
 
