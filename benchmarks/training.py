@@ -97,7 +97,7 @@ def _features(
     classifier: Classifier, data: PhotoData, config: TrainConfig
 ) -> dict[str, np.ndarray]:
     """split -> float32 [n, views, F]."""
-    kept = cache_of(config, classifier)
+    kept = cache_of(config, classifier, print)
     return {
         split: extract(classifier, photos, data.squares, kept, lambda *_: None)
         for split, photos in data.splits.items()

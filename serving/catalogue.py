@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from serving.batching import Batcher
 from serving.engine import Engine
 from serving.errors import NotFound, Unavailable
 from serving.modelspec import RobustnessSummary
 from serving.splits import falls_in
+
+_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +99,6 @@ def _choose(model: ServedModel, reference: str, routing_key: str | None) -> int:
 
 
 def _list(names: Mapping[str, object] | Mapping[int, object]) -> str:
-    return ", ".join(map(str, names)) or "none"
+    """The first of them, for an error."""
+    shown = ", ".join(map(str, islice(names, _SHOWN))) or "none"
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

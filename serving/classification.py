@@ -5,7 +5,7 @@ Admission comes before decoding; a photo that can't be read is an error of that 
 
 import functools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from serving.modelspec import Preprocessing
 from serving.shadowing import Shadowing
 from serving.turns import Priority
 
+Admitted = Callable[[], None]
 Photo = bytes | npt.NDArray[np.uint8]  # encoded, or the very pixels: [S, S, 3]
 
 
@@ -55,11 +56,13 @@ class Classifier:
         photos: Sequence[Photo],
         *,
         top_k: int,
+        admitted: Admitted,
         deadline: float,
         caller: Hashable = None,
         priority: Priority = Priority.HIGH,
     ) -> Classified:
-        """top_k: 0 means 1. deadline: on the monotonic clock. caller: see Batcher.admit.
+        """top_k: 0 means 1. admitted: called once there is room for the call, before any decoding;
+        what it raises ends the call. deadline: on the monotonic clock. caller: see Batcher.admit.
 
         Raises InvalidRequest, Overloaded, DeadlineExceeded; InvalidImage if the only photo of the
         call can't be read.
@@ -70,7 +73,12 @@ class Classifier:
                 f"top_k must be 0 to {len(labels)}, the number of labels; got {top_k}"
             )
         inferred = await self.infer(
-            served, photos, deadline=deadline, caller=caller, priority=priority
+            served,
+            photos,
+            admitted=admitted,
+            deadline=deadline,
+            caller=caller,
+            priority=priority,
         )
         results = tuple(
             answer
@@ -85,23 +93,19 @@ class Classifier:
         served: ServedVersion,
         photos: Sequence[Photo],
         *,
+        admitted: Admitted,
         deadline: float,
         caller: Hashable = None,
         priority: Priority = Priority.HIGH,
     ) -> Inferred:
         """As classify, but with the rows of the model's outputs."""
-        if not photos:
-            raise InvalidRequest("the call holds no photos; send at least one")
-        if len(photos) > self.limits.max_photos:
-            raise InvalidRequest(
-                f"the call holds {len(photos)} photos; at most {self.limits.max_photos} are "
-                "allowed: split it, or use ClassifyStream"
-            )
+        check_count(len(photos), self.limits.max_photos)
         spec = served.engine.manifest.preprocessing
         decoded: list[tuple[float, float]] = []  # seconds it took, and when it was done
         with served.batcher.admit(
             len(photos), deadline=deadline, caller=caller, priority=priority
         ) as call:
+            admitted()
             began = time.monotonic()
             places, jobs = [], []
             for photo in photos:
@@ -132,8 +136,24 @@ class Classifier:
         side = served.engine.manifest.preprocessing.size
         if any(isinstance(photo, np.ndarray) and len(photo) != side for photo in photos):
             raise InvalidRequest(f"pixels of another size than {side} can't be copied")
-        copied = await self.infer(served, photos, deadline=deadline, priority=Priority.LOW)
+        copied = await self.infer(
+            served, photos, admitted=_free, deadline=deadline, priority=Priority.LOW
+        )
         return copied.answers
+
+
+def check_count(photos: int, most: int) -> None:
+    """Raises InvalidRequest if a call may not have so many photos."""
+    if not photos:
+        raise InvalidRequest("the call holds no photos; send at least one")
+    if photos > most:
+        raise InvalidRequest(
+            f"the call holds {photos} photos; at most {most} are allowed: split it, or use a stream"
+        )
+
+
+def _free() -> None:
+    """What a copy of a call costs its caller."""
 
 
 async def _answer(place: Place, *, alone: bool) -> Answer | InvalidImage:
@@ -167,6 +187,11 @@ def _decode(
 
     try:
         pixels = decode(photo, spec, limits)
+    except InvalidImage as error:
+        done()
+        # Without the frames that it came through: they hold the photo and the place, and the place
+        # would hold them until the garbage collector comes by.
+        place.fail(InvalidImage(str(error)))
     except Exception as error:  # the caller's, whatever it is
         done()
         place.fail(error)

@@ -11,6 +11,7 @@ from serving.repository import Repository
 def copy_version(source: Repository, name: str, version: int, target: Repository) -> int:
     """Publish it in `target`, as the next version there, with its analysis; returns that number.
 
+    If it is there already no second copy is made, so that a copy that was cut off can be repeated.
     Raises NotFound, BrokenVersion if it is not whole and unaltered, and Unavailable, which says
     so if it is published there by then.
     """
@@ -22,10 +23,12 @@ def copy_version(source: Repository, name: str, version: int, target: Repository
     def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
         return dataclasses.replace(manifest, version=number, files=files)
 
-    with target.staging(name) as folder:
-        for file in manifest.files:
-            _write(folder / file, source.read_file(manifest, file))
-        copied = target.publish(name, folder, describe).version
+    copied = _already_there(manifest, target)
+    if copied is None:
+        with target.staging(name) as folder:
+            for file in manifest.files:
+                _write(folder / file, source.read_file(manifest, file))
+            copied = target.publish(name, folder, describe).version
     try:
         _copy_analysis(source, name, version, target, copied)
     except (PawprintError, OSError) as error:
@@ -34,6 +37,19 @@ def copy_version(source: Repository, name: str, version: int, target: Repository
             f"not there: {error}"
         ) from error
     return copied
+
+
+def _already_there(manifest: Manifest, target: Repository) -> int | None:
+    """The newest whole version in `target` that differs from it in its number alone."""
+    for number in reversed(target.versions(manifest.name)):
+        try:
+            there = target.manifest(manifest.name, number)
+            alike = dataclasses.replace(there, version=manifest.version) == manifest
+            if alike and not target.verify_to_load(manifest.name, number):
+                return number
+        except BrokenVersion:
+            continue
+    return None
 
 
 def _copy_analysis(

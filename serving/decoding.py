@@ -47,7 +47,7 @@ class Decoders:
             self._pool.submit(self._next)
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _next(self) -> None:
         """Whose turn it is when a thread is free, whoever asked for it."""

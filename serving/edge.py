@@ -9,9 +9,9 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -19,15 +19,23 @@ import grpc
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
 from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
-from serving.malformed import MALFORMED, TEXT
+from serving.malformed import Parse
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
 
-T = TypeVar("T")
+M = TypeVar("M")  # what comes
+T = TypeVar("T")  # what goes back
 
 REQUEST_ID = "x-request-id"
 _LONGEST_ID = 128
 _BUSY_RETRY_S = 0.1
+# gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
+_MOMENT_S = 0.1
+# A caller gives up at its deadline by its own clock: what comes of it is as near to ours as this.
+_SAME_S = 0.02
+# A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
+# a place among the open streams, and the memory of its answers.
+STALLED_S = 30.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,7 +87,8 @@ class Edge:
         self._sinks = tuple(sinks)
         self._catalogue: Catalogue | None = None
         self._active = 0  # requests being answered, those of streams counted each
-        self._begun = 0  # requests so far
+        self._here = 0  # calls and streams from their first moment to their last
+        self._begun = 0  # calls and streams so far
         self._streams = 0  # open
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +110,9 @@ class Edge:
 
     @property
     def ready(self) -> bool:
-        return self._catalogue is not None and not self._draining.is_set()
+        """Whether there is a version to answer with, as health says too."""
+        here = self._catalogue is not None and self._catalogue.can_answer
+        return here and not self._draining.is_set()
 
     def catalogue(self) -> Catalogue:
         """Raises Unavailable while there is none."""
@@ -110,56 +121,55 @@ class Edge:
         return self._catalogue
 
     async def drain(self, quiet_s: float) -> None:
-        """Take nothing more from open streams; return when no request was here for `quiet_s`.
+        """Take nothing more from open streams; return when no call was here for `quiet_s`.
 
-        A moment without one is not enough: of a call that gRPC has accepted, the message may still
-        be on its way.
+        A moment without one is not enough: a call that gRPC has accepted may not be here yet, and
+        the last answers may still be on their way.
         """
         self._draining.set()
         seen = -1
-        while seen != self._begun or self._active:
+        while seen != self._begun or self._here:
             seen = self._begun
             await self._idle.wait()
             await asyncio.sleep(quiet_s)
 
-    def check_size(self, request: Any) -> None:
-        size = request.ByteSize()
-        if size > self._limits.max_message_bytes:
-            raise InvalidRequest(
-                f"the message has {size:,} bytes; at most {self._limits.max_message_bytes:,} are "
-                "allowed: send fewer or smaller photos"
-            )
-
-    def charge(self, call: Call, photos: int) -> None:
+    def charge(self, call: Call) -> None:
         """Count the photos of a call against its caller's rate. Raises Overloaded."""
-        call.photos = photos
         if self._tokens is not None and call.token is not None:
-            self._tokens.charge(call.token, photos)
+            self._tokens.charge(call.token, call.photos)
 
-    async def answer(self, context: Any, method: str, work: Callable[[Call], Awaitable[T]]) -> T:
-        """The result of `work`; a call that fails is aborted with the status of its error."""
+    async def answer(
+        self,
+        context: Any,
+        method: str,
+        parse: Parse[M],
+        work: Callable[[M, Call], Awaitable[T]],
+    ) -> T:
+        """`work`'s result for the message that `parse` reads; a call that fails is aborted with
+        the status of its error."""
         call = _call(context, method)
-        with self._counted(call):
+        with self._present():
             try:
                 self._identify(call)
-                self._admit()
-                result = await work(call)
+                result = await self._answered(context, parse, work, call)
                 call.code = grpc.StatusCode.OK
                 context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
                 return result
             except Exception as error:
-                failure = failure_of(error)
+                failure = _failure(error)
                 call.code = failure.code
-            trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
-            await context.abort(failure.code, failure.message, trailers)
-            raise AssertionError("abort raises")
+            finally:
+                self._tell(call)
+        await _abort(context, call, failure)
+        raise AssertionError("abort raises")
 
     async def answer_stream(
         self,
         context: Any,
         method: str,
-        work: Callable[[Any, Call], Awaitable[T]],
-        failed: Callable[[Any, Failure], T],
+        parse: Parse[M],
+        work: Callable[[M, Call], Awaitable[T]],
+        failed: Callable[[M, Failure], T],
     ) -> None:
         """Answer each request of a stream with `work`'s result, or `failed`'s where that raises.
 
@@ -168,10 +178,9 @@ class Edge:
         whole = _call(context, method)
         slots = asyncio.Semaphore(self._limits.max_stream_in_flight)
         sending = asyncio.Lock()  # gRPC allows one message on its way at a time
-        trailers = ((REQUEST_ID, whole.request_id),)
-        malformed = False
+        wrong: InvalidRequest | None = None
 
-        async def answer(request: Any) -> None:
+        async def answer(request: M) -> None:
             call = Call(
                 method=method,
                 start=time.monotonic(),
@@ -180,45 +189,70 @@ class Edge:
                 request_id=whole.request_id,
                 token=whole.token,
             )
-            with self._counted(call):
-                try:
-                    self._admit()
+            try:
+                with self._admitted():
                     reply = await work(request, call)
-                    call.code = grpc.StatusCode.OK
-                except Exception as error:
-                    failure = failure_of(error)
-                    call.code = failure.code
-                    reply = failed(request, failure)
-                async with sending:
-                    with suppress(grpc.aio.BaseError):  # the caller has gone: gRPC ends the stream
-                        await context.write(reply)
+                call.code = grpc.StatusCode.OK
+            except Exception as error:
+                failure = _failure(error)
+                call.code = failure.code
+                reply = failed(request, failure)
+            finally:
+                self._tell(call)
+            del request  # its photos need not wait with the answer
+            async with sending:
+                await _write(context, reply)
             slots.release()
 
-        try:
-            self._identify(whole)
-            with self._open_stream():
-                context.set_trailing_metadata(trailers)
-                async with asyncio.TaskGroup() as answering:
-                    async for request in self._requests(context, slots):
-                        if malformed := request is MALFORMED:
-                            break
-                        answering.create_task(answer(request))
-            if malformed:
-                raise InvalidRequest(TEXT)
-            if self._draining.is_set():
-                raise Unavailable("the server is shutting down")
-        except PawprintError as error:
-            failure = failure_of(error)
-            await context.abort(failure.code, failure.message, (*failure.trailers, *trailers))
+        with self._present():
+            try:
+                self._identify(whole)
+                with self._open_stream():
+                    context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
+                    async with asyncio.TaskGroup() as answering:
+                        try:
+                            async for request in self._requests(context, parse, slots):
+                                answering.create_task(answer(request))
+                        except InvalidRequest as error:
+                            wrong = error
+                if wrong:
+                    raise wrong
+                if self._draining.is_set():
+                    raise Unavailable("the server is shutting down")
+                return
+            except PawprintError as error:
+                failure = _failure(error)
+            except ExceptionGroup as group:  # of a task: its answer was not read
+                failure = _failure(group.exceptions[0])
+            whole.code = failure.code
+            self._tell(whole)
+        await _abort(context, whole, failure)
 
-    async def _requests(self, context: Any, slots: asyncio.Semaphore) -> AsyncIterator[Any]:
+    async def _answered(
+        self, context: Any, parse: Parse[M], work: Callable[[M, Call], Awaitable[T]], call: Call
+    ) -> T:
+        """Holds the message, which the caller of this does not: gRPC keeps the frames of a call
+        that is aborted until the garbage collector comes by."""
+        data = await _message(context)
+        call.start = time.monotonic()
+        with self._admitted():
+            request = self._parsed(parse, data)
+            del data  # the photos are in the request
+            return await work(request, call)
+
+    async def _requests(
+        self, context: Any, parse: Parse[M], slots: asyncio.Semaphore
+    ) -> AsyncIterator[M]:
+        """Raises InvalidRequest."""
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             while not self._draining.is_set():
                 await _first(slots.acquire(), draining)
-                request = await _first(context.read(), draining)
-                if request is None or request is grpc.aio.EOF:
+                data = await _first(context.read(), draining)
+                if data is None or data is grpc.aio.EOF:
                     break
+                request = self._parsed(parse, data)
+                del data
                 yield request
         finally:
             draining.cancel()
@@ -227,12 +261,13 @@ class Edge:
         if self._tokens is not None:
             call.token = self._tokens.identify(call.metadata.get("authorization", ""))
 
-    def _admit(self) -> None:
-        if self._active > self._limits.max_calls:
-            raise Overloaded(
-                f"{self._limits.max_calls} calls are being answered; try again later",
-                retry_after_s=_BUSY_RETRY_S,
+    def _parsed(self, parse: Parse[M], data: bytes) -> M:
+        if len(data) > self._limits.max_message_bytes:
+            raise InvalidRequest(
+                f"the message has {len(data):,} bytes; at most {self._limits.max_message_bytes:,} "
+                "are allowed: send fewer or smaller photos"
             )
+        return parse(data)
 
     @contextmanager
     def _open_stream(self) -> Iterator[None]:
@@ -248,19 +283,37 @@ class Edge:
             self._streams -= 1
 
     @contextmanager
-    def _counted(self, call: Call) -> Iterator[None]:
-        self._begun += 1
+    def _admitted(self) -> Iterator[None]:
+        if self._active == self._limits.max_calls:
+            raise Overloaded(
+                f"{self._limits.max_calls} calls are being answered; try again later",
+                retry_after_s=_BUSY_RETRY_S,
+            )
         self._active += 1
-        self._idle.clear()
         try:
             yield
         finally:
             self._active -= 1
-            if self._active == 0:
+
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        self._begun += 1
+        self._here += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._here -= 1
+            if self._here == 0:
                 self._idle.set()
-            call.end = time.monotonic()
-            for sink in self._sinks:
-                sink(call)
+
+    def _tell(self, call: Call) -> None:
+        """Tell the sinks of a call that has ended."""
+        call.end = time.monotonic()
+        if call.code is grpc.StatusCode.CANCELLED and call.end >= call.deadline - _SAME_S:
+            call.code = grpc.StatusCode.DEADLINE_EXCEEDED
+        for sink in self._sinks:
+            sink(call)
 
 
 def _call(context: Any, method: str) -> Call:
@@ -274,6 +327,46 @@ def _call(context: Any, method: str) -> Call:
         metadata=metadata,
         request_id=_request_id(metadata.get(REQUEST_ID)),
     )
+
+
+async def _message(context: Any) -> bytes:
+    """The message of a call that has one. Raises InvalidRequest."""
+    data = await context.read()
+    if data is grpc.aio.EOF:
+        await asyncio.sleep(_MOMENT_S)
+        raise InvalidRequest("the call holds no message")
+    return cast(bytes, data)
+
+
+def _failure(error: Exception) -> Failure:
+    """Ends the error: it and the frames that it came through would hold each other, and with them
+    the photos, until the garbage collector comes by."""
+    failure = failure_of(error)
+    error.__traceback__ = None
+    return failure
+
+
+async def _write(context: Any, reply: Any) -> None:
+    """Raises Unavailable if the caller does not read."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await context.write(reply)
+    except TimeoutError as error:
+        raise Unavailable(
+            f"the answers of the stream were not read for {STALLED_S:g} s; open another"
+        ) from error
+    except grpc.aio.BaseError:  # the caller has gone: gRPC ends the stream
+        pass
+
+
+async def _abort(context: Any, call: Call, failure: Failure) -> None:
+    trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
+    try:
+        await context.abort(failure.code, failure.message, trailers)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:  # the caller has gone, and can't be told
+        raise asyncio.CancelledError from error
 
 
 def _request_id(given: str | None) -> str:

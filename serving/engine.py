@@ -220,7 +220,7 @@ def _check_contract(session: onnxruntime.InferenceSession, manifest: Manifest) -
     outputs = {o.name: (o.type, *o.shape[1:]) for o in session.get_outputs()}
     wanted_inputs = {"image": ("tensor(uint8)", side, side, 3)}
     wanted_outputs = dict.fromkeys(OUTPUTS, ("tensor(float)", classes))
-    fixed = [i.name for i in session.get_inputs() if isinstance(i.shape[0], int)]
+    fixed = [i.name for i in session.get_inputs() if i.shape and isinstance(i.shape[0], int)]
     if inputs != wanted_inputs or outputs != wanted_outputs or fixed:
         raise BrokenVersion(
             f"{manifest.name}/{manifest.version}: the graph must take {wanted_inputs} with a free "

@@ -3,13 +3,14 @@
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from protos.inference import grpc_service_pb2 as pb
 from serving.catalogue import ServedVersion
-from serving.classification import Photo, best_labels
+from serving.classification import Photo, best_labels, check_count
 from serving.errors import InvalidRequest
 from serving.turns import Priority
 
@@ -20,13 +21,14 @@ SHARED_MEMORY = "shared_memory_region"
 
 Parameters = Mapping[str, pb.InferParameter]
 _LENGTH = struct.Struct("<I")
+_SHOWN = 8  # so many names or numbers of a caller's stand in an error; a shape has 4 at most
 
 
-def photos_of(request: pb.ModelInferRequest, side: int) -> Sequence[Photo]:
+def photos_of(request: pb.ModelInferRequest, side: int, most: int) -> Sequence[Photo]:
     """The photos of a call: encoded bytes, or uint8 [S, S, 3] each, without a copy where they came
-    raw. Raises InvalidRequest."""
+    raw. No more than `most` are looked at. Raises InvalidRequest."""
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
-        names = [tensor.name[:64] for tensor in request.inputs[:8]]
+        names = [tensor.name[:64] for tensor in request.inputs[:_SHOWN]]
         raise InvalidRequest(f"the call must have one input, {INPUT!r}; it has {names}")
     tensor = request.inputs[0]
     _refuse_shared_memory(tensor.parameters)
@@ -35,30 +37,35 @@ def photos_of(request: pb.ModelInferRequest, side: int) -> Sequence[Photo]:
     raw = request.raw_input_contents[0] if request.raw_input_contents else None
     if raw is not None and tensor.HasField("contents"):
         raise InvalidRequest("the elements must come in contents or raw_input_contents, not both")
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[:_SHOWN])
     if tensor.datatype == "BYTES":
         if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or shape[0] < 0:
             raise InvalidRequest(
-                f"input {INPUT!r} as BYTES must have the shape [n] or [n, 1]; got {list(shape)}"
+                f"input {INPUT!r} as BYTES must have the shape [n] or [n, 1]; got {_text(tensor)}"
             )
-        photos = list(tensor.contents.bytes_contents if raw is None else _elements(raw))
+        check_count(shape[0], most)
+        elements = tensor.contents.bytes_contents if raw is None else _elements(raw)
+        photos = list(islice(elements, shape[0] + 1))
         if len(photos) != shape[0]:
+            found = len(photos) if len(photos) < shape[0] else f"more than {shape[0]}"
             raise InvalidRequest(
-                f"input {INPUT!r} has {len(photos)} elements; its shape is {list(shape)}"
+                f"input {INPUT!r} has {found} elements; its shape is {_text(tensor)}"
             )
         return photos
     if tensor.datatype == "UINT8":
         if len(shape) != 4 or shape[1:] != (side, side, 3) or shape[0] < 0:
             raise InvalidRequest(
                 f"input {INPUT!r} as UINT8 must have the shape [n, {side}, {side}, 3]; "
-                f"got {list(shape)}"
+                f"got {_text(tensor)}"
             )
-        flat = _typed(tensor.contents) if raw is None else np.frombuffer(raw, np.uint8)
-        if flat.size != math.prod(shape):
+        check_count(shape[0], most)
+        size = len(tensor.contents.uint_contents if raw is None else raw)
+        if size != math.prod(shape):
             raise InvalidRequest(
-                f"input {INPUT!r} has {flat.size:,} bytes; its shape {list(shape)} needs "
+                f"input {INPUT!r} has {size:,} bytes; its shape {_text(tensor)} needs "
                 f"{math.prod(shape):,}"
             )
+        flat = _typed(tensor.contents) if raw is None else np.frombuffer(raw, np.uint8)
         return list(flat.reshape(shape))
     raise InvalidRequest(
         f"input {INPUT!r} must be BYTES (encoded photos) or UINT8 (pixels); "
@@ -162,6 +169,12 @@ def _elements(raw: bytes) -> Iterator[bytes]:
             )
         yield raw[start + _LENGTH.size : end]
         start = end
+
+
+def _text(tensor: pb.ModelInferRequest.InferInputTensor) -> str:
+    """Its shape, for an error."""
+    shown = ", ".join(map(str, tensor.shape[:_SHOWN]))
+    return f"[{shown}{', ...' if len(tensor.shape) > _SHOWN else ''}]"
 
 
 def _typed(contents: pb.InferTensorContents) -> npt.NDArray[np.uint8]:

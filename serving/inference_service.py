@@ -1,6 +1,6 @@
 """GRPCInferenceService, the Open Inference Protocol: the same core, limits and versions as ours."""
 
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import Callable, Hashable
 from importlib.metadata import version as installed
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
 from serving.classification import Classifier
 from serving.edge import Call, Edge
-from serving.errors import InvalidImage, NotFound
+from serving.errors import InvalidImage, NotFound, Unavailable
 from serving.inference_descriptions import model_config, model_metadata, repository_index
 from serving.inference_messages import (
     infer_response,
@@ -19,8 +19,10 @@ from serving.inference_messages import (
     wanted_outputs,
 )
 from serving.inference_statistics import InferenceStatistics
+from serving.malformed import Parse
 from serving.status import Failure
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
@@ -40,15 +42,11 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._max_delay_s = max_delay_s
 
     async def ModelInfer(
-        self, request: pb.ModelInferRequest, context: Any
+        self, parse: Parse[pb.ModelInferRequest], context: Any
     ) -> pb.ModelInferResponse:
-        return await self._edge.answer(
-            context, "ModelInfer", lambda call: self._infer(request, call)
-        )
+        return await self._edge.answer(context, "ModelInfer", parse, self._infer)
 
-    async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Any
-    ) -> None:
+    async def ModelStreamInfer(self, parse: Parse[pb.ModelInferRequest], context: Any) -> None:
         caller = object()  # one turn for the whole stream
 
         async def infer(request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
@@ -61,96 +59,103 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 infer_response=pb.ModelInferResponse(id=request.id),
             )
 
-        await self._edge.answer_stream(context, "ModelStreamInfer", infer, failed)
+        await self._edge.answer_stream(context, "ModelStreamInfer", parse, infer, failed)
 
     async def ServerLive(
-        self, request: pb.ServerLiveRequest, context: Any
+        self, parse: Parse[pb.ServerLiveRequest], context: Any
     ) -> pb.ServerLiveResponse:
-        return await self._at_once(context, "ServerLive", lambda: pb.ServerLiveResponse(live=True))
+        return await self._at_once(
+            context, "ServerLive", parse, lambda _: pb.ServerLiveResponse(live=True)
+        )
 
     async def ServerReady(
-        self, request: pb.ServerReadyRequest, context: Any
+        self, parse: Parse[pb.ServerReadyRequest], context: Any
     ) -> pb.ServerReadyResponse:
         return await self._at_once(
-            context, "ServerReady", lambda: pb.ServerReadyResponse(ready=self._edge.ready)
+            context, "ServerReady", parse, lambda _: pb.ServerReadyResponse(ready=self._edge.ready)
         )
 
     async def ModelReady(
-        self, request: pb.ModelReadyRequest, context: Any
+        self, parse: Parse[pb.ModelReadyRequest], context: Any
     ) -> pb.ModelReadyResponse:
-        def ready() -> pb.ModelReadyResponse:
-            try:
-                if self._edge.ready:
-                    self._edge.catalogue().find(request.name, request.version)
-                return pb.ModelReadyResponse(ready=self._edge.ready)
-            except NotFound:
+        def ready(request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+            if not self._edge.ready:
                 return pb.ModelReadyResponse(ready=False)
+            try:
+                self._edge.catalogue().find(request.name, request.version)
+            except (NotFound, Unavailable):
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=True)
 
-        return await self._at_once(context, "ModelReady", ready)
+        return await self._at_once(context, "ModelReady", parse, ready)
 
     async def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: Any
+        self, parse: Parse[pb.ServerMetadataRequest], context: Any
     ) -> pb.ServerMetadataResponse:
         return await self._at_once(
             context,
             "ServerMetadata",
-            lambda: pb.ServerMetadataResponse(
+            parse,
+            lambda _: pb.ServerMetadataResponse(
                 name="pawprint", version=installed("pawprint"), extensions=EXTENSIONS
             ),
         )
 
     async def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: Any
+        self, parse: Parse[pb.ModelMetadataRequest], context: Any
     ) -> pb.ModelMetadataResponse:
         return await self._at_once(
             context,
             "ModelMetadata",
-            lambda: model_metadata(self._edge.catalogue(), request.name, request.version),
+            parse,
+            lambda request: model_metadata(self._edge.catalogue(), request.name, request.version),
         )
 
     async def ModelConfig(
-        self, request: pb.ModelConfigRequest, context: Any
+        self, parse: Parse[pb.ModelConfigRequest], context: Any
     ) -> pb.ModelConfigResponse:
-        def describe() -> pb.ModelConfigResponse:
+        def describe(request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
             served = self._edge.catalogue().find(request.name, request.version)
             config = model_config(served, self._classifier.limits.max_photos, self._max_delay_s)
             return pb.ModelConfigResponse(config=config)
 
-        return await self._at_once(context, "ModelConfig", describe)
+        return await self._at_once(context, "ModelConfig", parse, describe)
 
     async def ModelStatistics(
-        self, request: pb.ModelStatisticsRequest, context: Any
+        self, parse: Parse[pb.ModelStatisticsRequest], context: Any
     ) -> pb.ModelStatisticsResponse:
         return await self._at_once(
             context,
             "ModelStatistics",
-            lambda: self._statistics.response(
+            parse,
+            lambda request: self._statistics.response(
                 self._edge.catalogue(), request.name, request.version
             ),
         )
 
     async def RepositoryIndex(
-        self, request: pb.RepositoryIndexRequest, context: Any
+        self, parse: Parse[pb.RepositoryIndexRequest], context: Any
     ) -> pb.RepositoryIndexResponse:
         return await self._at_once(
-            context, "RepositoryIndex", lambda: repository_index(self._edge.catalogue())
+            context, "RepositoryIndex", parse, lambda _: repository_index(self._edge.catalogue())
         )
 
     async def _infer(
         self, request: pb.ModelInferRequest, call: Call, caller: Hashable = None
     ) -> pb.ModelInferResponse:
-        self._edge.check_size(request)
         served = self._edge.catalogue().find(
             request.model_name, request.model_version, routing_key_of(request)
         )
         call.found(served)
         wanted = wanted_outputs(request)
-        photos = photos_of(request, served.engine.manifest.preprocessing.size)
-        self._edge.charge(call, len(photos))
+        side = served.engine.manifest.preprocessing.size
+        photos = photos_of(request, side, self._classifier.limits.max_photos)
+        call.photos = len(photos)
         deadline = min(call.deadline, call.start + timeout_of(request))
         call.inferred = await self._classifier.infer(
             served,
             photos,
+            admitted=lambda: self._edge.charge(call),
             deadline=deadline,
             caller=call.turn or caller,
             priority=priority_of(request),
@@ -162,8 +167,10 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             rows.append(answer.outputs)
         return infer_response(request, served, wanted, rows)
 
-    async def _at_once(self, context: Any, method: str, describe: Callable[[], T]) -> T:
-        async def work(call: Call) -> T:
-            return describe()
+    async def _at_once(
+        self, context: Any, method: str, parse: Parse[M], describe: Callable[[M], T]
+    ) -> T:
+        async def work(request: M, call: Call) -> T:
+            return describe(request)
 
-        return await self._edge.answer(context, method, work)
+        return await self._edge.answer(context, method, parse, work)

@@ -38,7 +38,7 @@ class _Tally:
 
 
 class InferenceStatistics:
-    """`add` is a sink of the edge; `add_batch` belongs to the one thread that runs batches."""
+    """`add` is a sink of the edge; `add_batch` belongs to the threads that run batches."""
 
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, int], _Tally] = defaultdict(_Tally)

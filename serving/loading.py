@@ -2,16 +2,21 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from serving.engine import Engine
-from serving.errors import BrokenVersion, NotFound
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
 from serving.modelspec import RobustnessSummary, read_strictly
 from serving.repository import DEFAULT_ALIAS, Repository
 from serving.version_policy import VersionPolicy
 
 log = logging.getLogger(__name__)
+
+# Until a refused version is tried again, though its files are the same; the last one ever after.
+# What stood against it may have passed: no descriptor was free, or no memory.
+RETRY_WAITS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
 
 Load = Callable[[str, int], Engine]  # name, version -> engine; raises BrokenVersion, NotFound
 
@@ -27,6 +32,8 @@ class LoadedVersion:
 class Refusal:
     reason: str
     stamp: Hashable
+    attempts: int = field(default=1, compare=False)  # with this stamp
+    retry_at: float = field(compare=False)  # on the monotonic clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +69,9 @@ def update_model(
     """What is to be served now, given what was served before. What is refused is logged once.
 
     What is loaded is not loaded again, and stays if its files are altered or gone: it goes only
-    when others take its place. A refused version is tried again once its files have changed.
-    Raises Unavailable where the repository can't be read.
+    when others take its place. A refused version, whatever was raised, is tried again once its
+    files have changed, and after RETRY_WAITS_S.
+    Raises Unavailable or OSError where the repository can't be read.
     """
     present = repository.versions(name)
     versions: dict[int, LoadedVersion] = {}
@@ -85,14 +93,17 @@ def update_model(
             return False
         stamp = repository.stamp(name, version)
         earlier = before.refused.get(version)
-        if earlier is not None and earlier.stamp == stamp:
+        if earlier is not None and earlier.stamp != stamp:
+            earlier = None
+        if earlier is not None and time.monotonic() < earlier.retry_at:
             refused[version] = earlier
             return False
         try:
             versions[version] = load_version(repository, name, version, load)
-        except (BrokenVersion, NotFound) as error:
-            refused[version] = Refusal(reason=str(error), stamp=stamp)
-            log.error("not served: %s", error)
+        except Unavailable:
+            raise
+        except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+            refused[version] = _refusal(name, version, error, stamp, earlier)
         return version in versions
 
     sound = 0
@@ -112,7 +123,7 @@ def update_model(
             aliases[alias] = version
         elif attempt(earlier_version):
             aliases[alias] = earlier_version
-        if version in refused and refused[version] is not before.refused.get(version):
+        if version in refused and refused[version] != before.refused.get(version):
             kept = f"it stays with {earlier_version}" if alias in aliases else "it is not served"
             log.error("alias %r of %s: its version is refused, and %s", alias, name, kept)
     newest = max({*versions, *restarting}, default=0)
@@ -126,6 +137,21 @@ def update_model(
         default_version=default,
         refused=refused,
         alias_problem=alias_problem,
+    )
+
+
+def _refusal(
+    name: str, version: int, error: Exception, stamp: Hashable, earlier: Refusal | None
+) -> Refusal:
+    """earlier: of the same files. Logged, unless that gave the same reason."""
+    expected = isinstance(error, PawprintError)
+    reason = str(error) if expected else f"{name}/{version} can't be loaded: {error!r}"
+    if earlier is None or earlier.reason != reason:
+        log.error("not served: %s", reason, exc_info=None if expected else error)
+    attempts = earlier.attempts + 1 if earlier else 1
+    wait_s = RETRY_WAITS_S[min(attempts, len(RETRY_WAITS_S)) - 1]
+    return Refusal(
+        reason=reason, stamp=stamp, attempts=attempts, retry_at=time.monotonic() + wait_s
     )
 
 

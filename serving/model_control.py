@@ -9,18 +9,21 @@ import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from serving.batching import Batcher
 from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
-from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThreads
 from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, update_model
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.splits import read_splits
+from serving.troubles import ALL, Troubles
+from serving.unmet import unmet
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
@@ -51,37 +54,51 @@ class ModelControl:
         self._threads = threads
         self._on_batch = on_batch
         self._on_change = on_change
+        self._reconfigured = asyncio.Event()  # other settings than the watch knows
         self._changing = asyncio.Lock()
         self._models: dict[str, LoadedModel] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
         self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
-        self._trouble = ""  # why the repository can't be read
+        self._troubles = Troubles()
+        self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Catalogue:
         """Load, prove and warm what is to be served; on_change is told once, of all of it.
 
-        Raises NotFound if there is no model to serve, Unavailable if the device or the repository
-        can't be had.
+        A model that can't be read is logged, and left out for now. Raises NotFound if there is no
+        model to serve, Unavailable if the device or the repository can't be had.
         """
         async with self._changing:
-            names = await asyncio.to_thread(self._names)
+            names = await asyncio.to_thread(self._names, self.settings)
             for name in names:
-                self._models[name] = await asyncio.to_thread(self._update, name)
+                try:
+                    self._models[name] = await asyncio.to_thread(self._update, name)
+                except Unavailable:
+                    raise
+                except Exception as error:
+                    self._troubles.met(name, error)
             if not any(model.versions for model in self._models.values()):
+                where = f"no model to serve in {self.settings.models}"
+                if self._troubles.texts:
+                    raise Unavailable(f"{where}: {self._troubles.texts[0]}")
                 found = "every version there is refused" if names else "there is none"
                 raise NotFound(
-                    f"no model to serve in {self.settings.models}: {found}; publish one with "
-                    "`train`, or see `models verify`"
+                    f"{where}: {found}; publish one with `train`, or see `models verify`"
                 )
+            self._say_unmet()
             return await self._publish()
 
     async def watch(self) -> None:
         """Look at the repository every poll_s seconds, for as long as that is not cancelled."""
         while True:
-            await asyncio.sleep(self.settings.poll_s or 1.0)
-            if self.settings.control == "poll" and self.settings.poll_s:
+            self._reconfigured.clear()
+            poll_s = self.settings.poll_s if self.settings.control == "poll" else 0.0
+            try:
+                async with asyncio.timeout(poll_s or None):
+                    await self._reconfigured.wait()
+            except TimeoutError:
                 try:
                     await self.rescan()
                 except Exception:  # a defect of ours must not end the watch
@@ -94,24 +111,33 @@ class ModelControl:
         """
         async with self._changing:
             try:
-                names = await asyncio.to_thread(self._names)
-                for name in names:
-                    await self._change(name)
-            except (PawprintError, OSError) as error:
-                if str(error) != self._trouble:
-                    log.error("what is loaded goes on being served, but: %s", error)
-                self._trouble = str(error)
+                names = await asyncio.to_thread(self._names, self.settings)
+            except PawprintError as error:
+                self._troubles.met(ALL, error)
                 return
-            if self._trouble:
-                log.info("the repository can be read again")
-            self._trouble = ""
+            self._troubles.over(ALL)
+            for name in names:
+                try:
+                    await self._change(name)
+                except Exception as error:  # the trouble of one model is not that of the others
+                    self._troubles.met(name, error)
+                else:
+                    self._troubles.over(name)
             for name in self._models.keys() - names:  # no longer in --only
                 del self._models[name]
                 await self._publish()
+            self._troubles.keep_only(names)
+            self._say_unmet()
+
+    async def check(self, settings: ServerSettings) -> None:
+        """Raises NotFound if a model that the settings ask for is not there."""
+        with suppress(Unavailable):  # to be said by the next look
+            await asyncio.to_thread(self._names, settings)
 
     async def reconfigure(self, settings: ServerSettings) -> None:
         """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
         self.settings = settings
+        self._reconfigured.set()
         await self.rescan()
 
     async def load_version(self, name: str, reference: str) -> tuple[int, ...]:
@@ -160,6 +186,15 @@ class ModelControl:
         return [
             state for name in sorted(self._models) for state in states_of(name, self._models[name])
         ]
+
+    def problems(self) -> list[str]:
+        """What the settings ask for and is not served, but for refused versions; a line each."""
+        aliases = (
+            f"the aliases of {name} can't be read: {model.alias_problem}"
+            for name, model in sorted(self._models.items())
+            if model.alias_problem
+        )
+        return [*self._troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
     # --- one change at a time: the lock is held
 
@@ -220,7 +255,7 @@ class ModelControl:
             await self._publish()
         for wait_s in itertools.chain(RESTART_WAITS_S, itertools.repeat(RESTART_WAITS_S[-1])):
             async with self._changing:
-                if version not in self._models[name].restarting:
+                if version not in self._models.get(name, LoadedModel()).restarting:
                     return  # it was unloaded, or another took its place
                 try:
                     loaded = await asyncio.to_thread(
@@ -240,14 +275,25 @@ class ModelControl:
                     return
             await asyncio.sleep(wait_s)
 
+    def _say_unmet(self) -> None:
+        found = unmet(self._models, self.settings)
+        for sentence in found:
+            if sentence not in self._unmet:
+                log.warning("%s", sentence)
+        self._unmet = found
+
     # --- in other threads
 
-    def _names(self) -> list[str]:
-        """What to serve: in the repository, or loaded already. Raises NotFound."""
-        there, only = self._repository.names(), self.settings.model_names
+    def _names(self, settings: ServerSettings) -> list[str]:
+        """What to serve: in the repository, or loaded already. Raises NotFound, Unavailable."""
+        try:
+            there = self._repository.names()
+        except OSError as error:
+            raise Unavailable(f"{settings.models} can't be read: {error}") from error
+        only = settings.model_names
         if missing := sorted(only - set(there) - self._models.keys()):
             raise NotFound(
-                f"no model {missing[0]!r} in {self.settings.models}, which `only` asks for; "
+                f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
                 f"models there: {', '.join(there) or 'none'}"
             )
         names = {*there, *self._models}

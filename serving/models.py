@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("model", metavar="NAME")
     for sub in (promote, rollback):
         sub.add_argument("--alias", default=DEFAULT_ALIAS, help="(default: %(default)s)")
-    copy = add("copy", _copy, "Publish a version, with its analysis, in another repository.")
+    copy = add("copy", _copy, "Have a version, with its analysis, in another repository too.")
     copy.add_argument("model", metavar="NAME[/VERSION]")
     copy.add_argument("--to", required=True, metavar="LOCATION", help="the other repository")
     add("page", _page, "Write index.html: all versions side by side, linked to their reports.")

@@ -1,7 +1,8 @@
 """Is a server healthy? `python -m serving.probe`, for a container's HEALTHCHECK and for scripts.
 
-Asks the standard health service (grpc.health.v1). Status 0: SERVING. 1: not serving, not there, or
-no answer in time. 2: wrong arguments.
+Asks the standard health service (grpc.health.v1), of the server whose settings stand in the
+environment (PAWPRINT_SERVE_PORT and _TLS_...) or at --address. Status 0: SERVING. 1: not serving,
+not there, or no answer in time. 2: wrong arguments.
 """
 
 import os
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.access import Tls, access_of, add_access_flags, open_channel
 from serving.commandline import Parser, fail
 from serving.errors import InvalidRequest
+from serving.own_tls import own_tls
 
 
 def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None = None) -> str:
@@ -31,9 +33,9 @@ def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    port = os.environ.get("PAWPRINT_SERVE_PORT", "50051")
+    here = f"127.0.0.1:{os.environ.get('PAWPRINT_SERVE_PORT', '50051')}"
     parser = Parser(prog="python -m serving.probe", description=__doc__)
-    parser.add_argument("--address", default=f"127.0.0.1:{port}", help="(default: %(default)s)")
+    parser.add_argument("--address", default=here, help="(default: %(default)s)")
     parser.add_argument("--service", default="", help="one service (default: the whole server)")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: %(default)s)")
     add_access_flags(parser)
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
     try:
         tls = access_of(options)["tls"]
+        if tls is None and options.address == here:
+            tls = own_tls(here, os.environ, options.timeout)
         status = serving_status(options.address, options.service, options.timeout, tls)
     except InvalidRequest as error:
         fail(str(error))

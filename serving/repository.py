@@ -54,11 +54,17 @@ class Repository:
     # --- what is there
 
     def names(self) -> list[str]:
-        """The models that have at least one version, sorted."""
+        """The models that have at least one version, or can't be read, sorted."""
         if not self.root.is_dir():
             return []
         found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
-        return sorted(name for name in found if self.versions(name))
+        return sorted(name for name in found if self._holds_some(name))
+
+    def _holds_some(self, name: str) -> bool:
+        try:
+            return bool(self.versions(name))
+        except OSError:  # whoever reads on there meets it again, and this model alone
+            return True
 
     def versions(self, name: str) -> list[int]:
         """Published versions, ascending; none if there is no such model."""

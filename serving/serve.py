@@ -15,6 +15,7 @@ from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
+from serving.hard_limit import CLOSING_S, leave_within
 from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
@@ -48,9 +49,11 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
             following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
             following.cancel()
-            log.info("stopping: running calls may finish within %g s", settings.drain_s)
+            log.info("stopping: running calls may finish within %g s", server.drain_s)
+            leave_within(server.drain_s + CLOSING_S)
             await server.drain()
         else:
+            leave_within(CLOSING_S)
             loading.cancel()
     finally:
         await server.close()
@@ -65,15 +68,15 @@ async def follow(
         await hung_up.wait()
         hung_up.clear()
         try:
-            settings = reread()
+            await server.reconfigure(reread())
         except PawprintError as error:
             log.error("the configuration stays as it was: %s", error)
-        else:
-            await server.reconfigure(settings)
+        except Exception:  # a defect of ours must not end this
+            log.exception("unexpected error while the configuration was taken over")
 
 
 async def check(settings: ServerSettings) -> bool:
-    """Whether `serve` would serve all that these settings ask for; says what of each version.
+    """Whether `serve` would serve all that these settings ask for; says what it would, and not.
 
     Loads and proves it, and listens nowhere. Raises what Server.load raises, InvalidRequest.
     """
@@ -82,7 +85,7 @@ async def check(settings: ServerSettings) -> bool:
     server = Server(settings)
     try:
         await server.load()
-        states = server.control.states()
+        states, problems = server.control.states(), server.control.problems()
     finally:
         await server.close()
     for state in states:
@@ -90,7 +93,9 @@ async def check(settings: ServerSettings) -> bool:
         aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
         reason = f": {state.reason}" if state.reason else ""
         print(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}")
-    return all(state.state == "serving" for state in states)
+    for problem in problems:
+        print(problem)
+    return not problems and all(state.state == "serving" for state in states)
 
 
 def described(catalogue: Catalogue) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
@@ -19,11 +19,12 @@ from serving.classification import Classifier
 from serving.decoding import Limits
 from serving.edge import Edge, EdgeLimits
 from serving.errors import Unavailable
+from serving.health import Health
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
 from serving.log_format import log_access
-from serving.malformed import Registrar
+from serving.malformed import Registrar, checked, unread
 from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
@@ -44,7 +45,8 @@ SERVICES = (SERVICE, INFERENCE)
 MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
-# A draining server that was asked nothing for so long closes the streams that are still open.
+MORE_STREAMS = 128
+# A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
 # What `reconfigure` takes over.
 LIVE_SETTINGS = frozenset(
@@ -81,7 +83,7 @@ class Server:
             ),
         )
         self._metrics.watch(self._edge, self._classifier.shadowing.counts)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
             settings,
@@ -100,6 +102,11 @@ class Server:
                     settings.max_message_mib * MIB + MESSAGE_MARGIN,
                 ),
                 ("grpc.max_send_message_length", -1),
+                # Of one connection. Some above what is answered at once, for health and refusals.
+                (
+                    "grpc.max_concurrent_streams",
+                    settings.max_calls + settings.max_streams + MORE_STREAMS,
+                ),
                 # Our clients ping an answer that is long in coming; gRPC would call that abuse.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 # Else a second server would silently share the port.
@@ -108,11 +115,16 @@ class Server:
             ]
         )
 
+    @property
+    def drain_s(self) -> float:
+        """How long running calls may take to finish, as it is set now."""
+        return self._settings.drain_s
+
     async def open(self) -> int:
         """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
         InvalidRequest if the TLS files can't be used."""
         settings = self._settings
-        registrar = Registrar(self._grpc)
+        registrar = Registrar(self._grpc, unread)
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
             ClassifierService(self._classifier, self._edge), registrar
         )
@@ -125,14 +137,24 @@ class Server:
             ),
             registrar,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+        registrar = Registrar(self._grpc, checked)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registrar)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(
+                [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            ),
+            registrar,
         )
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
+        if settings.admin_port and not is_loopback(settings.admin_host):
+            log.warning(
+                "AdminService asks for no token and is not encrypted: whoever reaches %s loads and "
+                "unloads models",
+                host_port(settings.admin_host, settings.admin_port),
+            )
         files = settings.tls_files
         credentials = server_credentials(files) if files else None
         try:
@@ -169,7 +191,9 @@ class Server:
     async def reconfigure(self, settings: ServerSettings) -> None:
         """Take over what can change in a running server; say what can't. Looks at the repository.
 
-        What does not change is not what `settings` has, but what the server began with.
+        What does not change is not what `settings` has, but what the server began with. Raises
+        InvalidRequest where what can change does not fit that, NotFound if it asks for a model that
+        is not there; then nothing changes.
         """
         changed = {
             name: getattr(settings, name)
@@ -179,7 +203,9 @@ class Server:
         if fixed := sorted(changed.keys() - LIVE_SETTINGS):
             log.warning("only a restart changes: %s", ", ".join(fixed))
         live = {name: value for name, value in changed.items() if name in LIVE_SETTINGS}
-        self._settings = replace(self._settings, **live)
+        taken = replace(self._settings, **live)
+        await self.control.check(taken)
+        self._settings = taken
         self._classifier.limits = limits(self._settings)
         log.info("changed: %s", ", ".join(sorted(live)) or "nothing")
         await self.control.reconfigure(self._settings)
@@ -187,9 +213,10 @@ class Server:
     async def drain(self) -> None:
         """Report NOT_SERVING, take no new calls, let running ones finish within `drain_s`."""
         self._stop_watching()
-        await self._health.enter_graceful_shutdown()
-        stopping = asyncio.ensure_future(self._grpc.stop(self._settings.drain_s))
-        # Health watchers and idle streams would hold the server open for all of drain_s.
+        self._health.end()
+        stopping = asyncio.ensure_future(self._grpc.stop(self.drain_s))
+        # Health watchers and reflection's streams, which Edge does not count, would hold the server
+        # open for all of drain_s.
         quiet = asyncio.ensure_future(self._edge.drain(QUIET_S))
         await asyncio.wait({stopping, quiet}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()
@@ -225,15 +252,14 @@ class Server:
         self._metrics.keep_only(here)
         self._statistics.keep_only(here)
         answer = health_pb2.HealthCheckResponse
-        await self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
+        self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 
     def _on_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
         self._statistics.add_batch(model, version)
         self._metrics.observe_batch(model, version, photos, seconds)
 
-    async def _report(self, status: int) -> None:
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
+    def _report(self, status: int) -> None:
+        self._health.report(("", *SERVICES), status)
 
 
 def limits(settings: ServerSettings) -> Limits:

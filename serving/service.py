@@ -1,19 +1,17 @@
 """ClassifierService: message -> core -> message."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from typing import Any
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.catalogue import Catalogue
 from serving.classification import Classifier
 from serving.edge import Call, Edge
+from serving.malformed import Parse
 from serving.messages import classify_response, get_model_response, list_models_response
 from serving.status import Failure
 from serving.turns import Priority
-
-T = TypeVar("T")
 
 PRIORITIES = {pb.PRIORITY_LOW: Priority.LOW}
 
@@ -23,14 +21,10 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         self._classifier = classifier
         self._edge = edge
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
-        return await self._edge.answer(
-            context, "Classify", lambda call: self._classify(request, call)
-        )
+    async def Classify(self, parse: Parse[pb.ClassifyRequest], context: Any) -> pb.ClassifyResponse:
+        return await self._edge.answer(context, "Classify", parse, self._classify)
 
-    async def ClassifyStream(
-        self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: Any
-    ) -> None:
+    async def ClassifyStream(self, parse: Parse[pb.ClassifyStreamRequest], context: Any) -> None:
         caller = object()  # one turn for the whole stream
 
         async def classify(
@@ -50,40 +44,36 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
             )
             return pb.ClassifyStreamResponse(request_id=request.request_id, error=error)
 
-        await self._edge.answer_stream(context, "ClassifyStream", classify, failed)
+        await self._edge.answer_stream(context, "ClassifyStream", parse, classify, failed)
 
     async def ListModels(
-        self, request: pb.ListModelsRequest, context: Any
+        self, parse: Parse[pb.ListModelsRequest], context: Any
     ) -> pb.ListModelsResponse:
-        return await self._described(context, "ListModels", list_models_response)
+        async def describe(_: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+            return list_models_response(self._edge.catalogue())
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        return await self._described(
-            context,
-            "GetModel",
-            lambda catalogue: get_model_response(catalogue.find(request.model, request.version)),
-        )
+        return await self._edge.answer(context, "ListModels", parse, describe)
+
+    async def GetModel(self, parse: Parse[pb.GetModelRequest], context: Any) -> pb.GetModelResponse:
+        async def describe(request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+            return get_model_response(self._edge.catalogue().find(request.model, request.version))
+
+        return await self._edge.answer(context, "GetModel", parse, describe)
 
     async def _classify(
         self, request: pb.ClassifyRequest, call: Call, caller: Hashable = None
     ) -> pb.ClassifyResponse:
-        self._edge.check_size(request)
         served = self._edge.catalogue().find(request.model, request.version, request.routing_key)
         call.found(served)
-        self._edge.charge(call, len(request.images))
+        call.photos = len(request.images)
         classified = await self._classifier.classify(
             served,
             request.images,
             top_k=request.top_k,
+            admitted=lambda: self._edge.charge(call),
             deadline=call.deadline,
             caller=call.turn or caller,
             priority=PRIORITIES.get(request.priority, Priority.HIGH),
         )
         call.inferred = classified.inferred
         return classify_response(classified, served, time.monotonic() - call.start)
-
-    async def _described(self, context: Any, method: str, describe: Callable[[Catalogue], T]) -> T:
-        async def work(call: Call) -> T:
-            return describe(self._edge.catalogue())
-
-        return await self._edge.answer(context, method, work)

@@ -74,6 +74,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         GpuSettings.__post_init__(self)
         if self.tensorrt and self.device == "cpu":
             raise InvalidRequest("tensorrt needs a GPU, but device is cpu")
+        if self.admin_port and self.workers > 1:
+            raise InvalidRequest(
+                "admin_port and several workers don't go together: what an operator loads, one of "
+                "them would have; publish, or move an alias, and send SIGHUP"
+            )
         check_ranges(
             self,
             (
@@ -147,13 +152,14 @@ def _parser() -> argparse.ArgumentParser:
         "the file of --config (max_batch = 8). A flag comes before the environment, that before "
         "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. SIGHUP reads "
         "the file again and looks at the repository. Status 1: there is no model to serve. "
-        "Status 2: a wrong setting.",
+        "Status 2: a wrong setting, or a port, a device or a store that can't be used.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="load and prove what would be served, say so, and end; status 1 if any is refused",
+        help="load and prove what would be served, say so, and end; status 1 if any is refused or "
+        "missing",
     )
     for one in fields(ServerSettings):
         default = one.default or "all" if one.name in ("cores", "decode_threads") else one.default

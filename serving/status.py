@@ -32,6 +32,9 @@ STATUS: dict[type[PawprintError], grpc.StatusCode] = {
 }
 # Where gRPC carries a google.rpc.Status, whose details a client can read.
 DETAILS = "grpc-status-details-bin"
+# Trailers of more than 8 KiB may be thrown away on their way, status and all. A message stands in
+# them twice, and three bytes for each that is not ASCII.
+_LONGEST_BYTES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(error, PawprintError):
         log.error("unexpected error while answering a call", exc_info=error)
         return Failure(code=grpc.StatusCode.INTERNAL, message="internal error of the server")
-    code, message = STATUS[type(error)], str(error)
+    code, message = STATUS[type(error)], _short(str(error))
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         retry_after_ms = max(1, round(1e3 * error.retry_after_s))
         return Failure(
@@ -59,6 +62,13 @@ def failure_of(error: Exception) -> Failure:
             trailers=_retry(code, message, retry_after_ms),
         )
     return Failure(code=code, message=message)
+
+
+def _short(message: str) -> str:
+    data = message.encode()
+    if len(data) <= _LONGEST_BYTES:
+        return message
+    return data[:_LONGEST_BYTES].decode(errors="ignore") + "..."
 
 
 def _retry(

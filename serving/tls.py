@@ -31,19 +31,25 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Raises InvalidRequest if the files can't be used as they are now.
 
     Later they are looked at before each handshake: a pair that does not fit together, as in the
-    middle of a renewal, is not taken, and the last good one stays.
+    middle of a renewal, is not taken, and the last good one stays. That is said once, for callers
+    could fill the log.
     """
     seen, configuration = _read(files)
+    said = ""
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal seen
+        nonlocal seen, said
         try:
             if _signature(files) == seen:
+                said = ""
                 return None
             seen, renewed = _read(files)
         except (InvalidRequest, OSError) as error:
-            log.error("the certificate stays as it was: %s", error)
+            if str(error) != said:
+                said = str(error)
+                log.error("the certificate stays as it was: %s", said)
             return None
+        said = ""
         log.info("the certificate was read again")
         return renewed
 

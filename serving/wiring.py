@@ -43,7 +43,7 @@ def _served_model(
     canary: Split | None,
     shadow: Split | None,
 ) -> ServedModel:
-    copied_to = versions.get(_named(shadow, model)) if shadow else None
+    copied_to = versions.get(version_of(shadow, model)) if shadow else None
     if shadow is not None and copied_to is not None:
         copies = Shadow(served=copied_to, share=shadow.share)
         versions = {
@@ -56,13 +56,13 @@ def _served_model(
         default_version=model.default_version,
         aliases=model.aliases,
         restarting=model.restarting,
-        canary=Canary(version=_named(canary, model), share=canary.share)
-        if canary and _named(canary, model) in versions
+        canary=Canary(version=version_of(canary, model), share=canary.share)
+        if canary and version_of(canary, model) in versions
         else None,
     )
 
 
-def _named(split: Split, model: LoadedModel) -> int:
+def version_of(split: Split, model: LoadedModel) -> int:
     """The version that a split names; 0 if there is no such version."""
     if split.reference.isdecimal():
         return int(split.reference)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from prometheus_client import CollectorRegistry
 
 from serving.announcement import announce
 from serving.cores import usable_cores
-from serving.errors import Unavailable
+from serving.errors import PawprintError, Unavailable
+from serving.hard_limit import CLOSING_S
 from serving.metrics_server import MetricsServer
-from serving.settings import ServerSettings
+from serving.settings import ServerSettings, read_settings
 from serving.worker import INDEX
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 RESTART_WAITS_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 # One that lived so long counts as sound again.
 SOUND_AFTER_S = 60.0
+# One that still lives so long after its own hard limit is killed.
+MARGIN_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,6 @@ class Plan:
             "decode-threads": settings.decode_threads or share,
             "metrics-host": LOOPBACK,  # the parent gathers them, and tells others
             "metrics-port": settings.metrics_port and settings.metrics_port + 1 + index,
-            "admin-port": settings.admin_port and settings.admin_port + index,
         }
         flags = [f"--{name}={value}" for name, value in own.items()]
         return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
@@ -65,16 +67,21 @@ class Worker:
         self._index = index
         self._plan = plan
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
 
     async def start(self) -> str:
-        """Returns what the worker says once it serves; "" if it ended before that."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self._plan.command(self._index),
-            stdin=asyncio.subprocess.PIPE,  # closed by our end, however it comes: the worker's too
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, INDEX: str(self._index)},
-        )
+        """Returns what the worker says once it serves; "" if it ended before that.
+
+        Raises Unavailable if there can be no process now.
+        """
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._plan.command(self._index),
+                stdin=asyncio.subprocess.PIPE,  # closed by our end, however it comes: its end too
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, INDEX: str(self._index)},
+            )
+        except OSError as error:
+            raise Unavailable(f"worker {self._index} can't be started: {error}") from error
         assert self._process.stdout is not None
         return (await self._process.stdout.readline()).decode().strip()
 
@@ -84,32 +91,38 @@ class Worker:
         return await self._process.wait()
 
     async def keep(self) -> None:
-        """Start it again whenever it dies, until `stop`."""
+        """Start it again whenever it dies, until this is cancelled."""
         deaths, since = 0, time.monotonic()
         while True:
             status = await self.ended()
-            if self._stopping:
-                return
             deaths = 1 if time.monotonic() - since > SOUND_AFTER_S else deaths + 1
             wait_s = RESTART_WAITS_S[min(deaths, len(RESTART_WAITS_S)) - 1]
             log.error(
                 "worker %d ended with status %d; started again in %g s", self._index, status, wait_s
             )
             await asyncio.sleep(wait_s)
-            if self._stopping:
-                return
             since = time.monotonic()
-            if await self.start():
-                log.info("worker %d serves again", self._index)
+            try:
+                if await self.start():
+                    log.info("worker %d serves again", self._index)
+            except Unavailable as error:  # the one before has ended: the next wait follows
+                log.error("%s", error)
 
     def signal(self, number: int) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
-    async def stop(self) -> None:
-        self._stopping = True
+    async def stop(self, within_s: float) -> None:
+        """Let it end, or kill it then."""
+        if self._process is None:
+            return
         self.signal(signal.SIGTERM)
-        if self._process is not None:
+        try:
+            async with asyncio.timeout(within_s):
+                await self.ended()
+        except TimeoutError:
+            log.error("worker %d does not end within %g s: it is killed", self._index, within_s)
+            self.signal(signal.SIGKILL)
             await self.ended()
 
 
@@ -137,10 +150,11 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     """Serve with settings.workers processes until SIGTERM or SIGINT; returns the exit status.
 
     If one of them can't start at all, none is kept, and its status is returned: it has said why.
-    Raises Unavailable if the port can't be had.
+    Raises Unavailable if the port, or a process, can't be had.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
+    drain_s = settings.drain_s  # the longest that a worker may have been told
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     with reserve(settings.host, settings.port) as reserved, gathered_metrics(settings):
@@ -149,29 +163,45 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         workers = [Worker(index, plan) for index in range(settings.workers)]
 
         def hang_up() -> None:
+            nonlocal drain_s
+            with suppress(PawprintError):  # the workers say what is wrong
+                drain_s = max(drain_s, read_settings(arguments, os.environ).drain_s)
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 
         loop.add_signal_handler(signal.SIGHUP, hang_up)
-        starting = asyncio.gather(*(worker.start() for worker in workers))
         stop = asyncio.ensure_future(stopped.wait())
-        either: set[asyncio.Future[Any]] = {starting, stop}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            await asyncio.gather(*(worker.stop() for worker in workers))
-            await starting
+        tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
+        try:
+            await _first(tending, stop)
+            if not tending.done():
+                return 0
+            lines = tending.result()
+            if not all(lines):
+                return await workers[lines.index("")].ended() or 1
+            announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
+            tending = asyncio.ensure_future(_keep(workers))
+            await _first(tending, stop)
+            if tending.done():
+                tending.result()  # raises: a defect of ours
             return 0
-        lines = starting.result()
-        if not all(lines):
-            status = await workers[lines.index("")].ended()
-            await asyncio.gather(*(worker.stop() for worker in workers))
-            return status or 1
-        announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
-        keeping = asyncio.gather(*(worker.keep() for worker in workers))
-        await stop
-        await asyncio.gather(*(worker.stop() for worker in workers))
-        keeping.cancel()
-    return 0
+        finally:
+            tending.cancel()
+            await asyncio.wait({tending})
+            within_s = drain_s + CLOSING_S + MARGIN_S
+            await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+
+
+async def _start(workers: Sequence[Worker]) -> list[str]:
+    return await asyncio.gather(*(worker.start() for worker in workers))
+
+
+async def _keep(workers: Sequence[Worker]) -> None:
+    await asyncio.gather(*(worker.keep() for worker in workers))
+
+
+async def _first(*either: asyncio.Future[Any]) -> None:
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
 
 @contextmanager

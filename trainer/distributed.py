@@ -1,7 +1,7 @@
 """The processes of one training: each learns from its share of every batch, as if they were one."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from serving.errors import InvalidRequest, PawprintError
 
 T = TypeVar("T")
 
@@ -51,13 +54,32 @@ class World:
         dist.all_gather_object(parts, rows)
         return np.concatenate(parts)
 
+    def of_leader(self, make: Callable[[], T]) -> T:
+        """What `make`, which the leader alone calls, gives; or raises, as a PawprintError."""
+        if self.size == 1:
+            return make()
+        said: list[Any] = [None, None]
+        if self.leads:
+            try:
+                said[0] = make()
+            except PawprintError as error:
+                said[1] = error
+        dist.broadcast_object_list(said, src=0)
+        if said[1] is not None:
+            raise said[1]
+        made: T = said[0]
+        return made
+
     def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
-        """`model` with gradients averaged, and batch norm over the batches of all processes."""
+        """`model` with gradients averaged, and batch norm over the batches of all processes.
+
+        Raises InvalidRequest where it has a batch norm that can't be.
+        """
         if self.size == 1:
             return model
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.__class__ = SyncedBatchNorm2d
+            if isinstance(module, _BatchNorm):
+                _sync(module)
         return DistributedDataParallel(model, find_unused_parameters=some_unused)
 
     def unsynced(self, model: nn.Module) -> Any:
@@ -75,12 +97,15 @@ ALONE = World()
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics are those of all processes' batches, on the CPU too.
 
-    torch's SyncBatchNorm is for GPUs alone.
+    torch's SyncBatchNorm is for GPUs alone. Statistics are in float32, whatever the inputs are.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(inputs)
+        return self._over_all(inputs.float()).to(inputs.dtype)
+
+    def _over_all(self, inputs: torch.Tensor) -> torch.Tensor:
         axes, channels = (0, 2, 3), inputs.shape[1]
         count = inputs.new_full((1,), inputs.numel() / channels)
         sums = torch.cat([inputs.sum(axes), inputs.square().sum(axes), count])
@@ -102,15 +127,41 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return normal + self.bias[:, None, None] if self.affine else normal
 
 
+class SyncedBatchNormAct2d(SyncedBatchNorm2d):
+    """timm's BatchNormAct2d, which drops and activates what it has normalised."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.act(self.drop(super().forward(inputs)))
+        return outputs
+
+
+def _sync(module: _BatchNorm) -> None:
+    """Make it a synced one in place, with its weights and under its name."""
+    kind = type(module)
+    if kind is nn.BatchNorm2d:
+        module.__class__ = SyncedBatchNorm2d
+    elif kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."):
+        module.__class__ = SyncedBatchNormAct2d
+    elif kind not in (SyncedBatchNorm2d, SyncedBatchNormAct2d):
+        raise InvalidRequest(
+            f"the net has a {kind.__name__}, whose statistics can't be those of several "
+            "processes; train it in one, or take another backbone"
+        )
+
+
 @contextmanager
 def joined() -> Iterator[World]:
-    """The processes that torchrun started; this one alone where it was not torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The processes that torchrun started, or a scheduler that sets RANK, WORLD_SIZE, MASTER_ADDR
+    and MASTER_PORT as it does; this one alone without them."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield World()
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())

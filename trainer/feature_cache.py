@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +14,49 @@ Features = dict[str, npt.NDArray[np.float32]]  # sha256 of a photo's bytes -> [v
 
 
 class FeatureCache:
-    """One npz for each `key`: all that features depend on but the photo. None: nothing is kept."""
+    """One npz for each `key`: all that features depend on but the photo. None: nothing is kept.
 
-    def __init__(self, folder: Path | None, key: dict[str, object]) -> None:
+    `say` is told where a file can't be read or written: no run ends for it.
+    """
+
+    def __init__(
+        self, folder: Path | None, key: dict[str, object], say: Callable[[str], None]
+    ) -> None:
+        self._say = say
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         self.path = None if folder is None else folder / f"features-{name}.npz"
 
     def load(self) -> Features:
         """What is kept; nothing if there is none, or if the file is damaged."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return {}
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return dict(zip(data["digests"].tolist(), data["features"], strict=True))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # numpy and zipfile raise almost anything on other bytes
+            self._say(
+                f"Warning: the features in {self.path} can't be read ({_reason(error)}); they are "
+                "computed again"
+            )
             return {}
 
     def save(self, features: Features) -> None:
         """Replace the file in one step, so that a reader never sees half of it."""
         if self.path is None:
             return
-        with replaced(self.path) as file:
-            digests, vectors = np.array(list(features)), np.stack(list(features.values()))
-            np.savez(file, digests=digests, features=vectors)
+        try:
+            with replaced(self.path) as file:
+                digests, vectors = np.array(list(features)), np.stack(list(features.values()))
+                np.savez(file, digests=digests, features=vectors)
+        except OSError as error:
+            self._say(
+                f"Warning: features can't be kept in {self.path.parent} ({_reason(error)}); the "
+                "next run computes them again"
+            )
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error).strip().split("\n")[0] or type(error).__name__

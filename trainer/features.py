@@ -9,9 +9,11 @@ import torch
 
 from trainer.backbones import Classifier
 from trainer.config import TrainConfig
+from trainer.distributed import ALONE, World
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
+from trainer.memory import halved
 from trainer.pictures import Photo, Pictures, Pixels
 from trainer.weights import digest_state
 
@@ -28,20 +30,25 @@ def plain(squares: Pictures, photos: Sequence[Photo]) -> torch.Tensor:
 
 
 def in_torch(classifier: Classifier) -> FeatureNet:
-    """The backbone of `classifier` where its weights are."""
+    """The backbone of `classifier` where its weights are; as many at once as memory takes."""
     device = classifier.head.weight.device
     net = folded(classifier.backbone)
 
+    def some(images: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = net(classifier.normalise(_planes(images.to(device))))
+        return pooled.float().cpu()
+
     def run(images: Pixels) -> Floats:
         with torch.inference_mode():
-            planes = _planes(torch.from_numpy(images).to(device))
-            vectors: Floats = net(classifier.normalise(planes)).float().cpu().numpy()
+            vectors: Floats = halved(some, torch.from_numpy(images)).numpy()
         return vectors
 
     return run
 
 
-def cache_of(config: TrainConfig, classifier: Classifier) -> FeatureCache:
+def cache_of(
+    config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
+) -> FeatureCache:
     """What `config.cache` keeps of this backbone, with these weights and this preprocessing."""
     key = {
         "backbone": config.backbone,
@@ -50,7 +57,7 @@ def cache_of(config: TrainConfig, classifier: Classifier) -> FeatureCache:
         "interpolation": config.interpolation,
         "views": VIEWS,
     }
-    return FeatureCache(None if config.cache is None else Path(config.cache), key)
+    return FeatureCache(None if config.cache is None else Path(config.cache), key, say)
 
 
 def extract(
@@ -60,24 +67,31 @@ def extract(
     cache: FeatureCache,
     advance: Callable[[int, str], None],
     open_net: Callable[[Classifier], FeatureNet] = in_torch,
+    world: World = ALONE,
 ) -> Floats:
     """Pooled vectors [n, views, F] of what the server sees of each photo, and of its mirror image.
 
-    `advance` is told how many photos are done. What lies in `cache` is not computed again; where
-    all does, no net is opened. Raises FailedCheck where a feature is not finite.
+    `advance` is told how many photos are done. What lies in the leader's `cache` is not computed
+    again; where all does, no net is opened. Each process computes its share of the rest. Raises
+    FailedCheck where a feature is not finite.
     """
-    known = cache.load()
+    known = world.of_leader(cache.load)
     todo = [p for p in photos if p.digest not in known]
     advance(len(photos) - len(todo), "")
-    if todo:
+    mine = world.share(todo)
+    parts = [np.empty((0, len(VIEWS), classifier.head.in_features), np.float32)]
+    if mine:
         net = open_net(classifier.eval())
-        for start in range(0, len(todo), _BATCH):
-            batch = todo[start : start + _BATCH]
+        for start in range(0, len(mine), _BATCH):
+            batch = mine[start : start + _BATCH]
             images = np.stack(squares.get(batch))
             mirrored = np.ascontiguousarray(images[:, :, ::-1])
-            vectors = np.stack([net(images), net(mirrored)], axis=1)
-            known.update(zip((p.digest for p in batch), vectors, strict=True))
+            parts.append(np.stack([net(images), net(mirrored)], axis=1))
             advance(len(batch), "")
+    new = world.join(np.concatenate(parts))
+    known.update(zip((p.digest for p in todo), new, strict=True))
+    advance(len(todo) - len(mine), "")
+    if todo and world.leads:
         cache.save(known)
     features = np.stack([known[photo.digest] for photo in photos])
     if not np.isfinite(features).all():

@@ -17,6 +17,7 @@ from trainer.data import PhotoData
 from trainer.distributed import ALONE, World
 from trainer.features import plain
 from trainer.losses import make_distillation, make_loss
+from trainer.memory import halved
 from trainer.mixing import make_mix
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.pictures import Photo
@@ -83,6 +84,11 @@ class Learner:
         )
 
     @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Of the loss, so that gradients fit into fp16; disabled in other precisions."""
+        return self._step.scaler
+
+    @property
     def parts(self) -> int:
         """In which a batch is computed: more than the settings say once memory ran out."""
         return self._step.parts
@@ -94,7 +100,7 @@ class Learner:
 
         view: which augmented one of each photo; rate: of the head; step: counts from the start of
         the training, for what is drawn; progress: share of the training that is done. Where the
-        loss is no number, nothing has changed.
+        loss is no number, no weight has changed, but batch norm's running statistics have.
         """
         set_rate(self.optimizer, rate)
         mine = self.world.share(batch)
@@ -145,5 +151,6 @@ def predict(
     for start in range(0, len(photos), _BATCH):
         batch = inputs.get(photos[start : start + _BATCH], 0)
         with torch.inference_mode():
-            rows.append(model(batch.to(device)).double().cpu().numpy())
+            logits = halved(lambda some: model(some.to(device)).double().cpu(), batch)
+        rows.append(logits.numpy())
     return np.concatenate(rows)

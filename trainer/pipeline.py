@@ -19,6 +19,7 @@ from serving.storage import open_repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
+from trainer.batches import batch_count
 from trainer.calibration import fit_temperature
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
@@ -141,6 +142,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         teacher = load_teacher(repository, config.teacher, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
     data = load_data(config, files, spec, console.track)
+    if config.epochs > 0:  # refuse now, rather than after the probe
+        batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_was_found(data, console)
     return Run(
         repository=repository,
@@ -149,7 +152,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         data=data,
         config=config,
         console=console,
-        checkpoints=_checkpoints(classifier, data, config),
+        checkpoints=_checkpoints(classifier, data, config, world),
         teacher=teacher,
         logs=repository.root / ".logs",
         world=world,
@@ -158,12 +161,14 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
 
 
 def _checkpoints(
-    classifier: Classifier, data: PhotoData, config: TrainConfig
+    classifier: Classifier, data: PhotoData, config: TrainConfig, world: World
 ) -> Checkpoints | None:
     if config.checkpoints is None:
         return None
     settings = decisive_settings(classifier, data, config)
-    return Checkpoints(Path(config.checkpoints), config.name, settings)
+    checkpoints = Checkpoints(Path(config.checkpoints), config.name, settings)
+    world.of_leader(checkpoints.check)  # it alone writes
+    return checkpoints
 
 
 def decisive_settings(
@@ -233,15 +238,16 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     data, config, console, classifier = run.data, run.config, run.console, run.classifier
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
-    cache = cache_of(config, classifier)
+    cache = cache_of(config, classifier, console.line)
     open_net: Callable[[Classifier], FeatureNet] = in_torch
     if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
         # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
         run.exporter.prepare(classifier)
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
-        part = extract(classifier, run.world.share(photos), data.squares, cache, advance, open_net)
-    features = run.world.join(part)
+        features = extract(
+            classifier, photos, data.squares, cache, advance, open_net, world=run.world
+        )
     classes = len(data.labels)
     probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
+from trainer.balance import make_order
+from trainer.batches import batch_count
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.determinism import deterministic
@@ -25,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 1.0, 100
 _WINDOW = 5  # steps on either side over which losses are averaged
-_DIVERGED = 4.0  # times the lowest loss: higher rates need not be tried
+_DIVERGED = 4.0  # times the highest of the first three losses: higher rates need not be tried
 _ROWS = 15  # of the table
 
 
@@ -72,7 +74,8 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
             start_from_probe(run)
         learner = make_learner(run)
         photos = len(run.data.splits["train"])
-        batches = math.ceil(photos / config.batch_size)
+        batches = batch_count(photos, config.batch_size, world.size)
+        next_order = make_order(run.data.targets("train"), config.balance)
         rates: list[float] = []
         losses: list[float] = []
         order: list[npt.NDArray[np.int64]] = []
@@ -80,7 +83,7 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
             for step in range(_STEPS):
                 view = step // batches
                 if step % batches == 0:
-                    drawn = np.random.default_rng([config.seed, view]).permutation(photos)
+                    drawn = next_order(np.random.default_rng([config.seed, view]))
                     order = np.array_split(drawn, batches)
                 batch = order[step % batches].tolist()
                 rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from trainer.batches import most_parts
 from trainer.distributed import World
 from trainer.errors import FailedCheck
 from trainer.losses import Loss
@@ -16,7 +17,10 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step:
-    """Computes a batch in `parts`, and in twice as many from when the GPU's memory overflows."""
+    """Computes a batch in `parts`, and in twice as many from when the GPU's memory overflows.
+
+    A batch of too few photos for so many is computed in fewer. Batch norm sees a part at a time.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class Step:
         if compile:  # with dropout's draws as they are otherwise
             self._forward = torch.compile(model, options={"fallback_random": True})
         self._kind, self._dtype = device.type, AUTOCAST[amp]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._clip = clip
         self._loss, self._world = loss, world
         self.parts = parts
@@ -47,34 +51,39 @@ class Step:
         """Sum of losses, and photos right, of all processes; `total`: photos in the whole batch.
 
         goals: labels int64 [n], or probabilities [n, K]; taught: a teacher's logits [n, K]. Where
-        the loss is no number, nothing has changed. Raises FailedCheck if the GPU's memory is too
-        small for any part, or the net can't be compiled.
+        the loss is no number, no weight has changed, but batch norm's running statistics have.
+        Raises FailedCheck if the GPU's memory is too small for any part, or the net can't be
+        compiled.
         """
         loss, right = self._gradients(inputs, goals, labels, taught, total)
         loss, right = self._world.sum(loss, right)
         if not math.isfinite(loss):
             return loss, int(right)
-        self._scaler.unscale_(self._optimizer)
+        self.scaler.unscale_(self._optimizer)
         if self._clip:
             trained = [p for group in self._optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self._clip)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
         return loss, int(right)
 
     def _gradients(
         self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
     ) -> tuple[float, float]:
+        most = most_parts(total, self._world.size)
         while True:
+            parts = min(self.parts, most)
             try:
-                return self._add_up(inputs, goals, labels, taught, total)
+                return self._add_up(inputs, goals, labels, taught, total, parts)
             except torch.OutOfMemoryError as error:
-                if self._world.size > 1 or 2 * self.parts > len(inputs):
+                # What one of several processes alone would do in more parts, the others wait for.
+                if self._world.size > 1 or parts == most:
                     raise FailedCheck(
-                        f"the GPU has too little memory for {len(inputs)} photos in {self.parts} "
-                        "parts; try a smaller --batch-size, --size or backbone"
+                        f"the GPU has too little memory for {len(inputs)} photos in {parts} parts; "
+                        "try a smaller --batch-size, a larger --accumulate, or a smaller --size or "
+                        "backbone"
                     ) from error
-                self.parts *= 2
+                self.parts = min(2 * parts, most)
                 torch.cuda.empty_cache()
             except TorchDynamoException as error:
                 reason = str(error).strip().split("\n")[0]
@@ -83,22 +92,28 @@ class Step:
                 ) from error
 
     def _add_up(
-        self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
+        self,
+        inputs: Tensor,
+        goals: Tensor,
+        labels: Tensor,
+        taught: Tensor | None,
+        total: int,
+        parts: int,
     ) -> tuple[float, float]:
         """Gradients of the mean loss over the `total` photos of all processes."""
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = right = 0.0
-        pieces = [torch.tensor_split(tensor, self.parts) for tensor in (inputs, goals, labels)]
-        said = [None] * self.parts if taught is None else torch.tensor_split(taught, self.parts)
+        pieces = [torch.tensor_split(tensor, parts) for tensor in (inputs, goals, labels)]
+        said = [None] * parts if taught is None else torch.tensor_split(taught, parts)
         for i, (part, goal, label, soft) in enumerate(zip(*pieces, said, strict=True)):
             with (
-                self._world.unsynced(self._model) if i + 1 < self.parts else nullcontext(),
+                self._world.unsynced(self._model) if i + 1 < parts else nullcontext(),
                 torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None),
             ):
                 logits = self._forward(part).float()
                 loss = self._loss(logits, goal, soft)
                 share = self._world.size / total  # gradients are averaged over the processes
-                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item()
             right += float((logits.argmax(dim=1) == label).sum())
         return loss_sum, right

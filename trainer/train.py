@@ -50,7 +50,8 @@ examples:
 
 Every flag may also be set in the environment (PAWPRINT_TRAIN_EPOCHS=3) or in a TOML file given by
 --config; a flag wins over the environment, and that over the file.
-exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input, 130 interrupted
+exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input or a place that can't
+be used, 130 interrupted
 """
 _INTERRUPTED = "error: interrupted; nothing was published"
 _ENVIRONMENT = "PAWPRINT_TRAIN_"
@@ -157,6 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PawprintError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FailedCheck) else 2
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "error: the GPU has too little memory; end what else runs on it, or try a smaller "
+            "--batch-size, --size or backbone (the last of --checkpoints is kept)",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
@@ -170,6 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(_as_json(published), indent=2))
     return 0
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from trainer.adversarial import Adversary
 from trainer.averaging import MovingAverage, State, best_between
 from trainer.backbones import Classifier, version_state
 from trainer.balance import make_order
+from trainer.batches import batch_count
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData
@@ -79,10 +81,11 @@ def fine_tune(
     next_order = make_order(targets, config.balance)
     frozen_in = make_thawing(classifier, gradual=config.gradual)
     average = MovingAverage(classifier, config.ema)
-    batches = math.ceil(len(photos) / config.batch_size)
+    batches = batch_count(len(photos), config.batch_size, world.size)
 
     first = copy.deepcopy(classifier.state_dict())
-    last = checkpoints.load() if checkpoints else None
+    # The leader's alone: the others may be on machines that have no file, or an older one.
+    last = world.of_leader(checkpoints.load) if checkpoints else None
     if last is None:
         first_logits = best_logits = learner.evaluate()
         history = [measure(0, (math.nan, math.nan), first_logits, data, learner.withstand())]
@@ -91,10 +94,11 @@ def fine_tune(
     else:
         classifier.load_state_dict(last.model)
         learner.optimizer.load_state_dict(last.optimizer)
+        learner.scaler.load_state_dict(last.scaler)
         average.resume(last.average, last.average_steps)
         first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
-        kept = last.best
+        kept = {name: value.to(first[name].device) for name, value in last.best.items()}
         advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
     best = best_of(history)
 
@@ -119,8 +123,8 @@ def fine_tune(
                 where = f"in epoch {epoch}, step {i + 1} of {batches}"
                 first_files = [photos[j].file for j in batch[:3]]
                 classifier.load_state_dict(kept)
-                said = no_number(loss, where, first_files, config, checkpoints, classifier)
-                raise FailedCheck(said)
+                said = partial(no_number, loss, where, first_files, config, checkpoints, classifier)
+                raise FailedCheck(world.of_leader(said))
             average.update()
             loss_sum, right = loss_sum + loss, right + hits
             more = learner.parts > config.accumulate
@@ -142,6 +146,7 @@ def fine_tune(
                     epoch=epoch,
                     model=classifier.state_dict(),
                     optimizer=learner.optimizer.state_dict(),
+                    scaler=learner.scaler.state_dict(),
                     best=kept,
                     average=average.state,
                     average_steps=average.steps,
@@ -208,7 +213,10 @@ def no_number(
     )
     if checkpoints is None:
         return said
-    path = checkpoints.save_weights(version_state(best))
+    try:
+        path = checkpoints.save_weights(version_state(best))
+    except OSError as error:
+        return f"{said}. The best weights so far can't be written ({error.strerror})"
     return f"{said}. The best weights so far are in {path}; --weights takes them"
 
 

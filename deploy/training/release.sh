@@ -1,5 +1,5 @@
-# Copy the newest version of $NAME in $FROM to $TO, and let `stable` name it there.
+# Copy the version of $NAME that passed gate.sh from $FROM to $TO, and let `stable` name it there.
 set -eu
-version=$(models copy "$NAME" --models "$FROM" --to "$TO" --json |
-  python -c 'import json, sys; print(json.load(sys.stdin)["version"])')
+copied=$(models copy "$NAME/$(cat "$STATE/version")" --models "$FROM" --to "$TO" --json)
+version=$(echo "$copied" | python -c 'import json, sys; print(json.load(sys.stdin)["version"])')
 models promote "$NAME/$version" --models "$TO"

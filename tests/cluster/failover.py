@@ -3,7 +3,8 @@
     sudo unshare --net --mount .venv/bin/python -m tests.cluster.failover
 
 Prints a table of what callers saw in each phase, then photos per second with one, two and three
-servers, each with a fixed share of a core. Status 1 if a call failed or took too long.
+servers, where cgroup v1 can hold each to a share of a core. Status 1 if a call failed or took too
+long.
 """
 
 import asyncio
@@ -23,13 +24,14 @@ from serving.client import AsyncClient
 from serving.commandline import aligned
 from serving.errors import PawprintError
 from serving.probe import serving_status
-from tests.cluster.hosts import PORT, Host, make_switch
+from tests.cluster.hosts import PORT, Host, can_limit, make_switch
 from tests.photos import drawing
 from tests.tiny import build_version
 
 CALLERS = 8
 TIMEOUT_S = 20.0
 HEDGE_AFTER_S = 0.5
+SLOWEST_S = 6.0  # twice what it takes to give up a server that is cut off
 CORES = 0.3  # of each server; three of them and the callers fit on two cores
 PHASE_S = 6.0
 THROUGHPUT_S = 8.0
@@ -182,6 +184,10 @@ async def throughput(hosts: list[Host]) -> list[tuple[int, float]]:
 
 def problems(table: list[tuple[str, Seen]]) -> list[str]:
     found = [f"{name}: {failure}" for name, seen in table for failure in seen.failures[:3]]
+    for name, seen in table:
+        slowest = max(seen.latencies_s, default=0.0)
+        if slowest > SLOWEST_S:
+            found.append(f"{name}: a call took {slowest:.1f} s")
     answered = {name: seen.answered_by for name, seen in table}
     if not answered["1 comes back"][1]:
         found.append("server 1 got no calls once it was back")
@@ -205,15 +211,19 @@ async def main() -> int:
         try:
             table = await failover(hosts)
             print(aligned([HEADER, *(seen.row(name) for name, seen in table)]))
-            rates = await throughput(hosts)
+            rates = await throughput(hosts) if can_limit() else []
         finally:
             for host in hosts:
                 host.remove()
-    rows = [(n, f"{rate:.1f}", f"{rate / rates[0][1]:.2f}") for n, rate in rates]
-    print(aligned([("SERVERS", "PHOTOS/S", "TIMES ONE"), *rows]))
     found = problems(table)
-    if rates[-1][1] < 2.4 * rates[0][1]:
-        found.append(f"three servers give {rates[-1][1] / rates[0][1]:.2f} times what one gives")
+    if rates:
+        rows = [(n, f"{rate:.1f}", f"{rate / rates[0][1]:.2f}") for n, rate in rates]
+        print(aligned([("SERVERS", "PHOTOS/S", "TIMES ONE"), *rows]))
+        if rates[-1][1] < 2.4 * rates[0][1]:
+            times = rates[-1][1] / rates[0][1]
+            found.append(f"three servers give {times:.2f} times what one gives")
+    else:
+        print("photos per second: not measured, for want of the cpu controller of cgroup v1")
     for problem in found:
         print(f"FAILED: {problem}", file=sys.stderr)
     return 1 if found else 0

@@ -22,6 +22,10 @@ def run(command: str) -> None:
     subprocess.run(command.split(), check=True, capture_output=True)
 
 
+def can_limit() -> bool:
+    return (CPU_CGROUPS / "tasks").exists()
+
+
 def make_switch() -> None:
     os.makedirs("/run/netns", exist_ok=True)
     run("mount -t tmpfs tmpfs /run/netns")

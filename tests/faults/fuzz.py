@@ -4,11 +4,13 @@
 
 Photos go through the preprocessing here and then through a real server, whose answer must be
 numpy's where the photo can be read, and INVALID_ARGUMENT where not. Messages, broken as bytes and
-field by field, go to every method of both services.
+field by field, go to every method of both services. So do messages that are swollen in one field,
+one after the other: what each costs the server in time and memory has a limit.
 """
 
 import argparse
 import asyncio
+import struct
 import time
 import warnings
 from collections import Counter
@@ -24,8 +26,9 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
-from tests.faults.mutations import broken, photos, scrambled
-from tests.faults.process import resident_mib
+from tests.conftest import ServerProcess
+from tests.faults.mutations import broken, photos, scrambled, swollen
+from tests.faults.process import MIB, cpu_s, forget_peak, peak_mib, resident_mib
 from tests.faults.script import conclude, stopped_clean, tiny_server
 from tests.photos import jpeg
 from tests.serving.test_service import check, request
@@ -40,6 +43,11 @@ ALLOWED = {
     *(Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED),
     Code.DEADLINE_EXCEEDED,  # of a request's own timeout
 }
+LONGEST_S = 10.0  # an answer, with AT_ONCE calls at a time on a busy machine
+# What swollen messages may cost the server: processor time of one, and memory of them all, of which
+# the allocator keeps some.
+SWOLLEN_BYTES = (60 * 1024, 4 * MIB)
+SWOLLEN_CPU_S, SWOLLEN_MIB = 0.4, 128.0
 CLASSIFIER, INFERENCE = "pawprint.v1.ClassifierService", "inference.GRPCInferenceService"
 
 
@@ -87,10 +95,13 @@ def seeds() -> dict[tuple[str, bool], list[bytes]]:
     pixels = inference.ModelInferRequest(model_name="pets")
     pixels.inputs.add(name="image", datatype="UINT8", shape=[1, 32, 32, 3])
     pixels.raw_input_contents.append(bytes(32 * 32 * 3))
+    raw = inference.ModelInferRequest(model_name="pets")
+    raw.inputs.add(name="image", datatype="BYTES", shape=[1])
+    raw.raw_input_contents.append(struct.pack("<I", len(jpeg())) + jpeg())
     typed = inference.ModelInferRequest(model_name="pets")
     tensor = typed.inputs.add(name="image", datatype="UINT8", shape=[1, 32, 32, 3])
     tensor.contents.uint_contents.extend([7] * (32 * 32 * 3))
-    infers = [infer, pixels, typed]
+    infers = [infer, pixels, raw, typed]
     streamed = pb.ClassifyStreamRequest(request_id=1, request=classify)
     named = {
         "ModelReady": inference.ModelReadyRequest(name="pets", version="1"),
@@ -132,6 +143,16 @@ def mutated_messages(count: int, seed: int) -> Iterator[tuple[str, bool, bytes]]
             yield *key, altered.SerializeToString()
 
 
+def swollen_messages() -> Iterator[tuple[str, bool, bytes]]:
+    """To each method that takes one message: those of its stream are the same."""
+    for (method, streams), messages in seeds().items():
+        if not streams:
+            for message in messages:
+                for size in SWOLLEN_BYTES:
+                    for data in swollen(message, size):
+                        yield method, streams, data
+
+
 async def each(items: Iterator[object], work: Callable[[object], object]) -> None:
     """AT_ONCE at a time."""
 
@@ -148,10 +169,12 @@ class Fuzz:
         self._stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         self.codes: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.longest_s = 0.0
 
     async def photo(self, item: tuple[bytes, np.ndarray | str]) -> None:
         """Alone: answered as numpy says, or refused for the reason found here."""
         data, pixels = item
+        begin = time.monotonic()
         try:
             answer = await self._stub.Classify(request(data, top_k=2), timeout=60)
         except grpc.aio.AioRpcError as error:
@@ -162,13 +185,33 @@ class Fuzz:
             self.codes["OK"] += 1
             if isinstance(pixels, str) or not _right(answer, pixels):
                 self.faults.append(f"answered {answer.results}: {data[:80]!r}")
+        self.longest_s = max(self.longest_s, time.monotonic() - begin)
 
     async def message(self, item: tuple[str, bool, bytes]) -> None:
         method, streams, data = item
+        begin = time.monotonic()
         code = await (self._streamed(method, data) if streams else self._unary(method, data))
+        self.longest_s = max(self.longest_s, time.monotonic() - begin)
         self.codes[code.name] += 1
         if code not in ALLOWED:
             self.faults.append(f"{method}: {code.name} to {data[:200]!r}")
+
+    async def swollen(self, pid: int) -> None:
+        """One after the other; none may cost much more than its bytes."""
+        most_s, before = 0.0, resident_mib(pid)
+        forget_peak(pid)
+        for method, _, data in swollen_messages():
+            used = cpu_s(pid)
+            code = await self._unary(method, data)
+            self.codes[code.name] += 1
+            used = cpu_s(pid) - used
+            most_s = max(most_s, used)
+            if code not in ALLOWED - {Code.RESOURCE_EXHAUSTED} or used > SWOLLEN_CPU_S:
+                self.faults.append(f"{method}: {code.name}, {used:.2f} s to {data[:200]!r}")
+        growth = peak_mib(pid) - before
+        if growth > SWOLLEN_MIB:
+            self.faults.append(f"the server grew by {growth:.0f} MiB")
+        print(f"swollen messages: {most_s:.2f} s of processor at most, {growth:.0f} MiB more")
 
     async def alive(self) -> None:
         photo = jpeg(seed=9)
@@ -210,22 +253,36 @@ async def fuzz(folder: Path, photo_count: int, message_count: int, seed: int) ->
     found = read_all(data)
     with tiny_server(folder, "--max-megapixels", str(MAX_PIXELS // 10**6)) as server:
         sound = True
-        async with grpc.aio.insecure_channel(server.address) as channel:
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),  # a swollen id comes back with the answer
+        ]
+        async with grpc.aio.insecure_channel(server.address, options) as channel:
             for words, items, work in (
                 ("photos", zip(data, found, strict=True), Fuzz.photo),
                 ("messages", mutated_messages(message_count, seed), Fuzz.message),
             ):
                 fuzz, begin = Fuzz(channel), time.monotonic()
                 await each(items, lambda item, fuzz=fuzz, work=work: work(fuzz, item))
-                await fuzz.alive()
-                print(
-                    f"{words} to the server: {dict(fuzz.codes)}, {len(fuzz.faults)} faults, "
-                    f"{time.monotonic() - begin:.0f} s, {resident_mib(server.process.pid):.0f} MiB"
-                )
-                for fault in fuzz.faults[:20]:
-                    print(f"  {fault}")
-                sound &= not fuzz.faults
+                sound &= await concluded(fuzz, server, words, begin)
+            fuzz, begin = Fuzz(channel), time.monotonic()
+            await fuzz.swollen(server.process.pid)
+            sound &= await concluded(fuzz, server, "swollen messages", begin)
         return stopped_clean(server) and sound
+
+
+async def concluded(fuzz: Fuzz, server: ServerProcess, words: str, begin: float) -> bool:
+    await fuzz.alive()
+    if fuzz.longest_s > LONGEST_S:
+        fuzz.faults.append(f"an answer took {fuzz.longest_s:.1f} s")
+    print(
+        f"{words} to the server: {dict(fuzz.codes)}, {len(fuzz.faults)} faults, longest "
+        f"{fuzz.longest_s:.2f} s, {time.monotonic() - begin:.0f} s in all, "
+        f"{resident_mib(server.process.pid):.0f} MiB"
+    )
+    for fault in fuzz.faults[:20]:
+        print(f"  {fault}")
+    return not fuzz.faults
 
 
 def main() -> None:

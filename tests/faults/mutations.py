@@ -1,6 +1,6 @@
 """Photos and messages to break, and the ways to break them. Seeded: the same fault comes again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
@@ -86,6 +86,36 @@ def scrambled(message: Message, generator: Generator, share: float = 0.3) -> Non
                 getattr(message, field.name).extend(_value(field, generator) for _ in range(count))
             else:
                 setattr(message, field.name, _value(field, generator))
+
+
+def swollen(message: Message, size: int) -> Iterator[bytes]:
+    """The message once for each of its fields, at every depth: with so many bytes of what is least,
+    empty elements or zeros, in that field."""
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        rest = type(message)()
+        rest.CopyFrom(message)
+        rest.ClearField(field.name)
+        is_map = field.message_type and field.message_type.GetOptions().map_entry
+        if field.message_type and not is_map:
+            for part in list(value)[:1] if field.is_repeated else [value]:
+                for inner in swollen(part, size):
+                    yield rest.SerializeToString() + _delimited(field, inner)
+        if field.is_packed or field.type in (field.TYPE_BYTES, field.TYPE_STRING):
+            yield rest.SerializeToString() + _delimited(field, bytes(size))
+        if not field.is_packed:
+            delimited = field.message_type or field.type in (field.TYPE_BYTES, field.TYPE_STRING)
+            element = bytes([field.number << 3 | (2 if delimited else 0), 0])
+            yield message.SerializeToString() + element * (size // len(element))
+
+
+def _delimited(field: FieldDescriptor, data: bytes) -> bytes:
+    """A field with that content, which stands behind its length."""
+    length, head = len(data), bytearray([field.number << 3 | 2])
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + data
 
 
 # --- of bytes

@@ -1,23 +1,22 @@
 """`models load | unload | status` against a real server."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, running_server
+from tests.serving.test_metrics import free_port
 from tests.tiny import build_version, golden_of
 
 
 @pytest.fixture
 def admin(models: Path, start) -> str:
     build_version(models, "pets", seed=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start(models, "--control", "explicit", "--admin-port", str(port))
     return f"127.0.0.1:{port}"
 
@@ -49,6 +48,22 @@ def test_load_unload_and_status(admin: str, models: Path) -> None:
     lines = run("status", "--server", admin).stdout.splitlines()
     assert lines[1].split()[:6] == ["pets", "1", "serving,", "default", "cpu", "fp32"]
     assert lines[2].split()[:3] == ["pets", "3", "refused"] and "golden" in lines[2]
+
+
+def test_what_is_no_message_is_the_callers_mistake(admin: str) -> None:
+    with grpc.insecure_channel(admin) as channel:
+        with pytest.raises(grpc.RpcError, match="can't be parsed") as raised:
+            channel.unary_unary("/pawprint.v1.AdminService/LoadModel")(b"\xff\xff")
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_admin_port_on_a_network_is_warned_of(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(models, admin_port=free_port()):
+        assert "AdminService" not in caplog.text
+    async with running_server(models, admin_port=free_port(), admin_host="0.0.0.0"):
+        assert "AdminService asks for no token and is not encrypted" in caplog.text
 
 
 def test_what_is_wrong_is_one_line(admin: str) -> None:

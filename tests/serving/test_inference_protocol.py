@@ -126,9 +126,13 @@ WRONG = [
     (change(raw_photos, datatype="FP32"), "must be BYTES (encoded photos) or UINT8"),
     (change(raw_photos, shape=[4]), "has 3 elements; its shape is [4]"),
     (change(raw_photos, shape=[3, 2]), "must have the shape [n] or [n, 1]; got [3, 2]"),
+    (change(raw_photos, shape=[2]), "has more than 2 elements; its shape is [2]"),
     (change(raw_photos, shape=[-1]), "must have the shape [n] or [n, 1]"),
+    (change(raw_photos, shape=[1] * 16_000), "got [1, 1, 1, 1, 1, 1, 1, 1, ...]"),
+    (change(raw_pixels, shape=range(16_000)), "got [0, 1, 2, 3, 4, 5, 6, 7, ...]"),
     (change(raw_pixels, shape=[3, 32, 32, 4]), "must have the shape [n, 32, 32, 3]"),
-    (change(raw_pixels, shape=[2**62, 32, 32, 3]), "its shape"),
+    (change(raw_pixels, shape=[2**62, 32, 32, 3]), "photos; at most 64 are allowed"),
+    (change(raw_pixels, shape=[4, 32, 32, 3]), "9,216 bytes; its shape [4, 32, 32, 3] needs 12,"),
     (change(typed_pixels, shape=[2, 32, 32, 3]), "has 9,216 bytes; its shape"),
     (
         altered(typed_pixels, lambda r: r.inputs[0].contents.uint_contents.__setitem__(0, 256)),
@@ -150,7 +154,7 @@ WRONG = [
         altered(raw_photos, lambda r: r.raw_input_contents.__setitem__(0, b"\x01")),
         "ends within an element",
     ),
-    (change(typed_photos, shape=[0]), "has 3 elements; its shape is [0]"),
+    (change(typed_photos, shape=[0]), "the call holds no photos"),
     (altered(raw_photos, lambda r: r.outputs.add(name="scores")), "there is no output 'scores'"),
     (
         altered(raw_photos, lambda r: [r.outputs.add(name="logits") for _ in "ab"]),

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from serving import loading
 from serving.client import AsyncClient
-from serving.errors import NotFound
+from serving.engine import Engine, load_engine
+from serving.errors import BrokenVersion, NotFound
+from serving.loading import LoadedModel, Wanted, update_model
 from serving.repository import Repository
+from serving.version_policy import read_policy
 from tests.conftest import running_server
 from tests.photos import jpeg
 from tests.tiny import build_version, golden_of
@@ -151,3 +155,57 @@ async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> 
     with pytest.raises(NotFound, match="no model to serve in .*/models"):
         async with running_server(root):
             pass
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (BrokenVersion("manifest.json can't be read: Too many open files"), "Too many open files"),
+        (MemoryError("std::bad_alloc"), "pets/2 can't be loaded: MemoryError('std::bad_alloc')"),
+    ],
+)
+def test_a_refusal_that_passes_is_tried_again_with_the_same_files(
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: str,
+) -> None:
+    build_version(models, "pets", seed=1)
+    repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
+    attempts = []
+
+    def load(name: str, version: int) -> Engine:
+        attempts.append(version)
+        if attempts.count(2) < 3 and version == 2:
+            raise error
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    now = update_model(repository, "pets", load, wanted, LoadedModel())
+    assert list(now.versions) == [1] and reason in now.refused[2].reason
+    assert update_model(repository, "pets", load, wanted, now) == now
+    assert attempts == [2, 1]  # the wait is not over
+    monkeypatch.setattr(loading, "RETRY_WAITS_S", (0.0,))
+    now = update_model(repository, "pets", load, wanted, LoadedModel(versions=now.versions))
+    assert now.refused[2].attempts == 1
+    now = update_model(repository, "pets", load, wanted, now)
+    assert list(now.versions) == [2] and not now.refused
+    assert attempts == [2, 1, 2, 2]
+    assert [r.levelno for r in caplog.records].count(logging.ERROR) == 2
+
+
+def test_a_refusal_is_said_once_and_waits_longer_each_time(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(models / "pets/1/model.onnx")
+    repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
+
+    def load(name: str, version: int) -> Engine:
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    monkeypatch.setattr(loading, "RETRY_WAITS_S", (0.0, 0.0, 100.0))
+    now = LoadedModel()
+    for attempt in (1, 2, 3, 3, 3):
+        now = update_model(repository, "pets", load, wanted, now)
+        assert now.refused[1].attempts == attempt
+    assert [r.levelno for r in caplog.records].count(logging.ERROR) == 1

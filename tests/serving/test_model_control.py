@@ -7,14 +7,17 @@ import shutil
 import socket
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper, numpy_helper
 
 from protos.pawprint.v1 import admin_pb2, admin_pb2_grpc, classifier_pb2_grpc
+from serving import model_control
 from serving.client import AsyncClient
 from serving.errors import NotFound
 from serving.observed_run import FAILURES_IN_A_ROW
@@ -228,6 +231,81 @@ async def test_a_repository_that_is_gone_is_said_once(
     assert not [r for r in caplog.records if "Traceback" in r.getMessage()]
 
 
+async def test_the_trouble_of_one_model_is_not_that_of_the_others(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(models, "birds")
+    Repository(models).promote("birds", 1)
+    alias = models / "birds/aliases/stable"
+    alias.unlink()
+    alias.symlink_to("/proc/self/mem")  # a file whose reading is an error, for root too
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        control = running.server.control
+        assert [m.name for m in await client.list_models()] == ["pets"]
+        build_version(models, "pets", seed=1)
+        await control.rescan()
+        assert await answering(client) == 2
+        assert [line[:7] for line in control.problems()] == ["birds: "]
+        alias.unlink()
+        alias.write_text("1\n")
+        await control.rescan()
+        assert control.problems() == [] and await versions(client, "birds") == (1,)
+        alias.unlink()
+        alias.symlink_to("/proc/self/mem")
+        build_version(models, "pets", seed=2)
+        for _ in range(2):
+            await control.rescan()
+        assert await answering(client) == 3 and await versions(client, "birds") == (1,)
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == 2 and all("but: birds: [Errno 5]" in error for error in errors)
+
+
+async def test_what_is_asked_for_and_missing_is_said_once(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(models, control="none", canary="pets=2:0.5") as running:
+        for _ in range(2):
+            await running.server.control.rescan()
+        assert caplog.text.count("canary of pets: no version or alias 2 of it is served") == 1
+        build_version(models, "pets", seed=1)
+        await running.server.control.rescan()
+        assert running.server.control.problems() == []
+
+
+def scalar_input() -> bytes:
+    """A graph that ONNX Runtime takes, whose input has no dimensions."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["one"]),
+        helper.make_node("Concat", ["one", "one"], ["logits"], axis=1),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2])
+        for name in ("probabilities", "logits")
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scalar",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [])],
+        outputs,
+        [numpy_helper.from_array(np.array([1, 1]), "shape")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+async def test_a_graph_without_a_batch_dimension_is_refused(models: Path) -> None:
+    build_version(models, "pets", model=scalar_input())
+    async with running_server(models) as running:
+        one, two = running.server.control.states()
+    assert (one.state, two.state) == ("serving", "refused")
+    assert "with a free batch dimension" in two.reason
+
+
 # --- the operator's calls
 
 
@@ -365,3 +443,18 @@ async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
         async with AsyncClient(running.address) as client:
             assert await answering(client) == 1
+
+
+async def test_a_broken_engine_whose_model_is_no_longer_wanted_is_let_go(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.1,))
+    build_version(models, "birds")
+    async with running_server(models, control="none") as running:
+        flip(models / "birds/1/model.onnx")  # so that it can't be made anew
+        running.server.control._restart_soon("birds", 1)
+        (restart,) = running.server.control._restarts
+        await until(lambda: not running.server.catalogue.models["birds"].versions)
+        await running.server.reconfigure(replace(running.server._settings, only="pets"))
+        await asyncio.wait_for(restart, 10)  # raises what it raised
+        assert list(running.server.catalogue.models) == ["pets"]

@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
@@ -119,6 +121,30 @@ async def test_a_message_that_is_none_ends_its_stream_as_a_callers_mistake(
     with pytest.raises(grpc.aio.AioRpcError, match="can't be parsed") as raised:
         await stream.read()
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_health_and_reflection_refuse_what_is_no_message_too(
+    channel: grpc.aio.Channel, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    health, reflection = "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/"
+    too_long = health_pb2.HealthCheckRequest(service="x" * 5000).SerializeToString()
+    for message in (b"\xff\xff", too_long):
+        calls = [
+            channel.unary_unary(f"{health}Check")(message),
+            channel.unary_stream(f"{health}Watch")(message),
+            channel.stream_stream(f"{reflection}ServerReflectionInfo")(iter([message])),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match="can't be parsed") as raised:
+                await (call if isinstance(call, grpc.aio.UnaryUnaryCall) else call.read())
+            check(raised.value.details(), models)
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for answer in stub.ServerReflectionInfo(iter([asked])):
+        names = {service.name for service in answer.list_services_response.service}
+        assert names >= {"grpc.health.v1.Health", "pawprint.v1.ClassifierService"}
 
 
 async def test_a_fault_inside_says_only_that_there_is_one(

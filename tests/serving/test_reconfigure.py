@@ -1,5 +1,7 @@
 """SIGHUP and --check, of the command in a process of its own."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,9 +62,46 @@ def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) 
     assert "the configuration stays as it was: versions in" in err
 
 
-def check(*flags: str) -> "subprocess.CompletedProcess[str]":
+def test_what_can_not_change_alone_changes_nothing_and_the_next_sighup_does(
+    models: Path, tmp_path: Path, start
+) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("poll_s = 0\n")
+    server = start(models, "--config", str(config))
+    config.write_text("max_photos = 500\nmax_queue = 1000\n")  # the queue only at a restart
+    hang_up(server)
+    time.sleep(0.3)
+    config.write_text('max_photos = 3\nonly = "pets,fish"\n')
+    hang_up(server)
+    time.sleep(0.3)
+    config.write_text("max_photos = 2\npoll_s = 86400\n")
+    hang_up(server)
+    with Client(server.address) as client:
+
+        def at_most_2() -> bool:
+            try:
+                return not client.classify([jpeg()] * 3, model="pets")
+            except InvalidRequest:
+                return True
+
+        until(at_most_2)
+        config.write_text("poll_s = 0.1\n")  # ends the sleep of a day
+        hang_up(server)
+        until(lambda: not at_most_2())
+        time.sleep(0.3)
+        build_version(models, "pets", seed=1)
+        until(lambda: client.list_models()[0].versions == (2,))
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+    assert "only a restart changes: max_queue" in err
+    assert "the configuration stays as it was: max_queue must be at least" in err
+    assert "the configuration stays as it was: no model 'fish' in" in err
+    assert "changed: max_photos, poll_s" in err  # both from what they were at the start
+
+
+def check(*flags: str, through: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "serving.serve", "--check", "--device", "cpu", *flags],
+        [*through, sys.executable, "-m", "serving.serve", "--check", "--device", "cpu", *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -94,3 +133,50 @@ def test_check_without_a_sound_model_and_with_a_wrong_setting(models: Path) -> N
     done = check("--models", str(models), "--versions", "newest")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: versions must be latest:N, all, alias, or numbers")
+
+
+def test_check_fails_on_what_is_asked_for_and_not_there(models: Path) -> None:
+    flags = ("--versions", "1,7", "--canary", "pets=9:0.1", "--shadow", "dogs=x:1")
+    done = check("--models", str(models), *flags)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1,
+        [
+            "pets/1: serving on cpu in fp32",
+            "versions asks for 7, which no model has",
+            "canary of pets: no version or alias 9 of it is served",
+            "shadow of dogs: no model of this name is served",
+        ],
+    )
+    build_version(models, "dogs")
+    build_version(models, "dogs", seed=1)
+    done = check("--models", str(models), "--versions", "2", "--canary", "dogs=1:0.1")
+    assert (done.returncode, done.stdout.splitlines()[2:]) == (
+        1,
+        ["versions is 2, and pets has none of these"],
+    )
+    done = check("--models", str(models), "--versions", "1,2", "--canary", "dogs=1:0.1")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("place", ["birds/aliases/stable", "birds"])
+def test_a_model_that_can_not_be_read_is_said_and_the_others_are_served(
+    models: Path, place: str
+) -> None:
+    through: tuple[str, ...] = ()
+    if os.geteuid() == 0:  # whom no permission stops, but without its capabilities
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, to give privileges up")
+        through = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    build_version(models, "birds")
+    Repository(models).promote("birds", 1)
+    (models / place).chmod(0)
+    both = check("--models", str(models), through=through)
+    alone = check("--models", str(models), "--only", "birds", through=through)
+    (models / place).chmod(0o700)
+    assert both.returncode == 1 and "Traceback" not in both.stderr
+    first, second = both.stdout.splitlines()
+    assert first == "pets/1: serving on cpu in fp32"
+    assert second.startswith("birds: ") and "Permission denied" in second
+    assert alone.returncode == 2
+    last = alone.stderr.splitlines()[-1]
+    assert last.startswith("error: no model to serve in") and "Permission denied" in last

@@ -1,12 +1,15 @@
 """A server from its start to its end: health, reflection, signals, drain."""
 
 import asyncio
+import os
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -21,6 +24,7 @@ from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running
+from tests.object_store import s3_environment
 from tests.photos import jpeg, slow_png
 from tests.serving.held_model import HeldModel, until
 from tests.serving.test_service import request
@@ -103,6 +107,48 @@ async def test_drain_lets_calls_finish_and_refuses_new_ones(running: Running) ->
         await asyncio.wait_for(draining, 5)
 
 
+@asynccontextmanager
+async def slow_uplink(address: str, bytes_per_s: float) -> AsyncIterator[str]:
+    """The address of a proxy that lets no more pass towards `address`."""
+    host, _, port = address.rpartition(":")
+
+    async def copy(
+        source: asyncio.StreamReader, sink: asyncio.StreamWriter, pause_s: float
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+                await asyncio.sleep(len(data) * pause_s)
+        sink.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, up_writer, 1 / bytes_per_s), copy(up_reader, writer, 0))
+
+    async with await asyncio.start_server(join, "127.0.0.1", 0) as proxy:
+        yield "{}:{}".format(*proxy.sockets[0].getsockname())
+
+
+async def test_a_drain_waits_for_a_photo_that_is_still_being_sent(running: Running) -> None:
+    async with (
+        slow_uplink(running.address, 3e6) as address,
+        grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel,
+        grpc.aio.insecure_channel(running.address) as watching,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        await stub.Classify(request(jpeg()))
+        watch = health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == Status.SERVING
+        call = stub.Classify(request(jpeg() + bytes(12_000_000)))  # of 4 s
+        sent = asyncio.ensure_future(call)
+        await asyncio.sleep(0.5)
+        begin = time.monotonic()
+        await running.server.drain()
+        assert (await sent).version == 1
+        assert time.monotonic() - begin < 15  # half of drain_s: the watch did not hold it
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
     models: Path, start, number: int
@@ -154,6 +200,34 @@ def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
         process.kill()
     assert (process.returncode, out) == (0, ""), err
     assert "stopped" in err and "Traceback" not in err
+
+
+def test_a_stop_does_not_wait_for_what_can_not_be_cut_short() -> None:
+    """Here for a store that takes connections and never answers."""
+    pytest.importorskip("s3fs")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.serve", "--models", "s3://bucket/models", "--port=0"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | s3_environment(silent.getsockname()[1]),
+        )
+        try:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                begin = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, ""), err
+    assert "not all is over 5 s after the signal" in err and "Traceback" not in err
+    assert time.monotonic() - begin < 15
 
 
 def run_serve(*flags: str) -> "subprocess.CompletedProcess[str]":

@@ -73,6 +73,7 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--max-batch", "-1"], "max_batch must be"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
+        (["--workers", "2", "--admin-port", "9"], "admin_port and several workers don't go"),
         (["--drain-s", "x"], "--drain-s: expected float, got 'x'"),
     ],
 )

@@ -85,10 +85,11 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
     remote: Repository, models: Path
 ) -> None:
     local = Repository(models)
+    build_version(models, "pets", seed=1)
     assert (remote.names(), remote.versions("pets")) == ([], [])
     with pytest.raises(NotFound, match="models here: none"):
         remote.resolve("pets")
-    assert [copy_version(local, "pets", 1, remote) for _ in range(2)] == [1, 2]
+    assert [copy_version(local, "pets", version, remote) for version in (1, 2)] == [1, 2]
     assert (remote.names(), remote.versions("pets")) == (["pets"], [1, 2])
     assert remote.verify("pets", 2) == []
     remote.promote("pets", 1)
@@ -128,6 +129,29 @@ def test_a_copy_of_the_bucket_is_a_repository_and_back_again(
     assert copy_version(remote, "pets", 1, back) == 1
     assert back.verify("pets", 1) == []
     assert back.read_analysis("pets", 1, "report.html") == b"better"
+
+
+def test_a_copy_that_is_repeated_finds_itself_and_brings_the_analysis(
+    remote: Repository, models: Path
+) -> None:
+    local = Repository(models)
+    build_version(models, "pets", seed=1)
+    assert [copy_version(local, "pets", version, remote) for version in (2, 1)] == [1, 2]
+    with local.staging("pets") as folder:
+        (folder / "report.html").write_text("robust")
+        local.attach_analysis("pets", 2, folder)
+    assert copy_version(local, "pets", 2, remote) == 1
+    assert remote.read_analysis("pets", 1, "report.html") == b"robust"
+    assert remote.versions("pets") == [1, 2]
+
+
+def test_a_copy_that_has_lost_a_file_is_not_taken_for_the_version(
+    remote: RemoteRepository, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    remote._bucket.delete(["pets/1/model.onnx"])
+    assert copy_version(Repository(models), "pets", 1, remote) == 2
+    assert remote.verify("pets", 2) == []
 
 
 @only_s3
@@ -329,25 +353,31 @@ def test_a_publication_that_is_cut_off_after_its_manifest_is_one(
     monkeypatch.setattr(remote._bucket, "write", cut_after_manifest)
     assert copy_version(Repository(models), "pets", 1, remote) == 1
     assert "pets/1 is published, but config.pbtxt beside it can't be written: s3" in caplog.text
+    build_version(models, "pets", seed=1)
     with Repository(models).staging("pets") as folder:
         (folder / "report.html").write_text("robust")
-        Repository(models).attach_analysis("pets", 1, folder)
+        Repository(models).attach_analysis("pets", 2, folder)
     proxy.reset()
     with pytest.raises(
         Unavailable, match="is pets/2 in s3://.* now, but its analysis is not there"
     ):
-        copy_version(Repository(models), "pets", 1, remote)
+        copy_version(Repository(models), "pets", 2, remote)
     proxy.reset()
     assert remote.versions("pets") == [1, 2] and remote.verify("pets", 2) == []
+    assert copy_version(Repository(models), "pets", 2, remote) == 2
+    assert remote.read_analysis("pets", 2, "report.html") == b"robust"
 
 
 def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path) -> None:
     numbers: list[int] = []
+    for seed in range(1, 6):
+        build_version(models, "pets", seed=seed)
 
-    def publish() -> None:
-        numbers.append(copy_version(Repository(models), "pets", 1, open_repository(location)))
+    def publish(version: int) -> None:
+        remote = open_repository(location)
+        numbers.append(copy_version(Repository(models), "pets", version, remote))
 
-    threads = [threading.Thread(target=publish) for _ in range(6)]
+    threads = [threading.Thread(target=publish, args=(version,)) for version in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -359,8 +389,9 @@ def test_publishers_at_once_get_numbers_of_their_own(location: str, models: Path
 
 def test_promotions_at_once_all_stay_in_the_history(location: str, models: Path) -> None:
     remote = open_repository(location)
-    for _ in range(5):
-        copy_version(Repository(models), "pets", 1, remote)
+    for version in range(1, 6):
+        copy_version(Repository(models), "pets", version, remote)
+        build_version(models, "pets", seed=version)
     ready = threading.Barrier(5)
 
     def promote(version: int) -> None:
@@ -386,8 +417,9 @@ def test_a_rollback_whose_answer_is_lost_is_one(
 ) -> None:
     """As the library sees it that asks again: its own write is what it finds changed."""
     for version in (1, 2, 3):
-        copy_version(Repository(models), "pets", 1, remote)
+        copy_version(Repository(models), "pets", version, remote)
         remote.promote("pets", version)
+        build_version(models, "pets", seed=version)
     replace = remote._bucket.replace
 
     def lost(key: str, data: bytes, stamp: str) -> bool:

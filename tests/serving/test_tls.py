@@ -89,7 +89,8 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
             assert before == serial(first.cert.read_bytes())
             _replace(second.cert, live.cert)  # the key does not fit yet
             assert await asyncio.to_thread(shown_serial, running.address) == before
-            assert "the certificate stays as it was" in caplog.text
+            assert await asyncio.to_thread(shown_serial, running.address) == before
+            assert caplog.text.count("the certificate stays as it was") == 1
             _replace(second.key, live.key)
             after = await asyncio.to_thread(shown_serial, running.address)
             assert after == serial(second.cert.read_bytes())
@@ -97,6 +98,37 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
         assert await classify(running, tls) in ("cat", "dog")
         os.remove(live.key)
         assert await asyncio.to_thread(shown_serial, running.address) == after
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_the_probe_of_a_container_reaches_its_own_server(
+    models: Path, authority: Authority, tmp_path: Path, mutual: bool
+) -> None:
+    """Whatever the name and the authority of its certificate; asked by the environment alone."""
+    stranger = Authority(tmp_path / "stranger", "another authority")
+    pair = authority.sign("server", names=("*.pets.example",))
+    client_ca = {"tls_client_ca": str(authority.ca)} if mutual else {}
+    settings = tls_settings(pair, **client_ca)
+    other = stranger.sign("other", names=("*.pets.example",))
+    async with running_server(models, **settings) as running:
+        port = running.address.rpartition(":")[2]
+        here = {f"PAWPRINT_SERVE_{k.upper()}": v for k, v in {"port": port, **settings}.items()}
+        assert await probe(here) == (0, "SERVING\n")
+        wrong = {**here, "PAWPRINT_SERVE_TLS_CERT": str(other.cert)}
+        assert (await probe({**wrong, "PAWPRINT_SERVE_TLS_KEY": str(other.key)}))[0] == 1
+        assert (await probe({"PAWPRINT_SERVE_PORT": port}))[0] == 1
+
+
+async def probe(environment: dict[str, str]) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "serving.probe"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode()
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -102,6 +102,37 @@ async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, 
             await other.classify([jpeg()] * 10, model="pets")  # another's rate is its own
 
 
+async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file: Path) -> None:
+    """Too many photos, a wrong top_k, a full queue: the burst of three is all there still."""
+    async with (
+        running_server(models, tokens=str(file), max_photos=8, max_queue=16) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        other, calm = [("authorization", f"Bearer {token}") for token in ("secret", "calm")]
+
+        def call(photos: int, metadata: tuple[str, str], **fields: int) -> grpc.aio.Call:
+            request = pb.ClassifyRequest(model="pets", images=[jpeg()] * photos, **fields)
+            return stub.Classify(request, metadata=[metadata])
+
+        held = HeldModel(running.server)
+        full = [call(8, other) for _ in range(2)]
+        await held.admitted(16)
+        for wrong, words in (
+            (call(9, calm), "at most 8 are allowed"),
+            (call(8, calm, top_k=9), "top_k must be"),
+            *((call(8, calm), "queue is full") for _ in range(3)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=words):
+                await wrong
+        held.release()
+        await asyncio.gather(*full)
+        await call(8, calm)
+        with pytest.raises(grpc.aio.AioRpcError, match="has had its 2 photos a second"):
+            await call(1, calm)
+        await held.admitted(0)
+
+
 async def test_the_calls_of_one_token_share_a_turn(models: Path, file: Path) -> None:
     """Twenty calls of one wait; the single call of another is in the very next batch."""
     async with running_server(models, tokens=str(file), max_batch=4, max_queue=64) as running:

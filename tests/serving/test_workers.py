@@ -1,6 +1,7 @@
 """`serve --workers`: processes that share a port, one of which may die."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from serving.client import Client
 from tests.conftest import ROOT, ServerProcess
+from tests.faults.process import descriptors
 from tests.photos import jpeg
 
 WITHIN_S = 30.0
@@ -110,6 +112,34 @@ def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
     workers = workers_of(pair)
     pair.process.kill()
     until(lambda: not any(running(pid) for pid in workers))
+
+
+def test_where_no_process_can_be_started_it_is_tried_again(pair: ServerProcess) -> None:
+    pid, before = pair.process.pid, workers_of(pair)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) - 2, limits[1]))
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: len(workers_of(pair)) == 1)
+    time.sleep(2)  # the first two waits
+    assert len(workers_of(pair)) == 1
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    until(lambda: len(workers_of(pair)) == 2)
+    port = int(pair.address.rpartition(":")[2])
+    until(lambda: all(listening(worker, port) for worker in workers_of(pair)))
+    status, _, err = pair.stop()
+    assert status == 0 and "Traceback" not in err
+    assert "worker 0 can't be started: [Errno 24]" in err or "worker 1 can't be" in err
+
+
+def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
+    server = start(models, "--workers", "2", "--control", "none", "--drain-s", "0")
+    workers = workers_of(server)
+    os.kill(min(workers), signal.SIGSTOP)
+    begin = time.monotonic()
+    status, _, err = server.stop()
+    assert status == 0 and "does not end within 8 s: it is killed" in err
+    assert 7 < time.monotonic() - begin < 20
+    assert not any(running(pid) for pid in workers)
 
 
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:

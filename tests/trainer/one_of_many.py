@@ -1,38 +1,77 @@
-"""One process of a training, alone or started by torchrun: PHOTOS OUT [accumulate].
+"""One process of some trainings, alone or started by torchrun: PHOTOS OUT.
 
-The first one writes the history and the weights to OUT.
+Of each the first process writes the history and the weights to OUT/<name>.pth.
 """
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from tests.trainer.test_checkpoint import checkpoints
 from tests.trainer.test_training import Run
-from trainer.distributed import joined
+from trainer.distributed import World, joined
+from trainer.training import Epoch
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "tiny": {"backbone": "tiny", "clip": 1.0, "learning_rate": 3e-3},
+    "timm": {"backbone": "timm/test_efficientnet", "thaw": 1.0, "optimizer": "momentum"},
+    "bf16": {"backbone": "tiny", "amp": "bf16", "learning_rate": 3e-3},
+    "parts": {"backbone": "tiny", "accumulate": 4, "learning_rate": 3e-3},
+    "whole": {"backbone": "tiny", "learning_rate": 3e-3},
+    "stopped": {"backbone": "tiny", "learning_rate": 3e-3},
+}
+
+
+class Stop(Exception):
+    """Ends a training in all processes at once."""
+
+
+class Reported(list[Epoch]):
+    def append(self, epoch: Epoch) -> None:
+        super().append(epoch)
+        if epoch.epoch == 2:  # the checkpoint is that of epoch 1
+            raise Stop
+
+
+def training(photos: Path, world: World, settings: dict[str, Any]) -> Run:
+    run = Run(lambda **_: photos, **{"epochs": 3, "batch_size": 8, **settings})
+    run.world = world
+    for module in run.classifier.modules():
+        if isinstance(module, nn.Dropout):  # each process draws its own
+            module.p = 0.0
+    return run
 
 
 def main() -> None:
-    photos, out, parts = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    photos, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     with joined() as world:
-        run = Run(
-            lambda **_: photos, "tiny", epochs=3, batch_size=8, learning_rate=3e-3,
-            accumulate=parts, clip=1.0,
-        )  # fmt: skip
-        run.world = world
-        for module in run.classifier.modules():
-            if isinstance(module, nn.Dropout):  # each process draws its own
-                module.p = 0.0
-        result = run()
-        mine = [photo.file for photo in world.share(run.data.splits["val"])]
-        if world.leads:
-            history = [[e.train_loss, e.train_accuracy, e.val_loss] for e in result.history[1:]]
-            value = {"size": world.size, "history": history, "val": len(result.val_logits)}
-            out.write_text(json.dumps({**value, "mine": mine}))
-            torch.save(run.classifier.state_dict(), out.with_suffix(".pth"))
+        for name, settings in TRAININGS.items():
+            run = training(photos, world, settings)
+            if name == "stopped":
+                own = out / f"of-{world.rank}"  # as on machines that share no folder
+                run.checkpoints, run.reported = checkpoints(own), Reported()
+                try:
+                    run()
+                except Stop:
+                    run = training(photos, world, settings)
+                    run.checkpoints = checkpoints(own)
+            result = run()
+            mine = len(world.share(run.data.splits["val"]))
+            if world.leads:
+                content = {
+                    "size": world.size,
+                    "history": [
+                        [e.train_loss, e.train_accuracy, e.val_loss] for e in result.history[1:]
+                    ],
+                    "reported": [epoch.epoch for epoch in run.reported],
+                    "val": (mine, len(result.val_logits)),
+                    "weights": run.classifier.state_dict(),
+                }
+                torch.save(content, out / f"{name}.pth")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
+from trainer.averaging import MovingAverage
 from trainer.backbones import build
 from trainer.checkpoint import Checkpoints
 from trainer.errors import FailedCheck
@@ -38,6 +40,7 @@ class Stop(Exception):
     [
         {},
         {"dropout": 0.5, "mixup": 0.4, "ema": 0.9, "optimizer": "momentum", "gradual": True},
+        {"amp": "fp16", "wise_ft": True},
     ],
 )
 def test_resumed_it_ends_in_the_same_weights(
@@ -101,7 +104,7 @@ def test_where_there_is_no_room_the_last_checkpoint_stays(photos: MakePhotos, tm
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may be larger
     try:
-        with pytest.raises(FailedCheck, match="epoch 2 can't be written to .* the one before is"):
+        with pytest.raises(FailedCheck, match="epoch 2 can't be written .* on from the one before"):
             checkpoints(tmp_path).save(dataclasses.replace(found, epoch=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -121,6 +124,25 @@ def test_a_loss_that_is_no_number_leaves_the_best_weights(photos: MakePhotos, tm
     path = tmp_path / "x.best.safetensors"
     assert all(value.isfinite().all() for value in load_file(path).values())
     build("tiny", 2, 48, str(path))  # --weights takes them
+
+
+def test_a_folder_for_checkpoints_that_is_none_is_refused_before_training(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    taken = tmp_path / "taken"
+    taken.touch()
+    assert main(command(photos(), tmp_path / "out", "--checkpoints", str(taken))) == 2
+    said = capsys.readouterr()
+    assert f"checkpoints can't be written to {taken} (File exists); give a folder" in said.err
+    assert "Epoch" not in said.out
+
+
+def test_a_state_from_the_cpu_goes_on_where_the_net_is():
+    average = MovingAverage(nn.Linear(3, 2, device="meta"), 0.9)
+    average.resume(nn.Linear(3, 2).state_dict(), 5)
+    average.update()  # fails where both are not on one device
+    assert average.steps == 6
+    assert {value.device.type for value in average.state.values()} == {"meta"}
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:

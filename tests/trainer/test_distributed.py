@@ -1,18 +1,19 @@
 """Several processes learn what one would, and one that dies costs no more than its epoch."""
 
-import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from serving.repository import Repository
-from tests.trainer.conftest import MakePhotos
+from tests.trainer.conftest import MakePhotos, write_photos
 from trainer.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,21 +40,79 @@ def test_shares_are_disjoint_and_together_all(count: int):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_two_processes_learn_what_one_does(photos: MakePhotos, tmp_path: Path):
-    """Batch norm, clipping, metrics and weights: all as in one process with the same batches."""
-    folder = photos(per_class=11)  # 16 train photos in 2 batches, 4 val photos
-    script = ROOT / "tests" / "trainer" / "one_of_many.py"
-    one = run(script, folder, tmp_path / "one.json", 1)
-    assert one.returncode == 0, one.stderr
-    two = run(*TORCHRUN, script, folder, tmp_path / "two.json", 1)
-    assert two.returncode == 0, two.stderr
-    alone, together = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where one process, and where two, left what they learnt."""
+    folder = tmp_path_factory.mktemp("many")
+    photos = write_photos(folder / "photos", 11, ("discs", "squares"))  # 16 in 2 batches, 4 val
+    for name, launcher in (("one", []), ("two", TORCHRUN)):
+        (folder / name).mkdir()
+        done = run(*launcher, ROOT / "tests" / "trainer" / "one_of_many.py", photos, folder / name)
+        assert done.returncode == 0, done.stderr
+    return folder / "one", folder / "two"
+
+
+def read(trained: tuple[Path, Path], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    alone, together = (torch.load(folder / f"{name}.pth") for folder in trained)
     assert (alone["size"], together["size"]) == (1, 2)
-    assert alone["val"] == together["val"] == len(alone["mine"]) == 2 * len(together["mine"])
+    return alone, together
+
+
+@pytest.mark.parametrize("name", ["tiny", "timm"])
+def test_two_processes_learn_what_one_does(trained: tuple[Path, Path], name: str):
+    """Batch norm, clipping, metrics and weights: all as in one process with the same batches."""
+    alone, together = read(trained, name)
+    assert (alone["val"], together["val"]) == ((4, 4), (2, 4))
     assert np.array(together["history"]) == pytest.approx(np.array(alone["history"]), rel=2e-3)
-    states = [torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("one", "two")]
-    for name, value in states[0].items():
-        assert torch.allclose(states[1][name], value, rtol=0.02, atol=2e-3), name
+    for key, value in alone["weights"].items():
+        assert torch.allclose(together["weights"][key], value, rtol=0.02, atol=2e-3), key
+
+
+def test_two_processes_learn_in_half_precision(trained: tuple[Path, Path]):
+    alone, together = read(trained, "bf16")
+    first, other = (np.array(each["history"])[0, 0] for each in (alone, together))
+    assert other == pytest.approx(first, rel=0.05)
+    assert np.isfinite(together["history"]).all()
+
+
+def test_more_parts_than_a_process_has_photos_are_as_many_as_it_can_fill(
+    trained: tuple[Path, Path],
+):
+    for each in read(trained, "parts"):
+        assert np.isfinite(each["history"]).all()
+    alone, together = read(trained, "parts")  # 4 parts of 2 photos, in all, and 2 of 2 in each
+    assert together["history"] != alone["history"]
+
+
+def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):
+    """Each process has a folder of its own, and only that of the first holds a checkpoint."""
+    assert not list(trained[1].glob("of-1/*.ckpt"))
+    for folder in trained:
+        whole, resumed = (torch.load(folder / f"{name}.pth") for name in ("whole", "stopped"))
+        assert resumed["reported"] == [2, 3]
+        assert resumed["history"] == whole["history"]
+        for key, value in whole["weights"].items():
+            assert torch.equal(resumed["weights"][key], value), key
+
+
+def test_processes_that_a_scheduler_starts_need_no_torchrun():
+    """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are all that deploy/training gives them."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        free_port = one.getsockname()[1]
+    code = "from trainer.distributed import joined\nwith joined() as w: print(w.rank, w.sum(1, 2))"
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **given, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [one.communicate(timeout=120)[0] for one in both] == ["0 [2.0, 4.0]\n", "1 [2.0, 4.0]\n"]
 
 
 @pytest.mark.slow

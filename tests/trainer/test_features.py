@@ -8,11 +8,13 @@ import torch
 
 from serving.modelspec import Preprocessing
 from tests.trainer.conftest import MakePhotos
+from trainer.activations import Activations
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
 from trainer.features import extract, plain
+from trainer.learner import predict
 from trainer.tree import find_files
 
 
@@ -30,7 +32,7 @@ def classifier() -> Classifier:
 
 
 def no_cache() -> FeatureCache:
-    return FeatureCache(None, {})
+    return FeatureCache(None, {}, print)
 
 
 def test_views_are_the_photo_as_served_and_its_mirror_image(
@@ -62,7 +64,7 @@ def test_cached_features_are_the_same_and_the_net_is_not_run(
     data: PhotoData, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first_half, members = data.splits["train"][:4], data.splits["train"]
-    cache = FeatureCache(tmp_path / "cache", {"net": 1})
+    cache = FeatureCache(tmp_path / "cache", {"net": 1}, print)
     fresh = extract(classifier, members, data.squares, no_cache(), lambda *_: None)
     extract(classifier, first_half, data.squares, cache, lambda *_: None)
     mixed = extract(classifier, members, data.squares, cache, lambda *_: None)
@@ -74,21 +76,69 @@ def test_cached_features_are_the_same_and_the_net_is_not_run(
     monkeypatch.setattr("trainer.features.folded", never)
     assert np.array_equal(extract(classifier, members, data.squares, cache, lambda *_: None), mixed)
     with pytest.raises(AssertionError, match="the net was run"):
-        other = FeatureCache(tmp_path / "cache", {"net": 2})
+        other = FeatureCache(tmp_path / "cache", {"net": 2}, print)
         extract(classifier, members, data.squares, other, lambda *_: None)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "method"])
 def test_a_damaged_cache_is_as_none(
     data: PhotoData, classifier: Classifier, tmp_path: Path, damage: str
 ):
-    cache = FeatureCache(tmp_path, {})
+    said: list[str] = []
+    cache = FeatureCache(tmp_path, {}, said.append)
     members = data.splits["train"]
     expected = extract(classifier, members, data.squares, cache, lambda *_: None)
     whole = cache.path.read_bytes()
-    cache.path.write_bytes({"cut": whole[:-300], "text": b"spoilt", "empty": b""}[damage])
+    method = bytearray(whole)
+    method[method.index(b"PK\x01\x02") + 10] = 99  # of compression: there is none such
+    damaged = {"cut": whole[:-300], "text": b"spoilt", "empty": b"", "method": bytes(method)}
+    cache.path.write_bytes(damaged[damage])
     assert cache.load() == {}
+    (line,) = said
+    assert str(cache.path) in line and line.endswith("they are computed again")
     again = extract(classifier, members, data.squares, cache, lambda *_: None)
     assert np.array_equal(again, expected)
     assert len(cache.load()) == len(members)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_a_cache_that_can_not_be_written_is_a_warning(
+    data: PhotoData, classifier: Classifier, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    cache = FeatureCache(tmp_path / "file", {}, said.append)
+    members = data.splits["train"]
+    features = extract(classifier, members, data.squares, cache, lambda *_: None)
+    assert len(features) == len(members)
+    assert "can't be kept" in said[-1] and "the next run computes them again" in said[-1]
+
+
+class Tight(torch.nn.Linear):
+    """torch's own error; what raises it here stands for a GPU with room for three photos."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(inputs)
+
+
+def test_where_memory_runs_out_features_and_answers_are_computed_in_parts(
+    data: PhotoData, classifier: Classifier
+):
+    members = data.splits["train"]
+    tight = torch.nn.Sequential(classifier.backbone, Tight(160, 160))
+    small = Classifier(tight, torch.nn.Linear(160, 2), "head").eval()
+    with torch.no_grad():
+        some = [classifier.features(plain(data.squares, [p])) for p in members]
+        expected = small.backbone[1](torch.cat(some[:2]))
+    features = extract(small, members, data.squares, no_cache(), lambda *_: None)
+    assert features[:2, 0] == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
+
+    kept = Activations(tight, lambda photos, _: small.normalise(plain(data.squares, photos)))
+    assert kept.get(members, 0).numpy() == pytest.approx(features[:, 0], rel=1e-4, abs=1e-5)
+    whole = Activations(torch.nn.Identity(), lambda photos, _: plain(data.squares, photos))
+    answers = predict(small, whole, members, 2)
+    with torch.no_grad():
+        expected = small.head(torch.from_numpy(features[:, 0]))
+    assert answers == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)

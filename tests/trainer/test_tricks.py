@@ -13,8 +13,10 @@ from tests.trainer.test_training import Run
 from trainer.averaging import MovingAverage, best_between, interpolate
 from trainer.backbones import build
 from trainer.balance import class_weights, make_order
+from trainer.batches import batch_count, most_parts
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE
+from trainer.errors import FailedCheck
 from trainer.heads import initialise_head
 from trainer.losses import make_loss
 from trainer.mixing import cutmix, make_mix, mixup
@@ -234,11 +236,11 @@ def test_long_gradients_are_shortened():
 
 
 def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
-    """The error is torch's own; what raises it here stands for a GPU with room for two photos."""
+    """The error is torch's own; what raises it here stands for a GPU with room for three photos."""
 
     class Small(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            if len(inputs) > 2:
+            if len(inputs) > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(inputs)
 
@@ -247,8 +249,33 @@ def test_where_memory_runs_out_batches_are_halved_and_the_step_is_the_same():
     inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
     step = step_on(model, torch.optim.SGD(model.parameters(), lr=0.5))
     step(inputs, labels, labels, None, 7)
-    assert step.parts == 4
+    assert step.parts == 3  # of two photos at least
     assert torch.allclose(model.weight.detach(), a_step(), atol=1e-6)
+
+
+def test_where_memory_is_too_small_for_two_photos_it_says_so():
+    """One photo alone would break batch norm on a map of 1 x 1."""
+
+    class Full(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if len(inputs) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(inputs)
+
+    model = nn.Sequential(nn.BatchNorm1d(5), Full(5, 3))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    step = step_on(model, torch.optim.SGD(model.parameters(), lr=0.5))
+    with pytest.raises(FailedCheck, match="too little memory for 7 photos in 3 parts; try"):
+        step(torch.randn(7, 5), labels, labels, None, 7)
+
+
+def test_no_batch_is_of_one_photo_or_too_small_for_the_processes():
+    assert batch_count(33, 16, 1) == 3
+    assert batch_count(7, 2, 1) == 3 and batch_count(3, 2, 1) == 1
+    assert batch_count(16, 8, 8) == 2
+    with pytest.raises(InvalidRequest, match="a batch of 4 of the 9 photos gives 5 processes not"):
+        batch_count(9, 5, 5)
+    assert [most_parts(photos, 2) for photos in (2, 3, 7, 8, 9, 12)] == [1, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +308,7 @@ def test_patience_ends_it(photos: MakePhotos):
         ({"optimizer": "lion"}, "optimizer must be one of sgd, momentum"),
         ({"augment": "none"}, "augment must be one of crop, standard"),
         ({"ema": 1.0}, "ema must be 0 to 0.99999, got 1"),
-        ({"accumulate": 64}, "accumulate must be 1 to 32, got 64"),
+        ({"accumulate": 17}, "accumulate must be 1 to 16, got 17"),
         ({"wise_ft": True, "weights": "none"}, "wise_ft needs a probe"),
     ],
 )

@@ -1,0 +1,50 @@
+"""gRPC's health service, in the place of grpc_health's own.
+
+That one writes to a watcher under a lock which whoever changes a status must have: one watcher that
+does not read, and needs no token, would hold up every reload and the end of the server.
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()  # another one after each change
+        self._ended = False
+
+    def report(self, services: tuple[str, ...], status: int) -> None:
+        """From now on, until the end, these services have that status."""
+        if not self._ended:
+            self._statuses |= dict.fromkeys(services, status)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """Report NOT_SERVING for all, and nothing else ever after."""
+        self.report(tuple(self._statuses), pb.HealthCheckResponse.NOT_SERVING)
+        self._ended = True
+
+    async def Check(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+        return pb.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, pb.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(pb.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()

@@ -1,0 +1,38 @@
+"""What stands against reading models: said when it comes, when it changes and when it is over."""
+
+import logging
+
+from serving.errors import PawprintError
+
+log = logging.getLogger(__name__)
+
+ALL = ""  # in the place of a model's name: the repository as a whole
+
+
+class Troubles:
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self._texts.values()]
+
+    def met(self, name: str, error: Exception) -> None:
+        """name: the model that can't be read, or ALL. What nobody expects has its traceback."""
+        expected = isinstance(error, (PawprintError, OSError))
+        text = ": ".join(filter(None, (name, str(error) if expected else repr(error))))
+        if text != self._texts.get(name):
+            log.error(
+                "what is loaded goes on being served, but: %s",
+                text,
+                exc_info=None if expected else error,
+            )
+        self._texts[name] = text
+
+    def over(self, name: str) -> None:
+        if self._texts.pop(name, ""):
+            log.info("%s can be read again", name or "the repository")
+
+    def keep_only(self, names: list[str]) -> None:
+        """Forget all other models."""
+        self._texts = {name: self._texts[name] for name in names if name in self._texts}

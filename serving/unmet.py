@@ -1,0 +1,35 @@
+"""What the settings ask for and is not there: said by `serve --check`, and logged at run time."""
+
+from collections.abc import Iterator, Mapping
+
+from serving.control_settings import ControlSettings
+from serving.loading import LoadedModel
+from serving.splits import read_splits
+from serving.version_policy import read_policy
+from serving.wiring import version_of
+
+
+def unmet(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
+    """One sentence each. A version that is refused is there: its own state says why."""
+    return [*_versions(models, settings), *_splits(models, settings)]
+
+
+def _versions(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:
+    """Not each number has to be there of each model: the setting is one for all."""
+    numbers = read_policy(settings.versions).numbers
+    there = {n: {*m.versions, *m.restarting, *m.refused} for n, m in models.items()}
+    for number in sorted(numbers.difference(*there.values())):
+        yield f"versions asks for {number}, which no model has"
+    for name in sorted(there):
+        if numbers and numbers.isdisjoint(there[name]):
+            yield f"versions is {settings.versions}, and {name} has none of these"
+
+
+def _splits(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:
+    for kind, text in (("canary", settings.canary), ("shadow", settings.shadow)):
+        for name, split in read_splits(text, kind).items():
+            model = models.get(name)
+            if model is None:
+                yield f"{kind} of {name}: no model of this name is served"
+            elif version_of(split, model) not in {*model.versions, *model.restarting}:
+                yield f"{kind} of {name}: no version or alias {split.reference} of it is served"

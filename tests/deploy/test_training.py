@@ -1,0 +1,150 @@
+"""The Jobs of deploy/training: what their containers run is run here, on small photos."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.repository import Repository
+from tests.conftest import ROOT
+from tests.deploy.test_manifests import PATH, rendered
+from tests.tiny import build_version
+from trainer.cartoons import write_cartoons
+
+SMALL = ("--backbone", "tiny", "--weights", "none", "--size", "32", "--epochs", "1")
+QUICK = ("--budget", "quick", "--photos", "12", "--ideal", "none")
+PODS = 2
+
+
+def job(name: str) -> dict[str, Any]:
+    (spec,) = (
+        r["spec"]
+        for r in rendered("training")
+        if r["kind"] == "Job" and r["metadata"]["name"] == name
+    )
+    return spec
+
+
+def start(container: dict[str, Any], work: Path, *more: str, **given: str) -> subprocess.Popen[str]:
+    """Its command, with /work at `work` and the environment given in place of the cluster's."""
+    plain = {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
+    command = [*container["command"], *container.get("args", []), *more]
+    command = [text.replace("/work/", f"{work}/") for text in command]
+    command = [text.replace("/release/", f"{ROOT}/deploy/training/") for text in command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | plain | given
+    return subprocess.Popen(
+        command,
+        env=environment | {"PATH": PATH, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
+
+def start_training(work: Path, *more: str, **given: str) -> list[subprocess.Popen[str]]:
+    spec = job("pawprint-train")
+    assert spec["completions"] == spec["parallelism"] == PODS
+    (container,) = spec["template"]["spec"]["containers"]
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(container, work, *more, RANK=str(rank), **given) for rank in range(PODS)]
+
+
+def final_statuses(name: str) -> list[int]:
+    """Those that end the Job at once, as trying again would change nothing."""
+    rules = job(name)["podFailurePolicy"]["rules"]
+    (found,) = (rule["onExitCodes"]["values"] for rule in rules if rule["action"] == "FailJob")
+    return found
+
+
+def test_a_wrong_argument_ends_the_training_at_once(tmp_path: Path) -> None:
+    for pod in start_training(tmp_path, *SMALL, "--interpolation", "bilinear", "--epochs", "-1"):
+        status, said = ended(pod)
+        assert status in final_statuses("pawprint-train") and said.startswith("error: epochs"), said
+
+
+@pytest.mark.slow
+def test_the_pods_train_one_version_together(tmp_path: Path) -> None:
+    write_cartoons(tmp_path / "photos", per_class=16)
+    for pod in start_training(tmp_path, *SMALL):
+        status, said = ended(pod)
+        assert status == 0, said
+    assert Repository(tmp_path / "models").versions("pets") == [1]
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def gate(work: Path, *more: str) -> tuple[int, str]:
+    (container,) = job("pawprint-release")["template"]["spec"]["initContainers"]
+    return ended(start(container, work, *more, **places(work)))
+
+
+def promotion(work: Path) -> tuple[int, str]:
+    (container,) = job("pawprint-release")["template"]["spec"]["containers"]
+    return ended(start(container, work, **places(work)))
+
+
+def places(work: Path) -> dict[str, str]:
+    state = work / "releases/one"
+    return {"FROM": f"{work}/models", "TO": f"{work}/bucket", "STATE": str(state)}
+
+
+def test_a_release_that_is_tried_again_is_of_the_same_version_and_copies_it_once(
+    tmp_path: Path,
+) -> None:
+    models, bucket = Repository(tmp_path / "models"), Repository(tmp_path / "bucket")
+    for seed in range(2):
+        build_version(models.root, "pets", seed=seed)
+    models.promote("pets", 1)
+    build_version(bucket.root, "pets", seed=5)
+    state = tmp_path / "releases/one"
+    state.mkdir(parents=True)
+    (state / "passed").touch()  # what the gate does: see the slow test
+    for _ in range(2):
+        status, said = gate(tmp_path)
+        assert status == 0, said
+        assert (state / "version").read_text() == "2\n"
+        status, said = promotion(tmp_path)
+        assert (status, said) == (0, "stable of pets is now version 2\n")
+        assert bucket.aliases("pets") == {"stable": 2} and bucket.versions("pets") == [1, 2]
+        copied, newest = bucket.manifest("pets", 2), models.manifest("pets", 2)
+        assert copied.files == newest.files
+        build_version(models.root, "pets", seed=7)  # trained in between
+
+
+def test_with_no_version_to_release_the_job_ends_at_once(tmp_path: Path) -> None:
+    build_version(tmp_path / "models", "cats")
+    status, said = gate(tmp_path)
+    assert status in final_statuses("pawprint-release")
+    assert said == "error: there is no version of pets\n"
+
+
+@pytest.mark.slow
+def test_what_passes_the_gate_was_analysed_once_and_what_fails_is_not_copied(
+    tmp_path: Path,
+) -> None:
+    models = Repository(tmp_path / "models")
+    write_cartoons(tmp_path / "photos", per_class=60)
+    command = [sys.executable, "-m", "trainer.train", "--data", tmp_path / "photos", *SMALL]
+    command += ["--epochs", "8", "--name", "pets", "--out", models.root]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    status, said = gate(tmp_path, *QUICK, "--fail-under", "clean=1", "--fail-under", "pgd@8/255=1")
+    assert status in final_statuses("pawprint-release") and "failed: pgd@8/255=1" in said, said
+    assert not (tmp_path / "releases/one/passed").exists()
+    status, said = gate(tmp_path, *QUICK, "--fail-under", "worst@1/255=0")
+    assert status == 0, said
+    report = models.read_analysis("pets", 1, "report.json")
+    assert gate(tmp_path) == (0, "")
+    status, said = promotion(tmp_path)
+    assert status == 0, said
+    assert Repository(tmp_path / "bucket").read_analysis("pets", 1, "report.json") == report

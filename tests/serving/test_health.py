@@ -1,0 +1,59 @@
+"""A watcher of health that does not read, by frames of HTTP/2: no client does so by itself."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conftest import Running
+
+Status = health_pb2.HealthCheckResponse
+
+
+def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+    """Of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">IBBI", len(data), kind, flags, stream)[1:] + data
+
+
+@asynccontextmanager
+async def never_reading_watcher(address: str) -> AsyncIterator[None]:
+    """Asks for Health/Watch and makes no room for an answer: its window is 0."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    headers = {
+        **{":method": "POST", ":scheme": "http", ":path": "/grpc.health.v1.Health/Watch"},
+        **{":authority": "x", "content-type": "application/grpc", "te": "trailers"},
+    }
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    writer.write(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(4, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS_INITIAL_WINDOW_SIZE
+        + frame(1, 4, 1, block)
+        + frame(0, 1, 1, bytes(5))
+    )
+    answered = b""
+    while b"application/grpc" not in answered:  # its headers: a status is to follow
+        answered += await asyncio.wait_for(reader.read(4096), 20)
+    yield
+    writer.close()
+
+
+async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_end(
+    running: Running,
+) -> None:
+    server = running.server
+    async with (
+        never_reading_watcher(running.address),
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == Status.SERVING
+        await asyncio.wait_for(server._on_change(server.catalogue), 10)
+        await asyncio.wait_for(server.drain(), 20)
+        assert (await watch.read()).status == Status.NOT_SERVING
