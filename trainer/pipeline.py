@@ -345,3 +345,5 @@ def _say_what_was_found(data: PhotoData, console: Console) -> None:
         console.line(f"{len(data.alike)} photos look like one in another split, which flatters:")
         for pair in data.alike[:_NAMED]:
             console.line(f"  {pair.one.file} and {pair.other.file}")
+        if len(data.alike) > _NAMED:
+            console.line(f"  and {len(data.alike) - _NAMED} more; training.json will name them all")

@@ -91,7 +91,7 @@ def publish(
         targets = data.targets("test")
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
-        (folder / "training.json").write_text(_training_json(fitted, ece), encoding="utf-8")
+        (folder / "training.json").write_text(_training_json(fitted, ece, data), encoding="utf-8")
         try:
             save_plots(
                 folder / "plots",
@@ -148,13 +148,14 @@ def _publish_or_keep(
         ) from error
 
 
-def _training_json(fitted: Fitted, uncalibrated_ece: float) -> str:
+def _training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> str:
     value = dataclasses.asdict(fitted) | {"ece_without_temperature": uncalibrated_ece}
+    value["alike"] = [[pair.one.file, pair.other.file] for pair in data.alike]  # across splits
     for epoch in value["history"]:
         for name in ("train_loss", "train_accuracy"):
             if epoch["epoch"] == 0:
                 epoch[name] = None  # there were no steps yet; JSON has no nan
-    return json.dumps(value, indent=1) + "\n"
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def _software(backbone: str) -> dict[str, str]:

@@ -37,7 +37,6 @@ def test_four_ways_are_four_versions_in_one_table(
         name, number = row["version"].split("/")
         metrics = repository.manifest(name, int(number)).variants["fp32"].metrics
         assert row["accuracy"] == metrics.accuracy and row["seconds"] > 0
-    assert len({row["megabytes"] for row in rows}) == 1  # of one backbone
     assert rows[0]["trained"] == "linear probe" and "scratch" in rows[3]["trained"]
     assert "Ways of transfer learning" in captured.err
 

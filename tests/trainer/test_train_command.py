@@ -18,9 +18,12 @@ from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
 from trainer.backbones import load_version
+from trainer.config import TrainConfig
+from trainer.data import load_data
 from trainer.optimizers import OPTIMIZERS
 from trainer.tiny import Tiny
 from trainer.train import main
+from trainer.tree import find_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ["--backbone", "tiny", "--weights", "none", "--size", "32"]
@@ -71,6 +74,13 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
     assert ("plots/mistakes.png" in manifest.files) == (metrics.correct < metrics.photos)
     training = json.loads((trained.repository.root / "shapes/1" / "training.json").read_text())
     assert 0 <= training["ece_without_temperature"] <= 1
+    data = load_data(
+        TrainConfig(data=str(trained.photos), name="shapes", size=32),
+        find_files(trained.photos),
+        manifest.preprocessing,
+        lambda items, *_: items,
+    )
+    assert training["alike"] == [[pair.one.file, pair.other.file] for pair in data.alike]
 
 
 def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
