@@ -19,6 +19,7 @@ from serving.storage import open_repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
+from trainer.balance import photo_weights
 from trainer.calibration import fit_temperature
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
@@ -33,7 +34,7 @@ from trainer.features import FeatureNet, cache_of, extract, in_torch
 from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
-from trainer.metrics import chance_of_gain
+from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, Probe, fit_head, fit_probe
@@ -190,7 +191,8 @@ def _from_scratch(run: Run) -> Fitted:
 def _probe_then_fine_tune(run: Run) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
-    Where fine-tuning does not do better on val than the probe by more than chance would, the probe
+    Where fine-tuning does not do better on val than the probe by more than chance would (where
+    classes are balanced: in mean recall), the probe
     is published: the best of several epochs on few photos looks better than it is. As val has then
     chosen nothing of it, that probe is fitted to train and val together.
     """
@@ -203,7 +205,7 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
         if run.config.adversarial:
             how = f"{run.config.adversarial} fine-tuning, epoch {result.best.epoch}"
             return _fitted(result, data, probe.penalty, how)
-        chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
+        chance = _chance_of_gain(result, data, run.config)
         if chance < SIGNIFICANT:
             how = f"fine-tuned, epoch {result.best.epoch}"
             if result.share < 1:
@@ -243,14 +245,20 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
         part = extract(classifier, run.world.share(photos), data.squares, cache, advance, open_net)
     features = run.world.join(part)
     classes = len(data.labels)
-    probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
+    generator = np.random.default_rng(config.seed)
+    weights = photo_weights(targets, config.balance)
+    probe = fit_probe(features, targets, classes, generator, weights=weights)
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
-    console.line(f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}")
+    said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"
+    if weights is not None:
+        said += f", mean recall {mean_recall(probe.out_of_fold, targets):.4f}"
+    console.line(said)
     if config.epochs > 0:
         in_train = len(data.splits["train"])
         rows = features[:in_train].reshape(-1, features.shape[-1])
         repeated = np.repeat(targets[:in_train], features.shape[1])
-        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
+        each = photo_weights(repeated, config.balance)
+        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty, weights=each))
         classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
     return probe, targets
 
@@ -306,11 +314,20 @@ def _fine_tune(run: Run) -> FineTuned:
 def _in_words(epoch: Epoch, epochs: int) -> str:
     seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
     robust = epoch.val_robust_accuracy
+    recall = epoch.val_mean_recall
+    even = "" if recall is None else f"  mean recall {recall:.4f}"
     withstood = "" if robust is None else f"  under attack {robust:.4f}"
     return (
         f"Epoch {epoch.epoch}/{epochs}: {seen}val loss {epoch.val_loss:.4f}  "
-        f"val accuracy {epoch.val_accuracy:.4f}{withstood}"
+        f"val accuracy {epoch.val_accuracy:.4f}{even}{withstood}"
     )
+
+
+def _chance_of_gain(result: FineTuned, data: PhotoData, config: TrainConfig) -> float:
+    scores, targets = (result.first_logits, result.val_logits), data.targets("val")
+    if config.balance == "none":
+        return chance_of_gain(*scores, targets)
+    return chance_of_balanced_gain(*scores, targets, np.random.default_rng(config.seed))
 
 
 def _fitted(result: FineTuned, data: PhotoData, penalty: float | None, how: str) -> Fitted:

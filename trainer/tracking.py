@@ -15,6 +15,8 @@ def figures_of(epoch: Epoch) -> dict[str, float]:
     figures = {"loss/val": epoch.val_loss, "accuracy/val": epoch.val_accuracy}
     if epoch.epoch > 0:
         figures |= {"loss/train": epoch.train_loss, "accuracy/train": epoch.train_accuracy}
+    if epoch.val_mean_recall is not None:
+        figures["mean recall/val"] = epoch.val_mean_recall
     if epoch.val_robust_accuracy is not None:
         figures["accuracy/val under attack"] = epoch.val_robust_accuracy
     return figures

@@ -47,7 +47,14 @@ def test_an_epoch_is_better_by_accuracy_and_then_by_loss():
     assert Epoch(2, 0.1, 1.0, val_loss=0.4, val_accuracy=0.9).better_than(first)
     assert not Epoch(2, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9).better_than(first)
     assert not Epoch(2, 0.1, 1.0, val_loss=0.1, val_accuracy=0.8).better_than(first)
-    assert not Epoch(2, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.9).better_than(first)
+    broken = Epoch(2, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.95)
+    assert not broken.better_than(first) and first.better_than(broken)
+
+
+def test_where_classes_are_balanced_an_epoch_is_better_by_mean_recall():
+    first = Epoch(1, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9, val_mean_recall=0.5)
+    assert Epoch(2, 0.1, 1.0, 0.6, 0.8, val_mean_recall=0.8).better_than(first)
+    assert not Epoch(2, 0.1, 1.0, 0.4, 0.95, val_mean_recall=0.4).better_than(first)
 
 
 def test_only_kernels_decay():
