@@ -45,7 +45,7 @@ def compare(
     ways: dict[str, dict[str, Any]] = {
         "frozen": {**fine, "weights": pretrained, "epochs": 0},
         "fine-tuned": {**fine, "weights": pretrained},
-        "full": {**fine, "weights": pretrained, "thaw": 1.0, "views": 1000},
+        "full": {**fine, "weights": pretrained, "thaw": 1.0},
         "scratch": {**fine, "weights": "none"},
     }
     for way, changed in ways.items():

@@ -192,9 +192,9 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
     Where fine-tuning does not do better on val than the probe by more than chance would (where
-    classes are balanced: in mean recall), the probe
-    is published: the best of several epochs on few photos looks better than it is. As val has then
-    chosen nothing of it, that probe is fitted to train and val together.
+    classes are balanced: in mean recall), the probe is published: the best of several epochs on few
+    photos looks better than it is. As val has then chosen nothing of it, that probe is fitted to
+    train and val together.
     """
     data, console, classifier = run.data, run.console, run.classifier
     probe, targets = start_from_probe(run)

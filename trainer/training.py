@@ -78,7 +78,8 @@ def fine_tune(
 ) -> FineTuned:
     """Train what of the net is not frozen, and leave it as it was after its best epoch on val.
 
-    Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
+    Epoch 0, before any step, competes: what comes out is never worse on val than what went in. With
+    wise_ft it is one end of a line, whose other end is the best epoch after it.
     With `checkpoints` it goes on from the last one, and ends as if it had never stopped. `report`
     is told of each epoch. Raises FailedCheck when the loss is no number.
     """
@@ -109,7 +110,7 @@ def fine_tune(
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
         kept = last.best
         advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
-    best = best_of(history)
+    best = best_of(history, learnt=config.wise_ft)
 
     for epoch in range(len(history), config.epochs + 1):
         if config.patience and len(history) - 1 - best.epoch >= config.patience:
@@ -123,7 +124,7 @@ def fine_tune(
             total = config.epochs * batches
             loss, hits = learner.learn(
                 batch.tolist(),
-                view=(epoch - 1) % config.views,
+                view=epoch - 1,
                 rate=rate_at(done, total, config.learning_rate, config.warmup),
                 step=done,
                 progress=done / total,
@@ -147,7 +148,7 @@ def fine_tune(
             robust = learner.withstand()
             history.append(measure(epoch, means, val_logits, data, robust, balanced))
             report(history[-1])
-            if history[-1].better_than(best):
+            if best_of((best, history[-1]), learnt=config.wise_ft) is not best:
                 best, best_logits = history[-1], val_logits
                 kept = copy.deepcopy(classifier.state_dict())
         if checkpoints and world.leads:
@@ -191,10 +192,12 @@ def fine_tune(
     )
 
 
-def best_of(history: Sequence[Epoch]) -> Epoch:
+def best_of(history: Sequence[Epoch], *, learnt: bool = False) -> Epoch:
+    """With `learnt`, epoch 0 does not compete with any other whose loss is a number."""
     best = history[0]
-    for epoch in history:
-        if epoch.better_than(best):
+    for epoch in history[1:]:
+        after = learnt and best.epoch == 0 and math.isfinite(epoch.val_loss)
+        if after or epoch.better_than(best):
             best = epoch
     return best
 
