@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from trainer.publish import Fitted, Published, publish
 from trainer.split import Ints
 from trainer.stages import frozen_stages
 from trainer.teacher import Teacher, load_teacher
-from trainer.tracking import tracked
+from trainer.tracking import Track, figures_of, figures_on_test, tracked
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import labels_of
 from trainer.weights import digest_state
@@ -68,10 +67,10 @@ class Run:
     console: Console
     checkpoints: Checkpoints | None
     teacher: Teacher | None
-    logs: Path  # unless the settings name another folder
     world: World
     exporter: Exporter
     recorded: MlflowRun | None = None
+    track: Track | None = None  # for TensorBoard
 
 
 def train(config: TrainConfig, console: Console) -> Published | None:
@@ -86,8 +85,11 @@ def train(config: TrainConfig, console: Console) -> Published | None:
         if not world.leads:
             _fit(run)
             return None
-        with mlflow_run(run.config, console, run.config.name) as recorded:
-            return _fit_and_publish(dataclasses.replace(run, recorded=recorded), started)
+        name = run.config.name
+        logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
+        with mlflow_run(run.config, console, name) as recorded, tracked(logs, name) as track:
+            run = dataclasses.replace(run, recorded=recorded, track=track)
+            return _fit_and_publish(run, started)
 
 
 def _fit(run: Run) -> Fitted:
@@ -111,6 +113,9 @@ def _fit_and_publish(run: Run, started: float) -> Published:
     )
     if run.checkpoints is not None:
         run.checkpoints.delete()
+    if run.track is not None:
+        metrics = published.manifest.variants["fp32"].metrics
+        run.track(figures_on_test(metrics), run.config.epochs)
     if run.recorded is not None:
         run.recorded.published(published)
     return published
@@ -152,7 +157,6 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         console=console,
         checkpoints=_checkpoints(classifier, data, config),
         teacher=teacher,
-        logs=repository.root / ".logs",
         world=world,
         exporter=Exporter(config.size, console),
     )
@@ -249,10 +253,15 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     weights = photo_weights(targets, config.balance)
     probe = fit_probe(features, targets, classes, generator, weights=weights)
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
+    figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
     said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"
     if weights is not None:
-        said += f", mean recall {mean_recall(probe.out_of_fold, targets):.4f}"
+        recall = mean_recall(probe.out_of_fold, targets)
+        said += f", mean recall {recall:.4f}"
+        figures["mean recall/cross-validated"] = recall
     console.line(said)
+    if run.track is not None:
+        run.track(figures, 0)
     if config.epochs > 0:
         in_train = len(data.splits["train"])
         rows = features[:in_train].reshape(-1, features.shape[-1])
@@ -287,17 +296,13 @@ def make_learner(run: Run) -> Learner:
 def _fine_tune(run: Run) -> FineTuned:
     config, console = run.config, run.console
     learner = make_learner(run)
-    logs = run.logs if config.logs is None else Path(config.logs)
     steps = config.epochs * len(run.data.splits["train"])
-    with (
-        tracked(logs, config.name) if run.world.leads else nullcontext() as track,
-        console.bar("Training", steps) as advance,
-    ):
+    with console.bar("Training", steps) as advance:
 
         def report(epoch: Epoch) -> None:
             console.line(_in_words(epoch, config.epochs))
-            if track is not None:
-                track(epoch)
+            if run.track is not None:
+                run.track(figures_of(epoch), epoch.epoch)
             if run.recorded is not None:
                 run.recorded.epoch(epoch)
 
