@@ -64,9 +64,8 @@ def main() -> int:
                 "learning_rate": 3e-4,
                 "layer_decay": 0.8,
                 "thaw": 1.0,
-                "views": 1000,
             },
-            "scratch": {**few, "weights": "none", "views": 1000},
+            "scratch": {**few, "weights": "none"},
         }
         for kind in options.kinds or makers:
             data = makers[kind](Path(place) / kind)

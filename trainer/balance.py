@@ -1,4 +1,7 @@
-"""Uneven classes: photos of rare ones are drawn more often, or weigh more."""
+"""Uneven classes: photos of rare ones are drawn more often, or weigh more.
+
+The probe sees all photos at once, so that for it both are the same: weights in its loss.
+"""
 
 from collections.abc import Callable
 
@@ -14,9 +17,16 @@ def make_order(targets: Ints, balance: str) -> Order:
     """All photos, shuffled; or, by "sampling", as many drawn so that classes come equally often."""
     if balance != "sampling":
         return lambda generator: generator.permutation(len(targets))
-    chances = class_weights(targets, int(targets.max()) + 1)[targets]
-    chances /= chances.sum()
+    weights = class_weights(targets, int(targets.max()) + 1)[targets]
+    chances = weights / weights.sum()
     return lambda generator: generator.choice(len(targets), len(targets), p=chances)
+
+
+def photo_weights(targets: Ints, balance: str) -> npt.NDArray[np.float64] | None:
+    """Weights [n] with which each class counts alike; None, for equal ones, by "none"."""
+    if balance == "none":
+        return None
+    return class_weights(targets, int(targets.max()) + 1)[targets]
 
 
 def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float64]:

@@ -76,7 +76,7 @@ def configurations(
     ways: dict[str, dict[str, Any]] = {
         "frozen": {"weights": pretrained, "epochs": 0},
         "fine-tuned": {"weights": pretrained},
-        "full": {"weights": pretrained, "thaw": 1.0, "views": 1000},
+        "full": {"weights": pretrained, "thaw": 1.0},
         "scratch": {"weights": "none"},
     }
     return {

@@ -39,7 +39,7 @@ class TrainConfig:
     weight_decay: float = 1e-4  # of kernels; biases and normalisation layers have none
     warmup: float = 0.1  # share of the steps in which the rate rises
     thaw: float = 0.25  # share of the stages, from the last, that fine-tuning changes
-    views: int = 4  # augmented views of a photo that the frozen stages are run on
+    views: int = 4  # augmented views of a photo that frozen stages are run on; else any number
     optimizer: str = "adamw"
     schedule: str = "cosine"
     layer_decay: float = 1.0  # a stage's learning rate over that of the stage after it

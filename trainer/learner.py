@@ -57,6 +57,7 @@ class Learner:
             ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
         else:  # it must see the pixels, and the whole net
             prefix, self._model, ready = nn.Identity(), classifier, nn.Identity()
+        self._views = None if isinstance(prefix, nn.Identity) else config.views
         self._train = Activations(
             prefix, lambda p, view: ready(augmentation.batch(p, view).to(device))
         )
@@ -98,11 +99,15 @@ class Learner:
     ) -> tuple[float, int]:
         """One step on these train photos; the sum of their losses, and how many it had right.
 
-        view: which augmented one of each photo; rate: of the head; step: counts from the start of
-        the training, for what is drawn; progress: share of the training that is done. Where the
-        loss is no number, no weight has changed, but batch norm's running statistics have.
+        view: which augmented one of each photo, from 0 (behind frozen stages that are run ahead,
+        and only there, they come again after as many as the settings say); rate: of the head;
+        step: counts from the start of the training, for what is drawn; progress: share of the
+        training that is done. Where the loss is no number, no weight has changed, but batch norm's
+        running statistics have.
         """
         set_rate(self.optimizer, rate)
+        if self._views is not None:
+            view %= self._views
         mine = self.world.share(batch)
         photos = [self._photos[j] for j in mine]
         inputs = self._train.get(photos, view).to(self._device)

@@ -8,10 +8,21 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 
+_TOSSES = 20_000  # the chance near 0.05 is then known to 0.0015
+
 
 def accuracy(scores: Floats, labels: Ints) -> float:
     """Share of rows of `scores` [n, K] that are highest at the label; nan if there are none."""
     return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else math.nan
+
+
+def mean_recall(scores: Floats, labels: Ints) -> float:
+    """Accuracy of each class that occurs in `labels`, averaged: every class counts alike.
+
+    Also called balanced accuracy (Brodersen et al. 2010). scores [n, K], labels [n].
+    """
+    right = scores.argmax(axis=1) == labels
+    return float(np.mean([np.mean(right[labels == each]) for each in np.unique(labels)]))
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -40,9 +51,13 @@ def log_softmax(logits: Floats) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def nll(logits: Floats, labels: Ints) -> float:
-    """Mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), in nats."""
-    return -float(np.mean(log_softmax(logits)[np.arange(len(labels)), labels]))
+def nll(logits: Floats, labels: Ints, weights: Floats | None = None) -> float:
+    """Mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), in nats.
+
+    weights [n]: of the rows in the mean; None for equal ones.
+    """
+    log_p = log_softmax(logits)[np.arange(len(labels)), labels]
+    return -float(np.average(log_p, weights=weights))
 
 
 def divergence(expected: Floats, got: Floats) -> float:
@@ -90,3 +105,20 @@ def chance_of_gain(before: Floats, after: Floats, labels: Ints) -> float:
     differ = gained + lost
     ways = sum(math.comb(differ, k) for k in range(gained, differ + 1))
     return float(ways / 2**differ)
+
+
+def chance_of_balanced_gain(
+    before: Floats, after: Floats, labels: Ints, generator: np.random.Generator
+) -> float:
+    """As `chance_of_gain`, for the mean recall: of all ways to toss those coins, a sample.
+
+    A randomisation test of the gain, in which a photo weighs the inverse of how often its class
+    occurs in `labels`. The gain seen is one of the sample, so that the chance is never 0.
+    """
+    was, now = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    gained, lost = (np.bincount(index[x], minlength=len(counts)) for x in (now & ~was, was & ~now))
+    differ = gained + lost
+    tossed = generator.binomial(differ, 0.5, size=(_TOSSES, len(counts)))
+    as_much = (2 * tossed - differ) @ (1 / counts) >= (gained - lost) @ (1 / counts) - 1e-12
+    return float((1 + np.sum(as_much)) / (1 + _TOSSES))

@@ -14,7 +14,7 @@ from typing import Any, Self
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.publish import Published
-from trainer.tracking import figures_of
+from trainer.tracking import figures_of, figures_on_test
 from trainer.training import Epoch
 
 _URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
@@ -48,9 +48,8 @@ class MlflowRun:
     def published(self, published: Published) -> None:
         """The figures on the test photos, and the version as tags."""
         manifest = published.manifest
-        metrics = manifest.variants["fp32"].metrics
-        figures = {name: getattr(metrics, name) for name in ("accuracy", "nll", "ece")}
-        self._try(lambda: self._send({f"{k}/test": v for k, v in figures.items()}, 0))
+        figures = figures_on_test(manifest.variants["fp32"].metrics)
+        self._try(lambda: self._send(figures, 0))
         tags = {"version": f"{manifest.name}/{manifest.version}", "place": published.place}
         self._try(lambda: self._tag(tags | {"trained": published.how}))
 

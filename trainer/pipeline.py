@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from serving.storage import open_repository
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Calibrated, Classifier, build
+from trainer.balance import photo_weights
 from trainer.batches import batch_count
 from trainer.calibration import fit_temperature
 from trainer.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ from trainer.features import FeatureNet, cache_of, extract, in_torch
 from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
-from trainer.metrics import chance_of_gain
+from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, Probe, fit_head, fit_probe
@@ -42,7 +42,7 @@ from trainer.publish import Fitted, Published, publish
 from trainer.split import Ints
 from trainer.stages import frozen_stages
 from trainer.teacher import Teacher, load_teacher
-from trainer.tracking import tracked
+from trainer.tracking import Track, figures_of, figures_on_test, tracked
 from trainer.training import Epoch, FineTuned, fine_tune
 from trainer.tree import labels_of
 from trainer.weights import digest_state
@@ -68,10 +68,10 @@ class Run:
     console: Console
     checkpoints: Checkpoints | None
     teacher: Teacher | None
-    logs: Path  # unless the settings name another folder
     world: World
     exporter: Exporter
     recorded: MlflowRun | None = None
+    track: Track | None = None  # for TensorBoard
 
 
 def train(config: TrainConfig, console: Console) -> Published | None:
@@ -86,8 +86,11 @@ def train(config: TrainConfig, console: Console) -> Published | None:
         if not world.leads:
             _fit(run)
             return None
-        with mlflow_run(run.config, console, run.config.name) as recorded:
-            return _fit_and_publish(dataclasses.replace(run, recorded=recorded), started)
+        name = run.config.name
+        logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
+        with mlflow_run(run.config, console, name) as recorded, tracked(logs, name) as track:
+            run = dataclasses.replace(run, recorded=recorded, track=track)
+            return _fit_and_publish(run, started)
 
 
 def _fit(run: Run) -> Fitted:
@@ -111,6 +114,9 @@ def _fit_and_publish(run: Run, started: float) -> Published:
     )
     if run.checkpoints is not None:
         run.checkpoints.delete()
+    if run.track is not None:
+        metrics = published.manifest.variants["fp32"].metrics
+        run.track(figures_on_test(metrics), run.config.epochs)
     if run.recorded is not None:
         run.recorded.published(published)
     return published
@@ -154,7 +160,6 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         console=console,
         checkpoints=_checkpoints(classifier, data, config, world),
         teacher=teacher,
-        logs=repository.root / ".logs",
         world=world,
         exporter=Exporter(config.size, console),
     )
@@ -195,9 +200,10 @@ def _from_scratch(run: Run) -> Fitted:
 def _probe_then_fine_tune(run: Run) -> Fitted:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
-    Where fine-tuning does not do better on val than the probe by more than chance would, the probe
-    is published: the best of several epochs on few photos looks better than it is. As val has then
-    chosen nothing of it, that probe is fitted to train and val together.
+    Where fine-tuning does not do better on val than the probe by more than chance would (where
+    classes are balanced: in mean recall), the probe is published: the best of several epochs on few
+    photos looks better than it is. As val has then chosen nothing of it, that probe is fitted to
+    train and val together.
     """
     data, console, classifier = run.data, run.console, run.classifier
     probe, targets = start_from_probe(run)
@@ -208,7 +214,7 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
         if run.config.adversarial:
             how = f"{run.config.adversarial} fine-tuning, epoch {result.best.epoch}"
             return _fitted(result, data, probe.penalty, how)
-        chance = chance_of_gain(result.first_logits, result.val_logits, data.targets("val"))
+        chance = _chance_of_gain(result, data, run.config)
         if chance < SIGNIFICANT:
             how = f"fine-tuned, epoch {result.best.epoch}"
             if result.share < 1:
@@ -249,14 +255,25 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
             classifier, photos, data.squares, cache, advance, open_net, world=run.world
         )
     classes = len(data.labels)
-    probe = fit_probe(features, targets, classes, np.random.default_rng(config.seed))
+    generator = np.random.default_rng(config.seed)
+    weights = photo_weights(targets, config.balance)
+    probe = fit_probe(features, targets, classes, generator, weights=weights)
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
-    console.line(f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}")
+    figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
+    said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"
+    if weights is not None:
+        recall = mean_recall(probe.out_of_fold, targets)
+        said += f", mean recall {recall:.4f}"
+        figures["mean recall/cross-validated"] = recall
+    console.line(said)
+    if run.track is not None:
+        run.track(figures, 0)
     if config.epochs > 0:
         in_train = len(data.splits["train"])
         rows = features[:in_train].reshape(-1, features.shape[-1])
         repeated = np.repeat(targets[:in_train], features.shape[1])
-        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty))
+        each = photo_weights(repeated, config.balance)
+        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty, weights=each))
         classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
     return probe, targets
 
@@ -285,17 +302,13 @@ def make_learner(run: Run) -> Learner:
 def _fine_tune(run: Run) -> FineTuned:
     config, console = run.config, run.console
     learner = make_learner(run)
-    logs = run.logs if config.logs is None else Path(config.logs)
     steps = config.epochs * len(run.data.splits["train"])
-    with (
-        tracked(logs, config.name) if run.world.leads else nullcontext() as track,
-        console.bar("Training", steps) as advance,
-    ):
+    with console.bar("Training", steps) as advance:
 
         def report(epoch: Epoch) -> None:
             console.line(_in_words(epoch, config.epochs))
-            if track is not None:
-                track(epoch)
+            if run.track is not None:
+                run.track(figures_of(epoch), epoch.epoch)
             if run.recorded is not None:
                 run.recorded.epoch(epoch)
 
@@ -312,11 +325,20 @@ def _fine_tune(run: Run) -> FineTuned:
 def _in_words(epoch: Epoch, epochs: int) -> str:
     seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
     robust = epoch.val_robust_accuracy
+    recall = epoch.val_mean_recall
+    even = "" if recall is None else f"  mean recall {recall:.4f}"
     withstood = "" if robust is None else f"  under attack {robust:.4f}"
     return (
         f"Epoch {epoch.epoch}/{epochs}: {seen}val loss {epoch.val_loss:.4f}  "
-        f"val accuracy {epoch.val_accuracy:.4f}{withstood}"
+        f"val accuracy {epoch.val_accuracy:.4f}{even}{withstood}"
     )
+
+
+def _chance_of_gain(result: FineTuned, data: PhotoData, config: TrainConfig) -> float:
+    scores, targets = (result.first_logits, result.val_logits), data.targets("val")
+    if config.balance == "none":
+        return chance_of_gain(*scores, targets)
+    return chance_of_balanced_gain(*scores, targets, np.random.default_rng(config.seed))
 
 
 def _fitted(result: FineTuned, data: PhotoData, penalty: float | None, how: str) -> Fitted:

@@ -57,26 +57,32 @@ def fit_head(
     penalty: float,
     start: Head | None = None,
     tolerance: float = 1e-8,
+    weights: Floats | None = None,
 ) -> Head:
     """The minimum of mean cross-entropy + penalty/2 * |W|^2, by L-BFGS.
 
-    features [n, F], labels [n]. The bias is free. Features are centred, and divided by one number
-    so that the mean of |x|^2 is 1; so a penalty means the same for every backbone, and the rows
-    converge fast. Returned for features as given. The problem is convex: `start` (of another
-    penalty) only saves time. It ends when a step lowers the loss by less than `tolerance` of it.
+    features [n, F], labels [n]; weights [n]: of the rows in the mean, None for equal ones.
+    The bias is free. Features are centred, and divided by one number so that the mean of |x|^2 is
+    1; so a penalty means the same for every backbone, and the rows converge fast.
+    Returned for features as given. The problem is convex: `start` (of another penalty) only saves
+    time. It ends when a step lowers the loss by less than `tolerance` of it.
     """
     centre = features.mean(axis=0)
     scale = float(np.sqrt(np.mean(np.sum((features - centre) ** 2, axis=1)))) or 1.0
     x = torch.from_numpy(((features - centre) / scale).astype(np.float32))
     targets = torch.from_numpy(labels)
+    shares = np.ones(len(labels)) if weights is None else weights
+    share = torch.from_numpy(shares / shares.sum())
     width = x.shape[1]
 
     def objective(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         table = torch.from_numpy(flat).view(classes, width + 1)
         weight, bias = table[:, :width], table[:, width]
         log_p = ((x @ weight.float().T).double() + bias).log_softmax(dim=1)
-        loss = nll_loss(log_p, targets) + penalty / 2 * weight.square().sum()
-        residual = (log_p.exp() - one_hot(targets, classes)) / len(targets)
+        loss = (
+            nll_loss(log_p, targets, reduction="none") @ share + penalty / 2 * weight.square().sum()
+        )
+        residual = (log_p.exp() - one_hot(targets, classes)) * share[:, None]
         gradient = torch.empty_like(table)
         gradient[:, :width] = residual.float().T @ x + penalty * weight
         gradient[:, width] = residual.sum(dim=0)
@@ -105,17 +111,20 @@ def fit_probe(
     classes: int,
     generator: np.random.Generator,
     penalties: Sequence[float] = PENALTIES,
+    weights: Floats | None = None,
 ) -> Probe:
     """The head with the penalty of lowest out-of-fold loss, fitted to all photos.
 
     `penalties`: from strong to weak; the search ends where the loss rises again.
     features [n, views, F]: the views of a photo stay in one fold, and are all trained on; judged is
-    the first, which is what the server sees. labels [n].
+    the first, which is what the server sees. labels [n]. weights [n]: of the photos in the loss
+    that is lowered, and in that which chooses the penalty; None for equal ones.
 
     Where there are fewer rows than columns, all is solved in the space that the rows span: the
     penalised weights lie in it, so the heads are the same, and each step costs less.
     """
     views = features.shape[1]
+    shares = np.ones(len(labels)) if weights is None else weights
     basis = _span(_rows(features))
     features = features @ basis if basis is not None else features
     folds = stratified_folds(labels, _FOLDS, generator)
@@ -126,14 +135,16 @@ def fit_probe(
         for fold in range(_FOLDS):
             rest, held = folds != fold, folds == fold
             rows, targets = _rows(features[rest]), np.repeat(labels[rest], views)
-            head = fit_head(rows, targets, classes, penalty, heads[fold], _ROUGH)
+            each = np.repeat(shares[rest], views)
+            head = fit_head(rows, targets, classes, penalty, heads[fold], _ROUGH, each)
             logits[held] = head.logits(features[held, 0])
             heads[fold] = head
-        loss = nll(logits, labels)
+        loss = nll(logits, labels, shares)
         if loss >= best_loss:  # the loss has one minimum along the path of penalties
             break
         best_loss, best_penalty, best_logits = loss, penalty, logits
-    head = fit_head(_rows(features), np.repeat(labels, views), classes, best_penalty)
+    rows, targets, each = _rows(features), np.repeat(labels, views), np.repeat(shares, views)
+    head = fit_head(rows, targets, classes, best_penalty, weights=each)
     if basis is not None:
         head = Head(weight=head.weight @ basis.T, bias=head.bias)
     return Probe(penalty=best_penalty, head=head, out_of_fold=best_logits)

@@ -88,7 +88,7 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
                 batch = order[step % batches].tolist()
                 rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
                 loss, _ = learner.learn(
-                    batch, view=view % config.views, rate=rate, step=step, progress=step / _STEPS
+                    batch, view=view, rate=rate, step=step, progress=step / _STEPS
                 )
                 mean = loss / len(batch)
                 if not math.isfinite(mean) or (losses and mean > _DIVERGED * max(losses[:3])):

@@ -55,8 +55,13 @@ def split_frozen(
     """
     parts = stages(backbone)
     whole = (nn.Identity(), backbone)
-    if not frozen or len(frozen) == len(parts):
+    if not frozen:
         return whole
+    if len(frozen) == len(parts):
+        known = {id(p) for part in frozen for p in part.parameters()}
+        # What is in no stage, such as a class token, is not frozen with them.
+        learning = any(id(p) not in known for p in backbone.parameters())
+        return whole if learning else (copy.copy(backbone).eval(), nn.Identity())
     sample = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     sample = sample.to(next(backbone.parameters()))
     prefix = _Until(backbone, parts[len(frozen)])

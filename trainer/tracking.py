@@ -1,13 +1,16 @@
-"""The curves of a training while it runs, for TensorBoard."""
+"""The figures of a training while it runs, for TensorBoard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from serving.modelspec import Metrics
 from trainer.training import Epoch
+
+Track = Callable[[Mapping[str, float], int], None]  # figures by name, and the epoch
 
 
 def figures_of(epoch: Epoch) -> dict[str, float]:
@@ -15,20 +18,27 @@ def figures_of(epoch: Epoch) -> dict[str, float]:
     figures = {"loss/val": epoch.val_loss, "accuracy/val": epoch.val_accuracy}
     if epoch.epoch > 0:
         figures |= {"loss/train": epoch.train_loss, "accuracy/train": epoch.train_accuracy}
+    if epoch.val_mean_recall is not None:
+        figures["mean recall/val"] = epoch.val_mean_recall
     if epoch.val_robust_accuracy is not None:
         figures["accuracy/val under attack"] = epoch.val_robust_accuracy
     return figures
 
 
+def figures_on_test(metrics: Metrics) -> dict[str, float]:
+    """What is followed of the published file on the test photos, by name."""
+    return {f"{name}/test": getattr(metrics, name) for name in ("accuracy", "nll", "ece")}
+
+
 @contextmanager
-def tracked(folder: Path, name: str) -> Iterator[Callable[[Epoch], None]]:
-    """What writes the figures of an epoch to a new folder of this run below `folder`/`name`."""
+def tracked(folder: Path, name: str) -> Iterator[Track]:
+    """What writes figures to a new folder of this run below `folder`/`name`."""
     started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     writer = SummaryWriter(str(folder / name / started))
 
-    def write(epoch: Epoch) -> None:
-        for figure, value in figures_of(epoch).items():
-            writer.add_scalar(figure, value, epoch.epoch)
+    def write(figures: Mapping[str, float], epoch: int) -> None:
+        for figure, value in figures.items():
+            writer.add_scalar(figure, value, epoch)
         writer.flush()
 
     try:

@@ -60,10 +60,9 @@ _FROM_SCRATCH = {
     "learning_rate": 3e-3,
     "weight_decay": 1e-2,
     "thaw": 1.0,
-    "views": 1000,
 }
 # Robustness is learnt by all stages, from pictures that are never the same.
-_ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0, "views": 1000}
+_ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
 _HELP = {
     "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "
     "shards (tar files, local or in a bucket), or a name: oxford-iiit-pet, flowers102, food101 ...",
@@ -84,7 +83,7 @@ _HELP = {
     "weight_decay": "of kernels (AdamW)",
     "warmup": "share of the steps in which the rate rises",
     "thaw": "share of the stages, from the last, that are fine-tuned",
-    "views": "augmented views of a photo that the frozen stages see",
+    "views": "augmented views of a photo behind frozen stages; else each epoch has its own",
     "optimizer": "sgd, momentum, adagrad, rmsprop, adam or adamw",
     "schedule": "of the learning rate after warm-up: cosine, one-cycle or constant",
     "layer_decay": "a stage's learning rate over that of the stage after it",

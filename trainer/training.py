@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.learner import Learner
-from trainer.metrics import accuracy, nll
+from trainer.metrics import accuracy, mean_recall, nll
 from trainer.schedules import SCHEDULES
 from trainer.stages import make_thawing
 
@@ -36,9 +36,19 @@ class Epoch:
     val_loss: float  # mean negative log-likelihood, nats
     val_accuracy: float
     val_robust_accuracy: float | None = None  # against the adversary, where there is one
+    val_mean_recall: float | None = None  # where classes are balanced
+
+    @property
+    def judged(self) -> float:
+        """The share of val that is right, by which epochs are chosen: where classes are balanced,
+        every class counts alike.
+        """
+        return self.val_accuracy if self.val_mean_recall is None else self.val_mean_recall
 
     def better_than(self, other: "Epoch") -> bool:
         """By accuracy on val, then by the loss; with an adversary, by the mean of both accuracies.
+
+        An epoch whose loss is no number is better than none.
 
         The robust one alone would prefer a net that gives all photos the same label to one that is
         nearly always right.
@@ -46,9 +56,10 @@ class Epoch:
         return self._rank() > other._rank()
 
     def _rank(self) -> tuple[float, float]:
+        if not math.isfinite(self.val_loss):
+            return -math.inf, -math.inf
         robust = self.val_robust_accuracy
-        seen = self.val_accuracy if robust is None else (self.val_accuracy + robust) / 2
-        return seen, -self.val_loss
+        return self.judged if robust is None else (self.judged + robust) / 2, -self.val_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +80,8 @@ def fine_tune(
 ) -> FineTuned:
     """Train what of the net is not frozen, and leave it as it was after its best epoch on val.
 
-    Epoch 0, before any step, competes: what comes out is never worse on val than what went in.
+    Epoch 0, before any step, competes: what comes out is never worse on val than what went in. With
+    wise_ft it is one end of a line, whose other end is the best epoch after it.
     With `checkpoints` it goes on from the last one, and ends as if it had never stopped. `report`
     is told of each epoch. Raises FailedCheck when the loss is no number.
     """
@@ -79,6 +91,7 @@ def fine_tune(
     frozen = classifier.frozen
     rate_at = SCHEDULES[config.schedule]
     next_order = make_order(targets, config.balance)
+    balanced = config.balance != "none"
     frozen_in = make_thawing(classifier, gradual=config.gradual)
     average = MovingAverage(classifier, config.ema)
     batches = batch_count(len(photos), config.batch_size, world.size)
@@ -88,7 +101,8 @@ def fine_tune(
     last = world.of_leader(checkpoints.load) if checkpoints else None
     if last is None:
         first_logits = best_logits = learner.evaluate()
-        history = [measure(0, (math.nan, math.nan), first_logits, data, learner.withstand())]
+        none = (math.nan, math.nan)
+        history = [measure(0, none, first_logits, data, learner.withstand(), balanced)]
         kept = first
         report(history[0])
     else:
@@ -100,7 +114,7 @@ def fine_tune(
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
         kept = {name: value.to(first[name].device) for name, value in last.best.items()}
         advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
-    best = best_of(history)
+    best = best_of(history, learnt=config.wise_ft)
 
     for epoch in range(len(history), config.epochs + 1):
         if config.patience and len(history) - 1 - best.epoch >= config.patience:
@@ -114,7 +128,7 @@ def fine_tune(
             total = config.epochs * batches
             loss, hits = learner.learn(
                 batch.tolist(),
-                view=(epoch - 1) % config.views,
+                view=epoch - 1,
                 rate=rate_at(done, total, config.learning_rate, config.warmup),
                 step=done,
                 progress=done / total,
@@ -135,9 +149,10 @@ def fine_tune(
         with average.applied():
             val_logits = learner.evaluate()
             means = (loss_sum / len(photos), right / len(photos))
-            history.append(measure(epoch, means, val_logits, data, learner.withstand()))
+            robust = learner.withstand()
+            history.append(measure(epoch, means, val_logits, data, robust, balanced))
             report(history[-1])
-            if history[-1].better_than(best):
+            if best_of((best, history[-1]), learnt=config.wise_ft) is not best:
                 best, best_logits = history[-1], val_logits
                 kept = copy.deepcopy(classifier.state_dict())
         if checkpoints and world.leads:
@@ -164,7 +179,8 @@ def fine_tune(
         def cost(state: State) -> tuple[float, float]:
             classifier.load_state_dict(state)
             logits, labels = learner.evaluate(), data.targets("val")
-            return -accuracy(logits, labels), nll(logits, labels)
+            share_right = mean_recall if balanced else accuracy
+            return -share_right(logits, labels), nll(logits, labels)
 
         share, kept = best_between(first, kept, cost)
     classifier.load_state_dict(kept)
@@ -181,10 +197,12 @@ def fine_tune(
     )
 
 
-def best_of(history: Sequence[Epoch]) -> Epoch:
+def best_of(history: Sequence[Epoch], *, learnt: bool = False) -> Epoch:
+    """With `learnt`, epoch 0 does not compete with any other whose loss is a number."""
     best = history[0]
-    for epoch in history:
-        if epoch.better_than(best):
+    for epoch in history[1:]:
+        after = learnt and best.epoch == 0 and math.isfinite(epoch.val_loss)
+        if after or epoch.better_than(best):
             best = epoch
     return best
 
@@ -226,7 +244,10 @@ def measure(
     val_logits: npt.NDArray[np.float64],
     data: PhotoData,
     robust: float | None,
+    balanced: bool,
 ) -> Epoch:
     """An epoch's figures; `train`: mean loss and accuracy of its steps."""
     targets = data.targets("val")
-    return Epoch(epoch, *train, nll(val_logits, targets), accuracy(val_logits, targets), robust)
+    loss, right = nll(val_logits, targets), accuracy(val_logits, targets)
+    recall = mean_recall(val_logits, targets) if balanced else None
+    return Epoch(epoch, *train, loss, right, robust, recall)

@@ -79,7 +79,7 @@ def score(epoch: Epoch, photos: int) -> float:
     prefer the net that is seldom sure.
     """
     loss = epoch.val_loss
-    return epoch.val_accuracy - loss / (1 + loss) / (2 * photos)
+    return epoch.judged - loss / (1 + loss) / (2 * photos)
 
 
 def _optuna() -> Any:

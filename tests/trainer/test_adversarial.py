@@ -86,7 +86,7 @@ def test_it_buys_robust_accuracy(photos: MakePhotos):
     withstood, size = {}, 8 / 255
     for adversarial in (None, "pgd-2@8/255"):
         run = Run(
-            photos, "tiny", per_class=40, thaw=1.0, views=1000, epochs=12, learning_rate=3e-3,
+            photos, "tiny", per_class=40, thaw=1.0, epochs=12, learning_rate=3e-3,
             batch_size=8, val_fraction=0.4, adversarial=adversarial,
         )  # fmt: skip
         result = run()

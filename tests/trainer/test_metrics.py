@@ -7,9 +7,11 @@ import pytest
 
 from trainer.metrics import (
     accuracy,
+    chance_of_balanced_gain,
     chance_of_gain,
     confusion_matrix,
     expected_calibration_error,
+    mean_recall,
     nll,
     reliability,
     softmax,
@@ -101,3 +103,28 @@ def test_chance_of_gain_by_hand():
     assert chance_of_gain(right(0), right(0, 1, 2, 3), labels) == 1 / 8  # three of three
     assert chance_of_gain(right(0, 7), right(0, 1, 2, 3), labels) == 5 / 16  # three of four
     assert chance_of_gain(right(0, 1, 2), right(0), labels) == 1.0
+
+
+def test_mean_recall_counts_every_class_alike():
+    labels = np.array([0] * 8 + [2] * 2)
+    scores = np.eye(3)[[0] * 8 + [2, 1]]
+    assert mean_recall(scores, labels) == pytest.approx((1 + 0.5) / 2)
+
+
+def test_chance_of_balanced_gain_is_the_exact_one_of_even_classes_and_minds_the_rare_of_others():
+    def scores(right: list[int], labels: np.ndarray) -> np.ndarray:
+        return np.eye(2)[np.where(np.isin(np.arange(len(labels)), right), labels, 1 - labels)]
+
+    def chance(before: list[int], after: list[int], labels: np.ndarray) -> float:
+        both = scores(before, labels), scores(after, labels)
+        return chance_of_balanced_gain(*both, labels, np.random.default_rng(0))
+
+    even = np.array([0] * 6 + [1] * 6)
+    assert chance([0, 1], [0, 1], even) == 1.0
+    assert chance([0, 11], [0, 1, 2, 6], even) == pytest.approx(5 / 16, abs=0.015)  # 3 of 4
+    # Six of ten rare ones are gained for eight of ninety: fewer right in all, recall is higher.
+    uneven = np.array([0] * 90 + [1] * 10)
+    before, after = list(range(90)), [*range(8, 90), *range(90, 96)]
+    both = scores(before, uneven), scores(after, uneven)
+    assert chance_of_gain(*both, uneven) > 0.5
+    assert chance(before, after, uneven) == pytest.approx(1 / 64, abs=0.01)

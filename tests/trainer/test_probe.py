@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
+from trainer.balance import photo_weights
+from trainer.metrics import mean_recall
 from trainer.probe import Head, fit_head, fit_probe
 
 
@@ -122,3 +124,38 @@ def test_with_fewer_photos_than_columns_the_head_is_the_same():
     unseen = generator.normal(0, 1, (50, 60)) + 3
     assert probe.head.weight.shape == (3, 60)
     assert probe.head.logits(unseen) == pytest.approx(direct.logits(unseen), abs=5e-3)
+
+
+def uneven(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    x, labels = blobs(n, classes=2, noise=2.5, seed=seed)
+    kept = (labels == 0) | (np.arange(n) % 20 == 1)  # one in ten of the second class
+    return x[kept], labels[kept]
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_balanced_the_rare_class_is_recalled_more_often(balance: str):
+    x, labels = uneven(400, seed=0)
+    weights = photo_weights(labels, balance)
+    unseen, truth = uneven(2000, seed=1)
+
+    def probe(weights: np.ndarray | None) -> np.ndarray:
+        found = fit_probe(x[:, None], labels, 2, np.random.default_rng(0), weights=weights)
+        return found.head.logits(unseen)
+
+    plain, balanced = probe(None), probe(weights)
+    rare = truth == 1
+    assert np.mean(balanced[rare].argmax(1) == 1) > np.mean(plain[rare].argmax(1) == 1) + 0.15
+    assert mean_recall(balanced, truth) > mean_recall(plain, truth) + 0.05
+    assert photo_weights(labels, "none") is None
+
+
+def test_the_gradient_of_the_weighted_loss_is_zero_at_the_solution():
+    x, labels = blobs()
+    weights = np.where(labels == 0, 4.0, 0.5)
+    head = fit_head(x, labels, 3, 1e-2, weights=weights)
+    unit = np.mean(np.sum((x - x.mean(0)) ** 2, axis=1))
+    residual = softmax(head.logits(x), axis=1) - np.eye(3)[labels]
+    residual *= (weights / weights.sum())[:, None]
+    assert np.abs(residual.sum(axis=0)).max() < 2e-4
+    gradient = residual.T @ (x - x.mean(0)) + 1e-2 * unit * head.weight
+    assert np.abs(gradient).max() < 2e-4 * np.sqrt(unit)

@@ -109,3 +109,16 @@ def test_a_net_that_cannot_be_cut_is_left_whole():
     net = Skipping().eval()
     prefix, suffix = split_frozen(net, [net.first], 16)
     assert isinstance(prefix, nn.Identity) and suffix is net
+
+
+def test_all_frozen_the_whole_backbone_is_run_ahead_unless_something_in_no_stage_learns():
+    net = classifier("resnet18", thaw=0.0)
+    prefix, suffix = split_frozen(net.backbone, net.frozen, 64)
+    assert isinstance(suffix, nn.Identity)
+    net.train()
+    with torch.no_grad():
+        ahead = prefix(sample())
+    assert torch.equal(ahead, net.eval().backbone(sample())) and not prefix.training
+    net.backbone.register_parameter("token", nn.Parameter(torch.zeros(1)))
+    prefix, suffix = split_frozen(net.backbone, net.frozen, 64)
+    assert isinstance(prefix, nn.Identity) and suffix is net.backbone

@@ -12,12 +12,13 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
-from trainer.backbones import load_version
+from trainer.backbones import build, load_version, version_state
 from trainer.config import TrainConfig
 from trainer.data import load_data
 from trainer.optimizers import OPTIMIZERS
@@ -210,6 +211,34 @@ def test_labels_with_dollars_and_plots_that_fail_cost_no_training(
     assert repository.verify("prices", 1) == []
     assert ("plots/confusion.png" in repository.manifest("prices", 1).files) is not broken
     assert ("Warning: not all plots could be drawn" in capsys.readouterr().out) is broken
+
+
+def test_a_probe_alone_is_tracked_and_balanced_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Twelve squares beside sixty discs, on a net drawn at random, which can't tell them well."""
+    torch.manual_seed(0)
+    torch.save(version_state(build("tiny", 2, 32)), tmp_path / "random.pth")
+    folder = write_photos(tmp_path / "photos", 12, ("squares",))
+    write_photos(folder, 60, ("discs",))
+    kept = []
+    for balance in ("none", "weights"):
+        arguments = [
+            *("--data", folder, "--name", balance, "--out", tmp_path / "models"),
+            *("--backbone", "tiny", "--weights", tmp_path / "random.pth", "--size", 32),
+            *("--epochs", 0, "--balance", balance),
+        ]
+        assert main([str(argument) for argument in arguments]) == 0
+        kept.append(load_file(tmp_path / "models" / balance / "1/weights.safetensors"))
+        (logs,) = (tmp_path / "models/.logs" / balance).iterdir()
+        curves = EventAccumulator(str(logs)).Reload()
+        found = {tag: curves.Scalars(tag)[0].value for tag in curves.Tags()["scalars"]}
+        assert {"accuracy/cross-validated", "penalty/probe", "accuracy/test"} <= found.keys()
+        measured = Repository(tmp_path / "models").manifest(balance, 1).variants["fp32"].metrics
+        assert found["nll/test"] == pytest.approx(measured.nll, rel=1e-5)
+        assert ("mean recall/cross-validated" in found) == (balance == "weights")
+    assert "mean recall" in capsys.readouterr().out
+    assert not torch.allclose(kept[0]["classifier.1.bias"], kept[1]["classifier.1.bias"])
 
 
 def test_a_net_that_has_learnt_nothing_from_scratch_is_called_so(

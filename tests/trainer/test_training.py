@@ -20,6 +20,7 @@ from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.features import plain
 from trainer.learner import Learner
+from trainer.metrics import accuracy, nll
 from trainer.optimizers import parameter_groups
 from trainer.pictures import Photo, for_augmentation
 from trainer.schedules import cosine
@@ -47,7 +48,14 @@ def test_an_epoch_is_better_by_accuracy_and_then_by_loss():
     assert Epoch(2, 0.1, 1.0, val_loss=0.4, val_accuracy=0.9).better_than(first)
     assert not Epoch(2, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9).better_than(first)
     assert not Epoch(2, 0.1, 1.0, val_loss=0.1, val_accuracy=0.8).better_than(first)
-    assert not Epoch(2, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.9).better_than(first)
+    broken = Epoch(2, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.95)
+    assert not broken.better_than(first) and first.better_than(broken)
+
+
+def test_where_classes_are_balanced_an_epoch_is_better_by_mean_recall():
+    first = Epoch(1, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9, val_mean_recall=0.5)
+    assert Epoch(2, 0.1, 1.0, 0.6, 0.8, val_mean_recall=0.8).better_than(first)
+    assert not Epoch(2, 0.1, 1.0, 0.4, 0.95, val_mean_recall=0.4).better_than(first)
 
 
 def test_only_kernels_decay():
@@ -138,23 +146,41 @@ def test_the_best_epoch_is_what_is_left(photos: MakePhotos, backbone: str):
     assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-4)
 
 
-def test_harmful_epochs_are_undone_whole(photos: MakePhotos):
-    """A rate that ruins the net: epoch 0 is kept, running statistics included."""
-    run = Run(photos, "resnet18", epochs=1, learning_rate=3.0)
-    with torch.no_grad():  # epoch 0 is right everywhere, so that nothing can be better
-        images = plain(run.data.squares, run.data.splits["val"])
-        features = run.classifier.features(images)
+def solve_head(run: Run, sharpness: float) -> None:
+    """A head that is right on all of val, and the surer the higher `sharpness`."""
+    with torch.no_grad():
+        features = run.classifier.features(run.val_images())
         centred = features - features.mean(dim=0)
         targets = torch.from_numpy(run.data.targets("val")).float() * 2 - 1
-        direction = torch.linalg.lstsq(centred, targets[:, None]).solution[:, 0] * 30
+        direction = torch.linalg.lstsq(centred, targets[:, None]).solution[:, 0] * sharpness
         run.classifier.head.weight.copy_(torch.stack([-direction, direction]))
         shift = features.mean(dim=0) @ direction
         run.classifier.head.bias.copy_(torch.stack([shift, -shift]))
+
+
+def test_harmful_epochs_are_undone_whole(photos: MakePhotos):
+    """A rate that ruins the net: epoch 0 is kept, running statistics included."""
+    run = Run(photos, "resnet18", epochs=1, learning_rate=3.0)
+    solve_head(run, 30)  # so that nothing can be better than epoch 0
     before = {k: v.clone() for k, v in run.classifier.state_dict().items()}
     result = run()
     assert result.history[0].val_accuracy == 1.0 and result.best.epoch == 0
     after = run.classifier.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_wise_ft_looks_on_the_line_to_what_was_learnt_where_no_epoch_is_better(photos: MakePhotos):
+    """Epoch 0 is right on all of val, if not sure; the only epoch after it goes too far."""
+    run = Run(photos, "resnet18", epochs=1, learning_rate=1e-3, wise_ft=True, batch_size=4)
+    solve_head(run, 0.3)
+    result = run()
+    probe, learnt = result.history
+    assert probe.val_accuracy == 1.0 and not learnt.better_than(probe)
+    assert result.best is learnt and 0 < result.share < 1
+    targets = run.data.targets("val")
+    assert accuracy(result.val_logits, targets) == 1.0
+    assert nll(result.val_logits, targets) < probe.val_loss
+    assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-3)
 
 
 def test_the_same_seed_gives_the_same_weights(photos: MakePhotos):
@@ -210,3 +236,23 @@ def test_activations_are_computed_once_while_memory_lasts(photos: MakePhotos):
     assert len(asked) == 4 + 1  # three are kept
     kept.get(members[:1], 2)
     assert asked[-1] == (members[0].file, 2)
+
+
+@pytest.mark.parametrize(("thaw", "expected"), [(0.5, [0, 1, 0, 1]), (1.0, [0, 1, 2, 3])])
+def test_views_come_again_only_behind_frozen_stages(
+    photos: MakePhotos, thaw: float, expected: list[int]
+):
+    """By the inputs of the stages that learn, for the same photo in each of four epochs."""
+    run = Run(photos, "resnet18", thaw=thaw, views=2)
+    learner = run.learner()
+    seen: list[torch.Tensor] = []
+
+    def note(inputs: torch.Tensor, labels: torch.Tensor, draw: np.random.Generator):
+        seen.append(inputs)
+        return inputs, labels
+
+    learner._mix = note
+    for view in range(4):
+        learner.learn([0, 1], view=view, rate=0.0, step=view, progress=0.0)
+    same = [next(j for j, other in enumerate(seen) if torch.equal(each, other)) for each in seen]
+    assert same == expected
