@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from serving.errors import InvalidRequest, PawprintError
+from trainer.meeting import meet
 
 T = TypeVar("T")
 
@@ -162,8 +163,9 @@ def joined() -> Iterator[World]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if gpus else "gloo")
+    store, rank, size = meet()
+    dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield World(rank, size)
     finally:
         dist.destroy_process_group()
