@@ -56,7 +56,7 @@ def test_without_weights_there_is_nothing_to_compare(
         (("--teacher", "pets"), "--compare can't be given --teacher, which not all"),
         (("--adversarial", "pgd-3@4/255"), "--compare can't be given --adversarial, which not all"),
         (("--epochs", 0), "--compare needs --epochs of at least 1"),
-        (("--accumulate", 64), "accumulate must be 1 to 32"),
+        (("--accumulate", 64), "accumulate must be 1 to 16"),
     ],
 )
 def test_what_one_way_would_refuse_is_refused_before_the_first(

@@ -275,7 +275,7 @@ def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
     expect(write_tar(tmp_path / "one.tar", samples(0, ("cat",))), r"has one label \(cat\)")
     expect(write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()}), "has no photo with a label")
     case = write_tar(tmp_path / "case.tar", samples(0, ("cat", "Cat")))
-    expect(case, "'Cat' and 'cat' in .* differ only in case or spaces")
+    expect(case, "'Cat' and 'cat' in .* differ only in case, spaces")
     numbers = write_tar(tmp_path / "n" / "x.tar", samples(0, ("0", "2")))
     (tmp_path / "n" / "classnames.txt").write_text("cat\ndog\n")
     expect(numbers, "000001.jpg in .* has the label 2, and classnames.txt only the 2 from 0 to 1")
