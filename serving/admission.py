@@ -25,7 +25,6 @@ class Admission:
         self.photo_s = 0.0  # seconds from one answered photo to the next while others wait
         self._max_queue = max_queue
         self._of: tuple[Counter[Hashable], ...] = tuple(Counter() for _ in Priority)
-        self._low = 0  # photos of low priority
         self._promised = -math.inf  # when the last refused call was told to come back
         self._since = math.inf  # the last answer, or the first photo after a pause
 
@@ -52,8 +51,6 @@ class Admission:
             self._since = now
         self.photos += photos
         self._of[priority][caller] += photos
-        if priority is Priority.LOW:
-            self._low += photos
 
     def leave(self, photos: int, caller: Hashable, priority: Priority) -> None:
         self.photos -= photos
@@ -61,8 +58,6 @@ class Admission:
         of[caller] -= photos
         if not of[caller]:
             del of[caller]
-        if priority is Priority.LOW:
-            self._low -= photos
 
     def answered(self, photos: int, at: float) -> None:
         """So many more, at this time, their calls not yet gone.
@@ -80,8 +75,9 @@ class Admission:
 
     def _free(self, priority: Priority) -> int:
         free = self._max_queue - self.photos
-        if priority is Priority.LOW and self._low:  # the first call may have any size
-            free = min(free, self._max_queue // 2 - self._low)
+        low = self._of[Priority.LOW]
+        if priority is Priority.LOW and low:  # the first call may have any size
+            free = min(free, self._max_queue // 2 - low.total())
         return max(0, free)
 
     def _drained_in_s(self) -> float:

@@ -1,15 +1,13 @@
 """Finds external data in an ONNX file, from its bytes alone (the serving environment has no onnx).
 
 A tensor may name another file to hold its values; ONNX Runtime would open that path, unchecked by
-any digest of ours. So the file is walked in protobuf's wire format
-(protobuf.dev/programming-guides/encoding) along the fields of onnx.proto that lead to tensors.
+any digest of ours. So the file is walked in protobuf's wire format along the fields of onnx.proto that lead to tensors.
 """
 
 from collections.abc import Iterator
 
 from serving.errors import BrokenVersion
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from serving.wire_format import FIXED, LENGTH, VARINT, varint
 
 # message -> field number -> message in that field, after onnx.proto of ONNX 1.19
 _CHILDREN = {
@@ -66,30 +64,19 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Field number and value of each field: an int, or the bytes of a length-delimited one."""
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, at = _varint(message, at)
+        if wire_type == VARINT:
+            value, at = varint(message, at)
             yield number, value
             continue
-        if wire_type == _BYTES:
-            length, at = _varint(message, at)
-        elif wire_type in (_FIXED64, _FIXED32):
-            length = 8 if wire_type == _FIXED64 else 4
+        if wire_type == LENGTH:
+            length, at = varint(message, at)
+        elif wire_type in FIXED:
+            length = FIXED[wire_type]
         else:
             raise ValueError(f"wire type {wire_type} at byte {at}")
         if at + length > len(message):
             raise ValueError("it ends in the middle of a field")
         yield number, message[at : at + length]
         at += length
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError(f"a number of more than 64 bits at byte {at}")

@@ -2,20 +2,18 @@
 
 Parsed, an empty part of two bytes becomes an object of a hundred: a message of nothing else would
 take forty times its size. So parts are counted first, down through the messages within messages.
-https://protobuf.dev/programming-guides/encoding
 """
 
 from typing import Any
 
 from serving.errors import InvalidRequest
+from serving.wire_format import FIXED, LENGTH, VARINT, varint
 
 TEXT = "the message can't be parsed: it is not one that this method takes"
 # Fewer bytes than these can't cost much, whatever they hold.
 SMALL_BYTES = 64 * 1024
 # As many parts as a message may have, and one more for each so many of its bytes.
 _PARTS, _BYTES_A_PART = 4096, 2048
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
-_FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 # By number: the fields of a message within, or None: packed integers that take 8 bytes each.
 Fields = dict[int, "Fields | None"]
@@ -63,38 +61,26 @@ def _fits(data: bytes, fields: Fields, most: int) -> bool:
             tag = data[at]
             at += 1
             if tag >= 0x80:
-                tag, at = _varint(data, at - 1)
+                tag, at = varint(data, at - 1)
             kind = tag & 7
-            if kind == _LENGTH:
+            if kind == LENGTH:
                 size = data[at]
                 at += 1
                 if size >= 0x80:
-                    size, at = _varint(data, at - 1)
+                    size, at = varint(data, at - 1)
                 inner = fields.get(tag >> 3, _NO_PARTS)
                 if inner is None:
                     most -= size
                 elif inner is not _NO_PARTS:
                     within.append((at, at + size, inner))
                 at += size
-            elif kind == _VARINT:
-                _, at = _varint(data, at)
+            elif kind == VARINT:
+                _, at = varint(data, at)
             else:
-                at += _FIXED[kind] if kind in _FIXED else _no_message()
+                at += FIXED[kind] if kind in FIXED else _no_message()
         if at != end:
             _no_message()
     return most >= 0
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at that place, and where the next one is. Raises IndexError, ValueError."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    return _no_message(), at
 
 
 def _no_message() -> int:

@@ -58,6 +58,7 @@ CORE = {
     "thread_priority",
     "turns",
     "version_policy",
+    "wire_format",
     *CONTRACTS,
 }
 SERVING_NEEDS = {

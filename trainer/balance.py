@@ -15,9 +15,9 @@ Order = Callable[[np.random.Generator], Ints]  # indices of the photos of one ep
 
 def make_order(targets: Ints, balance: str) -> Order:
     """All photos, shuffled; or, by "sampling", as many drawn so that classes come equally often."""
-    if balance != "sampling":
+    weights = photo_weights(targets, balance)
+    if weights is None or balance != "sampling":
         return lambda generator: generator.permutation(len(targets))
-    weights = class_weights(targets, int(targets.max()) + 1)[targets]
     chances = weights / weights.sum()
     return lambda generator: generator.choice(len(targets), len(targets), p=chances)
 
