@@ -1,7 +1,8 @@
 """Finds external data in an ONNX file, from its bytes alone (the serving environment has no onnx).
 
 A tensor may name another file to hold its values; ONNX Runtime would open that path, unchecked by
-any digest of ours. So the file is walked in protobuf's wire format along the fields of onnx.proto that lead to tensors.
+any digest of ours. So the file is walked in protobuf's wire format along the fields of onnx.proto
+that lead to tensors.
 """
 
 from collections.abc import Iterator
