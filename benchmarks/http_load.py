@@ -1,18 +1,13 @@
 """Callers over HTTP, for LitServe; otherwise as triton_load.py. Started by server.py."""
 
 import argparse
-import asyncio
 import base64
 import json
-import time
 from pathlib import Path
 
 import aiohttp
-import numpy as np
 import uvloop
-
-WARM = 32
-READY_S = 120
+from callers import measured, until_ready
 
 
 async def main() -> None:
@@ -24,41 +19,23 @@ async def main() -> None:
     options = parser.parse_args()
     files = options.photos.read_text().splitlines()
     bodies = [{"image": base64.b64encode(Path(file).read_bytes()).decode()} for file in files]
-    taken: list[float] = []
     connector = aiohttp.TCPConnector(limit=options.callers)
     async with aiohttp.ClientSession(f"http://{options.address}", connector=connector) as session:
-        until = time.monotonic() + READY_S
-        while True:
+
+        async def ready() -> bool:
             try:
                 async with session.get("/health") as answer:
-                    if answer.ok:
-                        break
+                    return answer.ok
             except aiohttp.ClientError:
-                pass  # not listening yet
-            if time.monotonic() > until:
-                raise TimeoutError("not ready")
-            await asyncio.sleep(0.2)
+                return False  # not listening yet
 
-        async def all_of(some: list[dict[str, str]]) -> float:
-            waiting = iter(some)
+        async def ask(body: dict[str, str]) -> None:
+            async with session.post(f"/{options.model}", json=body) as answer:
+                answer.raise_for_status()
+                assert (await answer.json())["probabilities"]
 
-            async def caller() -> None:
-                for body in waiting:
-                    begin = time.perf_counter()
-                    async with session.post(f"/{options.model}", json=body) as answer:
-                        answer.raise_for_status()
-                        assert (await answer.json())["probabilities"]
-                    taken.append(time.perf_counter() - begin)
-
-            begin = time.perf_counter()
-            await asyncio.gather(*(caller() for _ in range(options.callers)))
-            return time.perf_counter() - begin
-
-        await all_of(bodies[:WARM])
-        taken.clear()
-        seconds = await all_of(bodies)
-    p50, p99 = (1e3 * float(np.quantile(taken, q)) for q in (0.5, 0.99))
-    print(json.dumps({"photos_s": len(bodies) / seconds, "p50_ms": p50, "p99_ms": p99}))
+        await until_ready(ready)
+        print(json.dumps(await measured(ask, bodies, options.callers)))
 
 
 uvloop.run(main())

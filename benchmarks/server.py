@@ -14,7 +14,6 @@ that name from every script in this folder.)
 """
 
 import argparse
-import asyncio
 import json
 import os
 import signal
@@ -22,13 +21,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import uvloop
+from callers import measured
 from limit import CORES, alone_ms, engine_of, limits, rate, read_photos
 from started import started
 
@@ -38,7 +37,6 @@ from serving.photo_paths import photo_paths
 from serving.preprocess import preprocess
 
 HERE = Path(__file__).parent
-WARM = 32
 SOME = 240  # photos for a look at the limit
 COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
 CLIENTS = ("ours", "triton-bytes", "triton-pixels")
@@ -72,27 +70,8 @@ def peer(python: str, which: str, version: Path, name: str) -> Iterator[str]:
 
 
 async def our_callers(address: str, name: str, photos: list[bytes], callers: int) -> dict:
-    taken: list[float] = []
     async with AsyncClient(address) as client:
-
-        async def all_of(some: list[bytes]) -> float:
-            waiting = iter(some)
-
-            async def caller() -> None:
-                for photo in waiting:
-                    begin = time.perf_counter()
-                    await client.classify([photo], model=name)
-                    taken.append(time.perf_counter() - begin)
-
-            begin = time.perf_counter()
-            await asyncio.gather(*(caller() for _ in range(callers)))
-            return time.perf_counter() - begin
-
-        await all_of(photos[:WARM])
-        taken.clear()
-        seconds = await all_of(photos)
-    p50, p99 = (1e3 * float(np.quantile(taken, q)) for q in (0.5, 0.99))
-    return {"photos_s": len(photos) / seconds, "p50_ms": p50, "p99_ms": p99}
+        return await measured(lambda photo: client.classify([photo], model=name), photos, callers)
 
 
 class Load:

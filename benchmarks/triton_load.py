@@ -6,27 +6,12 @@ Asks for `count` photos with so many calls under way, and prints photos a second
 import argparse
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc.aio as triton
+from callers import measured, until_ready
 from tritonclient.utils import InferenceServerException
-
-WARM = 32
-
-
-async def ready(client: triton.InferenceServerClient, model: str) -> None:
-    until = time.monotonic() + 120
-    while True:
-        try:
-            if await client.is_model_ready(model):
-                return
-        except InferenceServerException:
-            pass  # not listening yet
-        if time.monotonic() > until:
-            raise TimeoutError(f"{model} is not ready")
-        await asyncio.sleep(0.2)
 
 
 async def main() -> None:
@@ -45,34 +30,22 @@ async def main() -> None:
         shape = (1, 1) if options.column else (1,)
         datatype, contents = "BYTES", [np.full(shape, photo, object) for photo in photos]
     outputs = [triton.InferRequestedOutput("probabilities")]
-    taken: list[float] = []
     async with triton.InferenceServerClient(options.address) as client:
-        await ready(client, options.model)
+
+        async def ready() -> bool:
+            try:
+                return bool(await client.is_model_ready(options.model))
+            except InferenceServerException:
+                return False  # not listening yet
 
         async def ask(content: np.ndarray) -> None:
             image = triton.InferInput("image", list(content.shape), datatype)
             image.set_data_from_numpy(content)
-            begin = time.perf_counter()
             result = await client.infer(options.model, [image], outputs=outputs)
-            taken.append(time.perf_counter() - begin)
             assert result.as_numpy("probabilities").shape[0] == 1
 
-        async def all_of(some: list[np.ndarray]) -> float:
-            waiting = iter(some)
-
-            async def caller() -> None:
-                for content in waiting:
-                    await ask(content)
-
-            begin = time.perf_counter()
-            await asyncio.gather(*(caller() for _ in range(options.callers)))
-            return time.perf_counter() - begin
-
-        await all_of(contents[:WARM])
-        taken.clear()
-        seconds = await all_of(contents)
-    p50, p99 = (1e3 * float(np.quantile(taken, q)) for q in (0.5, 0.99))
-    print(json.dumps({"photos_s": len(contents) / seconds, "p50_ms": p50, "p99_ms": p99}))
+        await until_ready(ready)
+        print(json.dumps(await measured(ask, contents, options.callers)))
 
 
 asyncio.run(main())
