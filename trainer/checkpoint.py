@@ -2,8 +2,9 @@
 
 import errno
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,36 @@ def differences(settings: Mapping[str, Any], there: Mapping[str, Any]) -> list[s
     ]
 
 
+class _Unusable(Exception):
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
 class Checkpoints:
     """One file for a model and its training; `settings`: all that the result depends on."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """With `tell` nobody has asked for checkpoints: it is told of one that can't be used or
+        written, and the training does without. Otherwise these are errors.
+        """
         self.path = folder / f"{name}.ckpt"
+        self._aside = folder / f"{name}.before.ckpt"
         self._weights = folder / f"{name}.best.safetensors"
         self._settings = dict(settings)
+        self._tell = tell
 
     def check(self) -> None:
-        """Raises InvalidRequest if no file can be made in the folder."""
+        """Raises InvalidRequest if no file can be made in the folder, where that was asked for."""
+        if self._tell is not None:
+            return
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,27 +91,40 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none.
 
-        Raises InvalidRequest if it is of other settings, or damaged.
+        One that is of other settings, or damaged, raises InvalidRequest, or is put aside.
         """
         if not self.path.exists():
             return None
+        try:
+            return self._read()
+        except _Unusable as error:
+            if self._tell is None:
+                raise InvalidRequest(f"{error}; {error.remedy}") from error
+            os.replace(self.path, self._aside)
+            self._tell(f"Starting anew: {error} (now {self._aside.name})")
+            return None
+
+    def _read(self) -> Checkpoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
             found = Checkpoint(**content)
         except Exception as error:  # torch.load raises almost anything on other bytes
-            raise InvalidRequest(
-                f"the checkpoint {self.path} can't be read; delete it to start anew"
+            raise _Unusable(
+                f"the checkpoint {self.path} can't be read", "delete it to start anew"
             ) from error
         if different := differences(self._settings, settings):
-            raise InvalidRequest(
+            raise _Unusable(
                 f"the checkpoint {self.path} is of a training with other settings: "
-                f"{'; '.join(different)}; give those, or delete it to start anew"
+                f"{'; '.join(different)}",
+                "give those, or delete it to start anew",
             )
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the file in one step. Raises FailedCheck, and keeps the last, if it can't."""
+        """Replace the file in one step. Raises FailedCheck if it can't, where that was asked for;
+        the last one is kept.
+        """
         content = {**vars(checkpoint), "settings": json.dumps(self._settings)}
         try:
             with replaced(self.path) as file:
@@ -98,11 +132,15 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "no space is left" if full else str(error).strip().split("\n")[0]
-            last = "it goes on from the one before" if self.path.exists() else "it starts anew"
-            raise FailedCheck(
+            said = (
                 f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
-                f" ({why}). Put that right and run the same command: {last}"
-            ) from error
+                f" ({why})"
+            )
+            if self._tell is not None:
+                self._tell(f"Warning: {said}; the training goes on")
+                return
+            last = "it goes on from the one before" if self.path.exists() else "it starts anew"
+            raise FailedCheck(f"{said}. Put that right and run the same command: {last}") from error
 
     def save_weights(self, state: Mapping[str, torch.Tensor]) -> Path:
         """Weights alone, under the names that --weights takes, in one step. Raises OSError."""

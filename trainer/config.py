@@ -11,6 +11,7 @@ from trainer.defence import parse_defence
 # What the flags may be; kept here, so that --help need not load torch.
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw")
 SCHEDULES = ("cosine", "one-cycle", "constant")
+HEAD_SOLVERS = ("lbfgs", "sgd", "none")
 HEAD_INITS = ("uniform", "normal", "glorot", "kaiming")
 POLICIES = ("crop", "standard", "trivial", "rand")
 BALANCES = ("none", "sampling", "weights")
@@ -44,7 +45,10 @@ class TrainConfig:
     schedule: str = "cosine"
     layer_decay: float = 1.0  # a stage's learning rate over that of the stage after it
     gradual: bool = False  # stages thaw one an epoch, from the last
-    head_init: str = "uniform"  # of a head that no probe solves
+    head_solver: str = "lbfgs"  # of the head on frozen features; none: it is drawn, no probe
+    head_init: str = "uniform"  # of a head that L-BFGS does not solve
+    head_epochs: int = 50  # of head_solver sgd
+    head_rate: float = 0.0  # of head_solver sgd, at the start; 0: what suits the optimizer
     augment: str = "standard"
     erasing: float = 0.0  # how likely a rectangle of a picture is blacked
     mixup: float = 0.0  # alpha of its Beta distribution; 0: none
@@ -64,7 +68,7 @@ class TrainConfig:
     compile: bool = False
     deterministic: bool = False
     logs: str | None = None  # folder for TensorBoard (None: .logs in `out`)
-    checkpoints: str | None = None  # folder for the state after each epoch
+    checkpoints: str | None = None  # folder for the state after each epoch (None: in `out`)
     adversarial: str | None = None  # train against this adversary, such as pgd-3@4/255
     int8: bool = False  # publish the model in 8-bit integers too
     fp16: bool = False  # and in 16-bit floats
@@ -88,7 +92,10 @@ class TrainConfig:
         _range("views", self.views, 1, 1000)
         _check("optimizer", self.optimizer, OPTIMIZERS)
         _check("schedule", self.schedule, SCHEDULES)
+        _check("head_solver", self.head_solver, HEAD_SOLVERS)
         _check("head_init", self.head_init, HEAD_INITS)
+        _range("head_epochs", self.head_epochs, 1, 10_000)
+        _range("head_rate", self.head_rate, 0.0, 100.0)
         _check("augment", self.augment, POLICIES)
         _check("balance", self.balance, BALANCES)
         _check("amp", self.amp, PRECISIONS)
@@ -104,11 +111,13 @@ class TrainConfig:
         _range("patience", self.patience, 0, 10_000)
         _range("max_accuracy_loss", self.max_accuracy_loss, 0.0, 1.0)
         _range("workers", self.workers, 1, 64)
-        if self.weights == "none" and self.epochs == 0:
-            raise InvalidRequest("epochs must be at least 1 with weights none, got 0")
-        if self.wise_ft and (self.weights == "none" or self.adversarial):
+        if self.epochs == 0 and not self.probes:
+            what = "weights" if self.weights == "none" else "head_solver"
+            raise InvalidRequest(f"epochs must be at least 1 with {what} none, got 0")
+        if self.wise_ft and (self.adversarial or not self.probes):
             raise InvalidRequest(
-                "wise_ft needs a probe to start from: not with weights none or adversarial"
+                "wise_ft needs a probe to start from: not with weights none, head_solver none or "
+                "adversarial"
             )
         _range("teacher_share", self.teacher_share, 0.0, 1.0)
         _range("teacher_temperature", self.teacher_temperature, 0.1, 100.0)
@@ -124,6 +133,11 @@ class TrainConfig:
             parse_defence(self.adversarial)
             if self.epochs == 0:
                 raise InvalidRequest("epochs must be at least 1 with adversarial, got 0")
+
+    @property
+    def probes(self) -> bool:
+        """Whether a head is solved on frozen features first."""
+        return self.weights != "none" and self.head_solver != "none"
 
 
 def _range(setting: str, value: float, low: float, high: float) -> None:

@@ -46,8 +46,9 @@ def softmax(logits: Floats) -> Floats:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Logarithms of the probabilities [n, K]."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    """Logarithms of the probabilities [n, K]; nan in a row whose logits are not finite."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 

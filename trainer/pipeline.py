@@ -31,13 +31,14 @@ from trainer.distributed import World, joined
 from trainer.errors import FailedCheck
 from trainer.exporter import Exporter
 from trainer.features import FeatureNet, cache_of, extract, in_torch
+from trainer.head_steps import solver_by_steps
 from trainer.heads import initialise_head
 from trainer.learner import Learner
 from trainer.listing import find_photos
 from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.pictures import for_augmentation
-from trainer.probe import Head, Probe, fit_head, fit_probe
+from trainer.probe import Head, Probe, Solver, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
 from trainer.split import Ints
 from trainer.stages import frozen_stages
@@ -94,7 +95,7 @@ def train(config: TrainConfig, console: Console) -> Published | None:
 
 
 def _fit(run: Run) -> Fitted:
-    return _from_scratch(run) if run.config.weights == "none" else _probe_then_fine_tune(run)
+    return _probe_then_fine_tune(run) if run.config.probes else _from_drawn_head(run)
 
 
 def _fit_and_publish(run: Run, started: float) -> Published:
@@ -138,9 +139,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     datasets = Path(config.datasets) if config.datasets else None
     files = find_photos(config.data, datasets, console.track)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
-    if config.weights == "none":
-        drawn = torch.Generator().manual_seed(config.seed)
-        initialise_head(classifier.head, config.head_init, drawn)
+    drawn = torch.Generator().manual_seed(config.seed)
+    initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     teacher = None
@@ -158,7 +158,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         data=data,
         config=config,
         console=console,
-        checkpoints=_checkpoints(classifier, data, config, world),
+        checkpoints=_checkpoints(repository.root, classifier, data, config, console, world),
         teacher=teacher,
         world=world,
         exporter=Exporter(config.size, console),
@@ -166,11 +166,18 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
 
 
 def _checkpoints(
-    classifier: Classifier, data: PhotoData, config: TrainConfig, world: World
+    root: Path,
+    classifier: Classifier,
+    data: PhotoData,
+    config: TrainConfig,
+    console: Console,
+    world: World,
 ) -> Checkpoints | None:
-    if config.checkpoints is None:
+    if config.checkpoints == "none" or config.epochs == 0:
         return None
     settings = decisive_settings(classifier, data, config)
+    if config.checkpoints is None:
+        return Checkpoints(root / ".checkpoints", config.name, settings, tell=console.line)
     checkpoints = Checkpoints(Path(config.checkpoints), config.name, settings)
     world.of_leader(checkpoints.check)  # it alone writes
     return checkpoints
@@ -186,15 +193,26 @@ def decisive_settings(
     return settings
 
 
-def _from_scratch(run: Run) -> Fitted:
+def _from_drawn_head(run: Run) -> Fitted:
+    """From scratch, or of a pre-trained net what is thawed."""
+    freeze_early_stages(run)
     result = _fine_tune(run)
+    scratch = run.config.weights == "none"
     if result.best.epoch == 0:
+        other = "pre-trained --weights" if scratch else "--head-solver lbfgs"
         run.console.line(
             "Warning: no epoch did better on val than the net as it was drawn at random: it has "
             f"learnt nothing from {len(run.data.splits['train'])} photos; give it more of them, "
-            "more --epochs or pre-trained --weights"
+            f"more --epochs or {other}"
         )
-    return _fitted(result, run.data, None, f"from scratch, epoch {result.best.epoch}")
+    how = "from scratch" if scratch else "fine-tuned from a head drawn at random"
+    return _fitted(result, run.data, None, f"{how}, epoch {result.best.epoch}")
+
+
+def freeze_early_stages(run: Run) -> None:
+    """What is not to learn."""
+    classifier = run.classifier
+    classifier.freeze(frozen_stages(classifier.backbone, run.config.thaw))
 
 
 def _probe_then_fine_tune(run: Run) -> Fitted:
@@ -257,7 +275,8 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     classes = len(data.labels)
     generator = np.random.default_rng(config.seed)
     weights = photo_weights(targets, config.balance)
-    probe = fit_probe(features, targets, classes, generator, weights=weights)
+    solve = _solver(config)
+    probe = fit_probe(features, targets, classes, generator, weights=weights, solve=solve)
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
     figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
     said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"
@@ -273,9 +292,22 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
         rows = features[:in_train].reshape(-1, features.shape[-1])
         repeated = np.repeat(targets[:in_train], features.shape[1])
         each = photo_weights(repeated, config.balance)
-        _set_head(classifier, fit_head(rows, repeated, classes, probe.penalty, weights=each))
-        classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+        _set_head(classifier, solve(rows, repeated, classes, probe.penalty, weights=each))
+        freeze_early_stages(run)
     return probe, targets
+
+
+def _solver(config: TrainConfig) -> Solver:
+    if config.head_solver == "lbfgs":
+        return fit_head
+    return solver_by_steps(
+        optimizer=config.optimizer,
+        rate=config.head_rate,
+        epochs=config.head_epochs,
+        batch_size=config.batch_size,
+        init=config.head_init,
+        seed=config.seed,
+    )
 
 
 def make_learner(run: Run) -> Learner:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,28 @@ def _one_blas_thread() -> Iterator[None]:
         yield
 
 
+class Solver(Protocol):
+    def __call__(
+        self,
+        features: Floats,
+        labels: Ints,
+        classes: int,
+        penalty: float,
+        start: Head | None = None,
+        tolerance: float = ...,
+        weights: Floats | None = None,
+    ) -> Head:
+        """The minimum of fit_head's objective, or near it."""
+
+
+def standardised(features: Floats) -> tuple[torch.Tensor, Floats, float]:
+    """(x [n, F], centre [F], scale): features = x * scale + centre, where rows of x have mean 0 and
+    a mean square length of 1."""
+    centre = features.mean(axis=0)
+    scale = float(np.sqrt(np.mean(np.sum((features - centre) ** 2, axis=1)))) or 1.0
+    return torch.from_numpy(((features - centre) / scale).astype(np.float32)), centre, scale
+
+
 @_one_blas_thread()
 def fit_head(
     features: Floats,
@@ -67,9 +90,7 @@ def fit_head(
     Returned for features as given. The problem is convex: `start` (of another penalty) only saves
     time. It ends when a step lowers the loss by less than `tolerance` of it.
     """
-    centre = features.mean(axis=0)
-    scale = float(np.sqrt(np.mean(np.sum((features - centre) ** 2, axis=1)))) or 1.0
-    x = torch.from_numpy(((features - centre) / scale).astype(np.float32))
+    x, centre, scale = standardised(features)
     targets = torch.from_numpy(labels)
     shares = np.ones(len(labels)) if weights is None else weights
     share = torch.from_numpy(shares / shares.sum())
@@ -112,6 +133,7 @@ def fit_probe(
     generator: np.random.Generator,
     penalties: Sequence[float] = PENALTIES,
     weights: Floats | None = None,
+    solve: Solver = fit_head,
 ) -> Probe:
     """The head with the penalty of lowest out-of-fold loss, fitted to all photos.
 
@@ -120,12 +142,13 @@ def fit_probe(
     the first, which is what the server sees. labels [n]. weights [n]: of the photos in the loss
     that is lowered, and in that which chooses the penalty; None for equal ones.
 
-    Where there are fewer rows than columns, all is solved in the space that the rows span: the
-    penalised weights lie in it, so the heads are the same, and each step costs less.
+    Where there are fewer rows than columns, fit_head works in the space that the rows span: the
+    penalised weights lie in it, so the heads are the same, and each step costs less. Other solvers
+    may depend on the axes.
     """
     views = features.shape[1]
     shares = np.ones(len(labels)) if weights is None else weights
-    basis = _span(_rows(features))
+    basis = _span(_rows(features)) if solve is fit_head else None
     features = features @ basis if basis is not None else features
     folds = stratified_folds(labels, _FOLDS, generator)
     heads: list[Head | None] = [None] * _FOLDS
@@ -136,7 +159,7 @@ def fit_probe(
             rest, held = folds != fold, folds == fold
             rows, targets = _rows(features[rest]), np.repeat(labels[rest], views)
             each = np.repeat(shares[rest], views)
-            head = fit_head(rows, targets, classes, penalty, heads[fold], _ROUGH, each)
+            head = solve(rows, targets, classes, penalty, heads[fold], _ROUGH, each)
             logits[held] = head.logits(features[held, 0])
             heads[fold] = head
         loss = nll(logits, labels, shares)
@@ -144,7 +167,7 @@ def fit_probe(
             break
         best_loss, best_penalty, best_logits = loss, penalty, logits
     rows, targets, each = _rows(features), np.repeat(labels, views), np.repeat(shares, views)
-    head = fit_head(rows, targets, classes, best_penalty, weights=each)
+    head = solve(rows, targets, classes, best_penalty, weights=each)
     if basis is not None:
         head = Head(weight=head.weight @ basis.T, bias=head.bias)
     return Probe(penalty=best_penalty, head=head, out_of_fold=best_logits)

@@ -21,7 +21,7 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import joined
 from trainer.errors import FailedCheck
-from trainer.pipeline import make_learner, prepare, start_from_probe
+from trainer.pipeline import freeze_early_stages, make_learner, prepare, start_from_probe
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,8 +70,10 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
         raise InvalidRequest("epochs must be at least 1 to look for a learning rate, got 0")
     with joined() as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
-        if config.weights != "none":
+        if config.probes:
             start_from_probe(run)
+        else:
+            freeze_early_stages(run)
         learner = make_learner(run)
         photos = len(run.data.splits["train"])
         batches = batch_count(photos, config.batch_size, world.size)

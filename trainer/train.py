@@ -88,7 +88,11 @@ _HELP = {
     "schedule": "of the learning rate after warm-up: cosine, one-cycle or constant",
     "layer_decay": "a stage's learning rate over that of the stage after it",
     "gradual": "thaw one stage an epoch, from the last",
-    "head_init": "from scratch: uniform, normal, glorot or kaiming",
+    "head_solver": "of the head on frozen features: lbfgs, sgd (steps of --optimizer), or none: "
+    "fine-tuning starts from a head drawn at random",
+    "head_init": "of a head that L-BFGS does not solve: uniform, normal, glorot or kaiming",
+    "head_epochs": "of --head-solver sgd",
+    "head_rate": "learning rate of --head-solver sgd at the start; 0: what suits the optimizer",
     "augment": "crop, standard (and colours), trivial (TrivialAugment) or rand (RandAugment)",
     "erasing": "how likely a rectangle of a picture is blacked",
     "mixup": "mix pictures; alpha of its Beta distribution, such as 0.2",
@@ -108,7 +112,8 @@ _HELP = {
     "compile": "compile the net (torch.compile): worth it for long trainings on a GPU",
     "deterministic": "the same weights from the same seed on a GPU too, if slower",
     "logs": "folder for TensorBoard (default: .logs in the model repository)",
-    "checkpoints": "folder for the state after each epoch; a killed training goes on from it",
+    "checkpoints": "folder for the state after each epoch, from which the same command goes on; or "
+    "none (default: .checkpoints in the model repository)",
     "adversarial": "train against PGD of so many steps, or one (fast@4/255), of this size",
     "int8": "publish the model in 8-bit integers too, for CPUs",
     "fp16": "publish the model in 16-bit floats too, for GPUs",
@@ -161,8 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _out_of_memory(error):
             raise
         print(
-            "error: the GPU has too little memory; end what else runs on it, or try a smaller "
-            "--batch-size, --size or backbone (the last of --checkpoints is kept)",
+            "error: the GPU has too little memory; end what else runs on it and run the same "
+            "command, which goes on after the last epoch, or try a smaller --batch-size, --size or "
+            "backbone",
             file=sys.stderr,
         )
         return 1

@@ -56,7 +56,7 @@ def tune(
             study = _open(folder / f"{config.name}.journal", run, names)
             todo = trials - len(_finished(study))
             if todo > 0:
-                if config.weights != "none":
+                if config.probes:
                     start_from_probe(run)
                 with mlflow_run(config, console, f"{config.name} tuning") as recorded:
                     for _ in range(todo):

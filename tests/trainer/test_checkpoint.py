@@ -152,12 +152,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
-    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    data, kept = photos(per_class=10), tmp_path / "kept"
-    assert main(command(data, tmp_path / "whole")) == 0
-    arguments = command(data, tmp_path / "killed", "--checkpoints", str(kept))
+def killed_in_epoch_4(arguments: list[str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "trainer.train", *arguments],
         cwd=ROOT,
@@ -169,17 +164,66 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
             if line.startswith("Epoch 3/"):
                 process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert (kept / "shapes.ckpt").exists() and Repository(tmp_path / "killed").names() == []
 
-    status = main([*arguments, "--learning-rate", "0.5"])
-    said = capsys.readouterr().err
-    assert status == 2 and "learning_rate is 0.5, there 0.003" in said
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
+):
+    data, out = photos(per_class=10), tmp_path / "killed"
+    kept = tmp_path / "kept" if asked else out / ".checkpoints"
+    assert main(command(data, tmp_path / "whole")) == 0
+    arguments = command(data, out, *(["--checkpoints", str(kept)] if asked else []))
+    killed_in_epoch_4(arguments)
+    assert (kept / "shapes.ckpt").exists() and Repository(out).names() == []
+    capsys.readouterr()
+
+    if asked:
+        assert main([*arguments, "--learning-rate", "0.5"]) == 2
+        assert "learning_rate is 0.5, there 0.003" in capsys.readouterr().err
 
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "Epoch 6/6" in said and "Epoch 2/6" not in said
-    whole, killed = (
-        Repository(tmp_path / which).manifest("shapes", 1) for which in ("whole", "killed")
-    )
+    whole, killed = (Repository(place).manifest("shapes", 1) for place in (tmp_path / "whole", out))
     assert killed.files["weights.safetensors"] == whole.files["weights.safetensors"]
     assert not (kept / "shapes.ckpt").exists()
+
+
+def test_not_asked_for_a_checkpoint_of_other_settings_is_put_aside(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = command(photos(per_class=10), tmp_path / "out")
+    killed_in_epoch_4(arguments)
+    folder = tmp_path / "out" / ".checkpoints"
+    before = (folder / "shapes.ckpt").read_bytes()
+    assert main([*arguments, "--learning-rate", "0.001"]) == 0
+    said = capsys.readouterr().out
+    assert "Starting anew: the checkpoint" in said and "learning_rate is 0.001, there 0.003" in said
+    assert "Epoch 1/6" in said
+    assert [path.name for path in folder.iterdir()] == ["shapes.before.ckpt"]
+    assert (folder / "shapes.before.ckpt").read_bytes() == before
+
+
+def test_not_asked_for_a_damaged_checkpoint_costs_no_training(photos: MakePhotos, tmp_path: Path):
+    told: list[str] = []
+    (tmp_path / "x.ckpt").write_bytes(b"no zip")
+    assert Checkpoints(tmp_path, "x", {}, tell=told.append).load() is None
+    assert told == [
+        f"Starting anew: the checkpoint {tmp_path}/x.ckpt can't be read (now x.before.ckpt)"
+    ]
+
+
+def test_not_asked_for_a_full_disk_costs_no_training(photos: MakePhotos, tmp_path: Path):
+    run, told = Run(photos, "tiny", epochs=2, batch_size=8), list[str]()
+    run.checkpoints = Checkpoints(tmp_path / "file" / "folder", "x", {}, tell=told.append)
+    (tmp_path / "file").touch()
+    run()
+    assert [epoch.epoch for epoch in run.reported] == [0, 1, 2]
+    assert len(told) == 2 and told[0].startswith("Warning: the checkpoint of epoch 1 can't be")
+
+
+def test_none_keeps_none(photos: MakePhotos, tmp_path: Path):
+    data, out = photos(per_class=10), tmp_path / "out"
+    killed_in_epoch_4(command(data, out, "--checkpoints", "none"))
+    assert not (out / ".checkpoints").exists() and not (ROOT / "none").exists()

@@ -61,6 +61,12 @@ def test_nll_is_the_mean_of_minus_log_probability():
     assert nll(logits + 1e4, np.array([0, 1])) == pytest.approx((math.log(4) + math.log(2)) / 2)
 
 
+@pytest.mark.parametrize("row", [[-np.inf, np.inf], [np.nan, 0.0]])
+def test_nll_of_logits_that_are_not_finite_is_no_number(row: list[float]):
+    """And no warning: a net that diverges is found by it."""
+    assert np.isnan(nll(np.array([[1.0, 0.0], row]), np.array([0, 1])))
+
+
 def test_calibration_error_by_hand():
     # Bins of 1/5: confidence 0.9 twice (one right), 0.7 once (right), 0.6 once (wrong).
     probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.7, 0.3], [0.6, 0.4]])

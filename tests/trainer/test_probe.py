@@ -5,8 +5,10 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from trainer.balance import photo_weights
+from trainer.config import HEAD_INITS, OPTIMIZERS
+from trainer.head_steps import solver_by_steps
 from trainer.metrics import mean_recall
-from trainer.probe import Head, fit_head, fit_probe
+from trainer.probe import Head, Solver, fit_head, fit_probe
 
 
 def blobs(
@@ -159,3 +161,47 @@ def test_the_gradient_of_the_weighted_loss_is_zero_at_the_solution():
     assert np.abs(residual.sum(axis=0)).max() < 2e-4
     gradient = residual.T @ (x - x.mean(0)) + 1e-2 * unit * head.weight
     assert np.abs(gradient).max() < 2e-4 * np.sqrt(unit)
+
+
+def by_steps(**settings: object) -> Solver:
+    known = {"optimizer": "adamw", "rate": 0.0, "epochs": 200, "batch_size": 16, "init": "uniform"}
+    return solver_by_steps(**{"seed": 0, **known, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_steps_end_where_l_bfgs_does(optimizer: str, penalty: float):
+    x, labels = blobs()
+    least = objective(fit_head(x, labels, 3, penalty), x, labels, penalty)
+    head = by_steps(optimizer=optimizer)(x, labels, 3, penalty)
+    start = objective(Head(weight=np.zeros((3, 6)), bias=np.zeros(3)), x, labels, penalty)
+    assert objective(head, x, labels, penalty) < least + 0.02 * (start - least)
+
+
+def test_steps_weight_rows_as_l_bfgs_does():
+    x, labels = blobs()
+    weights = np.where(labels == 0, 4.0, 0.5)
+    direct = fit_head(x, labels, 3, 1e-2, weights=weights)
+    head = by_steps()(x, labels, 3, 1e-2, weights=weights)
+    difference = np.abs(head.logits(x) - direct.logits(x)).max()
+    assert difference < 0.1 * np.abs(direct.logits(x)).max()
+
+
+@pytest.mark.parametrize("init", HEAD_INITS)
+def test_the_first_steps_show_how_a_head_begins(init: str):
+    x, labels = blobs(width=200)
+    first, again = (by_steps(init=init, rate=1e-9, epochs=1)(x, labels, 3, 1e-2) for _ in range(2))
+    assert np.array_equal(first.weight, again.weight)
+    unit = np.sqrt(np.mean(np.sum((x - x.mean(0)) ** 2, axis=1)) / 200)  # of a column
+    spread = {"uniform": (3 * 200) ** -0.5, "normal": 0.01, "glorot": (2 / 203) ** 0.5}
+    expected = spread.get(init, (2 / 200) ** 0.5)
+    assert (first.weight * unit).std() == pytest.approx(expected, rel=0.1)
+
+
+def test_a_probe_solved_by_steps_is_as_good():
+    x, labels = blobs()
+    one, other = (
+        fit_probe(x[:, None], labels, 3, np.random.default_rng(0), (1e-1, 1e-2), solve=solve)
+        for solve in (fit_head, by_steps())
+    )
+    assert np.mean(one.out_of_fold.argmax(1) == other.out_of_fold.argmax(1)) > 0.95

@@ -198,6 +198,44 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--head-solver", "sgd", "--optimizer", "momentum", "--head-init", "glorot", "--epochs", 0),
+        ("--head-solver", "none", "--head-init", "normal", "--thaw", 0, "--epochs", 12)
+        + ("--learning-rate", 0.1),
+    ],
+)
+def test_a_head_may_be_solved_by_steps_or_be_drawn(
+    trained: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: tuple[object, ...],
+):
+    """On the weights of a version, whose features tell the classes apart."""
+    weights = trained.repository.root / "shapes/1" / "weights.safetensors"
+    arguments = [
+        *("--data", trained.photos, "--name", "head", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", weights, "--size", 32, *settings),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    solved = "sgd" in settings
+    assert ("Linear probe: penalty" in said) is solved
+    assert ("fine-tuned from a head drawn at random, epoch" in said) is not solved
+    manifest = Repository(tmp_path).manifest("head", 1)
+    assert manifest.variants["fp32"].metrics.accuracy >= 0.9
+    before, after = load_file(weights), load_file(tmp_path / "head/1/weights.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_a_drawn_head_needs_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    arguments = ["--data", str(tmp_path), "--name", "x", "--head-solver", "none", "--epochs", "0"]
+    assert main([*arguments, "--backbone", "tiny"]) == 2
+    assert "epochs must be at least 1 with head_solver none, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_labels_with_dollars_and_plots_that_fail_cost_no_training(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
