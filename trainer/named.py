@@ -1,4 +1,5 @@
-"""Public data sets by name, with their official splits, read and fetched by torchvision."""
+"""Public data sets by name, with their official splits, read and fetched by torchvision's loaders,
+and by one like them."""
 
 import os
 import shutil
@@ -12,6 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from trainer.alone import alone
+from trainer.cats_vs_dogs import cats_vs_dogs
 from trainer.errors import InvalidData
 from trainer.tree import SPLITS, Found
 
@@ -24,7 +26,7 @@ _FETCH_FAILED = (OSError, RuntimeError, HTTPException)  # URLError is an OSError
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A loader of torchvision, how it is asked for each of our splits, and what it then holds."""
+    """A loader like torchvision's, how it is asked for each of our splits, what it then holds."""
 
     loader: Loader
     splits: _Splits  # None: it has no splits of its own
@@ -66,6 +68,7 @@ _TWO: _Splits = {split: {"split": split} for split in ("train", "test")}
 _CIFAR: _Splits = {"train": {"train": True}, "test": {"train": False}}
 
 NAMED: dict[str, Named] = {
+    "cats-vs-dogs": Named(loader=_paths(cats_vs_dogs), splits={None: {}}),
     "oxford-iiit-pet": Named(
         loader=datasets.OxfordIIITPet,
         splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
@@ -92,7 +95,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 
 
 def find_named(name: str, root: Path) -> list[Found]:
-    """The photos of NAMED[`name`] below `root`, where torchvision's loader has or will put them.
+    """The photos of NAMED[`name`] below `root`, where its loader has or will put them.
 
     Downloaded if they are not there. Raises InvalidData where that fails, or what is there is not
     whole.

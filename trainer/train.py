@@ -65,7 +65,7 @@ _FROM_SCRATCH = {
 _ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
 _HELP = {
     "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "
-    "shards (tar files, local or in a bucket), or a name: oxford-iiit-pet, flowers102, food101 ...",
+    "shards (tar files, local or in a bucket), or a name: cats-vs-dogs, oxford-iiit-pet ...",
     "name": "name of the model",
     "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     "datasets": "folder of data sets by name, downloaded if not there (default: the user's cache)",

@@ -4,8 +4,10 @@ import hashlib
 import json
 import pickle
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +19,10 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+from serving.repository import Repository
 from tests.photos import jpeg
+from trainer import cats_vs_dogs
+from trainer.cartoons import write_cartoons
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
 from trainer.named import default_folder
@@ -134,26 +139,54 @@ def test_the_pixels_of_cifar_are_written_once_as_they_are(tmp_path, monkeypatch)
     assert found[1].path.stat().st_mtime_ns == written
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server on this machine for the files in `folder`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def served_pets(tmp_path, monkeypatch) -> Iterator[Path]:
     """The archives that the loader downloads, from a server on this machine."""
     pets(tmp_path / "remote")
-    handler = partial(Quiet, directory=tmp_path / "remote")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    resources = []
+    archives = []
     for name in ("images", "annotations"):
         archive = tmp_path / "remote" / f"{name}.tar.gz"
         with tarfile.open(archive, "w:gz") as tar:
             tar.add(tmp_path / "remote" / name, name)
-        address = f"http://127.0.0.1:{server.server_port}/{archive.name}"
-        resources.append((address, md5(archive)))
-    monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", tuple(resources))
-    yield tmp_path / "remote"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+        archives.append(archive)
+    with served(tmp_path / "remote") as address:
+        resources = tuple((f"{address}/{archive.name}", md5(archive)) for archive in archives)
+        monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", resources)
+        yield tmp_path / "remote"
+
+
+@pytest.fixture
+def cats_and_dogs(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An archive laid out as Microsoft's is, of 6 cartoons of each and a broken photo, served."""
+    drawn, archive = tmp_path / "drawn", tmp_path / "remote" / "cats.zip"
+    write_cartoons(drawn, per_class=6)
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for species, name in (("cats", "Cat"), ("dogs", "Dog")):
+            for i, path in enumerate(sorted((drawn / species).iterdir())):
+                file.write(path, f"PetImages/{name}/{i}.jpg")
+            file.writestr(f"PetImages/{name}/Thumbs.db", b"no photo")
+        file.writestr("PetImages/Cat/666.jpg", b"")
+        file.writestr("readme[1].txt", "photos")
+        file.writestr("../outside.txt", "a path that leads out")
+    monkeypatch.setattr(cats_vs_dogs, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    with served(archive.parent) as address:
+        monkeypatch.setattr(cats_vs_dogs, "URL", f"{address}/{archive.name}")
+        yield archive
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -179,6 +212,58 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, serv
     assert said.startswith(f"error: oxford-iiit-pet is not in {root} and can't be downloaded (")
     assert "--datasets DIR" in said and "--data FOLDER" in said
     assert {p.name for p in root.iterdir()} == {".lock"}
+
+
+def test_cats_vs_dogs_is_downloaded_once_and_has_no_split(tmp_path, cats_and_dogs):
+    root = tmp_path / "sets"
+    found = find_photos(Path("cats-vs-dogs"), root)
+    assert by_split(found) == {(None, "Cat"): 7, (None, "Dog"): 6}
+    assert found[0].file == "cats-vs-dogs/PetImages/Cat/0.jpg"
+    assert found[0].path.read_bytes() == (tmp_path / "drawn/cats/cat_0000.jpg").read_bytes()
+    cats_and_dogs.unlink()
+    assert find_photos(Path("cats-vs-dogs"), root) == found
+    assert {p.name for p in root.iterdir()} == {".lock", "cats-vs-dogs"}
+    assert not list(root.rglob("*.zip"))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_another_archive_of_cats_vs_dogs_is_refused_and_leaves_nothing(
+    tmp_path, monkeypatch, cats_and_dogs, cut
+):
+    if cut:
+        cats_and_dogs.write_bytes(cats_and_dogs.read_bytes()[:-100])
+    else:
+        monkeypatch.setattr(cats_vs_dogs, "SHA256", "0" * 64)
+    root = tmp_path / "sets"
+    with pytest.raises(InvalidData, match=r"\(cats.zip has the SHA-256 \w{64}, expected"):
+        find_photos(Path("cats-vs-dogs"), root)
+    assert {p.name for p in root.iterdir()} == {".lock"}
+
+
+def test_cats_vs_dogs_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+    with served(tmp_path) as address:
+        monkeypatch.setattr(cats_vs_dogs, "URL", f"{address}/cats.zip")
+    root = tmp_path / "sets"  # nothing listens there any more
+    with pytest.raises(InvalidData, match=r"cats-vs-dogs is not in .*refused.*--datasets DIR"):
+        find_photos(Path("cats-vs-dogs"), root)
+    assert {p.name for p in root.iterdir()} == {".lock"}
+
+
+def test_cats_vs_dogs_without_its_dogs_is_not_whole(tmp_path):
+    write(tmp_path / "cats-vs-dogs" / "PetImages" / "Cat" / "0.jpg", jpeg())
+    with pytest.raises(InvalidData, match=r"can't be read \(.*Dog.*\); remove it there"):
+        find_photos(Path("cats-vs-dogs"), tmp_path)
+
+
+def test_cats_vs_dogs_is_trained_on_by_its_name(tmp_path, cats_and_dogs, capsys):
+    out = tmp_path / "models"
+    arguments = ["--data", "cats-vs-dogs", "--datasets", tmp_path / "sets", "--out", out]
+    arguments += ["--backbone", "tiny", "--weights", "none", "--size", 32, "--epochs", 1]
+    assert main([str(argument) for argument in arguments]) == 0
+    repository = Repository(out)
+    assert repository.verify("cats-vs-dogs", 1) == []
+    assert repository.manifest("cats-vs-dogs", 1).labels == ("Cat", "Dog")
+    assert "cats-vs-dogs/PetImages/Cat/666.jpg" in "".join(capsys.readouterr())
 
 
 def test_a_set_that_is_not_whole_is_named(tmp_path):
