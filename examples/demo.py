@@ -6,6 +6,7 @@ nothing; with your own folder of photos a net that knows ImageNet is taught your
 
 import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,19 +41,18 @@ def main() -> None:
         if len(list(data.glob("*/*.jpg"))) != CARTOONS_A_CLASS * len(SPECIES):
             console.print(f"Drawing {CARTOONS_A_CLASS} cats and as many dogs in {data}")
             write_cartoons(data, per_class=CARTOONS_A_CLASS)
-        name = "cartoon"
         chosen = ["--backbone", "tiny", "--weights", "none"]
     else:
         data = options.data
-        name = data.resolve().name
         chosen = ["--backbone", "mobilenet_v2", "--weights", options.weights]
 
-    command = ["train", "--data", data, "--name", name, "--out", options.models, *chosen]
-    if subprocess.run([BIN / command[0], *map(str, command[1:])]).returncode != 0:
+    command = [BIN / "train", "--data", data, "--out", options.models, "--json", *chosen]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
         sys.exit(1)  # train has said why
+    published = json.loads(done.stdout)
     repository = Repository(options.models)
-    version = repository.versions(name)[-1]
-    classify_held_out(repository, name, version, data, console)
+    classify_held_out(repository, published["name"], published["version"], data, console)
 
 
 def classify_held_out(
@@ -87,7 +87,7 @@ def classify_held_out(
     console.print(
         f"{name}/{version}: accuracy {metrics.accuracy:.3f} on {metrics.photos} test photos. "
         f"The server has stopped cleanly.\n"
-        f"Next: .venv/bin/analyze {name}/{version} --data {data} --budget quick"
+        f"Next: .venv/bin/analyze {name}/{version} --data {shlex.quote(str(data))} --budget quick"
     )
 
 

@@ -31,7 +31,7 @@ PATIENCE_S = 60.0
 
 
 class Patience:
-    """With servers that are full or away; one for all calls of a job."""
+    """With servers that are full, away or without the version; one for all calls of a job."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -114,20 +114,25 @@ async def _classify(
             except InvalidRequest as error:
                 patience.answered()
                 return row_of(key, None, str(error))
-            except NotFound as error:
-                raise NotFound(
-                    f"{error}; the job in --out goes on with version {plan.version} alone: serve "
-                    "that too (serve --versions, or an alias of it), or choose another --out"
-                ) from error
-            except (Overloaded, Unavailable, DeadlineExceeded) as error:
+            # NotFound: a version that is new is not on every server in the same moment.
+            except (Overloaded, Unavailable, DeadlineExceeded, NotFound) as error:
                 if patience.has_ended():
-                    raise
+                    raise _with_way_out(error, plan) from error
                 told_s = error.retry_after_s if isinstance(error, Overloaded) else None
                 await asyncio.sleep(max(wait_s, told_s or 0))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             else:
                 patience.answered()
                 return row_of(key, response, response.results[0].error)
+
+
+def _with_way_out(error: PawprintError, plan: Plan) -> PawprintError:
+    if not isinstance(error, NotFound):
+        return error
+    return NotFound(
+        f"{error}; the job in --out goes on with version {plan.version} alone: serve that too "
+        "(serve --versions, or an alias of it), or choose another --out"
+    )
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -39,7 +39,8 @@ class BlobCache:
             for folder in (whole.parent, part.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             with _lock(part.with_name(f"{entry.sha256}.lock")):
-                if not _is_whole(whole, entry):
+                here = _is_whole(whole, entry)
+                if not here:
                     resumed = part.exists()
                     sound = _completed(part, entry, download)
                     if resumed and not sound:  # what lay here may be what is damaged
@@ -48,6 +49,8 @@ class BlobCache:
                         raise BrokenVersion(f"{where} is altered: it does not match its digest")
                     os.replace(part, whole)
                 os.utime(whole)  # used now
+            if not here:  # a server may run for longer than a month
+                self.prune()
         return whole
 
     def prune(self) -> None:

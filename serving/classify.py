@@ -27,7 +27,7 @@ from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
 from serving.commandline import Parser, aligned, fail
-from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
+from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
 from serving.places import place
@@ -54,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `classify ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (Unavailable, DeadlineExceeded) as error:
-        fail(str(error), status=1)
-    except PawprintError as error:
+    except (InvalidRequest, NotFound, Unauthenticated) as error:  # the same again would be in vain
         fail(str(error))
-    except OSError as error:  # a disk that is full, a folder that may not be read, ...
+    except (PawprintError, OSError) as error:  # a server that is full or fails, a full disk, ...
         fail(str(error), status=1)
     if failed and options.out is not None:
         # No failure of the job: what starts many of them would stop the others, or try again.
@@ -267,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
         "for photos and streamed.",
         epilog="Status 0: every photo was classified; with --out: every part is written, and "
         "photos that could not be classified are rows with an error. 1: some could not be, or the "
-        "server does not answer. 2: wrong arguments, or no such model.",
+        "server does not answer, is full or fails. 2: wrong arguments, or no such model.",
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(

@@ -79,6 +79,16 @@ def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None
     assert (tmp_path / "site/capacity.html").exists()
 
 
+def test_the_first_page_leads_to_every_other_one() -> None:
+    others = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/index.md").read_text())) == others
+
+
+def test_no_page_installs_what_another_project_has_under_our_name() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"pip\s+install\s+['\"]?pawprint", page.read_text()), page
+
+
 def test_the_manifests_name_this_version() -> None:
     text = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yaml"))
     tags = re.findall(r"(?:newTag: |image: pawprint-\w+:)(\S+)", text)

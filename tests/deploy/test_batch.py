@@ -6,10 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
+from serving.batch_job import PATIENCE_S
 from serving.batch_plan import PART_PHOTOS
+from serving.settings import ENVIRONMENT
 from tests.conftest import ROOT, Running
-from tests.deploy.test_manifests import PATH, rendered
+from tests.deploy.test_manifests import PATH, SERVERS, rendered
 from tests.photos import jpeg
 
 
@@ -29,6 +32,13 @@ def test_the_server_lets_its_pods_in() -> None:
         if r["kind"] == "Service" and r["spec"].get("clusterIP") == "None"
     )
     assert f"--address=dns:///{service}:50051" in container["args"]
+
+
+@pytest.mark.parametrize("overlay", SERVERS)
+def test_it_waits_until_every_server_has_looked_for_a_new_version(overlay: str) -> None:
+    data = [r["data"] for r in rendered(overlay) if r["kind"] == "ConfigMap"]
+    (given,) = (d for d in data if "PAWPRINT_CACHE" in d)
+    assert float(given[f"{ENVIRONMENT}POLL_S"]) <= PATIENCE_S / 2
 
 
 async def test_its_pods_make_every_part_between_them(running: Running, tmp_path: Path) -> None:

@@ -139,15 +139,33 @@ def test_clients_find_a_new_pod_before_it_could_be_taken_away_again(name: str) -
 def test_a_server_reaches_names_its_bucket_and_the_credentials_of_its_role(name: str) -> None:
     (policy,) = (r["spec"] for r in rendered(name) if r["kind"] == "NetworkPolicy")
     reached = {
-        (to.get("ipBlock", {}).get("cidr", "pods" if "podSelector" in to else "anywhere"), port)
+        (to["ipBlock"]["cidr"] if to else "anywhere", port)
         for rule in policy["egress"]
         for to in rule.get("to", [{}])
         for port in (p["port"] for p in rule["ports"])
     }
     assert reached == {
-        ("pods", 53),
+        ("anywhere", 53),  # NodeLocal DNSCache is at 169.254.20.10, Cloud DNS at the node
         ("anywhere", 443),
         ("169.254.169.254/32", 80),  # GKE, Dataplane V2
         ("169.254.169.252/32", 988),  # GKE otherwise
         ("169.254.170.23/32", 80),  # EKS Pod Identity
     }
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_what_wants_a_gpu_may_be_put_on_a_node_that_is_kept_for_gpus(name: str) -> None:
+    for pod in pod_specs(rendered(name)):
+        wanted = [container["resources"]["limits"] for container in pod["containers"]]
+        tolerated = [one["key"] for one in pod.get("tolerations", [])]
+        assert tolerated == ["nvidia.com/gpu"] * any(
+            "nvidia.com/gpu" in limits for limits in wanted
+        )
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "training", "batch"])
+def test_what_uses_the_bucket_has_an_account_that_a_role_can_be_bound_to(name: str) -> None:
+    resources = rendered(name)
+    accounts = {r["metadata"]["name"] for r in resources if r["kind"] == "ServiceAccount"}
+    using = [pod for pod in pod_specs(resources) if "pawprint-bucket" in str(pod)]
+    assert accounts == {pod["serviceAccountName"] for pod in using}

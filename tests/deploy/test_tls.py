@@ -60,3 +60,7 @@ async def test_the_probes_work_where_calls_are_encrypted(
             asked = server[kind]["httpGet"]
             assert str(asked["port"]) == given[f"{ENVIRONMENT}METRICS_PORT"]
             assert (await asyncio.to_thread(fetch, port, asked["path"]))[0] == 200
+        # One that stays NOT_SERVING is started again, as it would be without TLS.
+        await running.server.drain()
+        asked = server["livenessProbe"]["httpGet"]
+        assert (await asyncio.to_thread(fetch, port, asked["path"]))[0] == 503

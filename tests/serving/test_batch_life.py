@@ -6,20 +6,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
 
-from serving.batch_job import run_job
+from serving.batch_job import first_error, run_job
 from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
 from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder
-from tests.conftest import ROOT, ServerProcess
+from tests.conftest import ROOT, ServerProcess, running_server
 from tests.object_store import free_ports
 from tests.photos import jpeg
+from tests.serving.held_model import HeldModel
 from tests.tiny import build_version
 
 
@@ -50,11 +52,20 @@ def rows_of(out: Path) -> list[dict]:
     return [row for file in files for row in parquet.read_table(file).to_pylist()]
 
 
-async def job(address: str, source: Folder, out: Path, patience_s: float) -> int:
+async def job(address: str, source: Folder, out: Path, patience_s: float, version: int = 1) -> int:
     async with AsyncClient(address) as client:
         keys, share = list(source.photos()), Share()
         return await run_job(
-            *(client, plan_of(source), share, keys, source, Folder(out), 3, lambda photos: None),
+            *(
+                client,
+                plan_of(source, version),
+                share,
+                keys,
+                source,
+                Folder(out),
+                3,
+                lambda photos: None,
+            ),
             patience_s=patience_s,
         )
 
@@ -114,13 +125,52 @@ def test_a_version_that_is_no_longer_served_is_named_with_the_way_out(
     agree(plan, Folder(out), version_given=True, labels=2)
     command = [sys.executable, "-m", "serving.classify", photos, "--out", out, "--address"]
     newer = start(models)  # the newest alone: version 2
-    done = subprocess.run([*command, newer.address], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "goes on with version 1 alone: serve that too (serve --versions" in done.stderr
+    with pytest.raises(BaseExceptionGroup) as ended:
+        asyncio.run(job(newer.address, source, out, patience_s=1))
+    said = str(first_error(ended.value))
+    assert "goes on with version 1 alone: serve that too (serve --versions" in said
     both = start(models, "--versions", "1,2")
     done = subprocess.run([*command, both.address], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["version"] for row in rows_of(out)} == {1}
+
+
+def test_a_version_that_one_server_does_not_have_yet_is_asked_of_the_other(
+    models: Path, photos: Path, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    """As after a publication, until each server of a cluster has looked at the repository."""
+    slow = start(models, "--control", "none")
+    build_version(models, "pets", seed=2)
+    both = f"{slow.address},{start(models).address}"
+    assert asyncio.run(job(both, Folder(photos), tmp_path / "out", patience_s=60, version=2)) == 0
+    assert {row["version"] for row in rows_of(tmp_path / "out")} == {2}
+
+
+@pytest.mark.parametrize("fault", ["full", "failing"])
+async def test_a_server_that_is_full_or_fails_is_worth_another_try(
+    fault: str, models: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Status 2 would end the Job of deploy/batch for good."""
+    command = [sys.executable, "-m", "serving.classify", photos, "--out", tmp_path / "out"]
+    async with running_server(models, max_calls=1) as running, AsyncExitStack() as stack:
+        command += ["--address", running.address]
+        if fault == "full":
+            held = HeldModel(running.server)
+            client = await stack.enter_async_context(AsyncClient(running.address))
+            call = asyncio.create_task(client.classify([jpeg()], model="pets"))
+            await held.running(1)
+        else:
+            assert running.server.catalogue is not None
+            batcher = running.server.catalogue.models["pets"].versions[1].batcher
+            batcher._run_model = lambda images, alone: images / "a fault of ours"
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=ROOT, capture_output=True, text=True
+        )
+        if fault == "full":
+            held.release()
+            await call
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert ("internal error" in done.stderr) == (fault == "failing")
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="torchrun comes with torch")

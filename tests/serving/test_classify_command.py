@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from serving.client import Client
 from tests.conftest import ROOT, ServerProcess, start_server
 from tests.photos import drawing, jpeg
 from tests.tiny import build_version
+
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,21 @@ def test_a_table_for_a_few(server: ServerProcess, tmp_path: Path) -> None:
     assert head.split() == ["PHOTO", "LABEL", "PROBABILITY", "MS"]
     assert first.split()[0] == str(photo) and first.split()[1] in ("cat", "dog")
     assert float(first.split()[2]) + float(second.split()[1]) == pytest.approx(1, abs=2e-4)
+
+
+def test_what_the_readme_says_of_two_classes_works(server: ServerProcess, album: Path) -> None:
+    said = re.findall(r"^\.venv/bin/classify photo\.jpg holiday/ (.+)$", README, re.MULTILINE)
+    for flags in said:
+        done = classify(server, album / "a/01.jpg", album, *flags.split())
+        assert (done.returncode, done.stderr) == (0, "")
+    asked = re.search(
+        r'client\.classify\(\["cat.jpg", "dog.jpg"\], model="pets", top_k=(\d)\)', README
+    )
+    assert said and asked
+    with Client(server.address) as client:
+        photos = [album / "a/01.jpg", album / "a/03.jpg"]
+        response = client.classify(photos, model="pets", top_k=int(asked[1]))
+    assert all(len(result.labels) == int(asked[1]) for result in response.results)
 
 
 def test_a_folder_is_answered_line_by_line_in_order(server: ServerProcess, album: Path) -> None:

@@ -229,6 +229,9 @@ def test_what_was_not_used_for_a_month_is_removed_from_the_cache(
         os.utime(path, (month_ago, month_ago))
     open_repository(remote.location)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [used]
+    os.utime(used, (month_ago, month_ago))
+    remote.read_file(manifest, "golden.npz")  # a download, by what has been open all the time
+    assert not used.exists()
 
 
 def test_a_download_goes_on_where_another_stopped(

@@ -94,3 +94,13 @@ def test_it_serves_and_classifies(environment: Path, tmp_path: Path) -> None:
         server.terminate()
         _, err = server.communicate(timeout=60)
     assert server.returncode == 0, err
+
+
+def test_a_command_that_needs_torch_says_so_in_one_line(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for command in (["train", "--data", "photos"], ["analyze", "--help"]):
+        done = run([environment / command[0], *command[1:]], tmp_path)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: this needs the package torch")
+        assert line.endswith(": pip install 'pawprint[train]'")
