@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -229,6 +230,25 @@ async def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
             await asyncio.sleep(0.1)
         await until(complained)
         assert await may("new")
+
+
+def test_a_changed_file_that_can_not_be_read_now_is_read_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.tokens._CHECK_EVERY_S", 0.0)
+    tokens = Tokens(file)
+    file.write_text(entry("new", "new"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # no descriptor is free
+    try:
+        for _ in range(3):
+            assert tokens.identify("Bearer secret").name == "shop"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("the tokens stay as they were") == 1
+    assert tokens.identify("Bearer new").name == "new"
+    with pytest.raises(Unauthenticated):
+        tokens.identify("Bearer secret")
 
 
 @pytest.mark.parametrize(
