@@ -94,6 +94,12 @@ class Call:
         self._places.append(Place(self))
         return self._places[-1]
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything of it may still be in the queue."""
+        answers = (place.answer for place in self._places)
+        return any(not answer.done() or answer.cancelled() for answer in answers)
+
     def __enter__(self) -> "Call":
         return self
 
@@ -219,9 +225,10 @@ class Batcher:
         with self._threads.changed:
             call.left = True
             self._coming -= call._coming
-            self._waiting.drop(
-                call.priority, call.caller, lambda waiting: waiting.place.call is call
-            )
+            if call.waits:  # else all that its caller has would be looked through for nothing
+                self._waiting.drop(
+                    call.priority, call.caller, lambda waiting: waiting.place.call is call
+                )
             if not self._waiting:
                 self._gathering_since = math.inf
             if self.admitted == 0:

@@ -414,6 +414,29 @@ async def test_a_caller_leaves_as_many_places_free_as_it_has(
         pass
 
 
+async def test_an_answered_call_leaves_however_much_its_caller_has_waiting(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread, max_queue=100_000)
+    first = await occupied(model, b)
+    with b.admit(40_000, caller="a") as many:
+        for row in range(40_000):
+            put(many, row)
+        leaving_s = 0.0
+        for _ in range(100):
+            call = b.admit(1, caller="a")
+            with pytest.raises(InvalidImage):
+                await fail(call)
+            start = time.perf_counter()
+            with call:
+                pass
+            leaving_s += time.perf_counter() - start
+    assert leaving_s < 0.05
+    assert b.waiting == 0
+    model.gate.set()
+    await first
+
+
 async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
     """Let the batcher see two full batches that take `photo_s` for each photo."""
     run = batcher._run_model
