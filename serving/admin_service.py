@@ -1,5 +1,6 @@
 """AdminService: operators load and unload versions of a running server, and see what is refused."""
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from protos.pawprint.v1 import admin_pb2_grpc
 from serving.malformed import Registrar, checked
 from serving.model_control import ModelControl
 from serving.settings import ServerSettings
-from serving.status import failure_of
+from serving.status import Failure, failure_of
 from serving.version_state import VersionState
 
 T = TypeVar("T")
@@ -59,12 +60,20 @@ def _status(state: VersionState) -> pb.VersionStatus:
 
 
 async def _or_abort(work: Awaitable[T], context: Any) -> T:
+    """What is begun is brought to its end, though the caller leaves: else a load that takes longer
+    than its patience would go on in its thread and be thrown away, each time anew."""
+    outcome = await asyncio.shield(asyncio.ensure_future(_outcome(work)))
+    if isinstance(outcome, Failure):
+        await context.abort(outcome.code, outcome.message)
+        raise AssertionError("abort raises")
+    return outcome
+
+
+async def _outcome(work: Awaitable[T]) -> T | Failure:
     try:
         return await work
     except Exception as error:
-        failure = failure_of(error)
-    await context.abort(failure.code, failure.message)
-    raise AssertionError("abort raises")
+        return failure_of(error)
 
 
 def admin_server(control: ModelControl, address: str) -> grpc.aio.Server:

@@ -15,6 +15,9 @@ from serving.turns import Priority
 # not all that were refused come back.
 RETRY_AFTER_AT_LEAST_S, RETRY_AFTER_AT_MOST_S = 0.05, 60.0
 _SMOOTHING = 0.05  # weight of the newest photo in the running estimate of seconds per photo
+# An answer comes with the last of its batch, and estimates are off: one that comes a moment too
+# late is work for nobody.
+_MARGIN = 1.1
 
 
 class Admission:
@@ -37,16 +40,16 @@ class Admission:
         now = time.monotonic()
         if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the call was begun")
-        free = self._free(priority)
+        free = self._free(caller, priority)
         if photos > free:
             raise Overloaded(
                 f"the queue is full: {photos} photos asked for, {free} of {self._max_queue} places "
-                "free; try again later",
+                "free for this caller; try again later",
                 retry_after_s=self._promise(photos, now),
             )
         left_s = deadline - now
-        if self.photos and (self.photos + photos) * self.photo_s > left_s:
-            self._refuse_hopeless(photos, priority, left_s)
+        if self.photos and self._answered_in_s(self.photos + photos) > left_s:
+            self._refuse_hopeless(photos, caller, priority, left_s)
         if self.photos == 0:
             self._since = now
         self.photos += photos
@@ -60,12 +63,13 @@ class Admission:
             del of[caller]
 
     def answered(self, photos: int, at: float) -> None:
-        """So many more, at this time, their calls not yet gone.
+        """So many more, at this time; that may be before the last call entered, if they are of one
+        that left while its batch ran.
 
         A photo alone takes longer than one of many: where no others wait the estimate is no higher
         than that, and is not raised.
         """
-        photo_s = (at - self._since) / photos
+        photo_s = max(0.0, at - self._since) / photos
         self._since = at
         if self.photos >= 2 * photos:
             weight = 1 - (1 - _SMOOTHING) ** photos if self.photo_s else 1.0
@@ -73,12 +77,16 @@ class Admission:
         else:
             self.photo_s = min(self.photo_s, photo_s)
 
-    def _free(self, priority: Priority) -> int:
-        free = self._max_queue - self.photos
+    def _free(self, caller: Hashable, priority: Priority) -> int:
+        """Places that it may take: whoever has some leaves as many free, for callers to come."""
+        free = self._max_queue - self.photos - sum(of[caller] for of in self._of)
         low = self._of[Priority.LOW]
         if priority is Priority.LOW and low:  # the first call may have any size
             free = min(free, self._max_queue // 2 - low.total())
         return max(0, free)
+
+    def _answered_in_s(self, photos: int) -> float:
+        return _MARGIN * photos * self.photo_s
 
     def _drained_in_s(self) -> float:
         return max(RETRY_AFTER_AT_LEAST_S, self.photos * self.photo_s)
@@ -94,17 +102,19 @@ class Admission:
         self._promised = min(next_free, now + RETRY_AFTER_AT_MOST_S)
         return max(RETRY_AFTER_AT_LEAST_S, self._promised - now)
 
-    def _refuse_hopeless(self, photos: int, priority: Priority, left_s: float) -> None:
+    def _refuse_hopeless(
+        self, photos: int, caller: Hashable, priority: Priority, left_s: float
+    ) -> None:
         """Raises Overloaded if what is here now would take longer than the caller does.
 
         Where nothing is, the call is tried, whatever the estimate: only answers can correct it.
         """
         high, low = self._of
         if priority is Priority.HIGH:
-            ahead = _ahead(high, photos)
+            ahead = _ahead(high, photos, caller)
         else:
-            ahead = high.total() + _ahead(low, photos)
-        wait_s = (ahead + photos) * self.photo_s
+            ahead = high.total() + _ahead(low, photos, caller)
+        wait_s = self._answered_in_s(ahead + photos)
         if ahead and wait_s > left_s:
             raise Overloaded(
                 f"the answer would come in {wait_s:.2g} s, after the deadline of the call in "
@@ -113,6 +123,8 @@ class Admission:
             )
 
 
-def _ahead(of: Counter[Hashable], photos: int) -> int:
-    """How many of theirs come before the last of a new caller's `photos`, as they take turns."""
-    return sum(min(count, photos) for count in of.values())
+def _ahead(of: Counter[Hashable], photos: int, caller: Hashable) -> int:
+    """How many come before the last of a caller's new `photos`: all that it has, and as many of
+    each other one, as they take turns."""
+    turns = of[caller] + photos
+    return sum(min(count, turns) for count in of.values())

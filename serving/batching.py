@@ -38,7 +38,8 @@ Run = Callable[[Array, bool], Sequence[Array]]
 class BatchSettings:
     max_batch: int  # photos
     max_delay_s: float
-    # Photos of all calls that are admitted and not yet answered; with low priority at most half.
+    # Photos of all calls that are admitted and not yet answered; with low priority at most half,
+    # and of a caller that has some no more than stay free.
     max_queue: int
     # The sizes that are run, ascending: a batch is filled up with zeros to the next. (): any size.
     sizes: tuple[int, ...] = ()
@@ -93,6 +94,12 @@ class Call:
         self._places.append(Place(self))
         return self._places[-1]
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything of it may still be in the queue."""
+        answers = (place.answer for place in self._places)
+        return any(not answer.done() or answer.cancelled() for answer in answers)
+
     def __enter__(self) -> "Call":
         return self
 
@@ -110,8 +117,9 @@ class Place:
     """One photo's, to be filled or failed once, from any thread; after its call has left it is
     neither.
 
-    `answer` raises DeadlineExceeded if the deadline passes before the batch of the photo starts,
-    whatever `run` raised, or what the place failed with.
+    `answer` raises DeadlineExceeded if the deadline passes before the batch of the photo starts, or
+    would pass while it runs and others can take its place; whatever `run` raised, or what the place
+    failed with.
     """
 
     def __init__(self, call: Call) -> None:
@@ -200,7 +208,7 @@ class Batcher:
         with self._threads.changed:
             there = self._came(place.call)
         if there:
-            self._answered([place], [error], 1)
+            self._answered([place], [error], 0 if isinstance(error, DeadlineExceeded) else 1)
 
     def _came(self, call: Call) -> bool:
         """One photo less to wait for, unless its call has left; the lock is held."""
@@ -217,9 +225,10 @@ class Batcher:
         with self._threads.changed:
             call.left = True
             self._coming -= call._coming
-            self._waiting.drop(
-                call.priority, call.caller, lambda waiting: waiting.place.call is call
-            )
+            if call.waits:  # else all that its caller has would be looked through for nothing
+                self._waiting.drop(
+                    call.priority, call.caller, lambda waiting: waiting.place.call is call
+                )
             if not self._waiting:
                 self._gathering_since = math.inf
             if self.admitted == 0:
@@ -236,13 +245,19 @@ class Batcher:
         return self._gathering_since + self._settings.max_delay_s
 
     def take(self, idle: int, running: int) -> Work:
-        now = time.monotonic()
         batch: list[_Waiting] = []
+        tight: list[_Waiting] = []  # not yet late, but would be when the batch is done
         late: list[_Waiting] = []
         share = min(self._settings.max_batch, math.ceil(self.waiting / idle))
+        now = time.monotonic()
+        done = now + share * (running + 1) * self._admission.photo_s
         while self._waiting and len(batch) < share:
             waiting = self._waiting.pop()
-            (batch if waiting.place.call.deadline > now else late).append(waiting)
+            deadline = waiting.place.call.deadline
+            (batch if deadline > done else tight if deadline > now else late).append(waiting)
+        while tight and len(batch) < share:  # the estimate may be wrong
+            batch.append(tight.pop())
+        late += tight
         if not self._waiting:
             self._gathering_since = math.inf
         alone = running == 0 and not self._waiting
@@ -292,7 +307,7 @@ class Batcher:
 
 
 def too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed in the queue")
+    return DeadlineExceeded("waited in the queue until the answer would come after the deadline")
 
 
 def _deliver(

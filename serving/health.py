@@ -39,6 +39,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         return pb.HealthCheckResponse(status=status)
 
+    async def List(self, request: pb.HealthListRequest, context: Any) -> pb.HealthListResponse:
+        return pb.HealthListResponse(
+            statuses={
+                service: pb.HealthCheckResponse(status=status)
+                for service, status in self._statuses.items()
+            }
+        )
+
     async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
         told = None
         while True:

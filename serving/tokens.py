@@ -60,6 +60,7 @@ class Tokens:
         self._seen = _signature(path)
         self._tokens = read_tokens(path)
         self._checked = time.monotonic()
+        self._said = ""  # why the file can't be used now
         self._buckets: dict[Token, Bucket] = {}
 
     def identify(self, authorization: str) -> Token:
@@ -103,12 +104,14 @@ class Tokens:
         signature = _signature(self._path)
         if signature == self._seen:
             return
-        self._seen = signature
         try:
             self._tokens = read_tokens(self._path)
-        except InvalidRequest as error:
-            log.error("the tokens stay as they were: %s", error)
+        except InvalidRequest as error:  # tried again: no descriptor may have been free
+            if str(error) != self._said:
+                self._said = str(error)
+                log.error("the tokens stay as they were: %s", error)
             return
+        self._seen, self._said = signature, ""
         self._buckets = {t: bucket for t, bucket in self._buckets.items() if t in self._tokens}
         log.info("%d tokens read again", len(self._tokens))
 

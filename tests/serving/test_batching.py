@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
+from serving.admission import Admission
 from serving.batching import Answer, Batcher, BatchSettings, Call
 from serving.errors import DeadlineExceeded, InvalidImage, Overloaded
 from serving.inference_thread import InferenceThreads
@@ -394,6 +396,47 @@ async def test_low_priority_has_half_the_queue(model: Model, thread: InferenceTh
         pass
 
 
+async def test_a_caller_leaves_as_many_places_free_as_it_has(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread, max_queue=8)
+    with b.admit(3, caller="a"):
+        with pytest.raises(Overloaded, match="3 photos asked for, 2 of 8 places free"):
+            b.admit(3, caller="a")
+        with pytest.raises(Overloaded):
+            b.admit(3, caller="a", priority=Priority.LOW)
+        with b.admit(1, caller="a"):
+            with pytest.raises(Overloaded):
+                b.admit(1, caller="a")
+            with b.admit(1, caller="b"), b.admit(1, caller="b"), b.admit(2):
+                pass
+    with b.admit(8, caller="a"):  # nobody else is here
+        pass
+
+
+async def test_an_answered_call_leaves_however_much_its_caller_has_waiting(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread, max_queue=100_000)
+    first = await occupied(model, b)
+    with b.admit(40_000, caller="a") as many:
+        for row in range(40_000):
+            put(many, row)
+        leaving_s = 0.0
+        for _ in range(100):
+            call = b.admit(1, caller="a")
+            with pytest.raises(InvalidImage):
+                await fail(call)
+            start = time.perf_counter()
+            with call:
+                pass
+            leaving_s += time.perf_counter() - start
+    assert leaving_s < 0.05
+    assert b.waiting == 0
+    model.gate.set()
+    await first
+
+
 async def learnt(batcher: Batcher, model: Model, photo_s: float) -> None:
     """Let the batcher see two full batches that take `photo_s` for each photo."""
     run = batcher._run_model
@@ -426,6 +469,107 @@ async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused_at_once(
         pass
     model.gate.set()
     await asyncio.gather(first, waiting)
+
+
+async def test_what_a_caller_has_waiting_is_ahead_of_its_next_call(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    await learnt(b, model, 0.02)
+    first = await occupied(model, b)
+    waiting = await queued(*(ask(b, row, caller="a") for row in range(10, 30)))
+    deadline = time.monotonic() + 0.3
+    with pytest.raises(Overloaded, match="after the deadline"):
+        b.admit(1, caller="a", deadline=deadline)
+    with b.admit(1, caller="b", deadline=deadline):
+        pass
+    model.gate.set()
+    await asyncio.gather(first, *waiting)
+
+
+async def test_who_can_still_be_answered_in_time_goes_before_who_can_hardly(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    now = time.monotonic()
+    tight = await queued(*(ask(b, row, deadline=now + 20) for row in (1, 2, 3)))
+    calm = await queued(*(ask(b, row, deadline=now + 60) for row in (4, 5, 6, 7)))
+    b._admission.photo_s = 10.0  # so a batch of four takes 40 s
+    model.gate.set()
+    for call in tight:
+        with pytest.raises(DeadlineExceeded):
+            await call
+    assert [values(await call) for call in (first, *calm)] == [[0], [8], [10], [12], [14]]
+    assert model.batches == [[0], [4, 5, 6, 7]]
+
+
+async def test_where_there_is_room_who_can_hardly_be_answered_is_tried(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    first = await occupied(model, b)
+    now = time.monotonic()
+    calls = await queued(ask(b, 1, deadline=now + 20), ask(b, 2), ask(b, 3, deadline=now + 20))
+    b._admission.photo_s = 10.0
+    model.gate.set()
+    assert [values(await call) for call in (first, *calls)] == [[0], [2], [4], [6]]
+
+
+async def test_nearly_all_that_an_overloaded_engine_does_is_in_time(
+    thread: InferenceThreads,
+) -> None:
+    """Five times what it can do, by callers who wait for 0.3 s: whatever is run for those who have
+    gone by then is lost."""
+    ran, in_time = 0, 0
+
+    def run(rows: np.ndarray, alone: bool) -> tuple[np.ndarray]:
+        nonlocal ran
+        ran += len(rows)
+        time.sleep(0.005 * len(rows))
+        return (rows,)
+
+    b = Batcher(run, BatchSettings(max_batch=4, max_delay_s=0.0, max_queue=256), thread)
+
+    async def call() -> None:
+        nonlocal in_time
+        deadline = time.monotonic() + 0.3
+        try:
+            await ask(b, 1, deadline=deadline, caller="shop")
+        except (Overloaded, DeadlineExceeded):
+            return
+        in_time += time.monotonic() <= deadline
+
+    async with asyncio.TaskGroup() as calls:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            for _ in range(5):
+                calls.create_task(call())
+            await asyncio.sleep(0.005)
+    assert ran > 100 and in_time > 0.8 * ran
+
+
+async def test_a_photo_that_came_too_late_says_nothing_about_how_fast_others_are(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread)
+    await learnt(b, model, 0.02)
+    photo_s = b._admission.photo_s
+    with b.admit(30) as call:
+        places = [call.place() for _ in range(30)]
+        for place in places:
+            place.fail(DeadlineExceeded("too late to be decoded"))
+        for place in places:
+            with pytest.raises(DeadlineExceeded):
+                await place.answer
+    assert b._admission.photo_s == photo_s
+
+
+def test_an_answer_from_before_a_pause_takes_no_time_not_less() -> None:
+    admission, before = Admission(8), time.monotonic()
+    admission.enter(1, math.inf, "a", Priority.HIGH)
+    admission.answered(1, before - 1.0)
+    assert admission.photo_s == 0.0
 
 
 async def test_photos_that_are_still_to_be_decoded_are_ahead_too(

@@ -225,6 +225,19 @@ async def test_a_message_of_any_length_arrives(
 WRONG = pb.ClassifyRequest(model="pets", images=[b"no photo"] * 60)
 
 
+@pytest.mark.parametrize(
+    "method", ["/pawprint.v1.ClassifierService/Classify", "/grpc.health.v1.Health/Check"]
+)
+async def test_a_compressed_message_is_not_unpacked(running: Running, method: str) -> None:
+    """60 kB on the network would be 60 MiB here, whoever sends them."""
+    options = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(running.address, options) as channel:
+        call = channel.unary_unary(method)(bytes(60 * 2**20), compression=grpc.Compression.Gzip)
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+        small = channel.unary_unary(method)(b"", compression=grpc.Compression.NoCompression)
+        assert await small.code() is not grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
     """Three of them hold 48 answered requests back, where 32 may be answered at once."""
     async with (

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.health import Health
+from serving.server import SERVICES
 from tests.conftest import Running
 
 Status = health_pb2.HealthCheckResponse
@@ -42,6 +44,17 @@ async def never_reading_watcher(address: str) -> AsyncIterator[None]:
         answered += await asyncio.wait_for(reader.read(4096), 20)
     yield
     writer.close()
+
+
+async def test_every_method_of_the_service_is_there(running: Running) -> None:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        listed = await stub.List(health_pb2.HealthListRequest())
+        assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(
+            ("", *SERVICES), Status.SERVING
+        )
+    methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name
+    assert set(methods) <= set(vars(Health))
 
 
 async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_end(

@@ -5,6 +5,7 @@ import gc
 import logging
 import shutil
 import socket
+import threading
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -345,6 +346,29 @@ async def test_load_and_unload(admin, models: Path) -> None:
     async with AsyncClient(running.address) as client:
         assert await answering(client) == 3
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_load_whose_caller_leaves_is_brought_to_its_end(
+    admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, stub = admin
+    begun, gate = threading.Event(), threading.Event()
+    load_engine = model_control.load_engine
+
+    def held(*arguments: object, **options: object) -> object:
+        begun.set()
+        assert gate.wait(20)
+        return load_engine(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model_control, "load_engine", held)
+    call = stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="1"))
+    ended = asyncio.ensure_future(call.code())
+    await until(begun.is_set)
+    call.cancel()
+    assert await ended is grpc.StatusCode.CANCELLED
+    await asyncio.sleep(0.2)  # the server has heard of it
+    gate.set()
+    await until_served(running, 1, 3)
 
 
 async def test_the_status_says_what_is_refused_and_why(admin, models: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -104,8 +105,9 @@ async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, 
 
 async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file: Path) -> None:
     """Too many photos, a wrong top_k, a full queue: the burst of three is all there still."""
+    settings = {"max_photos": 8, "max_batch": 8, "max_queue": 8}
     async with (
-        running_server(models, tokens=str(file), max_photos=8, max_queue=16) as running,
+        running_server(models, tokens=str(file), **settings) as running,
         grpc.aio.insecure_channel(running.address) as channel,
     ):
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
@@ -116,8 +118,8 @@ async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file
             return stub.Classify(request, metadata=[metadata])
 
         held = HeldModel(running.server)
-        full = [call(8, other) for _ in range(2)]
-        await held.admitted(16)
+        full = call(8, other)
+        await held.admitted(8)
         for wrong, words in (
             (call(9, calm), "at most 8 are allowed"),
             (call(8, calm, top_k=9), "top_k must be"),
@@ -126,7 +128,7 @@ async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file
             with pytest.raises(grpc.aio.AioRpcError, match=words):
                 await wrong
         held.release()
-        await asyncio.gather(*full)
+        await full
         await call(8, calm)
         with pytest.raises(grpc.aio.AioRpcError, match="has had its 2 photos a second"):
             await call(1, calm)
@@ -156,6 +158,25 @@ async def test_the_calls_of_one_token_share_a_turn(models: Path, file: Path) -> 
             held.release()
             await asyncio.gather(*calls, single)
     assert order.index("one") < 4
+
+
+async def test_one_token_can_not_fill_the_queue(models: Path, file: Path) -> None:
+    async with running_server(models, tokens=str(file), max_photos=8, max_queue=16) as running:
+        held = HeldModel(running.server)
+        async with (
+            AsyncClient(running.address, token="secret") as many,
+            AsyncClient(running.address, token="calm") as one,
+        ):
+            calls = [many.classify([jpeg()], model="pets", timeout_s=20) for _ in range(40)]
+            tasks = [asyncio.ensure_future(call) for call in calls]
+            await until(lambda: sum(task.done() for task in tasks) == 32)  # refused
+            single = asyncio.ensure_future(one.classify([jpeg()] * 4, model="pets"))
+            await held.admitted(12)
+            held.release()
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+            assert len((await single).results) == 4
+    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert len(refused) == 32 and "0 of 16 places free for this caller" in str(refused[0])
 
 
 async def test_tokens_over_an_open_network_are_warned_of(
@@ -209,6 +230,25 @@ async def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
             await asyncio.sleep(0.1)
         await until(complained)
         assert await may("new")
+
+
+def test_a_changed_file_that_can_not_be_read_now_is_read_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.tokens._CHECK_EVERY_S", 0.0)
+    tokens = Tokens(file)
+    file.write_text(entry("new", "new"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # no descriptor is free
+    try:
+        for _ in range(3):
+            assert tokens.identify("Bearer secret").name == "shop"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("the tokens stay as they were") == 1
+    assert tokens.identify("Bearer new").name == "new"
+    with pytest.raises(Unauthenticated):
+        tokens.identify("Bearer secret")
 
 
 @pytest.mark.parametrize(
