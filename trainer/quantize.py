@@ -155,7 +155,7 @@ def weight_steps(rows: Floats, *, depthwise: bool) -> Floats:
     if depthwise or rows.shape[1] < 2:
         return np.asarray(steps)
     pairs = (size[:, :-1] + size[:, 1:]).max(axis=1)
-    return np.maximum(steps, pairs / 127)  # each may be rounded up by a half
+    return np.asarray(np.maximum(steps, pairs / 127))  # each may be rounded up by a half
 
 
 @dataclass(frozen=True, kw_only=True)
