@@ -143,11 +143,10 @@ def _open(opening: _Opening, device: str) -> Engine:
 def _on_cpu(opening: _Opening) -> Engine:
     manifest, cores = opening.manifest, opening.cores
     precision, data, where = _read(opening, "cpu")
-    session = open_session(data, where, cores)
+    two = cores > 1 and len(data) <= _TWICE_IN_MEMORY
+    session = open_session(data, where, cores, alone=two)
     _check_contract(session, manifest)
-    narrow = None
-    if cores > 1 and len(data) <= _TWICE_IN_MEMORY:
-        narrow = open_session(data, where, 1)
+    narrow = open_session(data, where, 1) if two else None
     return Engine(session, manifest, "cpu", precision, narrow)
 
 

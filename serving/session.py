@@ -14,11 +14,16 @@ _SILENT, _ERROR, _WARNING = 4, 3, 2  # ONNX Runtime's log severities
 
 
 def open_session(
-    data: bytes, where: str, threads: int, providers: Sequence[Provider] = ()
+    data: bytes,
+    where: str,
+    threads: int,
+    providers: Sequence[Provider] = (),
+    *,
+    alone: bool = False,
 ) -> onnxruntime.InferenceSession:
     """where: what the data is, for messages. threads: cores that one run may use (CPU).
 
-    providers: those to try before the CPU; the session may still be on the CPU: ask it. Raises
+    alone: it runs where there is nothing else to do. providers: those to try before the CPU; the session may still be on the CPU: ask it. Raises
     BrokenVersion.
     """
     refuse_external_data(data, where)
@@ -28,8 +33,10 @@ def open_session(
     options.inter_op_num_threads = 1
     # Bytes that look like ONNX Runtime's own format would be taken for it, past our check.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Threads that spin between runs take the cores on which the next photos are decoded.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that spin take the cores on which the next photos are decoded; alone, they may within a
+    # run, whose many layers would each wake them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if providers:
         onnxruntime.set_default_logger_severity(_SILENT)
     try:
