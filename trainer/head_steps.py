@@ -76,7 +76,7 @@ def solver_by_steps(
                 losses = cross_entropy(logits, targets[rows], reduction="none")
                 loss = (losses * share[rows]).mean() + penalty / 2 * head.weight.square().sum()
                 step.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 step.step()
         weight = head.weight.detach().double().numpy() * width**0.5 / scale
         return Head(weight=weight, bias=head.bias.detach().double().numpy() - weight @ centre)
