@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,7 @@ class Checkpoints:
         """Once the model is published. That of another training of this name, with other settings,
         stays: it may run still.
         """
-        try:
-            self._read(self.path)
-        except _Unusable:
-            return
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, self._aside):
+            with suppress(_Unusable):
+                self._read(path)
+                path.unlink(missing_ok=True)

@@ -238,6 +238,7 @@ def test_the_checkpoint_of_another_training_of_the_name_outlives_this_one(tmp_pa
     other.save(state(2))  # it runs at the same time
     first.delete()
     assert (found := other.load()) is not None and found.epoch == 2
+    assert first.load() is None  # begun once more, it puts that aside
     other.delete()
     assert not list(tmp_path.iterdir())
 
