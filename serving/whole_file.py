@@ -1,14 +1,18 @@
 """Files that are replaced in one step: a reader finds the old content or the new, never half."""
 
+import glob
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 _PREFIX, _SUFFIX = ".", ".tmp"
+_NAMED = 100  # characters of a file's name in that of the one that is to replace it
+_LEFT = 3600.0  # seconds after its last change at which none is being written any more
 
 
 @contextmanager
@@ -17,7 +21,8 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     of it is left. Makes the folder. `mode`: the file's, its owner's alone unless given. Raises
     OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
+    prefix = f"{_PREFIX}{path.name[:_NAMED]}-"
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -28,6 +33,15 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes killed within `replaced(path)` have left. Raises OSError."""
+    pattern = f"{_PREFIX}{glob.escape(path.name[:_NAMED])}-*{_SUFFIX}"
+    for own in path.parent.glob(pattern):
+        with suppress(FileNotFoundError):  # it has just taken its place
+            if time.time() - own.stat().st_mtime > _LEFT:
+                own.unlink()
 
 
 def created(path: Path, data: bytes, *, mode: int = 0o600) -> bool:

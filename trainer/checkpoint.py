@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from serving.errors import InvalidRequest
-from serving.whole_file import replaced
+from serving.whole_file import replaced, sweep
 from trainer.errors import FailedCheck
 
 State = dict[str, torch.Tensor]
@@ -91,31 +92,58 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none.
 
-        One that is of other settings, or damaged, raises InvalidRequest, or is put aside.
+        One that is of other settings, or damaged, raises InvalidRequest; or, where nobody has asked
+        for it, is put aside, until a training of its own settings takes it up again.
         """
-        if not self.path.exists():
-            return None
-        try:
-            return self._read()
-        except _Unusable as error:
-            if self._tell is None:
+        sweep(self.path)
+        if self._tell is None:
+            try:
+                return self._read(self.path)
+            except _Unusable as error:
                 raise InvalidRequest(f"{error}; {error.remedy}") from error
-            os.replace(self.path, self._aside)
-            self._tell(f"Starting anew: {error} (now {self._aside.name})")
-            return None
-
-    def _read(self) -> Checkpoint:
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            if (found := self._read(self.path)) is not None:
+                return found
+            why = ""
+        except _Unusable as error:
+            why = str(error)
+        try:
+            before = self._read(self._aside)
+        except _Unusable:
+            before = None
+        if before is not None:
+            self._tell(f"Going on from the checkpoint that was put aside as {self._aside.name}")
+            self._take_up()
+        elif why:
+            os.replace(self.path, self._aside)
+            self._tell(f"Starting anew: {why} (now {self._aside.name})")
+        return before
+
+    def _take_up(self) -> None:
+        """What was put aside, in the place of what is there, which is put aside."""
+        if not self.path.exists():
+            os.replace(self._aside, self.path)
+            return
+        between = self.path.with_name(f"{self._aside.name}.new")
+        os.replace(self.path, between)
+        os.replace(self._aside, self.path)
+        os.replace(between, self._aside)
+
+    def _read(self, path: Path) -> Checkpoint | None:
+        """None if there is no such file. Raises _Unusable."""
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
             found = Checkpoint(**content)
         except Exception as error:  # torch.load raises almost anything on other bytes
             raise _Unusable(
-                f"the checkpoint {self.path} can't be read", "delete it to start anew"
+                f"the checkpoint {path} can't be read", "delete it to start anew"
             ) from error
         if different := differences(self._settings, settings):
             raise _Unusable(
-                f"the checkpoint {self.path} is of a training with other settings: "
+                f"the checkpoint {path} is of a training with other settings: "
                 f"{'; '.join(different)}",
                 "give those, or delete it to start anew",
             )
@@ -149,5 +177,10 @@ class Checkpoints:
         return self._weights
 
     def delete(self) -> None:
-        """Once the model is published."""
-        self.path.unlink(missing_ok=True)
+        """Once the model is published. That of another training of this name, with other settings,
+        stays: it may run still.
+        """
+        for path in (self.path, self._aside):
+            with suppress(_Unusable):
+                self._read(path)
+                path.unlink(missing_ok=True)

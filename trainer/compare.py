@@ -64,6 +64,8 @@ def configurations(
         if settings.get(name):
             flag = name.replace("_", "-")
             raise InvalidRequest(f"--compare can't be given --{flag}, which not all four ways have")
+    if settings.get("head_solver") == "none":
+        raise InvalidRequest("--compare can't be given --head-solver none: one way is a head alone")
     if settings.get("epochs") == 0:
         raise InvalidRequest("--compare needs --epochs of at least 1: three of its ways fine-tune")
     pretrained = settings.get("weights", TrainConfig.weights)

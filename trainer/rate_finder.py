@@ -27,7 +27,8 @@ Floats = npt.NDArray[np.float64]
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 1.0, 100
 _WINDOW = 5  # steps on either side over which losses are averaged
-_DIVERGED = 4.0  # times the highest of the first three losses: higher rates need not be tried
+_FIRST = 10  # steps, whose rates change nothing yet: what their losses differ by is the photos
+_DIVERGED = 4.0  # times the highest of their losses, and more than guessing costs: it is enough
 _ROWS = 15  # of the table
 
 
@@ -55,11 +56,11 @@ def suggest(rates: Floats, losses: Floats) -> float | None:
     """A tenth of the rate at which the smoothed loss is lowest; None where none lowers it.
 
     At the lowest point the loss is about to rise, and a peak that a whole training is to bear lies
-    well before it.
+    well before it. Where it lies among the first steps it is lowest by chance.
     """
     smoothed = smooth(losses)
     lowest = int(smoothed.argmin())
-    return float(rates[lowest]) / 10 if lowest > 0 else None
+    return float(rates[lowest]) / 10 if lowest >= _FIRST else None
 
 
 def find_rate(config: TrainConfig, console: Console) -> RangeTest:
@@ -93,8 +94,12 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
                     batch, view=view, rate=rate, step=step, progress=step / _STEPS
                 )
                 mean = loss / len(batch)
-                if not math.isfinite(mean) or (losses and mean > _DIVERGED * max(losses[:3])):
+                if not math.isfinite(mean):
                     break
+                if len(losses) >= _FIRST:
+                    most = max(_DIVERGED * max(losses[:_FIRST]), math.log(len(run.data.labels)))
+                    if sum([*losses[1 - _WINDOW :], mean]) / _WINDOW > most:
+                        break
                 rates.append(rate)
                 losses.append(mean)
                 advance(1, f"rate {rate:.2g} loss {mean:.3f}")

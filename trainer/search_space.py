@@ -32,6 +32,8 @@ def searched(given: Mapping[str, Any]) -> tuple[str, ...]:
     fixed = set(given)
     if given.get("weights") == "none":
         fixed |= {*_PRETRAINED_ONLY}
+    if given.get("head_solver") == "sgd":
+        fixed.add("optimizer")  # the probe, which all trials start from, was solved by it
     if given.get("teacher"):
         fixed.add("mixup")
     return tuple(name for name in (*_LOG, *_LINEAR, *_CHOICES) if name not in fixed)

@@ -183,8 +183,7 @@ def _try(
 
     try:
         classifier = copy.deepcopy(run.classifier)
-        if config.weights != "none":
-            classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+        classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
         torch.manual_seed(config.seed)
         learner = make_learner(dataclasses.replace(run, classifier=classifier, config=config))
         steps = config.epochs * len(run.data.splits["train"])

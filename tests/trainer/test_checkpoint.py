@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the same end, and says clearly where it can't."""
 
 import dataclasses
+import os
 import resource
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.averaging import MovingAverage
 from trainer.backbones import build
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.errors import FailedCheck
 from trainer.train import main
 from trainer.training import Epoch
@@ -203,6 +204,62 @@ def test_not_asked_for_a_checkpoint_of_other_settings_is_put_aside(
     assert "Epoch 1/6" in said
     assert [path.name for path in folder.iterdir()] == ["shapes.before.ckpt"]
     assert (folder / "shapes.before.ckpt").read_bytes() == before
+
+
+def state(epoch: int) -> Checkpoint:
+    nothing: dict[str, torch.Tensor] = {}
+    return Checkpoint(
+        **{"epoch": epoch, "model": nothing, "optimizer": {}, "scaler": {}, "best": nothing},
+        **{"average": nothing, "average_steps": 0, "logits": nothing, "history": []},
+    )
+
+
+def test_put_aside_by_a_slip_a_checkpoint_is_taken_up_again_by_its_own_settings(tmp_path: Path):
+    told: list[str] = []
+    meant, slip = (Checkpoints(tmp_path, "x", {"seed": n}, tell=told.append) for n in (0, 1))
+    meant.save(state(40))
+    assert slip.load() is None
+    slip.save(state(1))
+    told.clear()
+    for each, epoch in ((meant, 40), (slip, 1), (meant, 40)):
+        found = each.load()
+        assert found is not None and found.epoch == epoch
+        assert told == ["Going on from the checkpoint that was put aside as x.before.ckpt"]
+        told.clear()
+    assert (again := meant.load()) is not None and again.epoch == 40 and not told
+    meant.delete()  # published; the other is taken up from where it was put
+    assert (other := slip.load()) is not None and other.epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_the_checkpoint_of_another_training_of_the_name_outlives_this_one(tmp_path: Path):
+    first, other = (Checkpoints(tmp_path, "x", {"seed": n}, tell=print) for n in (0, 1))
+    first.save(state(6))
+    other.save(state(2))  # it runs at the same time
+    first.delete()
+    assert (found := other.load()) is not None and found.epoch == 2
+    assert first.load() is None  # begun once more, it puts that aside
+    other.delete()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from serving.whole_file import replaced\n"
+        "with replaced(Path(sys.argv[1])) as file:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for name in ("x.ckpt", "x.before.ckpt"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT, check=False)
+    left = sorted(tmp_path.iterdir())
+    assert checkpoints(tmp_path).load() is None
+    assert sorted(tmp_path.iterdir()) == left, "it may be written still"
+    for path in left:
+        os.utime(path, (0, 0))
+    assert checkpoints(tmp_path).load() is None
+    assert [path.name.startswith(".x.before.ckpt-") for path in tmp_path.iterdir()] == [True]
 
 
 def test_not_asked_for_a_damaged_checkpoint_costs_no_training(photos: MakePhotos, tmp_path: Path):

@@ -91,6 +91,28 @@ def test_the_photos_tried_are_balanced_as_in_training(
     assert np.mean(drawn) == pytest.approx(0.5, abs=0.12), "a quarter of the photos are squares"
 
 
+def test_few_photos_in_a_step_whose_losses_differ_are_no_divergence(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As of a probe that is sure: some batches cost next to nothing, the next one a hundred times
+    as much, at rates that change no weight."""
+
+    def learn(self: Learner, batch: list[int], **where: Any) -> tuple[float, int]:
+        loss, right = honest(self, batch, **where)
+        return loss * {0: 0.01, 1: 0.01, 20: 5.0}.get(where["step"], 1.0), right
+
+    honest = Learner.learn
+    monkeypatch.setattr(Learner, "learn", learn)
+    status = main(
+        ["--data", str(photos(per_class=12)), "--name", "shapes", "--out", str(tmp_path),
+         "--backbone", "tiny", "--weights", "none", "--size", "32", "--batch-size", "8",
+         "--find-rate"]
+    )  # fmt: skip
+    assert status == 0
+    rates = json.loads((tmp_path / "shapes-learning-rate.json").read_text())["rates"]
+    assert len(rates) > 50 and rates[-1] > 1e-3
+
+
 def test_without_epochs_there_is_nothing_to_find(photos: MakePhotos, capsys):
     assert main(["--data", str(photos()), "--backbone", "resnet18", "--epochs", "0",
                  "--find-rate"]) == 2  # fmt: skip

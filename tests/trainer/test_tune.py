@@ -46,6 +46,7 @@ def test_what_is_given_is_not_searched():
     assert "learning_rate" in free and not {"optimizer", "thaw"} & set(free)
     assert not {"thaw", "layer_decay"} & set(searched({"weights": "none"}))
     assert "mixup" not in searched({"teacher": "pets"})
+    assert "optimizer" not in searched({"head_solver": "sgd"})
 
 
 def test_settings_drawn_are_valid_and_the_first_are_the_defaults():
@@ -117,6 +118,29 @@ def test_trials_whose_loss_is_no_number_are_failed_and_the_search_goes_on(
     assert "error: none of 2 trials came to an end; the last: the loss " in said
     trials = study(out / ".tune/shapes.journal").trials
     assert [t.state.name for t in trials] == ["FAIL", "FAIL"], "the second was tried too"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--thaw", 0.25], ["--weights", "tiny.pth", "--head-solver", "none", "--epochs", 3]],
+)
+def test_trained_with_the_best_it_learns_what_the_trial_did(
+    more: list[object], photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "models"
+    assert main(arguments(photos(per_class=10), out, 1, *more)) == 0
+    version = out / "shapes" / "1"
+    val = json.loads((version / "split.json").read_text())["val"]
+    photos_of_val = sum(len(files) for files in val.values())
+    (trial,) = study(out / ".tune/shapes.journal").trials
+    history = json.loads((version / "training.json").read_text())["history"]
+    assert len(history) == len(trial.intermediate_values) > 2
+    for epoch in history:
+        expected = score(Epoch(**epoch), photos_of_val)
+        assert trial.intermediate_values[epoch["epoch"]] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
