@@ -23,8 +23,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """where: what the data is, for messages. threads: cores that one run may use (CPU).
 
-    alone: it runs where there is nothing else to do. providers: those to try before the CPU; the session may still be on the CPU: ask it. Raises
-    BrokenVersion.
+    alone: it runs where there is nothing else to do. providers: those to try before the CPU; the
+    session may still be on the CPU: ask it. Raises BrokenVersion.
     """
     refuse_external_data(data, where)
     options = onnxruntime.SessionOptions()
@@ -33,8 +33,8 @@ def open_session(
     options.inter_op_num_threads = 1
     # Bytes that look like ONNX Runtime's own format would be taken for it, past our check.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Threads that spin take the cores on which the next photos are decoded; alone, they may within a
-    # run, whose many layers would each wake them.
+    # Threads that spin take the cores on which the next photos are decoded. Alone, they may within
+    # a run, whose many layers would each wake them.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if providers:
