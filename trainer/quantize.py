@@ -9,7 +9,6 @@ import io
 import logging
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
+from trainer.quantized_weights import weight_steps, weighted
+
 Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.floating]
 Ranges = Any  # onnxruntime's: tensor -> the range that its 256 steps cover
 
 METHODS = {
@@ -41,7 +41,6 @@ _OPERATORS = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Reshape", "Flatten"),
 )
-_LAYERS = ("Conv", "Gemm", "MatMul")
 _ACTIVATIONS = ("Relu", "Clip")
 _AT_ONCE = 8  # photos whose every activation is in memory
 
@@ -109,7 +108,7 @@ def quantize(
             }
             for step in weight_steps(layer.rows, depthwise=layer.depthwise).tolist()
         ]
-        for layer in _weighted(prepared)
+        for layer in weighted(prepared)
     }
     copy = onnx.ModelProto()
     copy.CopyFrom(prepared)
@@ -139,53 +138,7 @@ def quantize(
 
 def layers(prepared: onnx.ModelProto) -> list[str]:
     """The nodes with weights of their own, in order."""
-    return [layer.node for layer in _weighted(prepared)]
-
-
-def weight_steps(rows: Floats, *, depthwise: bool) -> Floats:
-    """The step [N] of each output's weights: as fine as 8 bits allow without saturation.
-
-    rows [N, K]: in the order in which they are multiplied. x86 without VNNI multiplies two
-    neighbours by 8-bit activations and adds them in 16 bits, so their sizes may be 128 together;
-    7-bit weights would do as well, but are two to three times as far from the float net.
-    Depthwise convolutions are computed in another way.
-    """
-    size = np.abs(rows)
-    steps = size.max(axis=1) / 127
-    if depthwise or rows.shape[1] < 2:
-        return np.asarray(steps)
-    pairs = (size[:, :-1] + size[:, 1:]).max(axis=1)
-    return np.asarray(np.maximum(steps, pairs / 127))  # each may be rounded up by a half
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Weighted:
-    node: str
-    weight: str
-    rows: Floats  # [N, K]: by output, in the order of the sum
-    axis: int  # of the outputs in the tensor
-    depthwise: bool
-
-
-def _weighted(prepared: onnx.ModelProto) -> Iterator[_Weighted]:
-    constants = {tensor.name: tensor for tensor in prepared.graph.initializer}
-    for node in prepared.graph.node:
-        if node.op_type not in _LAYERS or node.input[1] not in constants:
-            continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        integers = {a.name: a.i for a in node.attribute}
-        depthwise, axis = False, 0
-        if node.op_type == "Conv":  # the channels of a pixel one after another
-            groups = integers.get("group", 1)
-            depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
-            rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-        elif integers.get("transB"):
-            rows = weight
-        else:
-            rows, axis = np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1), weight.ndim - 1
-        yield _Weighted(
-            node=node.name, weight=node.input[1], rows=rows, axis=axis, depthwise=depthwise
-        )
+    return [layer.node for layer in weighted(prepared)]
 
 
 def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[str]:
