@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,15 @@ from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.split import Ints, hold_out
 from trainer.tree import SPLITS, Found, labels_of
 
-Progress = Callable[[Iterable[Usable | LeftOut], str, int], Iterable[Usable | LeftOut]]
+T = TypeVar("T")
+
+_COMPARED_AT_ONCE = 256  # photos of a split with all of another
+
+
+class Progress(Protocol):
+    """Passes the items on, and shows how many of all have come."""
+
+    def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +94,13 @@ def load_data(
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
     splits = _split(photos, labels, config, left_out, {file.split for file in files})
     thumbnails = {item.digest: item.thumbnail for item in kept}
-    alike = [
-        pair
+    parts = [
+        (splits[one][i : i + _COMPARED_AT_ONCE], splits[other])
         for one, other in (("test", "train"), ("test", "val"), ("val", "train"))
-        for pair in near_duplicates(splits[one], splits[other], thumbnails)
+        for i in range(0, len(splits[one]), _COMPARED_AT_ONCE)
     ]
+    compared = (near_duplicates(ones, others, thumbnails) for ones, others in parts)
+    alike = [p for pairs in progress(compared, "Comparing splits", len(parts)) for p in pairs]
     return PhotoData(
         labels=labels,
         splits=splits,

@@ -206,6 +206,8 @@ def _from_drawn_head(run: Run) -> Fitted:
             f"more --epochs or {other}"
         )
     how = "from scratch" if scratch else "fine-tuned from a head drawn at random"
+    if run.config.adversarial:
+        how = f"{run.config.adversarial}, {how}"
     return _fitted(result, run.data, None, f"{how}, epoch {result.best.epoch}")
 
 

@@ -9,18 +9,19 @@ from PIL import Image, ImageOps
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from trainer import data
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
-from trainer.data import PhotoData, load_data
+from trainer.data import PhotoData, Progress, load_data
 from trainer.near_duplicates import near_duplicates, thumbnail
 from trainer.pictures import Photo
 from trainer.tree import find_files
 
 
-def load(folder: Path) -> PhotoData:
+def load(folder: Path, progress: Progress = lambda items, *_: items) -> PhotoData:
     config = TrainConfig(data=str(folder), name="x", size=64)
     spec = Preprocessing(size=64, interpolation="bilinear")
-    return load_data(config, find_files(folder), spec, lambda items, *_: items)
+    return load_data(config, find_files(folder), spec, progress)
 
 
 def cartoons(folder: Path) -> dict[str, Image.Image]:
@@ -64,6 +65,23 @@ def test_crops_are_found_on_either_side(tmp_path: Path, share: float, mirrored: 
         ("test/dogs/crop.jpg", "train/dogs/5.jpg"),
         ("test/cats/2.jpg", "train/cats/crop.jpg"),
     }
+
+
+def test_a_long_search_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = cartoons(tmp_path)
+    drawn["train/dogs/1.jpg"].save(tmp_path / "test/dogs/again.jpg", quality=70)
+    monkeypatch.setattr(data, "_COMPARED_AT_ONCE", 2)
+    said: list[tuple[str, int, int]] = []
+
+    def progress(items, title, total):
+        items = list(items)
+        said.append((title, len(items), total))
+        return items
+
+    (pair,) = load(tmp_path, progress).alike
+    assert (pair.one.file, pair.other.file) == ("test/dogs/again.jpg", "train/dogs/1.jpg")
+    assert [title for title, _, _ in said] == ["Opening photos", "Comparing splits"]
+    assert all(came == total for _, came, total in said) and said[1][2] > 3
 
 
 def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: Path):

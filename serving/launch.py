@@ -1,0 +1,31 @@
+"""Console scripts of commands whose packages an installation may lack: one line says so."""
+
+import importlib
+import sys
+
+_OURS = ("protos", "serving", "trainer")
+
+
+def train() -> int:
+    return _start("trainer.train", "train")
+
+
+def analyze() -> int:
+    return _start("trainer.analysis.analyze", "train")
+
+
+def serve() -> int:
+    return _start("serving.serve", "serve")
+
+
+def _start(module: str, extra: str) -> int:
+    try:
+        return int(importlib.import_module(module).main())
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OURS:
+            raise
+        print(
+            f"error: this needs the package {error.name}: pip install 'pawprint[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2

@@ -1,0 +1,24 @@
+"""Commands in an installation that lacks what they need."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [("serve", "onnxruntime", "serve"), ("analyze", "torch", "train")],
+)
+def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
+    code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['{command}', '--help']\n"
+    code += f"from serving.launch import {command}; sys.exit({command}())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: this needs the package {package}: pip install 'pawprint[{extra}]'\n"
+    )
