@@ -1,11 +1,12 @@
 """The whole state of a training on disk after every epoch: a killed one goes on to the same end."""
 
 import errno
+import hashlib
 import json
-import os
+import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from serving.whole_file import replaced, sweep
 from trainer.errors import FailedCheck
 
 State = dict[str, torch.Tensor]
+
+_ABANDONED_S = 7 * 86400.0  # after its last epoch: none takes so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class _Unusable(Exception):
 
 
 class Checkpoints:
-    """One file for a model and its training; `settings`: all that the result depends on."""
+    """One file for a training; `settings`: all that its result depends on."""
 
     def __init__(
         self,
@@ -65,13 +68,17 @@ class Checkpoints:
         *,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        """With `tell` nobody has asked for checkpoints: it is told of one that can't be used or
-        written, and the training does without. Otherwise these are errors.
+        """name: the model's.
+
+        With `tell` nobody has asked for checkpoints: it is told of one that can't be used or
+        written, and the training does without; each settings have a file of their own. Otherwise
+        there is one for a model, and these are errors.
         """
-        self.path = folder / f"{name}.ckpt"
-        self._aside = folder / f"{name}.before.ckpt"
-        self._weights = folder / f"{name}.best.safetensors"
         self._settings = dict(settings)
+        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
+        self.path = folder / (f"{name}.ckpt" if tell is None else f"{name}-{digest[:12]}.ckpt")
+        self._of_model = re.compile(re.escape(name) + r"-[0-9a-f]{12}\.ckpt")
+        self._weights = folder / f"{name}.best.safetensors"
         self._tell = tell
 
     def check(self) -> None:
@@ -92,47 +99,38 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none.
 
-        One that is of other settings, or damaged, raises InvalidRequest; or, where nobody has asked
-        for it, is put aside, until a training of its own settings takes it up again.
+        One that is damaged, or of other settings, raises InvalidRequest; or, where nobody has asked
+        for it, is told of.
         """
         sweep(self.path)
-        if self._tell is None:
-            try:
+        try:
+            if self.path.exists():
                 return self._read(self.path)
-            except _Unusable as error:
-                raise InvalidRequest(f"{error}; {error.remedy}") from error
-        try:
-            if (found := self._read(self.path)) is not None:
-                return found
-            why = ""
+            if self._tell is not None and (others := self._others()):
+                self._read(others[0])  # says in what it differs
         except _Unusable as error:
-            why = str(error)
-        try:
-            before = self._read(self._aside)
-        except _Unusable:
-            before = None
-        if before is not None:
-            self._tell(f"Going on from the checkpoint that was put aside as {self._aside.name}")
-            self._take_up()
-        elif why:
-            os.replace(self.path, self._aside)
-            self._tell(f"Starting anew: {why} (now {self._aside.name})")
-        return before
+            if self._tell is None:
+                raise InvalidRequest(f"{error}; {error.remedy}") from error
+            self._tell(f"Starting anew: {error}")
+        return None
 
-    def _take_up(self) -> None:
-        """What was put aside, in the place of what is there, which is put aside."""
-        if not self.path.exists():
-            os.replace(self._aside, self.path)
-            return
-        between = self.path.with_name(f"{self._aside.name}.new")
-        os.replace(self.path, between)
-        os.replace(self._aside, self.path)
-        os.replace(between, self._aside)
+    def _others(self) -> list[Path]:
+        """Those of trainings of this model that had other settings, the newest first. Of them one
+        is kept, and those that may be of trainings that still run.
+        """
+        ages = {
+            path: time.time() - path.stat().st_mtime
+            for path in self.path.parent.glob("*.ckpt")
+            if self._of_model.fullmatch(path.name)
+        }
+        others = sorted(ages, key=lambda path: ages[path])
+        for path in others[1:]:
+            if ages[path] > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+        return others
 
-    def _read(self, path: Path) -> Checkpoint | None:
-        """None if there is no such file. Raises _Unusable."""
-        if not path.exists():
-            return None
+    def _read(self, path: Path) -> Checkpoint:
+        """Raises _Unusable."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
@@ -177,10 +175,5 @@ class Checkpoints:
         return self._weights
 
     def delete(self) -> None:
-        """Once the model is published. That of another training of this name, with other settings,
-        stays: it may run still.
-        """
-        for path in (self.path, self._aside):
-            with suppress(_Unusable):
-                self._read(path)
-                path.unlink(missing_ok=True)
+        """Once the model is published."""
+        self.path.unlink(missing_ok=True)

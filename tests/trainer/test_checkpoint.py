@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,8 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     assert main(command(data, tmp_path / "whole")) == 0
     arguments = command(data, out, *(["--checkpoints", str(kept)] if asked else []))
     killed_in_epoch_4(arguments)
-    assert (kept / "shapes.ckpt").exists() and Repository(out).names() == []
+    (left,) = kept.glob("shapes*.ckpt")
+    assert Repository(out).names() == []
     capsys.readouterr()
 
     if asked:
@@ -188,22 +190,23 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     assert "Epoch 6/6" in said and "Epoch 2/6" not in said
     whole, killed = (Repository(place).manifest("shapes", 1) for place in (tmp_path / "whole", out))
     assert killed.files["weights.safetensors"] == whole.files["weights.safetensors"]
-    assert not (kept / "shapes.ckpt").exists()
+    assert not left.exists()
 
 
-def test_not_asked_for_a_checkpoint_of_other_settings_is_put_aside(
+def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = command(photos(per_class=10), tmp_path / "out")
     killed_in_epoch_4(arguments)
-    folder = tmp_path / "out" / ".checkpoints"
-    before = (folder / "shapes.ckpt").read_bytes()
+    (left,) = (tmp_path / "out/.checkpoints").iterdir()
     assert main([*arguments, "--learning-rate", "0.001"]) == 0
     said = capsys.readouterr().out
     assert "Starting anew: the checkpoint" in said and "learning_rate is 0.001, there 0.003" in said
     assert "Epoch 1/6" in said
-    assert [path.name for path in folder.iterdir()] == ["shapes.before.ckpt"]
-    assert (folder / "shapes.before.ckpt").read_bytes() == before
+    assert list((tmp_path / "out/.checkpoints").iterdir()) == [left]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "Starting anew" not in said and "Epoch 2/6" not in said and "Epoch 6/6" in said
 
 
 def state(epoch: int) -> Checkpoint:
@@ -214,33 +217,33 @@ def state(epoch: int) -> Checkpoint:
     )
 
 
-def test_put_aside_by_a_slip_a_checkpoint_is_taken_up_again_by_its_own_settings(tmp_path: Path):
-    told: list[str] = []
-    meant, slip = (Checkpoints(tmp_path, "x", {"seed": n}, tell=told.append) for n in (0, 1))
-    meant.save(state(40))
-    assert slip.load() is None
-    slip.save(state(1))
-    told.clear()
-    for each, epoch in ((meant, 40), (slip, 1), (meant, 40)):
-        found = each.load()
-        assert found is not None and found.epoch == epoch
-        assert told == ["Going on from the checkpoint that was put aside as x.before.ckpt"]
-        told.clear()
-    assert (again := meant.load()) is not None and again.epoch == 40 and not told
-    meant.delete()  # published; the other is taken up from where it was put
-    assert (other := slip.load()) is not None and other.epoch == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
-
-
-def test_the_checkpoint_of_another_training_of_the_name_outlives_this_one(tmp_path: Path):
-    first, other = (Checkpoints(tmp_path, "x", {"seed": n}, tell=print) for n in (0, 1))
-    first.save(state(6))
-    other.save(state(2))  # it runs at the same time
+def test_trainings_of_one_name_have_a_file_each(tmp_path: Path):
+    first, other, longer = (
+        Checkpoints(tmp_path, name, {"seed": n}, tell=print)
+        for name, n in (("x", 0), ("x", 1), ("x-full", 0))
+    )
+    for each, epoch in ((first, 6), (other, 2), (longer, 3)):
+        each.save(state(epoch))
     first.delete()
     assert (found := other.load()) is not None and found.epoch == 2
-    assert first.load() is None  # begun once more, it puts that aside
-    other.delete()
-    assert not list(tmp_path.iterdir())
+    assert first.load() is None
+    assert {other.path, longer.path} == set(tmp_path.iterdir())
+
+
+def test_of_abandoned_trainings_the_last_one_is_kept(tmp_path: Path):
+    told: list[str] = []
+    each = [Checkpoints(tmp_path, "x", {"seed": n}, tell=told.append) for n in range(4)]
+    for n in range(3):
+        each[n].save(state(1))
+        days = 86400 * (8 + n)
+        os.utime(each[n].path, times=(time.time() - days,) * 2)
+    each[1].save(state(2))  # still runs
+    assert each[3].load() is None
+    assert told == [
+        f"Starting anew: the checkpoint {each[1].path} is of a training with other settings: "
+        "seed is 3, there 1"
+    ]
+    assert {path for path in tmp_path.iterdir()} == {each[1].path}
 
 
 def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path):
@@ -251,7 +254,7 @@ def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path
         "with replaced(Path(sys.argv[1])) as file:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    for name in ("x.ckpt", "x.before.ckpt"):
+    for name in ("x.ckpt", "x-full.ckpt"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT, check=False)
     left = sorted(tmp_path.iterdir())
     assert checkpoints(tmp_path).load() is None
@@ -259,16 +262,15 @@ def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path
     for path in left:
         os.utime(path, (0, 0))
     assert checkpoints(tmp_path).load() is None
-    assert [path.name.startswith(".x.before.ckpt-") for path in tmp_path.iterdir()] == [True]
+    assert [path.name.startswith(".x-full.ckpt-") for path in tmp_path.iterdir()] == [True]
 
 
 def test_not_asked_for_a_damaged_checkpoint_costs_no_training(photos: MakePhotos, tmp_path: Path):
     told: list[str] = []
-    (tmp_path / "x.ckpt").write_bytes(b"no zip")
-    assert Checkpoints(tmp_path, "x", {}, tell=told.append).load() is None
-    assert told == [
-        f"Starting anew: the checkpoint {tmp_path}/x.ckpt can't be read (now x.before.ckpt)"
-    ]
+    damaged = Checkpoints(tmp_path, "x", {}, tell=told.append)
+    damaged.path.write_bytes(b"no zip")
+    assert damaged.load() is None
+    assert told == [f"Starting anew: the checkpoint {damaged.path} can't be read"]
 
 
 def test_not_asked_for_a_full_disk_costs_no_training(photos: MakePhotos, tmp_path: Path):
