@@ -20,7 +20,7 @@ def serve() -> int:
 
 def _start(module: str, extra: str) -> int:
     try:
-        return int(importlib.import_module(module).main())
+        return int(importlib.import_module(module).main() or 0)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in _OURS:
             raise

@@ -14,16 +14,20 @@ WITHIN_S = 20.0
 
 
 class HeldModel:
-    """From now on every batch waits until `release`; `batches` are their sizes."""
+    """From now on every batch waits until `release`; `batches` are their sizes, `pictures` what was
+    in them.
+    """
 
     def __init__(self, server: Server, name: str = "pets", version: int = 1) -> None:
         assert server.catalogue is not None
         self._served: ServedVersion = server.catalogue.models[name].versions[version]
         self._gate = threading.Event()
         self.batches: list[int] = []
+        self.pictures: list[np.ndarray] = []
         self._served.batcher._run_model = self._run
 
     def _run(self, images: np.ndarray, alone: bool) -> tuple[np.ndarray, ...]:
+        self.pictures.append(images)
         self.batches.append(len(images))
         assert self._gate.wait(WITHIN_S)
         return self._served.engine.run(images, alone=alone)
