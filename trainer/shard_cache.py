@@ -101,12 +101,14 @@ class ShardCache:
 
     def _held(self) -> list[tuple[float, int, Path]]:
         """When it was last used, bytes and path of each copy, the oldest first."""
-        held = []
-        for path in (*self._root.glob("*.tar"), *self._root.glob("*.part")):
-            with suppress(FileNotFoundError):  # one that has just become whole
-                status = path.stat()
-                held.append((status.st_mtime, status.st_size, path))
-        return sorted(held)
+        held = {}
+        # Parts first: one that becomes whole meanwhile is seen as either, or as both.
+        for pattern in ("*.part", "*.tar"):
+            for path in self._root.glob(pattern):
+                with suppress(FileNotFoundError):  # it has just become whole
+                    status = path.stat()
+                    held[path.stem] = (status.st_mtime, status.st_size, path)
+        return sorted(held.values())
 
     def _fits(self, size: int, used: int) -> bool:
         if self._limit is not None:

@@ -16,6 +16,7 @@ from tests.trainer.shards import samples, write_tar
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
 from trainer.make_shards import main as make_shards
+from trainer.shard_cache import ShardCache
 from trainer.shard_places import Member
 from trainer.tree import Found
 
@@ -94,6 +95,28 @@ def test_without_room_parts_of_shards_are_asked_for(
         monkeypatch.setenv("PAWPRINT_SHARD_CACHE_GB", wrong)
         with pytest.raises(InvalidRequest, match="must be a number, 0 or more"):
             find_photos(_SHARDS)
+
+
+def test_a_copy_that_becomes_whole_while_room_is_made_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Once: as a part, or as what it has become."""
+    part, whole = tmp_path / "first.part", tmp_path / "first.tar"
+    cache, listed = ShardCache(tmp_path, limit=1500), Path.glob
+    for becomes_whole_before in ("*.part", "*.tar"):
+        whole.unlink(missing_ok=True)
+        part.write_bytes(bytes(1000))
+
+        def glob(folder: Path, pattern: str, before: str = becomes_whole_before) -> list[Path]:
+            if pattern == before and part.exists():
+                part.rename(whole)
+            return list(listed(folder, pattern))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "glob", glob)
+            assert not cache._reserve(tmp_path / "second.part", 1000)
+            assert cache._reserve(tmp_path / "second.part", 400)
+        (tmp_path / "second.part").unlink()
 
 
 @pytest.mark.parametrize("limit", [None, "0"])
