@@ -7,13 +7,13 @@
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import BrokenVersion, Unavailable
 from serving.modelspec import FileEntry
+from serving.whole_file import remove_old
 
 # From an offset to the end, in pieces.
 Download = Callable[[int], Iterator[bytes]]
@@ -55,13 +55,7 @@ class BlobCache:
 
     def prune(self) -> None:
         """Remove what has not been used for a month; a file that is open stays readable."""
-        limit = time.time() - UNUSED_S
-        for path in [*self.root.glob("sha256/*"), *self.root.glob("partial/*")]:
-            try:
-                if path.stat().st_mtime < limit:
-                    path.unlink()
-            except FileNotFoundError:
-                continue  # another process was faster
+        remove_old([*self.root.glob("sha256/*"), *self.root.glob("partial/*")], UNUSED_S)
 
 
 @contextmanager

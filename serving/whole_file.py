@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -38,10 +38,15 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
 def sweep(path: Path) -> None:
     """Remove what processes killed within `replaced(path)` have left. Raises OSError."""
     pattern = f"{_PREFIX}{glob.escape(path.name[:_NAMED])}-*{_SUFFIX}"
-    for own in path.parent.glob(pattern):
-        with suppress(FileNotFoundError):  # it has just taken its place
-            if time.time() - own.stat().st_mtime > _LEFT:
-                own.unlink()
+    remove_old(path.parent.glob(pattern), _LEFT)
+
+
+def remove_old(paths: Iterable[Path], age_s: float) -> None:
+    """Remove those that were last changed longer ago than that. Raises OSError."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # another process was faster, or renamed it
+            if time.time() - path.stat().st_mtime > age_s:
+                path.unlink()
 
 
 def created(path: Path, data: bytes, *, mode: int = 0o600) -> bool:

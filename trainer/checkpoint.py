@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from serving.errors import InvalidRequest
-from serving.whole_file import replaced, sweep
+from serving.whole_file import remove_old, replaced, sweep
 from trainer.errors import FailedCheck
 
 State = dict[str, torch.Tensor]
@@ -57,6 +56,13 @@ class _Unusable(Exception):
         self.remedy = remedy
 
 
+def _last_change(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its training has just ended
+        return 0.0
+
+
 class Checkpoints:
     """One file for a training; `settings`: all that its result depends on."""
 
@@ -82,9 +88,7 @@ class Checkpoints:
         self._tell = tell
 
     def check(self) -> None:
-        """Raises InvalidRequest if no file can be made in the folder, where that was asked for."""
-        if self._tell is not None:
-            return
+        """Raises InvalidRequest if no file can be made in the folder."""
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,15 +122,9 @@ class Checkpoints:
         """Those of trainings of this model that had other settings, the newest first. Of them one
         is kept, and those that may be of trainings that still run.
         """
-        ages = {
-            path: time.time() - path.stat().st_mtime
-            for path in self.path.parent.glob("*.ckpt")
-            if self._of_model.fullmatch(path.name)
-        }
-        others = sorted(ages, key=lambda path: ages[path])
-        for path in others[1:]:
-            if ages[path] > _ABANDONED_S:
-                path.unlink(missing_ok=True)
+        others = [p for p in self.path.parent.glob("*.ckpt") if self._of_model.fullmatch(p.name)]
+        others.sort(key=_last_change, reverse=True)
+        remove_old(others[1:], _ABANDONED_S)
         return others
 
     def _read(self, path: Path) -> Checkpoint:

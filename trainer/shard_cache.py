@@ -17,7 +17,7 @@ from typing import Any
 
 from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest
-from serving.whole_file import replaced
+from serving.whole_file import remove_old, replaced
 from trainer.alone import alone
 from trainer.shard_places import BucketShard, Shard, shard_key
 
@@ -50,9 +50,7 @@ class ShardCache:
         with suppress(OSError):
             with replaced(path) as file:
                 file.write(json.dumps(value).encode())
-            for old in self._root.glob("*.json"):
-                if old.stat().st_mtime < time.time() - _MONTH_S:
-                    old.unlink()
+            remove_old(self._root.glob("*.json"), _MONTH_S)
 
     def copy(self, shard: BucketShard) -> Path | None:
         """The whole shard as a file, downloaded if need be; None where there is no room for it.
