@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+
+from trainer.onnx_runner import OnnxRunner
 
 _ANSWER = "--answer"
 
@@ -49,12 +50,10 @@ def main() -> int:
 
 def answer(model: Path, golden: Path) -> None:
     """The logits of the golden pictures, as bytes on stdout."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     with np.load(golden) as file:
-        (logits,) = session.run(["logits"], {"image": file["images"]})
-    sys.stdout.buffer.write(logits.astype(np.float32).tobytes())
+        images = file["images"]
+    _, logits = OnnxRunner(model).run(images, len(images))
+    sys.stdout.buffer.write(logits.tobytes())
 
 
 if __name__ == "__main__":

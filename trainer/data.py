@@ -20,7 +20,7 @@ from trainer.tree import SPLITS, Found, labels_of
 
 T = TypeVar("T")
 
-_COMPARED_AT_ONCE = 256  # photos of a split with all of another
+_COMPARED_AT_ONCE = 1024  # photos of a split with all of another, which are cut each time
 
 
 class Progress(Protocol):

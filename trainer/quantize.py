@@ -100,15 +100,14 @@ def quantize(
 
     Every processor gives the same answers, see `weight_steps`.
     """
+    integers = {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
     weights = {
-        layer.weight: [
-            {
-                **{"axis": layer.axis, "quant_type": QuantType.QInt8, "symmetric": True},
-                **{"reduce_range": False, "rmin": -127 * step, "rmax": 127 * step},
-            }
-            for step in weight_steps(layer.rows, depthwise=layer.depthwise).tolist()
+        layer.weight.name: [
+            {"axis": layer.axis, "rmin": -127 * step, "rmax": 127 * step, **integers}
+            for step in weight_steps(layer.rows(), depthwise=layer.depthwise).tolist()
         ]
         for layer in weighted(prepared)
+        if not only or layer.node.name in only
     }
     copy = onnx.ModelProto()
     copy.CopyFrom(prepared)
@@ -138,7 +137,7 @@ def quantize(
 
 def layers(prepared: onnx.ModelProto) -> list[str]:
     """The nodes with weights of their own, in order."""
-    return [layer.node for layer in weighted(prepared)]
+    return [layer.node.name for layer in weighted(prepared)]
 
 
 def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[str]:

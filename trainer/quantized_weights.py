@@ -15,33 +15,40 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
-    node: str
-    weight: str
-    rows: Floats  # [N, K]: by output, in the order of the sum
-    axis: int  # of the outputs in the tensor
-    depthwise: bool
+    """A layer and its weights."""
+
+    node: onnx.NodeProto
+    weight: onnx.TensorProto
+
+    @property
+    def axis(self) -> int:
+        """Of the outputs, in the weights."""
+        first = self.node.op_type == "Conv" or self._integer("transB", 0)
+        return 0 if first else len(self.weight.dims) - 1
+
+    @property
+    def depthwise(self) -> bool:
+        """One input and one output channel a group."""
+        groups = self._integer("group", 1)
+        return groups > 1 and tuple(self.weight.dims[:2]) == (groups, 1)
+
+    def rows(self) -> Floats:
+        """[N, K]: by output, in the order of the sum; the channels of a pixel come together."""
+        weight: Floats = np.moveaxis(numpy_helper.to_array(self.weight), self.axis, 0)
+        if self.node.op_type == "Conv":
+            weight = np.moveaxis(weight, 1, -1)
+        return weight.reshape(len(weight), -1)
+
+    def _integer(self, name: str, default: int) -> int:
+        return next((a.i for a in self.node.attribute if a.name == name), default)
 
 
 def weighted(prepared: onnx.ModelProto) -> Iterator[Weighted]:
     """The nodes with weights of their own, in order."""
     constants = {tensor.name: tensor for tensor in prepared.graph.initializer}
     for node in prepared.graph.node:
-        if node.op_type not in _LAYERS or node.input[1] not in constants:
-            continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        integers = {a.name: a.i for a in node.attribute}
-        depthwise, axis = False, 0
-        if node.op_type == "Conv":  # the channels of a pixel one after another
-            groups = integers.get("group", 1)
-            depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
-            rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-        elif integers.get("transB"):
-            rows = weight
-        else:
-            rows, axis = np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1), weight.ndim - 1
-        yield Weighted(
-            node=node.name, weight=node.input[1], rows=rows, axis=axis, depthwise=depthwise
-        )
+        if node.op_type in _LAYERS and node.input[1] in constants:
+            yield Weighted(node=node, weight=constants[node.input[1]])
 
 
 def weight_steps(rows: Floats, *, depthwise: bool) -> Floats:

@@ -28,9 +28,15 @@ from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.mlflow_run import MlflowRun, mlflow_run
-from trainer.pipeline import Run, decisive_settings, make_learner, prepare, start_from_probe
+from trainer.pipeline import (
+    Run,
+    decisive_settings,
+    freeze_early_stages,
+    make_learner,
+    prepare,
+    start_from_probe,
+)
 from trainer.search_space import draw, searched, start
-from trainer.stages import frozen_stages
 from trainer.training import Epoch, fine_tune
 
 _SHOWN = 5  # of the table
@@ -182,10 +188,10 @@ def _try(
             raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
 
     try:
-        classifier = copy.deepcopy(run.classifier)
-        classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+        own = dataclasses.replace(run, classifier=copy.deepcopy(run.classifier), config=config)
+        freeze_early_stages(own)
         torch.manual_seed(config.seed)
-        learner = make_learner(dataclasses.replace(run, classifier=classifier, config=config))
+        learner = make_learner(own)
         steps = config.epochs * len(run.data.splits["train"])
         with recorded or nullcontext(), console.bar(title, steps) as advance:
             best = fine_tune(learner, report, advance).best

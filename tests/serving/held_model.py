@@ -22,13 +22,15 @@ class HeldModel:
         assert server.catalogue is not None
         self._served: ServedVersion = server.catalogue.models[name].versions[version]
         self._gate = threading.Event()
-        self.batches: list[int] = []
         self.pictures: list[np.ndarray] = []
         self._served.batcher._run_model = self._run
 
+    @property
+    def batches(self) -> list[int]:
+        return [len(images) for images in self.pictures]
+
     def _run(self, images: np.ndarray, alone: bool) -> tuple[np.ndarray, ...]:
         self.pictures.append(images)
-        self.batches.append(len(images))
         assert self._gate.wait(WITHIN_S)
         return self._served.engine.run(images, alone=alone)
 

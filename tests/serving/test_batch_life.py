@@ -56,16 +56,8 @@ async def job(address: str, source: Folder, out: Path, patience_s: float, versio
     async with AsyncClient(address) as client:
         keys, share = list(source.photos()), Share()
         return await run_job(
-            *(
-                client,
-                plan_of(source, version),
-                share,
-                keys,
-                source,
-                Folder(out),
-                3,
-                lambda photos: None,
-            ),
+            *(client, plan_of(source, version), share, keys, source, Folder(out)),
+            *(3, lambda photos: None),
             patience_s=patience_s,
         )
 

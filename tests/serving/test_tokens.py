@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -136,44 +138,45 @@ async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file
         await held.admitted(0)
 
 
+@asynccontextmanager
+async def two_callers(
+    models: Path, file: Path, **settings: int
+) -> AsyncIterator[tuple[HeldModel, AsyncClient, AsyncClient]]:
+    """A model that is held, and clients with a token each."""
+    async with (
+        running_server(models, tokens=str(file), **settings) as running,
+        AsyncClient(running.address, token="secret") as one,
+        AsyncClient(running.address, token="calm") as other,
+    ):
+        yield HeldModel(running.server), one, other
+
+
 async def test_the_calls_of_one_token_share_a_turn(models: Path, file: Path) -> None:
     """Twenty calls of one wait; the single call of another is in the very next batch."""
-    async with running_server(models, tokens=str(file), max_batch=4, max_queue=64) as running:
-        held = HeldModel(running.server)
-        async with (
-            AsyncClient(running.address, token="secret") as many,
-            AsyncClient(running.address, token="calm") as one,
-        ):
-            calls = [asyncio.ensure_future(many.classify([jpeg()], model="pets"))]
-            await held.running(1)
-            calls += [
-                asyncio.ensure_future(many.classify([jpeg()], model="pets")) for _ in range(20)
-            ]
-            await held.waiting(20)
-            single = asyncio.ensure_future(one.classify([jpeg(seed=9)], model="pets"))
-            await held.waiting(21)
-            held.release()
-            await asyncio.gather(*calls, single)
+    async with two_callers(models, file, max_batch=4, max_queue=64) as (held, many, one):
+        calls = [asyncio.ensure_future(many.classify([jpeg()], model="pets"))]
+        await held.running(1)
+        calls += [asyncio.ensure_future(many.classify([jpeg()], model="pets")) for _ in range(20)]
+        await held.waiting(20)
+        single = asyncio.ensure_future(one.classify([jpeg(seed=9)], model="pets"))
+        await held.waiting(21)
+        held.release()
+        await asyncio.gather(*calls, single)
     usual = held.pictures[0][0]
     others = [sum(not np.array_equal(one, usual) for one in batch) for batch in held.pictures]
     assert others[:2] == [0, 1] and sum(others) == 1
 
 
 async def test_one_token_can_not_fill_the_queue(models: Path, file: Path) -> None:
-    async with running_server(models, tokens=str(file), max_photos=8, max_queue=16) as running:
-        held = HeldModel(running.server)
-        async with (
-            AsyncClient(running.address, token="secret") as many,
-            AsyncClient(running.address, token="calm") as one,
-        ):
-            calls = [many.classify([jpeg()], model="pets", timeout_s=20) for _ in range(40)]
-            tasks = [asyncio.ensure_future(call) for call in calls]
-            await until(lambda: sum(task.done() for task in tasks) == 32)  # refused
-            single = asyncio.ensure_future(one.classify([jpeg()] * 4, model="pets"))
-            await held.admitted(12)
-            held.release()
-            answers = await asyncio.gather(*tasks, return_exceptions=True)
-            assert len((await single).results) == 4
+    async with two_callers(models, file, max_photos=8, max_queue=16) as (held, many, one):
+        calls = [many.classify([jpeg()], model="pets", timeout_s=20) for _ in range(40)]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await until(lambda: sum(task.done() for task in tasks) == 32)  # refused
+        single = asyncio.ensure_future(one.classify([jpeg()] * 4, model="pets"))
+        await held.admitted(12)
+        held.release()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert len((await single).results) == 4
     refused = [answer for answer in answers if isinstance(answer, Overloaded)]
     assert len(refused) == 32 and "0 of 16 places free for this caller" in str(refused[0])
 
