@@ -22,6 +22,7 @@ from serving.client_messages import (
     exception_of_call,
     models_of,
     response_of,
+    several,
 )
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
@@ -76,7 +77,7 @@ class AsyncClient:
         routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        data = [encoded(photo) for photo in photos]
+        data = [encoded(photo) for photo in several(photos)]
         request = classify_request(data, model, version, top_k, low_priority, routing_key)
         hedge_after_s = self.hedge_after_s
         message = await self._call(self._stub.Classify, request, timeout_s, hedge_after_s)
@@ -111,7 +112,7 @@ class AsyncClient:
 
         async def send() -> None:
             try:
-                for index, photo in enumerate(photos):
+                for index, photo in enumerate(several(photos)):
                     await slots.acquire()
                     request = await asyncio.to_thread(state.send, index, photo)
                     if isinstance(request, StreamedResult):

@@ -32,6 +32,7 @@ from serving.client_messages import (
     exception_of_call,
     models_of,
     response_of,
+    several,
 )
 from serving.client_stream import StreamState
 from serving.errors import DeadlineExceeded
@@ -96,9 +97,9 @@ class Client:
         """One call. version: a number, an alias, or "" for the default. low_priority: other calls
         go first. routing_key: with no version given, calls of one key are answered by one version.
 
-        Raises OSError for a file that can't be read.
+        Raises OSError for a file that can't be read, TypeError for a photo that is in no list.
         """
-        data = [encoded(photo) for photo in photos]
+        data = [encoded(photo) for photo in several(photos)]
         request = classify_request(data, model, version, top_k, low_priority, routing_key)
         hedge_after_s = self.hedge_after_s
         return response_of(self._call(self._stub.Classify, request, timeout_s, hedge_after_s))
@@ -139,7 +140,7 @@ class Client:
 
         def send() -> None:
             try:
-                for index, photo in enumerate(photos):
+                for index, photo in enumerate(several(photos)):
                     slots.acquire()
                     if ended.is_set():
                         return

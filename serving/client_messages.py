@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
     grpc.StatusCode.CANCELLED: Unavailable,  # we cancel no call that we wait for: the server did
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def several(photos: Iterable[Photo]) -> Iterable[Photo]:
+    """The same. Raises TypeError for a single photo, which could be gone through too: a path by its
+    letters."""
+    if isinstance(photos, bytes | str | os.PathLike | Image.Image):
+        raise TypeError("photos is a sequence of photos; a single one goes in a list: [photo]")
+    return photos
 
 
 def encoded(photo: Photo) -> bytes:

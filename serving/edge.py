@@ -8,6 +8,7 @@ each call in further coroutines and can't see what a call was about.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Edge:
         self._active = 0  # requests being answered, those of streams counted each
         self._here = 0  # calls and streams from their first moment to their last
         self._begun = 0  # calls and streams so far
-        self._streams = 0  # open
+        self._streams: Counter[str | None] = Counter()  # open, by whose turn
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = asyncio.Event()
@@ -207,7 +208,7 @@ class Edge:
         with self._present():
             try:
                 self._identify(whole)
-                with self._open_stream():
+                with self._open_stream(whole.turn):
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as answering:
                         try:
@@ -270,17 +271,24 @@ class Edge:
         return parse(data)
 
     @contextmanager
-    def _open_stream(self) -> Iterator[None]:
-        if self._streams == self._limits.max_streams:
+    def _open_stream(self, turn: str | None) -> Iterator[None]:
+        """Whose token has some open leaves as many free, as in the queue."""
+        most = self._limits.max_streams
+        free = most - self._streams.total() - (self._streams[turn] if turn else 0)
+        if free < 1:
+            whose = f", {self._streams[turn]} of this token" if turn else ""
             raise Overloaded(
-                f"{self._limits.max_streams} streams are open; close one, or try again later",
+                f"{self._streams.total()} of {most} streams are open{whose}; close one, or try "
+                "again later",
                 retry_after_s=_BUSY_RETRY_S,
             )
-        self._streams += 1
+        self._streams[turn] += 1
         try:
             yield
         finally:
-            self._streams -= 1
+            self._streams[turn] -= 1
+            if not self._streams[turn]:
+                del self._streams[turn]
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

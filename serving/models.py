@@ -10,7 +10,14 @@ from typing import Any
 from serving import administration
 from serving.commandline import Parser, aligned, fail
 from serving.copying import copy_version
-from serving.errors import BrokenVersion, InvalidRequest, PawprintError
+from serving.errors import (
+    BrokenVersion,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PawprintError,
+    Unavailable,
+)
 from serving.page import render_page
 from serving.repository import DEFAULT_ALIAS, Repository
 from serving.storage import open_repository
@@ -23,12 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.command(options)
         else:
             options.command(open_repository(options.models, must_exist=True), options)
-    except BrokenVersion as error:
+    except (BrokenVersion, Unavailable, DeadlineExceeded, Overloaded, OSError) as error:
         fail(str(error), status=1)
     except PawprintError as error:
         fail(str(error))
-    except OSError as error:
-        fail(str(error), status=1)
 
 
 # --- the commands
@@ -181,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="models",
         description="Look after a model repository, and the versions that a server has loaded.",
-        epilog="Status 0: done. 1: a version is broken. 2: wrong arguments, no such version.",
+        epilog="Status 0: done. 1: a version is broken, or a bucket or server does not answer: try "
+        "again. 2: wrong arguments, no such version.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -55,6 +55,13 @@ def test_paths_bytes_and_pictures_are_photos(client: Client, tmp_path: Path) -> 
     assert response.timings.total_ms > 0
 
 
+@pytest.mark.parametrize("photo", [b"bytes", "cat.jpg", Path("cat.jpg"), noise(8)])
+def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
+    for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
+        with pytest.raises(TypeError, match=r"a single one goes in a list: \[photo\]"):
+            ask(photo, model="pets")
+
+
 def test_errors_have_their_exceptions(client: Client) -> None:
     for photos, options, kind in (
         ([jpeg()], {"model": "cars"}, NotFound),

@@ -34,8 +34,8 @@ Code = grpc.StatusCode
 LARGE = [("grpc.max_send_message_length", -1)]
 INFER, CLASSIFY = "/inference.GRPCInferenceService/ModelInfer", "/pawprint.v1.ClassifierService/"
 EMPTY_INPUT = b"\x2a\x00"  # ModelInferRequest.inputs, without content
-TOKENS = entry("shop", "secret")
-SECRET = [("authorization", "Bearer secret")]
+TOKENS = entry("shop", "secret") + entry("till", "other")
+SECRET, OTHER = ([("authorization", f"Bearer {token}")] for token in ("secret", "other"))
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
         for _ in range(3):
             await stub.Classify(pb.ClassifyRequest(model="pets", images=[jpeg()]))
         edge = running.server._edge
-        assert edge._streams == 3 and edge.active == 0
+        assert edge._streams.total() == 3 and edge.active == 0
 
 
 async def test_a_stream_that_is_not_read_is_ended(
@@ -265,7 +265,7 @@ async def test_a_stream_that_is_not_read_is_ended(
     ):
         edge, calls = running.server._edge, told(running)
         async with never_read(running.address, WRONG, 1.0) as sent:
-            await until(lambda: edge._streams == 0)
+            await until(lambda: not edge._streams)
             assert sent > 16
             assert [c.method for c in calls if c.code is Code.UNAVAILABLE] == ["ClassifyStream"]
         stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
@@ -273,6 +273,33 @@ async def test_a_stream_that_is_not_read_is_ended(
         assert (await stream.read()).request_id == 7
         stream.cancel()
     assert not caplog.records
+
+
+async def test_the_streams_of_one_token_leave_as_many_free(models: Path, tokens: str) -> None:
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(
+            running_server(models, tokens=tokens, max_streams=4)
+        )
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+
+        async def opened(metadata: list[tuple[str, str]]) -> grpc.aio.Call:
+            stream = stub.ClassifyStream(metadata=metadata)
+            stack.callback(stream.cancel)
+            await stream.write(pb.ClassifyStreamRequest(request_id=1))
+            await stream.read()
+            return stream
+
+        first, _ = [await opened(SECRET) for _ in range(2)]
+        error = await refusal(stub.ClassifyStream(metadata=SECRET))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert "2 of 4 streams are open, 2 of this token" in error.details()
+        await opened(OTHER)
+        error = await refusal(stub.ClassifyStream(metadata=OTHER))
+        assert "3 of 4 streams are open, 1 of this token" in error.details()
+        first.cancel()
+        await until(lambda: running.server._edge._streams.total() == 2)
+        await opened(OTHER)
 
 
 # --- what is told of a call that was refused
