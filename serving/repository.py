@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -26,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import CONFIG, triton_files
-from serving.whole_file import replaced
+from serving.whole_file import remove_old, replaced
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ ANALYSIS_DIGESTS = "analysis/digests.json"
 DEFAULT_ALIAS = "stable"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TRIES = 100  # to make a folder that others may remove at any moment
 _STALE_STAGING_S = 24 * 3600.0
 
 
@@ -226,9 +226,7 @@ class Repository:
         """A folder beside the versions to write a new one in; removed again at the end."""
         parent = self.root / check_name(name)
         folder = _new_folder(parent)
-        for left in parent.glob(".staging-*"):
-            if time.time() - left.stat().st_mtime > _STALE_STAGING_S:
-                shutil.rmtree(left, ignore_errors=True)
+        remove_old(parent.glob(".staging-*"), _STALE_STAGING_S)
         try:
             yield folder
         finally:
@@ -421,14 +419,18 @@ def files_below(folder: Path) -> set[str]:
 
 
 def _new_folder(parent: Path) -> Path:
-    while True:
-        parent.mkdir(parents=True, exist_ok=True)
+    for tries_left in reversed(range(_TRIES)):
         try:
+            parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
-        except FileNotFoundError:
-            continue  # another publisher ended, found it empty and removed it
-        folder.chmod(0o755)
-        return folder
+        except (FileNotFoundError, FileExistsError):
+            # Another publisher ended, found it empty and removed it, maybe within mkdir.
+            if not tries_left:
+                raise
+        else:
+            folder.chmod(0o755)
+            break
+    return folder
 
 
 def file_entry(path: Path) -> FileEntry:

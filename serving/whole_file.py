@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -42,11 +43,15 @@ def sweep(path: Path) -> None:
 
 
 def remove_old(paths: Iterable[Path], age_s: float) -> None:
-    """Remove those that were last changed longer ago than that. Raises OSError."""
+    """Remove those files and folders that were last changed longer ago than that. Raises OSError
+    where a file can't be removed; of a folder what can't stays."""
     for path in paths:
         with suppress(FileNotFoundError):  # another process was faster, or renamed it
             if time.time() - path.stat().st_mtime > age_s:
-                path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def created(path: Path, data: bytes, *, mode: int = 0o600) -> bool:

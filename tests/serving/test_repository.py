@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,19 @@ def test_a_malformed_alias_is_named(repository: Repository) -> None:
     (repository.root / "pets/aliases/stable").write_text("one\n")
     with pytest.raises(BrokenVersion, match="alias 'stable' of 'pets' is malformed"):
         repository.aliases("pets")
+
+
+def test_publishers_that_come_and_go_do_not_disturb_each_other(repository: Repository) -> None:
+    """As the processes of a training do when they begin: each looks for what others have left."""
+
+    def publisher(_: int) -> None:
+        for _ in range(100):
+            with repository.staging("birds") as folder:
+                assert folder.is_dir()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(publisher, range(8)))
+    assert not (repository.root / "birds").exists()
 
 
 def test_a_failed_publication_leaves_nothing(repository: Repository) -> None:

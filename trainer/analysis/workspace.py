@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.whole_file import replaced
+from serving.whole_file import remove_old, replaced
 
 Piece = dict[str, np.ndarray]
 
@@ -37,9 +37,8 @@ class Workspace:
         """`key`: JSON values; all that the pieces depend on."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = parent / f".analysis-{digest}"
-        for left in parent.glob(".analysis-*"):
-            if left != self.folder and time.time() - left.stat().st_mtime > _FORGOTTEN_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
+        others = (left for left in parent.glob(".analysis-*") if left != self.folder)
+        remove_old(others, _FORGOTTEN_AFTER_S)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str) -> Path:
