@@ -8,8 +8,8 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from serving.batching import Batcher
@@ -148,16 +148,16 @@ class ModelControl:
         self._check_control(name)
         async with self._changing:
             version = await asyncio.to_thread(self._repository.resolve, name, reference)
-            if reference:
-                self._pinned.add((name, version))
-                self._barred.discard((name, version))
-                if name in self._models:  # a refused one is tried again, whatever its stamp
-                    self._models[name].refused.pop(version, None)
-            await self._change(name)
-            model = self._models[name]
-            if reference and version in model.refused:
-                self._pinned.discard((name, version))
-                raise BrokenVersion(model.refused[version].reason)
+            with self._forgotten_if_it_fails():
+                if reference:
+                    self._pinned.add((name, version))
+                    self._barred.discard((name, version))
+                    if name in self._models:  # a refused one is tried again, whatever its stamp
+                        self._models[name].refused.pop(version, None)
+                await self._change(name)
+                model = self._models[name]
+                if reference and version in model.refused:
+                    raise BrokenVersion(model.refused[version].reason)
             return tuple(model.versions)
 
     async def unload_version(self, name: str, reference: str) -> tuple[int, ...]:
@@ -175,10 +175,11 @@ class ModelControl:
                 here &= {int(reference) if reference.isdecimal() else 0}
             if not here:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
-            for version in here:
-                self._barred.add((name, version))
-                self._pinned.discard((name, version))
-            await self._change(name)
+            with self._forgotten_if_it_fails():
+                for version in here:
+                    self._barred.add((name, version))
+                    self._pinned.discard((name, version))
+                await self._change(name)
             return tuple(self._models[name].versions)
 
     def states(self) -> list[VersionState]:
@@ -197,6 +198,16 @@ class ModelControl:
         return [*self._troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
     # --- one change at a time: the lock is held
+
+    @contextmanager
+    def _forgotten_if_it_fails(self) -> Iterator[None]:
+        """An operator's wish that has failed is not fulfilled later, unasked."""
+        pinned, barred = set(self._pinned), set(self._barred)
+        try:
+            yield
+        except BaseException:
+            self._pinned, self._barred = pinned, barred
+            raise
 
     async def _change(self, name: str) -> None:
         after = await asyncio.to_thread(self._update, name)

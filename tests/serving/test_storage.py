@@ -1,5 +1,6 @@
 """A model repository in a bucket: on a real S3 server, and on emulators of the other two stores."""
 
+import asyncio
 import base64
 import os
 import subprocess
@@ -279,6 +280,26 @@ async def test_a_version_that_was_mended_is_served_without_a_restart(
             remote._bucket.write("pets/2/model.onnx", sound)
             await control.rescan()
             assert (await client.classify([jpeg()], model="pets")).version == 2
+
+
+@only_s3
+async def test_a_load_that_failed_is_not_done_later(
+    remote: RemoteRepository, models: Path, proxy: CutProxy
+) -> None:
+    build_version(models, "pets", seed=1)
+    for version in (1, 2):
+        copy_version(Repository(models), "pets", version, remote)
+    async with running_server(remote.location, versions="latest:1", control="explicit") as running:
+        control = running.server.control
+        proxy.reset()
+        await asyncio.to_thread(remote.resolve, "pets", "1")
+        proxy.reset(limit=proxy.down + 100)  # the version is found, and no more
+        with pytest.raises(Unavailable):
+            await control.load_version("pets", "1")
+        proxy.reset()
+        await control.rescan()
+        assert [state.version for state in control.states()] == [2]
+        assert await control.load_version("pets", "1") == (1, 2)
 
 
 @only_s3
