@@ -1,6 +1,7 @@
 """The client for asyncio; import it from serving.client."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,10 +23,10 @@ from serving.client_messages import (
     exception_of_call,
     models_of,
     response_of,
+    retry_after_s,
     several,
 )
-from serving.client_stream import StreamState
-from serving.errors import DeadlineExceeded
+from serving.client_stream import StreamState, ended_early
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
@@ -131,18 +132,19 @@ class AsyncClient:
                         async for message in call:
                             outbox.answered(message.request_id)
                             arrived.put_nowait(state.receive(message))
-                        break
+                        code, lost = ended_early(self.address)
                     except grpc.aio.AioRpcError as error:
                         code = _code_of_stream(error)
-                        again_s = outbox.lose(code)
-                        if outbox.finished:
-                            break
-                        if again_s is None:
-                            if code is not error.code():
-                                raise exception_of(code, error.details(), self.address) from None
-                            raise exception_of_call(error, self.address) from None
+                        lost = exception_of(
+                            code, error.details(), self.address, retry_after_s(error)
+                        )
                     finally:
                         call.cancel()
+                    if outbox.finished:
+                        break
+                    again_s = outbox.lose(code)
+                    if again_s is None:
+                        raise lost
                     await asyncio.sleep(again_s)
                 arrived.put_nowait(None)
             except Exception as error:
@@ -151,7 +153,7 @@ class AsyncClient:
         tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]
         wait_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            while (result := await _next(arrived, wait_s)) is not None:
+            while (result := await _next(arrived, state, wait_s)) is not None:
                 if isinstance(result, BaseException):
                     raise result
                 slots.release()
@@ -189,8 +191,10 @@ async def _each(requests: "asyncio.Queue[T | None]") -> AsyncIterator[T]:
         yield request
 
 
-async def _next(arrived: "asyncio.Queue[T]", wait_s: float) -> T:
-    try:
-        return await asyncio.wait_for(arrived.get(), wait_s)
-    except TimeoutError:
-        raise DeadlineExceeded(f"no answer came for {wait_s:g} s") from None
+async def _next(arrived: "asyncio.Queue[T]", state: StreamState, wait_s: float) -> T:
+    begun, left_s = time.monotonic(), wait_s
+    while True:
+        try:
+            return await asyncio.wait_for(arrived.get(), left_s)
+        except TimeoutError:
+            left_s = state.left_s(begun, wait_s)

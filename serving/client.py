@@ -11,6 +11,7 @@ Overloaded, DeadlineExceeded, Unavailable; PawprintError for a fault of the serv
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,8 +35,7 @@ from serving.client_messages import (
     response_of,
     several,
 )
-from serving.client_stream import StreamState
-from serving.errors import DeadlineExceeded
+from serving.client_stream import StreamState, ended_early
 from serving.hedging import hedged
 from serving.outbox import Outbox
 
@@ -128,7 +128,7 @@ class Client:
 
         A photo that can't be read, here or there, has its error in its result. What a server that
         goes away has left unanswered is sent to another. timeout_s: the longest wait for the next
-        answer.
+        answer while a photo has none.
         """
         state = StreamState(self.address, model, version, top_k, low_priority)
         outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
@@ -164,13 +164,14 @@ class Client:
                         for message in call:
                             outbox.answered(message.request_id)
                             arrived.put(state.receive(message))
-                        break
+                        code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
-                        again_s = outbox.lose(error.code())
-                        if outbox.finished:
-                            break
-                        if again_s is None:
-                            raise exception_of_call(error, self.address) from None
+                        code, lost = error.code(), exception_of_call(error, self.address)
+                    if outbox.finished:
+                        break
+                    again_s = outbox.lose(code)
+                    if again_s is None:
+                        raise lost
                     ended.wait(again_s)
                 arrived.put(None)
             except Exception as error:
@@ -183,7 +184,7 @@ class Client:
         receiver.start()
         wait_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            while (result := _next(arrived, wait_s)) is not None:
+            while (result := _next(arrived, state, wait_s)) is not None:
                 if isinstance(result, BaseException):
                     raise result
                 slots.release()
@@ -211,8 +212,10 @@ class Client:
             raise exception_of_call(error, self.address) from None
 
 
-def _next(arrived: "queue.SimpleQueue[T]", wait_s: float) -> T:
-    try:
-        return arrived.get(timeout=wait_s)
-    except queue.Empty:
-        raise DeadlineExceeded(f"no answer came for {wait_s:g} s") from None
+def _next(arrived: "queue.SimpleQueue[T]", state: StreamState, wait_s: float) -> T:
+    begun, left_s = time.monotonic(), wait_s
+    while True:
+        try:
+            return arrived.get(timeout=left_s)
+        except queue.Empty:
+            left_s = state.left_s(begun, wait_s)

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from PIL import Image
+from PIL import Image, ImageOps
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Label, Model, ModelDescription, Response, Result, Timings
@@ -40,6 +40,8 @@ EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.CANCELLED: Unavailable,  # we cancel no call that we wait for: the server did
 }
+_NO_PNG = ("CMYK", "YCbCr", "HSV", "RGBX")  # modes of Pillow that a JPEG may have
+_MAX_MESSAGE_BYTES = 2**31 - 2**20  # protobuf's own limit, and room for all but the photos
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -52,12 +54,15 @@ def several(photos: Iterable[Photo]) -> Iterable[Photo]:
 
 
 def encoded(photo: Photo) -> bytes:
-    """The bytes to send: a file as it is, a Pillow image as PNG. Raises OSError."""
+    """The bytes to send: a file as it is, a Pillow image, upright, as PNG. Raises OSError."""
     if isinstance(photo, bytes):
         return photo
     if isinstance(photo, Image.Image):
+        upright = ImageOps.exif_transpose(photo)  # as the server turns a file
+        if upright.mode in _NO_PNG:
+            upright = upright.convert("RGB")
         buffer = io.BytesIO()
-        photo.save(buffer, "PNG")
+        upright.save(buffer, "PNG")
         return buffer.getvalue()
     return Path(photo).read_bytes()
 
@@ -72,6 +77,10 @@ def classify_request(
 ) -> pb.ClassifyRequest:
     if not 0 <= top_k < 2**31:
         raise InvalidRequest(f"top_k must be 0 to the number of labels, got {top_k}")
+    if (size := sum(map(len, photos))) > _MAX_MESSAGE_BYTES:
+        raise InvalidRequest(
+            f"the photos have {size:,} bytes; no message can hold more than {_MAX_MESSAGE_BYTES:,}"
+        )
     return pb.ClassifyRequest(
         model=model,
         version=str(version),

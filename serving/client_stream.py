@@ -2,10 +2,18 @@
 
 import time
 
+import grpc
+
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Result, StreamedResult
 from serving.client_messages import Photo, classify_request, encoded, exception_of, response_of
-from serving.errors import InvalidRequest, Overloaded
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PawprintError,
+    Unavailable,
+)
 
 # One message over the server's limit would end the whole stream: `serve --max-message-mib`, 64.
 MAX_PHOTO_BYTES = 64 * 1024 * 1024
@@ -38,6 +46,19 @@ class StreamState:
             ),
         )
 
+    def left_s(self, begun: float, wait_s: float) -> float:
+        """How much longer to wait for an answer: `wait_s` from `begun` on, or, if that is later,
+        from when the oldest photo without one was sent; all of it where none is.
+
+        Raises DeadlineExceeded if that is over.
+        """
+        now = time.monotonic()
+        oldest = min([*self._sent_at.values()], default=now)
+        left_s = wait_s - (now - max(begun, oldest))
+        if left_s <= 0:
+            raise DeadlineExceeded(f"no answer came for {wait_s:g} s")
+        return left_s
+
     def receive(self, message: pb.ClassifyStreamResponse) -> StreamedResult:
         """Raises the exception of a refusal that is not this photo's own."""
         index = message.request_id
@@ -54,6 +75,12 @@ class StreamState:
         if not isinstance(error, InvalidRequest | Overloaded):
             raise error
         return _refused(index, str(error), latency_s)
+
+
+def ended_early(address: str) -> tuple[grpc.StatusCode, PawprintError]:
+    """What it is if a server ends a stream, as if all were well, and not all is answered."""
+    error = Unavailable(f"the server at {address} ended the stream before all was answered")
+    return grpc.StatusCode.UNAVAILABLE, error
 
 
 def _refused(index: int, error: str, latency_s: float) -> StreamedResult:

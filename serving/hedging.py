@@ -13,7 +13,8 @@ import grpc
 
 
 def hedged(method: Any, request: Any, timeout_s: float, hedge_after_s: float) -> Any:
-    """The first answer of one or two attempts. Raises grpc.RpcError once both have failed."""
+    """The first answer of one or two attempts. Raises grpc.RpcError where the request itself is at
+    fault, and once both have failed: that of the first to fail."""
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def attempt(within_s: float) -> Any:
@@ -28,8 +29,10 @@ def hedged(method: Any, request: Any, timeout_s: float, hedge_after_s: float) ->
         except queue.Empty:
             calls.append(attempt(timeout_s - hedge_after_s))
             first = ended.get()
-        if len(calls) > 1 and first.code() in _ANOTHER_MAY_DO_BETTER:
-            first = ended.get()
+        if len(calls) > 1 and first.code() not in _SETTLED:
+            other = ended.get()
+            if other.code() in _SETTLED:
+                first = other
         return first.result()
     finally:
         for call in calls:
@@ -52,8 +55,9 @@ async def hedged_async(method: Any, request: Any, timeout_s: float, hedge_after_
             attempt(timeout_s - hedge_after_s)
         await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         first = 0 if ended[0].done() else 1
-        if len(calls) > 1 and ended[first].result() in _ANOTHER_MAY_DO_BETTER:
-            first = 1 - first
+        if len(calls) > 1 and ended[first].result() not in _SETTLED:
+            if await ended[1 - first] in _SETTLED:
+                first = 1 - first
         return await calls[first]
     finally:
         for call, task in zip(calls, ended, strict=True):
@@ -62,8 +66,10 @@ async def hedged_async(method: Any, request: Any, timeout_s: float, hedge_after_
         await asyncio.gather(*ended, return_exceptions=True)
 
 
-_ANOTHER_MAY_DO_BETTER = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
+# Answered, or the caller's own fault. All else may be one server's trouble, even NOT_FOUND: a new
+# version is not on every server in the same moment; and who fails at once would always be first.
+_SETTLED = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
 )

@@ -1,5 +1,6 @@
 """Where a batch job reads photos and writes its parts: a folder, or a prefix of a bucket."""
 
+import errno
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,14 @@ from serving.whole_file import created, is_temporary, replaced
 
 # Why S3 refuses one object, not the caller: it may not be read, or lies in an archive.
 _REFUSES_OBJECT = ("AccessDenied", "InvalidObjectState")
+
+# Of a folder's files: what may be the matter with one alone.
+_OF_ONE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ENXIO, errno.EFBIG),
+    }
+)
 
 
 class Place(Protocol):
@@ -39,13 +48,22 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.location = str(root)
         self._root = root
+        self._found: tuple[int, int] | None = None  # device and inode of the root
 
     def photos(self) -> dict[str, str]:
         self._check()
+        self._found = _identity(self._root)
         return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
     def read(self, key: str) -> bytes:
-        return (self._root / key).read_bytes()
+        try:
+            return (self._root / key).read_bytes()
+        except OSError as error:
+            moved = self._found is not None and self._found != _identity(self._root)
+            if moved or error.errno not in _OF_ONE_FILE:
+                why = "it is gone, or another" if moved else str(error)
+                raise Unavailable(f"{self._root} can't be read now: {why}") from error
+            raise
 
     def files(self) -> set[str]:
         self._check()
@@ -121,6 +139,15 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Another one where something else is mounted there, or nothing any more."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _stamp_of(path: Path) -> str:

@@ -5,6 +5,7 @@ import collections
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.channel import CHANNEL_OPTIONS, RETRY_BUFFER_BYTES, target_of
 from serving.client import AsyncClient, Client
-from serving.errors import InvalidRequest, Overloaded, Unavailable
+from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 
@@ -66,6 +67,20 @@ async def until_connected(client: AsyncClient, scripts: list[Scripted]) -> None:
         script.calls = script.cancelled = 0
 
 
+async def version_by(client: AsyncClient | Client) -> int:
+    """The version that answers a call."""
+    if isinstance(client, AsyncClient):
+        return (await client.classify([b"x"], model="m")).version
+    return (await asyncio.to_thread(client.classify, [b"x"], model="m")).version
+
+
+async def closed(client: AsyncClient | Client) -> None:
+    if isinstance(client, AsyncClient):
+        await client.close()
+    else:
+        client.close()
+
+
 async def test_calls_go_round_all_servers() -> None:
     scripts = [Scripted(1), Scripted(2), Scripted(3)]
     async with Servers(*scripts) as address, AsyncClient(address) as client:
@@ -105,24 +120,37 @@ async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
         async with AsyncClient(address) as client:
             await until_connected(client, scripts)
         client = kind(address, hedge_after_s=0.1)
-
-        async def classify() -> int:
-            if kind is AsyncClient:
-                return (await client.classify([b"x"], model="m")).version
-            answer = await asyncio.to_thread(client.classify, [b"x"], model="m")
-            return answer.version
-
         while not all(script.calls for script in scripts):
-            await classify()
+            await version_by(client)
         scripts[0].delay_s = 20.0
         scripts[0].calls = 0
         start = time.monotonic()
-        assert [await classify() for _ in range(6)] == [2] * 6
+        assert [await version_by(client) for _ in range(6)] == [2] * 6
         assert time.monotonic() - start < 5
         while scripts[0].cancelled < scripts[0].calls:  # the loser is not left running
             await asyncio.sleep(0.01)
         assert scripts[0].calls >= 3
-        await client.close() if kind is AsyncClient else client.close()
+        await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE]
+)
+async def test_who_fails_at_once_is_not_the_faster_one(kind: type, code: grpc.StatusCode) -> None:
+    """A version that only one server has yet, say: its answer counts."""
+    scripts = [Scripted(1, delay_s=0.5), Scripted(2)]
+    async with Servers(*scripts) as address:
+        async with AsyncClient(address) as client:
+            await until_connected(client, scripts)
+        scripts[1].code = code
+        client = kind(address, hedge_after_s=0.1)
+        answers = []
+        for _ in range(8):  # half begin with the one that fails: nothing is left to hedge
+            with suppress(PawprintError):
+                answers.append(await version_by(client))
+        assert answers.count(1) >= 3
+        await closed(client)
 
 
 async def test_a_hedged_call_that_fails_everywhere_fails_once() -> None:

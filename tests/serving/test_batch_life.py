@@ -99,6 +99,29 @@ async def test_a_server_that_is_away_for_a_while_is_waited_for(
     assert [row["error"] for row in rows_of(out)] == [None] * 8
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["gone", "another"])
+async def test_a_folder_that_goes_away_is_no_fault_of_its_photos(
+    models: Path, photos: Path, tmp_path: Path, empty: bool
+) -> None:
+    """As where a network share is unmounted: the job goes on once it is back."""
+    away, out = tmp_path / "away", tmp_path / "out"
+
+    def unmount() -> None:
+        photos.rename(away)
+        if empty:
+            photos.mkdir()
+
+    async with running_server(models) as running:
+        with pytest.raises(BaseExceptionGroup) as ended:
+            await job(running.address, Watched(photos, unmount), out, patience_s=60)
+        assert ended.group_contains(Unavailable, match="can't be read now: it is gone, or another")
+        if empty:
+            photos.rmdir()
+        away.rename(photos)
+        assert await job(running.address, Folder(photos), out, patience_s=60) == 0
+    assert [row["error"] for row in rows_of(out)] == [None] * 8
+
+
 async def test_a_server_that_stays_away_ends_the_job(photos: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(BaseExceptionGroup) as ended:

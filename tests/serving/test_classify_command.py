@@ -113,6 +113,21 @@ def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> 
     assert second["photo"] == str(bad) and "not an image" in second["error"]
 
 
+def test_a_name_that_is_not_utf_8_is_printed_as_it_is(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.jpg"
+    Path(os.fsdecode(path)).write_bytes(jpeg())
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.classify", "--address", server.address, "--json", path],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},  # as in most locales
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and path in done.stdout, done.stderr
+
+
 def test_each_unreadable_photo_is_reported_and_the_rest_answered(
     server: ServerProcess, album: Path
 ) -> None:

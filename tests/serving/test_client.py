@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from serving.client import AsyncClient, Client
+from serving.client_messages import encoded
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -18,6 +19,8 @@ from serving.errors import (
     Overloaded,
     Unavailable,
 )
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
 from tests.conftest import ServerProcess, start_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.tiny import build_version, logits_of
@@ -53,6 +56,26 @@ def test_paths_bytes_and_pictures_are_photos(client: Client, tmp_path: Path) -> 
     assert first.label.index == logits_of(np.asarray(picture)[None])[0].argmax()
     assert first.label.name == ("cat", "dog")[first.label.index]
     assert response.timings.total_ms > 0
+
+
+def test_a_picture_of_pillow_is_seen_as_its_file_is(client: Client, tmp_path: Path) -> None:
+    """Upright, and whatever its mode."""
+    lying, inks = tmp_path / "lying.jpg", tmp_path / "inks.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    drawing(48, 32).save(lying, exif=exif)
+    drawing(32, 32, seed=1).convert("CMYK").save(inks)
+    photos = [lying, Image.open(lying), inks, Image.open(inks)]
+    spec = Preprocessing(size=32, interpolation="bilinear")
+    seen = [preprocess(encoded(photo), spec) for photo in photos]
+    assert (seen[0] == seen[1]).all() and (seen[2] == seen[3]).all()
+    results = client.classify(photos, model="pets").results
+    assert results[0] == results[1] and results[2] == results[3]
+
+
+def test_what_no_message_can_hold_is_told(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="no message can hold more than"):
+        client.classify([bytes(2**31)], model="pets")
 
 
 @pytest.mark.parametrize("photo", [b"bytes", "cat.jpg", Path("cat.jpg"), noise(8)])

@@ -37,6 +37,8 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
         async for request in requests:
             read.append(request.request_id)
             if len(read) > self.answers or request.request.images[0] == b"poison":
+                if self.code is grpc.StatusCode.OK:
+                    return
                 await context.abort(self.code, "as scripted")
             yield pb.ClassifyStreamResponse(
                 request_id=request.request_id,
@@ -79,6 +81,31 @@ async def test_a_photo_that_ends_every_stream_is_sent_so_often_and_no_more(kind,
     with pytest.raises(Unavailable):
         await answers_to(kind, address, photos, in_flight=4)
     assert 1 < sum(5 in read for read in script.streams) <= MAX_ATTEMPTS
+
+
+@both
+async def test_a_stream_that_ends_as_if_all_were_well_loses_nothing(kind, leaving) -> None:
+    """As one through a proxy may."""
+    script, address = leaving
+    script.code = grpc.StatusCode.OK
+    answers = await answers_to(kind, address, [b"x"] * PHOTOS, in_flight=4)
+    assert sorted(answer.index for answer in answers) == list(range(PHOTOS))
+    script.answers = 0
+    with pytest.raises(Unavailable, match="ended the stream before all was answered"):
+        await answers_to(kind, address, [b"x"])
+
+
+async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:
+    """What is awaited is an answer, not the next photo."""
+    script, address = leaving
+    script.answers = PHOTOS
+
+    def slow() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(1.0)
+        yield b"x"
+
+    assert len(await answers_to(Client, address, slow(), timeout_s=0.4)) == 2
 
 
 @both
