@@ -14,13 +14,14 @@ _BATCH = 32
 class Activations:
     """The frozen stages' output for (photo, view), each computed once while memory lasts.
 
-    `images(photos, view)` gives float32 [n, 3, S, S]; it must be a function of its arguments.
+    `images(photos, views)` gives float32 [n, 3, S, S]; each must be a function of its photo and
+    view.
     """
 
     def __init__(
         self,
         prefix: nn.Module,
-        images: Callable[[Sequence[Photo], int], torch.Tensor],
+        images: Callable[[Sequence[Photo], Sequence[int]], torch.Tensor],
         *,
         memory: int = MEMORY_BYTES,
     ) -> None:
@@ -29,23 +30,29 @@ class Activations:
         self._memory = 0 if isinstance(prefix, nn.Identity) else memory
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
 
-    def get(self, photos: Sequence[Photo], view: int) -> torch.Tensor:
+    def get(self, photos: Sequence[Photo], views: Sequence[int]) -> torch.Tensor:
         """In the order of `photos`, without gradient; on the CPU, or where they were computed."""
-        missing = [p for p in photos if (p.digest, view) not in self._kept]
-        new: dict[str, torch.Tensor] = {}
+        keys = [(photo.digest, view) for photo, view in zip(photos, views, strict=True)]
+        missing = {k: photo for k, photo in zip(keys, photos, strict=True) if k not in self._kept}
+        new: dict[tuple[str, int], torch.Tensor] = {}
         if missing:
             with torch.no_grad():
-                outputs = halved(lambda some: self._prefix(self._images(some, view)), missing)
-            new = dict(zip((p.digest for p in missing), outputs, strict=True))
-        for digest, output in new.items():
+                outputs = halved(self._through, list(missing.items()))
+            new = dict(zip(missing, outputs, strict=True))
+        for key, output in new.items():
             size = output.numel() * output.element_size()
             if size <= self._memory:
                 self._memory -= size
-                self._kept[digest, view] = output.to("cpu", copy=True)
-        rows = [new[p.digest] if p.digest in new else self._kept[p.digest, view] for p in photos]
+                self._kept[key] = output.to("cpu", copy=True)
+        rows = [new[key] if key in new else self._kept[key] for key in keys]
         if len({row.device for row in rows}) > 1:
             rows = [row.cpu() for row in rows]
         stacked = torch.stack(rows)
         if stacked.dim() == 4:
             stacked = stacked.contiguous(memory_format=torch.channels_last)
         return stacked
+
+    def _through(self, some: Sequence[tuple[tuple[str, int], Photo]]) -> torch.Tensor:
+        images = self._images([photo for _, photo in some], [view for (_, view), _ in some])
+        outputs: torch.Tensor = self._prefix(images)
+        return outputs

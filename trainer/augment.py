@@ -38,11 +38,12 @@ class Augmentation:
             [crop, v2.RandomHorizontalFlip(), *POLICIES[policy](), v2.RandomErasing(erasing)]
         )
 
-    def batch(self, photos: Sequence[Photo], view: int) -> torch.Tensor:
-        """float32 [n, 3, S, S] in [0, 1], channels last in memory."""
+    def batch(self, photos: Sequence[Photo], views: Sequence[int]) -> torch.Tensor:
+        """float32 [n, 3, S, S] in [0, 1], channels last in memory. views: of each photo."""
         seen = []
         with torch.random.fork_rng(devices=[]):  # v2 draws from the global generator alone
-            for photo, pixels in zip(photos, self._pictures.get(photos), strict=True):
+            pictures = self._pictures.get(photos)
+            for photo, view, pixels in zip(photos, views, pictures, strict=True):
                 key = f"{self._seed} {view} {photo.digest}".encode()
                 seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
                 torch.default_generator.manual_seed(seed)

@@ -22,6 +22,17 @@ def make_order(targets: Ints, balance: str) -> Order:
     return lambda generator: generator.choice(len(targets), len(targets), p=chances)
 
 
+def repeats_of(drawn: Ints) -> Ints:
+    """How often each item occurs before its place, so that a photo that is drawn again is not shown
+    as the same pixels again."""
+    order = np.argsort(drawn, kind="stable")
+    places, gathered = np.arange(len(drawn)), drawn[order]
+    begins = np.append(True, gathered[1:] != gathered[:-1])[: len(drawn)]
+    repeats = np.empty(len(drawn), np.int64)
+    repeats[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return repeats
+
+
 def photo_weights(targets: Ints, balance: str) -> npt.NDArray[np.float64] | None:
     """Weights [n] with which each class counts alike; None, for equal ones, by "none"."""
     if balance == "none":

@@ -14,6 +14,7 @@ from serving.modelspec import Manifest
 from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.distributed import joined
 from trainer.pipeline import train
 
 
@@ -42,11 +43,13 @@ def compare(
     configs = configurations(settings, make)
     root = open_repository(configs["frozen"].out).root
     rows = []
-    for way, config in configs.items():
-        console.line(f"\n--- {way}")
-        published = train(config, console)
-        if published is not None:
-            rows.append(_row(way, published.manifest, published.how))
+    with joined() as world:
+        for way, config in configs.items():
+            console.line(f"\n--- {way}")
+            published = train(config, console, world)
+            if published is not None:
+                rows.append(_row(way, published.manifest, published.how))
+            world.after_leader(way)
     if rows:
         _say(rows, console)
         path = root / f"{settings['name']}-comparison.json"

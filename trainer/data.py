@@ -140,9 +140,10 @@ def _split(
     generator = np.random.default_rng(config.seed)
     shares = {"test": config.test_fraction, "val": config.val_fraction}
     remaining = 1.0
-    for split in missing:
+    for taken, split in enumerate(missing):
         targets = np.array([photo.label for photo in train])
-        held = set(hold_out(targets, shares[split] / remaining, generator).tolist())
+        share, leave = shares[split] / remaining, len(missing) - taken
+        held = set(hold_out(targets, share, generator, leave).tolist())
         given[split] = [photo for i, photo in enumerate(train) if i in held]
         train = [photo for i, photo in enumerate(train) if i not in held]
         remaining -= shares[split]

@@ -1,6 +1,7 @@
 """The processes of one training: each learns from its share of every batch, as if they were one."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import Store
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from serving.errors import InvalidRequest, PawprintError
+from trainer.errors import FailedCheck
 from trainer.meeting import meet
 
 T = TypeVar("T")
+
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    store: Store | None = None  # that of several
 
     @property
     def leads(self) -> bool:
@@ -70,6 +76,21 @@ class World:
             raise said[1]
         made: T = said[0]
         return made
+
+    def after_leader(self, what: str) -> None:
+        """Return in the others once the leader is here, however long that takes: it publishes
+        alone, and a collective would give up. Raises FailedCheck if it has gone."""
+        if self.store is None:
+            return
+        key = f"pawprint/after/{what}"
+        if self.leads:
+            self.store.set(key, "")
+            return
+        try:
+            while not self.store.check([key]):
+                time.sleep(_POLL_S)
+        except RuntimeError as error:
+            raise FailedCheck("the first process has ended: see what it said") from error
 
     def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
         """`model` with gradients averaged, and batch norm over the batches of all processes.
@@ -163,9 +184,11 @@ def joined() -> Iterator[World]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if "MASTER_PORT" not in os.environ:
+        raise InvalidRequest("MASTER_PORT is not set, but RANK, WORLD_SIZE and MASTER_ADDR are")
     store, rank, size = meet()
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(rank, size)
+        yield World(rank, size, store)
     finally:
         dist.destroy_process_group()

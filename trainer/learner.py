@@ -59,7 +59,7 @@ class Learner:
             prefix, self._model, ready = nn.Identity(), classifier, nn.Identity()
         self._views = None if isinstance(prefix, nn.Identity) else config.views
         self._train = Activations(
-            prefix, lambda p, view: ready(augmentation.batch(p, view).to(device))
+            prefix, lambda p, views: ready(augmentation.batch(p, views).to(device))
         )
         self._val = Activations(prefix, lambda p, _: ready(plain(data.squares, p).to(device)))
         self._taught = None if teacher is None else teacher.on(augmentation, device)
@@ -95,24 +95,31 @@ class Learner:
         return self._step.parts
 
     def learn(
-        self, batch: Sequence[int], *, view: int, rate: float, step: int, progress: float
+        self,
+        batch: Sequence[int],
+        *,
+        repeats: Sequence[int] | None = None,
+        view: int,
+        rate: float,
+        step: int,
+        progress: float,
     ) -> tuple[float, int]:
         """One step on these train photos; the sum of their losses, and how many it had right.
 
-        view: which augmented one of each photo, from 0 (behind frozen stages that are run ahead,
-        and only there, they come again after as many as the settings say); rate: of the head;
+        repeats: how often each came before in this epoch, None: never; view: which augmented one of
+        each photo, from 0 on, one that comes again has another (behind frozen stages that are run
+        ahead, and only there, they come again after as many as the settings say); rate: the head's;
         step: counts from the start of the training, for what is drawn; progress: share of the
         training that is done. Where the loss is no number, no weight has changed, but batch norm's
         running statistics have.
         """
         set_rate(self.optimizer, rate)
-        if self._views is not None:
-            view %= self._views
-        mine = self.world.share(batch)
+        again = [0] * len(batch) if repeats is None else repeats
+        mine, views = self.world.share(batch), self._views_of(view, self.world.share(again))
         photos = [self._photos[j] for j in mine]
-        inputs = self._train.get(photos, view).to(self._device)
+        inputs = self._train.get(photos, views).to(self._device)
         labels = torch.from_numpy(self._targets[mine]).to(self._device)
-        taught = None if self._taught is None else self._taught.get(photos, view).to(self._device)
+        taught = None if self._taught is None else self._taught.get(photos, views).to(self._device)
         if self.adversary is not None:
             inputs = self.adversary.attack(self._model, inputs, labels, progress)
         draw = np.random.default_rng([self.config.seed, step, self.world.rank])
@@ -120,6 +127,11 @@ class Learner:
         self._model.train()
         self.classifier.train()  # puts what is frozen back into evaluation mode
         return self._step(mixed, goals, labels, taught, len(batch))
+
+    def _views_of(self, view: int, repeats: Sequence[int]) -> list[int]:
+        if self._views is None:
+            return [view + self.config.epochs * again for again in repeats]
+        return [(view + again) % self._views for again in repeats]
 
     def evaluate(self) -> npt.NDArray[np.float64]:
         """Logits [n, K] of the val photos."""
@@ -132,7 +144,8 @@ class Learner:
             return None
         # The same starts in every epoch and process.
         self.adversary.generator.manual_seed(self.config.seed)
-        images = self._val.get(self.data.splits["val"], 0).to(self._device)
+        photos = self.data.splits["val"]
+        images = self._val.get(photos, [0] * len(photos)).to(self._device)
         labels = torch.from_numpy(self.data.targets("val")).to(self._device)
         return self.adversary.robust_accuracy(self._model, images, labels)
 
@@ -154,7 +167,8 @@ def predict(
     device = next(model.parameters()).device
     rows = [np.empty((0, classes))]
     for start in range(0, len(photos), _BATCH):
-        batch = inputs.get(photos[start : start + _BATCH], 0)
+        some = photos[start : start + _BATCH]
+        batch = inputs.get(some, [0] * len(some))
         with torch.inference_mode():
             logits = halved(lambda some: model(some.to(device)).double().cpu(), batch)
         rows.append(logits.numpy())

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,21 +76,26 @@ class Run:
     track: Track | None = None  # for TensorBoard
 
 
-def train(config: TrainConfig, console: Console) -> Published | None:
+def train(config: TrainConfig, console: Console, world: World | None = None) -> Published | None:
     """Train, export, check, measure and publish one version.
 
-    Under torchrun every process calls it; None in those that do not lead. Raises PawprintError
+    Under torchrun every process calls it; None in those that do not lead. world: where they have
+    met already. Raises PawprintError
     (InvalidRequest, InvalidData, FailedCheck); then nothing is published.
     """
     started = time.monotonic()
-    with joined() as world, deterministic(config.deterministic):
+    meeting = joined() if world is None else nullcontext(world)
+    with meeting as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
         if not world.leads:
             _fit(run)
             return None
         name = run.config.name
         logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
-        with mlflow_run(run.config, console, name) as recorded, tracked(logs, name) as track:
+        with (
+            mlflow_run(run.config, console, name) as recorded,
+            tracked(logs, name, console.line) as track,
+        ):
             run = dataclasses.replace(run, recorded=recorded, track=track)
             return _fit_and_publish(run, started)
 
@@ -132,12 +138,13 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
         raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
+    _check_places(config)
+    datasets = Path(config.datasets) if config.datasets else None
+    files = find_photos(config.data, datasets, console.track)
     repository = open_repository(config.out)
     # Fails now, rather than after the training, where it can not be written or reached.
     with repository.staging(config.name):
         repository.versions(config.name)
-    datasets = Path(config.datasets) if config.datasets else None
-    files = find_photos(config.data, datasets, console.track)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
     drawn = torch.Generator().manual_seed(config.seed)
     initialise_head(classifier.head, config.head_init, drawn)
@@ -163,6 +170,23 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         world=world,
         exporter=Exporter(config.size, console),
     )
+
+
+def _check_places(config: TrainConfig) -> None:
+    """Raises InvalidRequest if what the training writes would lie among its photos, as a class."""
+    if not Path(config.data).is_dir():
+        return
+    data = Path(config.data).resolve()
+    for flag in ("out", "cache", "logs", "checkpoints", "datasets"):
+        place = getattr(config, flag)
+        if not place or "://" in place or place == "none":
+            continue
+        inside = Path(place).resolve()
+        if inside == data or data in inside.parents:
+            raise InvalidRequest(
+                f"--{flag} {place} lies in {config.data}, where each folder is a class; give "
+                "another folder, beside that of the photos"
+            )
 
 
 def _checkpoints(

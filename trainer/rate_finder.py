@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
-from trainer.balance import make_order
+from trainer.balance import make_order, repeats_of
 from trainer.batches import batch_count
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -81,17 +81,23 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
         next_order = make_order(run.data.targets("train"), config.balance)
         rates: list[float] = []
         losses: list[float] = []
-        order: list[npt.NDArray[np.int64]] = []
+        order: list[tuple[npt.NDArray[np.int64], ...]] = []
         with console.bar("Trying learning rates", _STEPS) as advance:
             for step in range(_STEPS):
                 view = step // batches
                 if step % batches == 0:
                     drawn = next_order(np.random.default_rng([config.seed, view]))
-                    order = np.array_split(drawn, batches)
-                batch = order[step % batches].tolist()
+                    parts = (np.array_split(each, batches) for each in (drawn, repeats_of(drawn)))
+                    order = list(zip(*parts, strict=True))
+                batch, repeats = (part.tolist() for part in order[step % batches])
                 rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
                 loss, _ = learner.learn(
-                    batch, view=view, rate=rate, step=step, progress=step / _STEPS
+                    batch,
+                    repeats=repeats,
+                    view=view,
+                    rate=rate,
+                    step=step,
+                    progress=step / _STEPS,
                 )
                 mean = loss / len(batch)
                 if not math.isfinite(mean):

@@ -22,7 +22,7 @@ from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
 from trainer.shard_index import Sample, samples_of, split_name
 from trainer.shard_places import BucketShard, Member, Shard, find_shards, shards_of_folder
-from trainer.tree import FOLDER_SPLIT, SPLITS, Found, distinct_labels, labels_of, same_classes
+from trainer.tree import SPLITS, Found, distinct_labels, labels_of, same_classes, split_of
 
 Read = tuple[Shard, list[Sample]]
 Track = Callable[[Iterable[Read], str, int], Iterable[Read]]
@@ -96,7 +96,7 @@ def shards_name(data: str) -> str:
     for part in reversed(place.parts):
         stem = re.sub(r"([-_.]\d+)?(\.tar|\.tar\.gz|\.tgz)?$", "", re.split(r"[{*?\[]", part)[0])
         stem = stem.strip("-._/")
-        if stem and stem not in FOLDER_SPLIT:
+        if stem and not split_of(stem):
             return stem
     return ""
 
@@ -141,9 +141,9 @@ def _splits(shards: Sequence[Shard]) -> dict[str, str | None]:
 
 def _split(shard: Shard) -> str | None:
     place = PurePosixPath(shard.location)
-    word = re.match(r"[a-z]*", place.name)
+    word = re.match(r"[A-Za-z]*", place.name)
     assert word is not None
-    return FOLDER_SPLIT.get(word[0]) or FOLDER_SPLIT.get(place.parent.name)
+    return split_of(word[0]) or split_of(place.parent.name)
 
 
 def _class_names(shards: Sequence[Shard]) -> dict[str, list[str]]:

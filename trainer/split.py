@@ -6,15 +6,15 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def hold_out(labels: Ints, fraction: float, generator: np.random.Generator) -> Ints:
-    """Ascending indices of about `fraction` of each class: at least one, never all.
+def hold_out(labels: Ints, fraction: float, generator: np.random.Generator, leave: int = 1) -> Ints:
+    """Ascending indices of about `fraction` of each class: at least one, and `leave` are left.
 
-    Every class in `labels` must occur at least twice.
+    Every class in `labels` must occur at least 1 + `leave` times.
     """
     held = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        count = min(max(1, round(len(members) * fraction)), len(members) - leave)
         held.append(generator.permutation(members)[:count])
     return np.sort(np.concatenate(held))
 

@@ -29,8 +29,8 @@ class Teacher:
         """
         side, net = self.size, self.net.to(device)
 
-        def images(photos: Sequence[Photo], view: int) -> torch.Tensor:
-            seen = augmentation.batch(photos, view).to(device)
+        def images(photos: Sequence[Photo], views: Sequence[int]) -> torch.Tensor:
+            seen = augmentation.batch(photos, views).to(device)
             if seen.shape[-1] == side:
                 return seen
             return interpolate(seen, (side, side), mode="bilinear", antialias=True)

@@ -1,7 +1,7 @@
 """The figures of a training while it runs, for TensorBoard."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -31,17 +31,36 @@ def figures_on_test(metrics: Metrics) -> dict[str, float]:
 
 
 @contextmanager
-def tracked(folder: Path, name: str) -> Iterator[Track]:
-    """What writes figures to a new folder of this run below `folder`/`name`."""
-    started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    writer = SummaryWriter(str(folder / name / started))
+def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Track]:
+    """What writes figures to a new folder of this run below `folder`/`name`.
+
+    Nobody has asked for them: where they can't be written, that is said, and no more are.
+    """
+    writer: SummaryWriter | None = None
+
+    def end(error: OSError) -> None:
+        nonlocal writer
+        writer = None
+        say(f"Warning: no more figures for TensorBoard: {folder} can't be written to ({error})")
 
     def write(figures: Mapping[str, float], epoch: int) -> None:
-        for figure, value in figures.items():
-            writer.add_scalar(figure, value, epoch)
-        writer.flush()
+        if writer is None:
+            return
+        try:
+            for figure, value in figures.items():
+                writer.add_scalar(figure, value, epoch)
+            writer.flush()
+        except OSError as error:
+            end(error)
 
+    started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    try:
+        writer = SummaryWriter(str(folder / name / started))
+    except OSError as error:
+        end(error)
     try:
         yield write
     finally:
-        writer.close()
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from trainer.compare import compare
 
             rows = compare({**given, "name": config.name}, with_defaults, console)
-            if as_json:
+            if as_json and leads:
                 print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
             return 0
         console.table("Configuration", _in_words(config, given))

@@ -11,11 +11,9 @@ from trainer.shard_places import Member
 
 SPLITS = ("train", "val", "test")
 FOLDER_SPLIT = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    **dict.fromkeys(("train", "training", "training_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
 
 
@@ -39,10 +37,17 @@ def find_files(root: Path) -> list[Found]:
     if not root.is_dir():
         raise InvalidData(f"{root} is not a folder; expected {root.parent}/<class>/<photo>")
     folders = _folders(root)
-    splits = {FOLDER_SPLIT[f.name]: f for f in folders if f.name in FOLDER_SPLIT}
+    splits = {split: f for f in folders if (split := split_of(f.name))}
     if "train" not in splits:
+        if splits and len(splits) == len(folders):
+            raise InvalidData(
+                f"{root} has {', '.join(f.name for f in folders)} and no train folder; expected "
+                "train beside them, or only class folders"
+            )
         return _classes(root, root, None)
     others = [f.name for f in folders if f not in splits.values()]
+    if others and "train" not in (f.name.lower() for f in folders):
+        return _classes(root, root, None)  # "training" may be a class
     if others:
         raise InvalidData(
             f"{root} has a train folder and beside it {', '.join(others[:5])}; expected only "
@@ -51,6 +56,11 @@ def find_files(root: Path) -> list[Found]:
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
     same_classes(found)
     return [file for split in SPLITS for file in found.get(split, [])]
+
+
+def split_of(folder: str) -> str | None:
+    """The split that a folder of that name holds; None: it is a class, or something else."""
+    return FOLDER_SPLIT.get(folder.lower())
 
 
 def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
@@ -120,13 +130,28 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below, sorted; a folder that can't be read is an error, not an empty one."""
+    """All files below, sorted, links to folders followed, but not in circles; a folder that can't
+    be read is an error, not an empty one."""
 
     def refuse(error: OSError) -> None:
         raise InvalidData(f"{error.filename} can't be read: {error.strerror}")
 
     paths: list[Path] = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [Path(parent, name) for name in files if not name.startswith(".")]
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidData(
+                f"the name {os.fsencode(path)!r} is not UTF-8, and can't be written down with "
+                "the version; rename it"
+            ) from error
     return sorted(paths)

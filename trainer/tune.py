@@ -121,9 +121,17 @@ def searching(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+def _end_with_a_whole_line(path: Path) -> None:
+    """Optuna would trip for ever over what a full disk has left of the last one."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
 def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
     """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ."""
     optuna = _optuna()
+    _end_with_a_whole_line(path)
     journal = optuna.storages.journal
     epochs = run.config.epochs
     study = optuna.create_study(

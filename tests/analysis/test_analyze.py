@@ -283,6 +283,10 @@ def _check_that_each_precision_was_judged(version):
         (("--photos", "0"), "1 or more"),
         (("--ideal", "cat"), "did you mean 'cats'?"),
         (("--fail-under", "pgd"), "pgd@4/255=0.2"),
+        (("--fail-under", "pdg@4/255=0.2"), "did you mean pgd"),  # before anything is done
+        (("--linf", "1/255", "--fail-under", "worst@8/255=0.2"), "but at 1/255, 4/255"),
+        (("--l2", "0.5", "--fail-under", "pgd-l2@2=0.2"), "but at 0.5"),
+        (("--seed", "-1"), "0 or more"),
         (("--data", "/nowhere"), "no folder /nowhere"),
         (("--device", "cuda"), "--device cpu"),
     ],
@@ -290,6 +294,14 @@ def _check_that_each_precision_was_judged(version):
 def test_wrong_flags_say_what_to_do(trained_once, flags, words):
     said = analyze(trained_once, *SMALL[:2], *flags, status=2)
     assert words in said and "Traceback" not in said
+
+
+def test_compare_refuses_what_it_would_not_heed(trained_once):
+    """A gate that is not looked at would always be open."""
+    both = ("--compare", "cartoon/1", "cartoon/1", "--data", trained_once.data)
+    for flag in (("--fail-under", "clean=1.0"), ("--linf", "1/255"), ("--recipe", "lesson")):
+        said = here(*both, "--models", trained_once.models, *flag, status=2)
+        assert f"{flag[0]} can't be had with --compare" in said
 
 
 def test_an_unknown_model_names_those_that_are_there(trained_once):

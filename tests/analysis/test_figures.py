@@ -5,7 +5,7 @@ import pytest
 
 from trainer.analysis import assemble
 from trainer.analysis.assemble import Attacked, Clean
-from trainer.analysis.robustness import first_to_turn, proportion, size_of, worst_case
+from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import REFERENCE_EPSILON
 from trainer.analysis.sweep import Plan, choose_targets
@@ -59,7 +59,7 @@ def test_the_worst_case_is_taken_photo_by_photo():
 
 
 def test_a_smallest_perturbation_within_the_size_counts_in_the_worst_case():
-    smallest = {"linf": np.array([np.inf, 2 / 255, 1 / 255])}
+    smallest = {"linf": {"size": np.array([np.inf, 2 / 255, 1 / 255])}}
     points = assemble.worst_section([attacked("pgd", ["cdd", "cdd"])], clean(), smallest)["linf"]
     assert [p["correct"] for p in points] == [2, 1]
 
@@ -92,10 +92,28 @@ def test_classes_without_photos_are_left_out_and_the_others_add_up():
     assert rows[0]["leads_to"] == "dog" and rows[1]["leads_to"] == "cat"
 
 
-def test_first_to_turn_and_worst_case():
-    rights = {"a": np.array([True, True, False]), "b": np.array([True, False, False])}
-    assert first_to_turn(rights) == [None, "b", "a"]
-    assert worst_case(list(rights.values())).tolist() == [True, False, False]
+def test_what_turns_within_a_small_ball_lies_within_the_larger_one():
+    """One step may overshoot, and a targeted attack lead elsewhere, at the larger size alone."""
+    one_step = attacked("fgsm", ["ddc", "cdd"])
+    points = assemble.worst_section([one_step], clean(), {})["linf"]
+    assert [p["correct"] for p in points] == [1, 1]
+    assert assemble.outcome_at_reference([one_step], clean(), {}).tolist() == [1, 1, 1, 0]
+
+
+def test_outcome_counts_smallest_perturbations_where_nothing_else_turns():
+    smallest = {
+        "linf": {
+            "size": np.array([4 / 255, np.inf, 5 / 255]),
+            "served": np.array([[DOG, DOG, CAT]], np.float32),
+        }
+    }
+    pgd = attacked("pgd", ["cdd", "cdd"])
+    assert assemble.outcome_at_reference([pgd], clean(), smallest).tolist() == [1, 1, 1, 1]
+
+
+def test_worst_case_by_hand():
+    rights = [np.array([True, True, False]), np.array([True, False, False])]
+    assert worst_case(rights).tolist() == [True, False, False]
 
 
 def test_proportion_and_size_by_hand():

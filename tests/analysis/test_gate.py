@@ -40,5 +40,5 @@ def test_a_condition_that_makes_no_sense_says_what_is_expected(text):
 def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():
     with pytest.raises(InvalidRequest, match="did you mean pgd-l2"):
         measured(REPORT, parse_condition("pdg-l2@0.5=0.2"))
-    with pytest.raises(InvalidRequest, match="it was at 4/255"):
+    with pytest.raises(InvalidRequest, match="not measured at the epsilon .* but at 4/255"):
         measured(REPORT, parse_condition("pgd@2/255=0.2"))

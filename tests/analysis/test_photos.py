@@ -28,17 +28,32 @@ def files(tmp_path: Path) -> list[str]:
     return names
 
 
-def load(tmp_path: Path, data: Path, tested: list[str], trained: list[str]) -> Photos:
-    """The photos of `data` for a version that was trained on some and tested on others."""
-    split = {
+def split_of(tested: list[str], trained: list[str]) -> dict[str, dict[str, list[str]]]:
+    return {
         part: {label: [n for n in names if n.startswith(label)] for label in LABELS}
         for part, names in (("train", trained), ("val", []), ("test", tested))
     }
+
+
+def load(tmp_path: Path, data: Path, split: dict[str, dict[str, list[str]]]) -> Photos:
+    """The photos of `data` for a version that was made with this split."""
     extra = {"split.json": json.dumps(split).encode()}
     build_version(tmp_path / "models", "pets", extra_files=extra)
     repository = Repository(tmp_path / "models")
     manifest = repository.manifest("pets", 1)
     return load_photos(data, repository, manifest, limit=None, seed=0, workers=2)
+
+
+def test_photos_that_the_version_may_have_been_trained_on_are_counted(tmp_path, files):
+    """The train folder alone was given, so their names lack its own."""
+    trained = [f"{LABELS[i % 2]}/{i:02}.jpg" for i in range(6, 12)]
+
+    def in_folder(folder: str, names: list[str]) -> dict[str, list[str]]:
+        return {label: [f"{folder}/{n}" for n in names if n.startswith(label)] for label in LABELS}
+
+    split = {"train": in_folder("train", trained), "val": {}, "test": in_folder("test", files[:3])}
+    photos = load(tmp_path, tmp_path / "photos", split)
+    assert len(photos.files) == 12 and photos.namesakes == 6
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -55,7 +70,7 @@ def test_of_a_table_with_splits_the_test_alone_is_used(tmp_path, files, suffix):
         pyarrow.csv.write_csv(table, path)
     else:
         pyarrow.parquet.write_table(table, path)
-    photos = load(tmp_path, path, [], [])
+    photos = load(tmp_path, path, split_of([], []))
     assert sorted(photos.files) == sorted(files[:4])
     for file, label in zip(photos.files, photos.labels, strict=True):
         assert file.startswith(f"{LABELS[label]}/")
@@ -65,15 +80,15 @@ def test_of_a_table_without_splits_what_was_trained_on_is_passed_over(tmp_path, 
     rows = "".join(f"{name},{name.split('/')[0]}\n" for name in files)
     path = tmp_path / "photos" / "listed.csv"
     path.write_text(f"path,label\n{rows}")
-    assert sorted(load(tmp_path, path, files[:6], files[6:]).files) == sorted(files[:6])
+    assert sorted(load(tmp_path, path, split_of(files[:6], files[6:])).files) == sorted(files[:6])
 
 
 def test_a_folder_gives_the_same_photos(tmp_path, files):
-    photos = load(tmp_path, tmp_path / "photos", files[:6], files[6:])
+    photos = load(tmp_path, tmp_path / "photos", split_of(files[:6], files[6:]))
     assert sorted(photos.files) == sorted(files[:6])
 
 
 def test_a_table_that_is_wrong_is_refused(tmp_path, files):
     (tmp_path / "t.csv").write_text("file,label\n1.jpg,cat\n")
     with pytest.raises(InvalidData, match="has no column path; it has file, label"):
-        load(tmp_path, tmp_path / "t.csv", [], [])
+        load(tmp_path, tmp_path / "t.csv", split_of([], []))

@@ -14,7 +14,7 @@ from tests.trainer.conftest import MakePhotos, draw
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
-from trainer.tree import find_files
+from trainer.tree import SPLITS, find_files
 
 SPEC = Preprocessing(size=32, interpolation="bilinear")
 
@@ -189,6 +189,40 @@ def test_splits_with_different_classes(photos: MakePhotos):
     folder = photos("all/train", labels=("cats", "discs", "squares")).parent
     photos("all/test", labels=("Cats", "discs", "squares"), seed=1)
     expect(folder, "classes 'Cats' and 'cats' in train and test differ only in case, spaces or")
+
+
+def test_three_photos_are_enough_for_train_val_and_test(photos: MakePhotos):
+    data = load(photos(per_class=3), test_fraction=0.5)
+    assert {split: len(data.splits[split]) for split in data.splits} == dict.fromkeys(SPLITS, 2)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing")])
+def test_splits_under_other_names_are_no_classes(photos: MakePhotos, train: str, test: str):
+    folder = photos(f"all/{train}", per_class=8).parent
+    photos(f"all/{test}", per_class=2, seed=1)
+    data = load(folder)
+    assert data.labels == ("discs", "squares") and len(data.splits["test"]) == 4
+    shutil.rmtree(folder / train)
+    photos("all/val", per_class=2, seed=2)
+    expect(folder, "and no train folder")
+
+
+def test_a_class_may_be_called_training(photos: MakePhotos):
+    assert load(photos(labels=("discs", "training"))).labels == ("discs", "training")
+
+
+def test_a_link_to_a_folder_is_followed_and_none_in_a_circle(photos: MakePhotos, tmp_path: Path):
+    folder, more = photos(), photos("more", labels=("discs",), seed=1)
+    (folder / "discs/more").symlink_to(more / "discs")
+    (folder / "discs/round").symlink_to(folder / "discs")
+    data = load(folder)
+    assert sum(map(len, data.splits.values())) == 18 and data.left_out == ()
+
+
+def test_a_name_that_can_not_be_written_down_is_told_before_the_training(photos: MakePhotos):
+    folder = photos()
+    os.rename(folder / "discs/000.jpg", os.fsencode(folder) + b"/discs/caf\xe9.jpg")
+    expect(folder, r"caf\\xe9.jpg' is not UTF-8.* rename it")
 
 
 def test_class_folders_beside_the_splits(photos: MakePhotos):

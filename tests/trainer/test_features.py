@@ -136,7 +136,9 @@ def test_where_memory_runs_out_features_and_answers_are_computed_in_parts(
     assert features[:2, 0] == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
 
     kept = Activations(tight, lambda photos, _: small.normalise(plain(data.squares, photos)))
-    assert kept.get(members, 0).numpy() == pytest.approx(features[:, 0], rel=1e-4, abs=1e-5)
+    assert kept.get(members, [0] * len(members)).numpy() == pytest.approx(
+        features[:, 0], rel=1e-4, abs=1e-5
+    )
     whole = Activations(torch.nn.Identity(), lambda photos, _: plain(data.squares, photos))
     answers = predict(small, whole, members, 2)
     with torch.no_grad():

@@ -126,8 +126,14 @@ def test_shards_are_not_written_over_anything(
     command = ["--data", str(folder), "--out", str(out)]
     out.mkdir()
     assert make_shards(command) == 0
+    table = tmp_path / "photos.csv"
+    lines = [
+        f'photos/{label}/00{i}.jpg,"{label}\nx"' for label in ("discs", "squares") for i in range(3)
+    ]
+    table.write_text("\n".join(["path,label", *lines, ""]))
     before = sorted(tmp_path.iterdir())
     for wrong, message in (
+        (["--data", str(table), "--out", str(tmp_path / "new")], "has a line break"),
         (command, "is not an empty folder"),
         ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
         (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),

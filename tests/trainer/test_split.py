@@ -16,6 +16,12 @@ def test_hold_out_takes_its_share_of_each_class_at_least_one_and_never_all(fract
         assert abs(taken - size * fraction) <= 1
 
 
+def test_hold_out_leaves_as_many_as_the_next_one_needs():
+    labels = np.repeat(np.arange(2), [3, 20])
+    held = hold_out(labels, 0.5, np.random.default_rng(0), leave=2)
+    assert np.bincount(labels[held]).tolist() == [1, 10]
+
+
 def test_hold_out_depends_on_the_seed_alone():
     first, same = (hold_out(LABELS, 0.15, np.random.default_rng(3)) for _ in range(2))
     other = hold_out(LABELS, 0.15, np.random.default_rng(4))

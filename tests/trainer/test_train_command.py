@@ -279,6 +279,18 @@ def test_a_probe_alone_is_tracked_and_balanced_where_asked(
     assert not torch.allclose(kept[0]["classifier.1.bias"], kept[1]["classifier.1.bias"])
 
 
+def test_figures_that_nobody_asked_for_cost_no_training(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    out = tmp_path / "models"
+    arguments = ["--data", photos(), "--name", "x", "--out", out, *SCRATCH, "--epochs", 1]
+    assert main([str(a) for a in (*arguments, "--logs", tmp_path / "file/logs")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: no more figures for TensorBoard" in said
+    assert Repository(out).versions("x") == [1]
+
+
 def test_a_net_that_has_learnt_nothing_from_scratch_is_called_so(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -372,6 +384,10 @@ def test_wrong_input_is_one_line_that_says_what_to_do(
     assert "learning_rate must be" in refused(capsys, *good, "--learning-rate", "nan")
     (tmp_path / "file").touch()
     assert "file" in refused(capsys, *good, "--out", tmp_path / "file")
+    for flag in ("--out", "--cache", "--logs", "--checkpoints"):
+        within = data / "models"
+        assert f"{flag} {within} lies in {data}" in refused(capsys, *good, flag, within)
+        assert not within.exists()
     (data / "discs" / "bad.jpg").write_bytes(b"")
     assert "discs/bad.jpg (the photo is empty" in refused(capsys, *good, "--strict")
     assert not (tmp_path / "models" / "x").exists()

@@ -12,6 +12,7 @@ from trainer.activations import Activations
 from trainer.adversarial import Adversary
 from trainer.augment import Augmentation
 from trainer.backbones import Classifier, build
+from trainer.balance import repeats_of
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
@@ -206,14 +207,36 @@ def test_augmented_photos_are_a_function_of_seed_photo_and_view(photos: MakePhot
     members = run.data.splits["train"]
     pictures = for_augmentation(48, workers=2)
     one, other = Augmentation(pictures, 48, 0), Augmentation(pictures, 48, 1)
-    images = one.batch(members, 0)
+    first = [0] * len(members)
+    images = one.batch(members, first)
     assert images.shape == (len(members), 3, 48, 48) and images.dtype == torch.float32
     assert 0 <= float(images.min()) < float(images.max()) <= 1
     state = torch.get_rng_state()
-    assert torch.equal(one.batch(members[::-1], 0), images.flip(0))  # whatever the company
+    assert torch.equal(one.batch(members[::-1], first), images.flip(0))  # whatever the company
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(one.batch(members, 1), images)
-    assert not torch.equal(other.batch(members, 0), images)
+    assert not torch.equal(one.batch(members, [1] * len(members)), images)
+    assert not torch.equal(other.batch(members, first), images)
+
+
+@pytest.mark.parametrize(("thaw", "different"), [(0.5, 3), (1.0, 4)])
+def test_a_photo_that_is_drawn_again_is_shown_otherwise(
+    photos: MakePhotos, thaw: float, different: int
+):
+    """As --balance sampling does; behind frozen stages there are no more views than 3."""
+    run = Run(photos, "tiny", thaw=thaw, views=3, epochs=2)
+    learner = run.learner()
+    seen: list[torch.Tensor] = []
+
+    def note(inputs: torch.Tensor, labels: torch.Tensor, draw: np.random.Generator):
+        seen.append(inputs)
+        return inputs, labels
+
+    learner._mix = note
+    drawn = np.array([1, 0, 1, 1, 1])
+    assert repeats_of(drawn).tolist() == [0, 0, 1, 2, 3]
+    learner.learn(drawn.tolist(), repeats=repeats_of(drawn), view=0, rate=0.0, step=0, progress=0.0)
+    again = seen[0][drawn == 1]
+    assert len({image.numpy().tobytes() for image in again}) == different
 
 
 def test_activations_are_computed_once_while_memory_lasts(photos: MakePhotos):
@@ -221,20 +244,20 @@ def test_activations_are_computed_once_while_memory_lasts(photos: MakePhotos):
     members = run.data.splits["train"][:4]
     asked: list[tuple[str, int]] = []
 
-    def images(wanted: list[Photo], view: int) -> torch.Tensor:
-        asked.extend((photo.file, view) for photo in wanted)
-        return plain(run.data.squares, wanted) + view
+    def images(wanted: list[Photo], views: list[int]) -> torch.Tensor:
+        asked.extend((photo.file, view) for photo, view in zip(wanted, views, strict=True))
+        return plain(run.data.squares, wanted) + torch.tensor(views)[:, None, None, None]
 
     conv = torch.nn.Conv2d(3, 2, 3)
     one_size = 2 * 46 * 46 * 4
     kept = Activations(conv, images, memory=3 * one_size)
     with torch.no_grad():
-        expected = conv(images(list(members), 1))
+        expected = conv(images(list(members), [1] * 4))
     asked.clear()
     for _ in range(2):
-        assert torch.allclose(kept.get(members, 1), expected, atol=1e-6)
+        assert torch.allclose(kept.get(members, [1] * 4), expected, atol=1e-6)
     assert len(asked) == 4 + 1  # three are kept
-    kept.get(members[:1], 2)
+    kept.get(members[:1], [2])
     assert asked[-1] == (members[0].file, 2)
 
 

@@ -97,6 +97,8 @@ def test_killed_it_goes_on_to_the_trials_in_all_and_publishes_the_best(
     assert best.items() <= configuration.items()
     assert (out / "shapes-tuning.png").read_bytes().startswith(b"\x89PNG")
 
+    with journal.open("a") as file:  # what a full disk leaves of a line
+        file.write('{"op_code": 8, "worker_id": "x')
     assert main(arguments(data, out, 5, "--label-smoothing", 0.1)) == 2
     said = capsys.readouterr().err
     assert "is of other settings: label_smoothing is 0.1, there 0.0; searched is" in said

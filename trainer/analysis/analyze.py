@@ -16,13 +16,14 @@ from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.repository import ANALYSIS, Repository
 from serving.storage import open_repository
 from trainer.analysis import compare
-from trainer.analysis.gate import measured, parse_condition
+from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.report import k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.console import Console
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 
+_OF_ONE_VERSION = ("fail_under", "linf", "l2", "ideal", "recipe", "over_grpc")
 _INTERRUPTED = "interrupted; the same command goes on from what is finished"
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
@@ -70,10 +71,12 @@ def _analyse(options: argparse.Namespace) -> int:
         linf=options.linf,
         l2=options.l2,
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
-        recipe=options.recipe,
+        recipe=options.recipe or "fourier",
         device=_device(options.device),
         workers=len(os.sched_getaffinity(0)),
     )
+    for condition in conditions:  # now, and not after hours
+        check(condition, config.thoroughness())
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     report = analyse(
         repository,
@@ -99,6 +102,10 @@ def _analyse(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    given = [flag for flag in _OF_ONE_VERSION if getattr(options, flag)]
+    if given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise InvalidRequest(f"{flags} can't be had with --compare: analyse each version by itself")
     repository = open_repository(options.models)
     versions = [_version(repository, text) for text in options.compare]
     made = compare.compare(
@@ -235,9 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ideal", metavar="CLASSES", help="classes to draw, with commas; all (default) or none"
     )
     parser.add_argument(
-        "--recipe", choices=("fourier", "lesson"), default="fourier", help="of the ideal images"
+        "--recipe", choices=("fourier", "lesson"), help="of the ideal images (default: fourier)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--over-grpc", metavar="HOST:PORT", help="ask a running server about the pictures, too"
@@ -257,6 +264,12 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of photos, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
     return int(text)
 
 

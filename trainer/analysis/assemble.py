@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.analysis.photos import Photos
-from trainer.analysis.robustness import first_to_turn, proportion, worst_case
+from trainer.analysis.robustness import proportion, worst_case
 from trainer.analysis.settings import REFERENCE_EPSILON, Budget
 from trainer.analysis.sweep import Plan
 from trainer.analysis.workspace import Piece
@@ -17,6 +17,8 @@ from trainer.metrics import confusion_matrix, expected_calibration_error, reliab
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating[Any]]
+
+_SAME = 1e-9  # sizes that differ by less are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,22 +119,24 @@ def attack_section(attacked: Attacked, clean: Clean, precisions: Sequence[str]) 
 
 
 def left_standing(
-    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats], norm: str, e: int
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Piece], norm: str, e: int
 ) -> dict[str, Bools]:
-    """Attack -> [n]: which photos it leaves right at the e-th epsilon of a norm.
-
-    smallest: norm -> [right] size of the smallest perturbation found, inf where none.
-    """
+    """Attack -> [n]: which photos it leaves right at the e-th epsilon of a norm, and at all before:
+    a picture within a smaller ball lies within the larger one, though the attack may do worse
+    there."""
     chosen = [a for a in attacks if a.plan.norm == norm]
-    result = {a.plan.key: a.harmless(clean, e) for a in chosen}
+    result = {
+        a.plan.key: worst_case([a.harmless(clean, smaller) for smaller in range(e + 1)])
+        for a in chosen
+    }
     if norm in smallest:
-        epsilon = chosen[0].plan.epsilons[e]
-        result[f"smallest-{norm}"] = spread(smallest[norm] > epsilon + 1e-9, clean.right)
+        within = smallest[norm]["size"] <= chosen[0].plan.epsilons[e] + _SAME
+        result[f"smallest-{norm}"] = spread(~within, clean.right)
     return result
 
 
 def worst_section(
-    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats]
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Piece]
 ) -> dict[str, list[dict[str, Any]]]:
     """norm -> points: a photo counts as robust if no attack turned it, image by image."""
     section: dict[str, list[dict[str, Any]]] = {}
@@ -194,18 +198,25 @@ def agreement(clean: Clean, attacked: Sequence[Attacked]) -> dict[str, float]:
 
 
 def outcome_at_reference(
-    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Floats]
+    attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Piece]
 ) -> npt.NDArray[np.int64]:
-    """[n]: what each photo is taken for at the reference epsilon by the first attack to turn it."""
+    """[n]: what each photo is taken for within the reference epsilon: by the first attack to turn
+    it, at the largest size at which it does, or by its smallest perturbation."""
     said: npt.NDArray[np.int64] = clean.served[0].argmax(axis=1)
-    linf = {a.plan.key: a for a in attacks if a.plan.norm == "linf"}
-    epsilons = next(iter(linf.values())).plan.epsilons
-    e = epsilons.index(REFERENCE_EPSILON)
-    standing = {key: a.harmless(clean, e) for key, a in linf.items()}
-    rows = np.cumsum(clean.right) - 1
-    for i, key in enumerate(first_to_turn(standing)):
-        if key is not None and clean.right[i]:
-            said[i] = linf[key].said(e)[rows[i]]
+    stands, rows = clean.right.copy(), np.cumsum(clean.right) - 1
+
+    def turn(turned: Bools, to: npt.NDArray[np.int64]) -> None:
+        """turned: [n]; to: [right]."""
+        first = turned & stands
+        said[first] = to[rows[first]]
+        stands[first] = False
+
+    for attack in (a for a in attacks if a.plan.norm == "linf"):
+        for e in range(attack.plan.epsilons.index(REFERENCE_EPSILON), -1, -1):
+            turn(~attack.harmless(clean, e), attack.said(e))
+    if "linf" in smallest:
+        within = smallest["linf"]["size"] <= REFERENCE_EPSILON + _SAME
+        turn(spread(within, clean.right), smallest["linf"]["served"][0].argmax(axis=1))
     return said
 
 

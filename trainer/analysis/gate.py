@@ -2,12 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from serving.errors import InvalidRequest
+from trainer.analysis.plans import plans
+from trainer.analysis.settings import Budget
 
 WORST = "worst"
 _CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<epsilon>[0-9./]+))?=(?P<least>[0-9.]+)")
@@ -44,6 +46,13 @@ def parse_condition(text: str) -> Condition:
     return Condition(text=text, what=match["what"], epsilon=epsilon, least=least)
 
 
+def check(condition: Condition, budget: Budget) -> None:
+    """Raises InvalidRequest if an analysis of this budget does not measure it."""
+    attacks = plans(budget)
+    sizes = {f"{WORST}-{plan.norm}": plan.epsilons for plan in attacks}
+    _find({plan.key: plan.epsilons for plan in attacks} | sizes, condition)
+
+
 def measured(report: Mapping[str, Any], condition: Condition) -> float:
     """The accuracy that a condition speaks of. Raises InvalidRequest if it was not measured."""
     if condition.what == "clean":
@@ -52,17 +61,28 @@ def measured(report: Mapping[str, Any], condition: Condition) -> float:
         return float(report["corruptions"]["mean_accuracy"])
     curves = {attack["key"]: attack["points"] for attack in report["attacks"]}
     curves |= {f"{WORST}-{norm}": points for norm, points in report["worst_case"].items()}
-    name = condition.what if condition.what in curves else f"{condition.what}-linf"
-    if name not in curves:
-        near = difflib.get_close_matches(condition.what, curves, n=1, cutoff=0.3)
+    sizes = {name: [point["epsilon"] for point in points] for name, points in curves.items()}
+    name, e = _find(sizes, condition)
+    return float(curves[name][e]["accuracy"])
+
+
+def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[str, int]:
+    """The attack and the index of its epsilon, of all that are measured; ("", 0) where the
+    condition speaks of none. Raises InvalidRequest."""
+    if condition.epsilon is None:
+        return "", 0
+    name = condition.what if condition.what in sizes else f"{condition.what}-linf"
+    if name not in sizes:
+        near = difflib.get_close_matches(condition.what, sizes, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InvalidRequest(
-            f"no attack {condition.what!r} in the report; {hint}there are {', '.join(curves)}"
+            f"no attack {condition.what!r} in the report; {hint}there are {', '.join(sizes)}"
         )
-    for point in curves[name]:
-        if condition.epsilon and abs(point["epsilon"] - condition.epsilon) < 1e-6:
-            return float(point["accuracy"])
-    sizes = ", ".join(f"{255 * p['epsilon']:.4g}/255" for p in curves[name])
+    for e, epsilon in enumerate(sizes[name]):
+        if abs(epsilon - condition.epsilon) < 1e-6:
+            return name, e
+    unit = (lambda e: f"{e:g}") if "-l2" in name else (lambda e: f"{255 * e:.4g}/255")
     raise InvalidRequest(
-        f"{name} was not measured at the epsilon of {condition.text!r}; it was at {sizes}"
+        f"{name} is not measured at the epsilon of {condition.text!r}, but at "
+        f"{', '.join(map(unit, sizes[name]))}"
     )

@@ -16,7 +16,7 @@ from trainer.errors import InvalidData
 from trainer.listing import find_photos
 from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.tree import Found
+from trainer.tree import Found, split_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Photos:
     labels: npt.NDArray[np.int64]  # [n]
     digest: str  # sha256 over name, label and content of each
     left_out: tuple[LeftOut, ...]
+    namesakes: int  # photos with the name of one that the version was trained on
 
 
 def load_photos(
@@ -76,6 +77,7 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
+        namesakes=_namesakes(photos, split),
     )
 
 
@@ -91,6 +93,22 @@ def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> lis
         return found
     tests = {file for files in split["test"].values() for file in files}
     return [file for file in found if file.file in tests]
+
+
+def _namesakes(photos: list[Photo], split: dict[str, dict[str, list[str]]]) -> int:
+    """How many may have been trained on, by their names without the folder of their split: the
+    train folder alone may have been given."""
+
+    def names(*parts: str) -> set[str]:
+        return {_bare(file) for part in parts for files in split[part].values() for file in files}
+
+    trained = names("train", "val") - names("test")
+    return sum(_bare(photo.file) in trained for photo in photos)
+
+
+def _bare(file: str) -> str:
+    first, _, rest = file.partition("/")
+    return rest if split_of(first) else file
 
 
 def _same_labels(found: Sequence[Found], manifest: Manifest, data: str) -> None:

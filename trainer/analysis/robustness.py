@@ -1,6 +1,6 @@
 """The statistics of a robustness report, from what each attack left of each photo. Pure numpy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,6 @@ def worst_case(rights: Sequence[Bools]) -> Bools:
     """[n]: whether a photo stays right under every attack; each item is [n], one attack's."""
     result: Bools = np.logical_and.reduce(list(rights))
     return result
-
-
-def first_to_turn(rights: Mapping[str, Bools]) -> list[str | None]:
-    """The first attack, in the order given, that turned each photo; None where none did."""
-    stacked = np.stack(list(rights.values()))
-    names = list(rights)
-    return [names[int(np.argmin(column))] if not column.all() else None for column in stacked.T]
 
 
 def size_of(original: npt.NDArray[np.uint8], altered: npt.NDArray[np.uint8]) -> tuple[float, float]:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import PIL
 import torch
 
+from serving import preprocess
 from serving.repository import Repository
 from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import write_adversarial, write_fragile
@@ -143,6 +146,11 @@ def _say_what_was_found(study: Study, console: Console) -> None:
         f"{len(photos.labels)} photos of {photos.folder}: {len(study.rows)} are attacked, {wrong} "
         "are wrong from the start and count as not robust"
     )
+    if photos.namesakes:
+        console.line(
+            f"Warning: {photos.namesakes} have the names of photos that the version was trained "
+            "on; if they are those, every figure flatters: give photos that it has not seen"
+        )
     for item in photos.left_out:
         console.line(f"left out: {item.file}: {item.reason}")
 
@@ -176,13 +184,12 @@ def _report(
     manifest, labels, precisions = subject.manifest, subject.labels, subject.precisions
     attacked = study.attacked(workspace)
     smallest = {norm: study.smallest(workspace, norm) for norm in SMALLEST}
-    sizes = {norm: piece["size"] for norm, piece in smallest.items()}
     lesson = study.lesson(workspace)
     pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
     corrupted, survived = assemble.corruption_section(pieces, clean, CORRUPTIONS)
-    outcome = assemble.outcome_at_reference(attacked, clean, sizes)
+    outcome = assemble.outcome_at_reference(attacked, clean, smallest)
     e = study.budget.linf.index(REFERENCE_EPSILON)
-    robust = worst_case([*assemble.left_standing(attacked, clean, sizes, "linf", e).values()])
+    robust = worst_case([*assemble.left_standing(attacked, clean, smallest, "linf", e).values()])
     pgd = next(a for a in attacked if a.plan.key == "pgd-linf")
     made: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -200,7 +207,7 @@ def _report(
         "reference": {"norm": "linf", "epsilon": REFERENCE_EPSILON},
         "clean": assemble.clean_section(clean, precisions),
         "attacks": [assemble.attack_section(a, clean, precisions) for a in attacked],
-        "worst_case": assemble.worst_section(attacked, clean, sizes),
+        "worst_case": assemble.worst_section(attacked, clean, smallest),
         "smallest": assemble.smallest_section(smallest, SMALLEST),
         "descent": assemble.descent_section(lesson, study.targets[study.rows], study.budget),
         "confusion": assemble.confusion_section(clean, outcome, labels),
@@ -258,7 +265,8 @@ def _key(
     repository: Repository, subject: Subject, photos: Photos, config: AnalysisConfig
 ) -> dict[str, Any]:
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    trainer = Path(__file__).parents[1]
+    for file in (*sorted(trainer.rglob("*.py")), Path(preprocess.__file__)):
         code.update(file.read_bytes())
     settings = dataclasses.asdict(config)
     del settings["data"], settings["datasets"], settings["workers"]
@@ -269,7 +277,7 @@ def _key(
         "settings": settings,
         "budget": dataclasses.asdict(config.thoroughness()),
         "code": code.hexdigest(),
-        "torch": torch.__version__,
+        "libraries": [module.__version__ for module in (torch, onnxruntime, np, PIL)],
     }
 
 

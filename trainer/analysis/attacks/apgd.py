@@ -132,12 +132,9 @@ def _run(pursuit: Pursuit, aim: Goal, loss: Loss, steps: int, generator: torch.G
         loss_at_checkpoint=value.clone(),
         halved_at_checkpoint=torch.ones_like(value, dtype=torch.bool),
     )
+    aim = _settled(state, pursuit, aim, logits)
     period, since = max(int(0.22 * steps), 1), 0
     for step in range(steps):
-        stands = pursuit.settle(state.iterates, pursuit.goal.reached(logits))
-        if not bool(stands.all()):
-            state.keep(stands)
-            aim = aim[stands]
         if len(pursuit.rows) == 0:
             return
         _move(state, pursuit, first=step == 0)
@@ -148,12 +145,21 @@ def _run(pursuit: Pursuit, aim: Goal, loss: Loss, steps: int, generator: torch.G
         )
         pursuit.count()
         _remember(state, value)
+        aim = _settled(state, pursuit, aim, logits)  # before a checkpoint goes back to the best
         since += 1
         if since == period:
             _checkpoint(state, period)
             period, since = max(period - max(int(0.03 * steps), 1), int(0.06 * steps), 1), 0
+    pursuit.conclude(state.best)
+
+
+def _settled(state: _Climb, pursuit: Pursuit, aim: Goal, logits: Tensor) -> Goal:
+    """Let go of the images whose iterates reach the goal; the aim of those that stand."""
     stands = pursuit.settle(state.iterates, pursuit.goal.reached(logits))
-    pursuit.conclude(state.best[stands])
+    if bool(stands.all()):
+        return aim
+    state.keep(stands)
+    return aim[stands]
 
 
 def _move(state: _Climb, pursuit: Pursuit, *, first: bool) -> None:
