@@ -10,7 +10,9 @@ MAX_SCANS = 100
 
 _START_OF_SCAN, _END = 0xDA, 0xD9
 # In the data of a scan a byte ff is followed by 0, unless it restarts or fills: no marker of ours.
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
+# Nor are reserved ones: decoders pass over them and read on, where a segment of theirs would end
+# the search for as long as it claims to be.
+_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
 
 
 def too_many_scans(data: bytes) -> bool:

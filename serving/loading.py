@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
 from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
@@ -26,6 +26,7 @@ class LoadedVersion:
     engine: Engine
     robustness: RobustnessSummary | None
     stamp: Hashable  # see Repository.stamp
+    digest: str  # of its manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def load_version(repository: Repository, name: str, version: int, load: Load) ->
         engine=load(name, version),
         robustness=read_robustness(repository, name, version),
         stamp=stamp,
+        digest=repository.manifest_digest(name, version),
     )
 
 
@@ -83,11 +85,12 @@ def update_model(
             return False
         if version in versions or version in restarting:
             return True
-        if version in before.restarting:
+        if version in before.restarting and version in present:
             restarting.add(version)
             return True
         if version in before.versions:
-            versions[version] = _refreshed(repository, name, version, before.versions[version])
+            loaded = before.versions[version]
+            versions[version] = _refreshed(repository, name, version, loaded, load)
             return True
         if version not in present:
             return False
@@ -115,7 +118,7 @@ def update_model(
             attempt(version)
     named, alias_problem = _aliases(repository, name, present, before)
     if alias_problem and alias_problem != before.alias_problem:
-        log.error("the aliases of %s can't be read: %s", name, alias_problem)
+        log.error("the aliases of %s %s", name, alias_problem)
     aliases = {}
     for alias, version in named.items():
         earlier_version = before.aliases.get(alias, 0)
@@ -168,31 +171,41 @@ def read_robustness(repository: Repository, name: str, version: int) -> Robustne
 
 
 def _refreshed(
-    repository: Repository, name: str, version: int, loaded: LoadedVersion
+    repository: Repository, name: str, version: int, loaded: LoadedVersion, load: Load
 ) -> LoadedVersion:
-    """With the analysis that has come since it was loaded."""
+    """With the analysis that has come since it was loaded; or another version, whole, that has
+    taken its number."""
     stamp = repository.stamp(name, version)
     if stamp in (loaded.stamp, ()):  # the same, or gone
         return loaded
     try:
+        if repository.manifest_digest(name, version) != loaded.digest:
+            log.warning("%s/%d is another one than before: it is loaded anew", name, version)
+            return load_version(repository, name, version, load)
+    except Unavailable:
+        raise
+    except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+        log.error("%s/%d stays as it was loaded: %s", name, version, error)
+        return replace(loaded, stamp=stamp)
+    try:
         robustness = read_robustness(repository, name, version)
     except NotFound:
         robustness = None
-    return LoadedVersion(
-        engine=loaded.engine, robustness=robustness or loaded.robustness, stamp=stamp
-    )
+    return replace(loaded, robustness=robustness or loaded.robustness, stamp=stamp)
 
 
 def _aliases(
     repository: Repository, name: str, present: list[int], before: LoadedModel
 ) -> tuple[dict[str, int], str]:
-    """Those of the repository, and those whose version is no longer there but still loaded.
-
-    Those of before if they can't be read; then also the reason.
+    """Those of the repository, and those whose version is no longer there but still loaded; and
+    what is the matter with them. Those of before if they can't be read.
     """
     try:
-        found = repository.aliases(name)
+        named = repository.named(name)
     except BrokenVersion as error:
-        return before.aliases, str(error)
+        return before.aliases, f"can't be read: {error}"
     left = {a: version for a, version in before.aliases.items() if version not in present}
-    return dict(sorted((left | found).items())), ""
+    found = {a: version for a, version in named.items() if version in present}
+    lost = [f"{a} ({version})" for a, version in named.items() if a not in left | found]
+    problem = f"name versions that are not there: {', '.join(lost)}" if lost else ""
+    return dict(sorted((left | found).items())), problem

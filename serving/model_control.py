@@ -75,8 +75,6 @@ class ModelControl:
             for name in names:
                 try:
                     self._models[name] = await asyncio.to_thread(self._update, name)
-                except Unavailable:
-                    raise
                 except Exception as error:
                     self._troubles.met(name, error)
             if not any(model.versions for model in self._models.values()):
@@ -139,6 +137,8 @@ class ModelControl:
         self.settings = settings
         self._reconfigured.set()
         await self.rescan()
+        async with self._changing:  # shares of calls are no change of versions
+            await self._publish()
 
     async def load_version(self, name: str, reference: str) -> tuple[int, ...]:
         """Serve a version until it is unloaded; "": what the policy asks for now.
@@ -191,7 +191,7 @@ class ModelControl:
     def problems(self) -> list[str]:
         """What the settings ask for and is not served, but for refused versions; a line each."""
         aliases = (
-            f"the aliases of {name} can't be read: {model.alias_problem}"
+            f"the aliases of {name} {model.alias_problem}"
             for name, model in sorted(self._models.items())
             if model.alias_problem
         )
@@ -272,6 +272,13 @@ class ModelControl:
                     loaded = await asyncio.to_thread(
                         load_version, self._repository, name, version, self._load_engine
                     )
+                except NotFound as error:
+                    log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
+                    model = self._models[name]
+                    restarting = model.restarting - {version}
+                    self._models[name] = replace(model, restarting=restarting)
+                    await self._change(name)  # another takes its place
+                    return
                 except Exception as error:  # what a broken device raises, nobody can say
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
                 else:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from serving.errors import InvalidImage
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
@@ -76,9 +77,10 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
                 f"the photo has {image.width} x {image.height} pixels; "
                 f"at most {max_pixels:,} are allowed"
             )
-        if image.format == "JPEG" and too_many_scans(data):
+        jpeg = isinstance(image, JpegImageFile)  # one of several pictures (MPO), too
+        if jpeg and too_many_scans(data):
             raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans")
-        if draft is not None and image.format == "JPEG":
+        if draft is not None and jpeg:
             image.draft("RGB", (draft, draft))
             if "progressive" not in image.info:  # which is read whole, whatever comes of it
                 pixels = image.width * image.height

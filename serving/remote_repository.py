@@ -22,6 +22,7 @@ from serving.repository import (
     ANALYSIS_DIGESTS,
     MANIFEST,
     MANIFEST_DIGEST,
+    NAME,
     Repository,
     alias_lines,
     analysis_digests,
@@ -54,8 +55,8 @@ class RemoteRepository(Repository):
     # --- what is there
 
     def names(self) -> list[str]:
-        found = [name for name in self._bucket.folders() if not name.startswith(".")]
-        return sorted(name for name in found if self.versions(name))
+        found = [name for name in self._bucket.folders() if NAME.fullmatch(name)]
+        return sorted(name for name in found if self._holds_some(name))
 
     def versions(self, name: str) -> list[int]:
         keys = self._bucket.sizes(check_name(name))

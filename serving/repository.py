@@ -22,7 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError
+from serving.errors import (
+    BrokenVersion,
+    InvalidRequest,
+    NotFound,
+    PawprintError,
+    Unavailable,
+)
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import remove_old, replaced
@@ -35,7 +41,8 @@ ANALYSIS = "analysis"
 ANALYSIS_DIGESTS = "analysis/digests.json"
 DEFAULT_ALIAS = "stable"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _TRIES = 100  # to make a folder that others may remove at any moment
 _STALE_STAGING_S = 24 * 3600.0
 
@@ -57,13 +64,13 @@ class Repository:
         """The models that have at least one version, or can't be read, sorted."""
         if not self.root.is_dir():
             return []
-        found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+        found = (p.name for p in self.root.iterdir() if p.is_dir() and NAME.fullmatch(p.name))
         return sorted(name for name in found if self._holds_some(name))
 
     def _holds_some(self, name: str) -> bool:
         try:
             return bool(self.versions(name))
-        except OSError:  # whoever reads on there meets it again, and this model alone
+        except (OSError, Unavailable):  # whoever reads on meets it again, of this model alone
             return True
 
     def versions(self, name: str) -> list[int]:
@@ -72,9 +79,7 @@ class Repository:
         if not folder.is_dir():
             return []
         return sorted(
-            int(p.name)
-            for p in folder.iterdir()
-            if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and p.is_dir()
+            int(p.name) for p in folder.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir()
         )
 
     def check_version(self, name: str, version: int) -> None:
@@ -248,7 +253,7 @@ class Repository:
         """
         files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
         while True:
-            version = max(self.versions(name), default=0) + 1
+            version = self._highest(name) + 1
             manifest = describe(version, files)
             data = manifest.to_json().encode()
             (staging / MANIFEST).write_bytes(data)
@@ -263,6 +268,15 @@ class Repository:
             _sync(self.root / name)
             self._describe_to_triton(name, version)
             return manifest
+
+    def _highest(self, name: str) -> int:
+        """Of the numbers that a version has, or had while an alias named it: who calls it by that
+        number, or by the alias, must not get another one."""
+        numbers = [int(p.name) for p in (self.root / name).iterdir() if _NUMBER.fullmatch(p.name)]
+        for alias in self._alias_names(name):
+            with suppress(BrokenVersion, InvalidRequest):  # of an alias that can't be read
+                numbers += self._alias_history(name, alias)
+        return max(numbers, default=0)
 
     def _describe_to_triton(self, name: str, published: int) -> None:
         """Write config.pbtxt and labels.txt of the newest version, also if another publishes now.
@@ -339,13 +353,16 @@ class Repository:
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version, sorted. Those that name a version that is gone are left out."""
-        found = {
-            alias: self._alias_history(name, alias)[0]
+        named, versions = self.named(name), self.versions(name)
+        return {alias: version for alias, version in named.items() if version in versions}
+
+    def named(self, name: str) -> dict[str, int]:
+        """Alias -> version, sorted, whether or not that is there. Raises BrokenVersion."""
+        return {
+            alias: history[0]
             for alias in sorted(self._alias_names(check_name(name)))
-            if _NAME.fullmatch(alias)
+            if NAME.fullmatch(alias) and (history := self._alias_history(name, alias))
         }
-        versions = self.versions(name)
-        return {alias: version for alias, version in found.items() if version in versions}
 
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""
@@ -401,7 +418,7 @@ class Repository:
 
 def check_name(name: str) -> str:
     """The name, if it may be one of a model or an alias. Raises InvalidRequest."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InvalidRequest(
             f"a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit; "
             f"got {name!r}"

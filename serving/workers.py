@@ -67,12 +67,15 @@ class Worker:
         self._index = index
         self._plan = plan
         self._process: asyncio.subprocess.Process | None = None
+        self._serves = False
+        self._hung_up = False  # while it did not serve yet
 
     async def start(self) -> str:
         """Returns what the worker says once it serves; "" if it ended before that.
 
         Raises Unavailable if there can be no process now.
         """
+        self._serves = False
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._plan.command(self._index),
@@ -83,7 +86,12 @@ class Worker:
         except OSError as error:
             raise Unavailable(f"worker {self._index} can't be started: {error}") from error
         assert self._process.stdout is not None
-        return (await self._process.stdout.readline()).decode().strip()
+        line = (await self._process.stdout.readline()).decode().strip()
+        self._serves = bool(line)
+        if self._serves and self._hung_up:
+            self._hung_up = False
+            self.signal(signal.SIGHUP)
+        return line
 
     async def ended(self) -> int:
         """Its exit status."""
@@ -109,6 +117,10 @@ class Worker:
                 log.error("%s", error)
 
     def signal(self, number: int) -> None:
+        """SIGHUP waits until it serves: before, it would end it."""
+        if number == signal.SIGHUP and not self._serves:
+            self._hung_up = True
+            return
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 

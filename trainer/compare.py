@@ -49,7 +49,6 @@ def compare(
             published = train(config, console, world)
             if published is not None:
                 rows.append(_row(way, published.manifest, published.how))
-            world.after_leader(way)
     if rows:
         _say(rows, console)
         path = root / f"{settings['name']}-comparison.json"

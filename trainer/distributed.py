@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import Store
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +22,7 @@ from trainer.meeting import meet
 T = TypeVar("T")
 
 _POLL_S = 0.2
+_LINGER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,16 @@ class World:
         key = f"pawprint/after/{what}"
         if self.leads:
             self.store.set(key, "")
+            # The store may be this process's: it stays until the others have seen that.
+            seen = [f"{key}/{rank}" for rank in range(1, self.size)]
+            until = time.monotonic() + _LINGER_S
+            while not self.store.check(seen) and time.monotonic() < until:
+                time.sleep(_POLL_S)
             return
         try:
             while not self.store.check([key]):
                 time.sleep(_POLL_S)
+            self.store.set(f"{key}/{self.rank}", "")
         except RuntimeError as error:
             raise FailedCheck("the first process has ended: see what it said") from error
 
@@ -116,6 +122,28 @@ class World:
 ALONE = World()
 
 
+class _Sum(torch.autograd.Function):
+    """Over all processes, each of whose losses the sum takes part in."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gradient,) = gradients
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _over_all(values: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = _Sum.apply(values)
+    return total
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics are those of all processes' batches, on the CPU too.
 
@@ -130,22 +158,25 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def _over_all(self, inputs: torch.Tensor) -> torch.Tensor:
         axes, channels = (0, 2, 3), inputs.shape[1]
         count = inputs.new_full((1,), inputs.numel() / channels)
-        sums = torch.cat([inputs.sum(axes), inputs.square().sum(axes), count])
-        total: torch.Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+        total = _over_all(torch.cat([inputs.sum(axes), count]))
         number = total[-1].detach()
-        mean = total[:channels] / number
-        variance = total[channels:-1] / number - mean.square()
+        mean = total[:-1] / number
+        # About the mean: of a channel that hardly varies, the difference of squares has no digits.
+        centred = inputs - mean[:, None, None]
+        variance = _over_all(centred.square().sum(axes)) / number
         with torch.no_grad():
             if self.track_running_stats and self.running_mean is not None:
                 assert self.num_batches_tracked is not None and self.running_var is not None
                 self.num_batches_tracked += 1
-                step = self.momentum or 1.0 / float(self.num_batches_tracked)
+                step = self.momentum
+                if step is None:
+                    step = 1.0 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, step)
                 self.running_var.lerp_(variance * (number / (number - 1)), step)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
-        normal = (inputs - mean[:, None, None]) * scale[:, None, None]
+        normal = centred * scale[:, None, None]
         return normal + self.bias[:, None, None] if self.affine else normal
 
 

@@ -9,6 +9,7 @@ import onnx
 from trainer.metrics import Floats, Ints, accuracy, divergence
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import METHODS, Pixels, Ranges, calibrate, layers, prepare, quantize
+from trainer.split import spread
 
 _BATCH = 16
 _SENSITIVITY_PHOTOS = 16
@@ -64,7 +65,8 @@ def quantize_within(
     tried = [attempt(method, ()) for method in METHODS]
     method = _best(tried)[1].method
     if loses_too_much(_best(tried)[1].accuracy_loss, max_loss):
-        worst_first = by_sensitivity(prepared, ranges[method], val[:_SENSITIVITY_PHOTOS])
+        some = val[spread(len(val), _SENSITIVITY_PHOTOS)]  # they come class by class
+        worst_first = by_sensitivity(prepared, ranges[method], some)
         for count in _doubling(len(worst_first) // 2):
             tried.append(attempt(method, worst_first[:count]))
             if not loses_too_much(tried[-1][1].accuracy_loss, max_loss):

@@ -27,6 +27,7 @@ from trainer.step import Step
 from trainer.teacher import Teacher
 
 _BATCH = 64
+_ATTACKED_AT_ONCE = 32
 
 
 class Learner:
@@ -142,12 +143,16 @@ class Learner:
         """The share of val photos that stand against the adversary, where there is one."""
         if self.adversary is None:
             return None
-        # The same starts in every epoch and process.
-        self.adversary.generator.manual_seed(self.config.seed)
-        photos = self.data.splits["val"]
-        images = self._val.get(photos, [0] * len(photos)).to(self._device)
-        labels = torch.from_numpy(self.data.targets("val")).to(self._device)
-        return self.adversary.robust_accuracy(self._model, images, labels)
+        val = self.data.splits["val"]
+        stand = 0
+        for start in self.world.share(range(0, len(val), _ATTACKED_AT_ONCE)):
+            photos = val[start : start + _ATTACKED_AT_ONCE]
+            images = self._val.get(photos, [0] * len(photos)).to(self._device)
+            labels = torch.tensor([photo.label for photo in photos], device=self._device)
+            # The same starts in every epoch, and however many processes there are.
+            seed = self.config.seed + start
+            stand += self.adversary.withstanding(self._model, images, labels, seed)
+        return self.world.sum(stand)[0] / len(val)
 
 
 def loss_weights(

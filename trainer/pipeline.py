@@ -38,6 +38,7 @@ from trainer.learner import Learner
 from trainer.listing import find_photos
 from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.mlflow_run import MlflowRun, mlflow_run
+from trainer.namesakes import namesakes
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, Probe, Solver, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
@@ -87,17 +88,20 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
     meeting = joined() if world is None else nullcontext(world)
     with meeting as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
+        name = run.config.name
         if not world.leads:
             _fit(run)
+            world.after_leader(name)  # if it does not come so far, all are to be started again
             return None
-        name = run.config.name
         logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
         with (
             mlflow_run(run.config, console, name) as recorded,
             tracked(logs, name, console.line) as track,
         ):
             run = dataclasses.replace(run, recorded=recorded, track=track)
-            return _fit_and_publish(run, started)
+            published = _fit_and_publish(run, started)
+        world.after_leader(name)
+        return published
 
 
 def _fit(run: Run) -> Fitted:
@@ -158,6 +162,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_was_found(data, console)
+    if teacher is not None:
+        _say_what_it_knows(teacher, data, console)
     return Run(
         repository=repository,
         classifier=classifier,
@@ -412,6 +418,16 @@ def _set_head(classifier: Classifier, head: Head) -> None:
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(head.weight))
         classifier.head.bias.copy_(torch.from_numpy(head.bias))
+
+
+def _say_what_it_knows(teacher: Teacher, data: PhotoData, console: Console) -> None:
+    known = namesakes([photo.file for photo in data.splits["test"]], teacher.split)
+    if known:
+        console.line(
+            f"Warning: {known} of {len(data.splits['test'])} test photos have the names of photos "
+            f"that the teacher {teacher.name} learnt from; if they are those, the test flatters: "
+            "give both the same photos and --seed, or folders train, val and test"
+        )
 
 
 def _say_what_was_found(data: PhotoData, console: Console) -> None:

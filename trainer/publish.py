@@ -31,9 +31,10 @@ from trainer.exporter import Exporter
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.parity import require_parity
 from trainer.plots import save_plots
+from trainer.split import spread
 from trainer.timm_nets import PREFIX
 from trainer.training import Epoch
-from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden, spread
+from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden
 
 MODEL = "model.onnx"
 

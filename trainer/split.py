@@ -28,3 +28,8 @@ def stratified_folds(labels: Ints, folds: int, generator: np.random.Generator) -
         fold[members] = (dealt + np.arange(len(members))) % folds
         dealt += len(members)
     return fold
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` indices spread over range(length), or all of them."""
+    return sorted(set(np.linspace(0, length - 1, count).round().astype(int).tolist()))

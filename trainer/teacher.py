@@ -1,5 +1,6 @@
 """A published version that teaches a smaller net by what it says of the same pictures."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
 from trainer.backbones import load_version
+from trainer.namesakes import Split
 from trainer.pictures import Photo
 
 
@@ -20,6 +22,7 @@ class Teacher:
     name: str  # name/version
     net: nn.Module  # float32 [n, 3, S, S] in [0, 1] -> logits [n, K]
     size: int
+    split: Split  # of the photos that it learnt from
 
     def on(self, augmentation: Augmentation, device: torch.device) -> Activations:
         """Its logits for (photo, view), each computed once, of the picture that the student sees.
@@ -52,4 +55,6 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
             f"{', '.join(map(repr, differ[:10]))} are in one alone; it can teach only its own"
         )
     net.requires_grad_(False)
-    return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size)
+    there = "split.json" in manifest.files
+    split = json.loads(repository.read_file(manifest, "split.json")) if there else {}
+    return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size, split=split)

@@ -21,6 +21,7 @@ from trainer.metrics import Floats
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import Disagreement, measure_parity
 from trainer.pictures import Photo
+from trainer.split import spread
 
 FP32, INT8, FP16 = "fp32", "int8", "fp16"
 QUANTIZATION = "quantization.json"
@@ -143,11 +144,6 @@ def save_golden(path: Path, runner: OnnxRunner, images: np.ndarray) -> None:
     chosen = images[spread(len(images), _GOLDEN_PHOTOS)]
     probabilities, logits = runner.run(chosen, len(chosen))
     np.savez(path, images=chosen, logits=logits, probabilities=probabilities)
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` indices spread over range(length), or all of them."""
-    return sorted(set(np.linspace(0, length - 1, count).round().astype(int).tolist()))
 
 
 def _some(photos: Sequence[Photo], count: int) -> list[Photo]:

@@ -1,6 +1,7 @@
 """Which versions are served, and what is refused: over a real repository and server."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,23 @@ async def test_a_malformed_alias_does_not_stop_the_model(
     async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
         assert (await client.classify([jpeg()], model="pets")).version == 1
     assert "aliases of pets can't be read" in caplog.text
+
+
+async def test_an_alias_whose_version_is_gone_is_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that is no file is none."""
+    for seed in range(2):
+        build_version(tmp_path, "pets", seed=seed)
+    Repository(tmp_path).promote("pets", 1)
+    (tmp_path / "pets/aliases/folder").mkdir()
+    (tmp_path / "pets/aliases/nowhere").symlink_to("gone")
+    shutil.rmtree(tmp_path / "pets/1")
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        assert (await client.classify([jpeg()], model="pets")).version == 2
+        (problem,) = running.server.control.problems()  # `serve --check` ends with 1
+    assert problem == "the aliases of pets name versions that are not there: stable (1)"
+    assert problem in caplog.text
 
 
 async def test_a_golden_mismatch_falls_back_to_the_version_before(

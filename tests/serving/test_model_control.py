@@ -137,6 +137,35 @@ async def test_a_repaired_version_is_tried_again(models: Path) -> None:
         await until_served(running, 2)
 
 
+async def test_another_version_under_the_same_number_is_loaded_anew(models: Path) -> None:
+    """As where a version is deleted by hand, and its number given again."""
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        before = await client.classify([jpeg()], model="pets", top_k=2)
+        shutil.rmtree(models / "pets/1")
+        await running.server.control.rescan()
+        build_version(models, "pets", seed=5)
+        assert Repository(models).versions("pets") == [1]
+        await running.server.control.rescan()
+        after = await client.classify([jpeg()], model="pets", top_k=2)
+        assert (before.version, after.version) == (1, 1)
+        assert before.results[0].labels != after.results[0].labels
+
+
+async def test_shares_of_calls_change_without_a_change_of_versions(models: Path) -> None:
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, versions="all", control="explicit") as running,
+        AsyncClient(running.address) as client,
+    ):
+        settings = running.server._settings
+        for share, expected in (("pets=1:1.0", 1), ("", 2)):
+            await running.server.reconfigure(replace(settings, canary=share))
+            assert [await answering(client) for _ in range(5)] == [expected] * 5
+
+
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped", "half-written"])
 async def test_damage_to_a_loaded_version_changes_nothing(models: Path, damage: str) -> None:
     Repository(models).promote("pets", 1)
@@ -467,6 +496,22 @@ async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
         async with AsyncClient(running.address) as client:
             assert await answering(client) == 1
+
+
+async def test_a_broken_engine_whose_version_is_gone_makes_room_for_an_older_one(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.1,))
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, control="none", versions="latest:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert await answering(client) == 2
+        shutil.rmtree(models / "pets/2")
+        running.server.control._restart_soon("pets", 2)
+        await until_served(running, 1)
+        assert await answering(client) == 1
 
 
 async def test_a_broken_engine_whose_model_is_no_longer_wanted_is_let_go(

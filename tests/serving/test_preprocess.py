@@ -288,6 +288,23 @@ def test_a_jpeg_of_a_great_many_scans_is_refused() -> None:
         preprocess(more_scans(photo, 120), SPEC)
 
 
+def test_scans_are_counted_in_a_picture_of_several_and_behind_reserved_markers() -> None:
+    """Pillow calls the first MPO; libjpeg reads what the second claims to hold."""
+    photo = encode(drawing(90, 70), "JPEG", progressive=True)
+    scans = more_scans(photo, 120)
+    two = encode(drawing(90, 70), "MPO", save_all=True, append_images=[drawing(20, 20)])
+    start = two.index(b"\xff\xe2")
+    segment = two[start : start + 2 + int.from_bytes(two[start + 2 : start + 4])]
+    several = scans[:2] + segment + scans[2:]
+    assert Image.open(io.BytesIO(several)).format == "MPO"
+    second = scans.index(b"\xff\xda", scans.index(b"\xff\xda") + 2)
+    length = len(scans) - second
+    reserved = scans[:second] + b"\xff\x02" + length.to_bytes(2) + scans[second:]
+    for data in (several, reserved):
+        with pytest.raises(InvalidImage, match="more than 100 scans"):
+            preprocess(data, SPEC)
+
+
 def test_what_a_thumbnail_or_a_film_behind_the_picture_holds_are_no_scans() -> None:
     photo = encode(drawing(90, 70), "JPEG", progressive=True)
     whole = preprocess(photo, SPEC)

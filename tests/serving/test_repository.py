@@ -1,4 +1,5 @@
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -174,6 +175,19 @@ def test_a_malformed_alias_is_named(repository: Repository) -> None:
     (repository.root / "pets/aliases/stable").write_text("one\n")
     with pytest.raises(BrokenVersion, match="alias 'stable' of 'pets' is malformed"):
         repository.aliases("pets")
+
+
+def test_a_number_that_an_alias_named_is_given_to_no_other(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Whoever is promoted stays who it was, though it be deleted; what is no version is no end."""
+    newest = repository.versions("pets")[-1]
+    repository.promote("pets", newest)
+    shutil.rmtree(repository.root / "pets" / str(newest))
+    assert build_version(repository.root, "pets") == newest + 1
+    (repository.root / "pets" / str(newest + 2)).touch()
+    assert build_version(repository.root, "pets") == newest + 3
+    assert repository.aliases("pets") == {}
 
 
 def test_publishers_that_come_and_go_do_not_disturb_each_other(repository: Repository) -> None:

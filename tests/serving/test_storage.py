@@ -263,6 +263,14 @@ def test_a_download_that_was_damaged_here_starts_again(
         (tmp_path / "cache/sha256" / part.name).unlink()
 
 
+async def test_what_is_no_model_in_the_bucket_stops_no_model(
+    remote: RemoteRepository, models: Path
+) -> None:
+    remote._bucket.write("_old things/pets/1/manifest.json", b"{}")
+    copy_version(Repository(models), "pets", 1, remote)
+    assert remote.names() == ["pets"]
+
+
 async def test_a_version_that_was_mended_is_served_without_a_restart(
     remote: RemoteRepository, models: Path
 ) -> None:

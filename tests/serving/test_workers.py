@@ -142,6 +142,29 @@ def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
     assert not any(running(pid) for pid in workers)
 
 
+def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
+    models: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "port"
+    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving.serve", *flags, "--port-file", str(ready)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        while not ready.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and said.count("changed: nothing") == 2, said
+
+
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,5 +1,7 @@
 """A teacher: what the loss is, and that a net learns from one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from trainer.teacher import Teacher
 from trainer.train import main
 
 SCRATCH = ("--backbone", "tiny", "--weights", "none", "--size", "32", "--epochs", "1")
+
+LABELS = ("discs", "squares")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -61,7 +65,7 @@ class Brightness(nn.Module):
 
 def test_a_net_learns_what_its_teacher_says_and_not_the_labels(photos: MakePhotos):
     run = Run(photos, "tiny", per_class=20, thaw=1.0, teacher_share=1.0, teacher_temperature=1.0)
-    run.teacher = Teacher(name="bright/1", net=Brightness(), size=40)
+    run.teacher = Teacher(name="bright/1", net=Brightness(), size=40, split={})
     learner = run.learner()
     everything = list(range(len(run.data.splits["train"])))
     losses = [
@@ -81,11 +85,16 @@ def test_a_net_learns_what_its_teacher_says_and_not_the_labels(photos: MakePhoto
 def test_a_published_version_teaches_and_the_manifest_says_so(photos: MakePhotos, tmp_path, capsys):
     folder, models = photos(per_class=6), tmp_path / "models"
     weights = save(version_state(build("tiny", 2, 32)))
-    build_version(
-        models, "large", ("discs", "squares"), extra_files={"weights.safetensors": weights}
-    )
+    known = {label: [f"train/{label}/{i:03}.jpg" for i in range(6)] for label in LABELS}
+    split = json.dumps({"train": known, "val": {}, "test": {}}).encode()
+    extra = {"weights.safetensors": weights, "split.json": split}
+    build_version(models, "large", LABELS, extra_files=extra)
     out = ("--out", str(models), *SCRATCH)
     assert main(["--data", str(folder), "--name", "small", "--teacher", "large", *out]) == 0
+    assert (
+        "2 of 2 test photos have the names of photos that the teacher large/1 learnt"
+        in " ".join(capsys.readouterr().out.split())
+    )
     configuration = Repository(models).manifest("small", 1).configuration
     assert configuration["teacher"] == "large/1" and configuration["teacher_share"] == 0.9
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
-from trainer.distributed import World
+from trainer.distributed import SyncedBatchNorm2d, World
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -89,6 +90,18 @@ def test_a_batch_norm_that_can_not_be_synced_is_refused():
         World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)), some_unused=False)
 
 
+def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        inputs = 100 + 0.01 * torch.randn(8, 3, 16, 16, generator=generator)
+        one, synced = torch.nn.BatchNorm2d(3), SyncedBatchNorm2d(3)
+        assert torch.allclose(synced(inputs), one(inputs), atol=5e-3)
+        assert torch.allclose(synced.running_var, one.running_var, rtol=1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):
     """Each process has a folder of its own, and only that of the first holds a checkpoint."""
     assert not list(trained[1].glob("of-1/*.ckpt"))
@@ -118,6 +131,48 @@ def test_processes_that_a_scheduler_starts_need_no_torchrun():
         for rank in range(2)
     ]
     assert [one.communicate(timeout=120)[0] for one in both] == ["0 [2.0, 4.0]\n", "1 [2.0, 4.0]\n"]
+
+
+@pytest.mark.slow
+def test_a_first_process_that_dies_while_it_publishes_is_started_again_with_the_others(
+    photos: MakePhotos, tmp_path: Path
+):
+    """As pods of an indexed Job: one that has ended well is never started again."""
+    arguments = [
+        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--weights", "none", "--size", 32, "--epochs", 1),
+        *("--batch-size", 8, "--checkpoints", tmp_path / "c"),
+    ]
+
+    def both() -> list[subprocess.Popen[str]]:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1])}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "trainer.train", *map(str, arguments)],
+                cwd=ROOT,
+                env={**os.environ, **given, "WORLD_SIZE": "2", "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+
+    first, other = both()
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("Exporting"):
+            first.kill()
+            break
+    first.communicate()
+    _, said = other.communicate(timeout=60)
+    assert other.returncode == 1 and "error: the first process has ended" in said
+    again = both()
+    assert [one.communicate(timeout=120)[1] for one in again] == ["", ""]
+    assert [one.returncode for one in again] == [0, 0]
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
 
 
 @pytest.mark.slow

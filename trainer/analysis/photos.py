@@ -14,9 +14,10 @@ from serving.modelspec import Manifest
 from serving.repository import Repository
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
+from trainer.namesakes import namesakes
 from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.tree import Found, split_of
+from trainer.tree import Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
-        namesakes=_namesakes(photos, split),
+        namesakes=namesakes([photo.file for photo in photos], split),
     )
 
 
@@ -93,22 +94,6 @@ def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> lis
         return found
     tests = {file for files in split["test"].values() for file in files}
     return [file for file in found if file.file in tests]
-
-
-def _namesakes(photos: list[Photo], split: dict[str, dict[str, list[str]]]) -> int:
-    """How many may have been trained on, by their names without the folder of their split: the
-    train folder alone may have been given."""
-
-    def names(*parts: str) -> set[str]:
-        return {_bare(file) for part in parts for files in split[part].values() for file in files}
-
-    trained = names("train", "val") - names("test")
-    return sum(_bare(photo.file) in trained for photo in photos)
-
-
-def _bare(file: str) -> str:
-    first, _, rest = file.partition("/")
-    return rest if split_of(first) else file
 
 
 def _same_labels(found: Sequence[Found], manifest: Manifest, data: str) -> None:
