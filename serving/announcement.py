@@ -8,6 +8,15 @@ from serving.errors import Unavailable
 from serving.settings import ServerSettings
 
 
+def withdraw(settings: ServerSettings) -> None:
+    """Remove the port file that an earlier server has left. Raises Unavailable."""
+    if settings.port_file:
+        try:
+            Path(settings.port_file).unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"the old port file can't be removed: {error}") from error
+
+
 def announce(settings: ServerSettings, port: int, served: str) -> None:
     """Write the port file, whose appearance means ready, and say where, and what is served.
 

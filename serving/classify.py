@@ -39,9 +39,8 @@ CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "erro
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):  # names of files are bytes, and not always UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files are bytes, and not always UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     if options.in_flight < 1:
         fail(f"--in-flight must be 1 or more, got {options.in_flight}")
     if not options.timeout > 0:

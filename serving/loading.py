@@ -56,12 +56,14 @@ class Wanted:
 
 def load_version(repository: Repository, name: str, version: int, load: Load) -> LoadedVersion:
     """Raises BrokenVersion, NotFound, Unavailable."""
-    stamp = repository.stamp(name, version)
+    repository.check_version(name, version)
+    # Before it is loaded: another that comes meanwhile must not pass for it.
+    stamp, digest = repository.stamp(name, version), repository.manifest_digest(name, version)
     return LoadedVersion(
         engine=load(name, version),
         robustness=read_robustness(repository, name, version),
         stamp=stamp,
-        digest=repository.manifest_digest(name, version),
+        digest=digest,
     )
 
 
@@ -186,7 +188,8 @@ def _refreshed(
         raise
     except Exception as error:  # what a damaged file or a full memory brings, nobody can say
         log.error("%s/%d stays as it was loaded: %s", name, version, error)
-        return replace(loaded, stamp=stamp)
+        broken = isinstance(error, BrokenVersion)  # all else may pass: it is tried again
+        return replace(loaded, stamp=stamp) if broken else loaded
     try:
         robustness = read_robustness(repository, name, version)
     except NotFound:
@@ -204,6 +207,8 @@ def _aliases(
         named = repository.named(name)
     except BrokenVersion as error:
         return before.aliases, f"can't be read: {error}"
+    if not set(named.values()) <= set(present):  # one may have come while others were loaded
+        present = repository.versions(name)
     left = {a: version for a, version in before.aliases.items() if version not in present}
     found = {a: version for a, version in named.items() if version in present}
     lost = [f"{a} ({version})" for a, version in named.items() if a not in left | found]

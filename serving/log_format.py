@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 
 from serving.edge import Call
@@ -20,8 +21,13 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {}).items()
-        given = [f"{name}={value}" for name, value in fields if value != ""]
+        given = [f"{name}={_quoted(value)}" for name, value in fields if value != ""]
         return " ".join((super().formatMessage(record), *given))
+
+
+def _quoted(value: object) -> object:
+    """So that no caller's id can look like a field of ours."""
+    return json.dumps(value) if isinstance(value, str) and re.search(r'[\s"=]', value) else value
 
 
 class JsonFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ The children of each metric are bound once: a call costs a few increments.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -143,7 +144,8 @@ class Metrics:
             version = self._bound_versions.get((call.model, call.version))
             if version is None:
                 version = self._bind_version(call.model, call.version)
-            version.photos.inc(call.photos)
+            if call.code is grpc.StatusCode.OK:
+                version.photos.inc(call.photos)
             version.decode.observe(call.inferred.decode_s)
             version.queue.observe(call.inferred.queue_s)
             version.inference.observe(call.inferred.inference_s)

@@ -274,10 +274,7 @@ class ModelControl:
                     )
                 except NotFound as error:
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
-                    model = self._models[name]
-                    restarting = model.restarting - {version}
-                    self._models[name] = replace(model, restarting=restarting)
-                    await self._change(name)  # another takes its place
+                    await self._change(name)  # without it: another may take its place
                     return
                 except Exception as error:  # what a broken device raises, nobody can say
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)

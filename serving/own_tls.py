@@ -44,5 +44,6 @@ def _name(address: str, cert: str, timeout_s: float) -> str:
             shown: Any = encrypted.getpeercert()
     except (OSError, ValueError):  # the call that follows fails too, and says more
         return ""
-    names = [name for _, name in shown.get("subjectAltName", ())]
+    kinds = ("DNS", "IP Address")  # others name no server
+    names = [name for kind, name in shown.get("subjectAltName", ()) if kind in kinds]
     return names[0].replace("*", "any") if names else ""

@@ -6,7 +6,7 @@ not there, or no answer in time. 2: wrong arguments.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,8 +32,16 @@ def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None
     return name
 
 
+def _here(environment: Mapping[str, str]) -> str:
+    """Where the server of these settings is reached from its own machine."""
+    host = environment.get("PAWPRINT_SERVE_HOST", "")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = environment.get("PAWPRINT_SERVE_PORT", "50051")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    here = f"127.0.0.1:{os.environ.get('PAWPRINT_SERVE_PORT', '50051')}"
+    here = _here(os.environ)
     parser = Parser(prog="python -m serving.probe", description=__doc__)
     parser.add_argument("--address", default=here, help="(default: %(default)s)")
     parser.add_argument("--service", default="", help="one service (default: the whole server)")

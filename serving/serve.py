@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
-from serving.announcement import announce
+from serving.announcement import announce, withdraw
 from serving.catalogue import Catalogue
 from serving.commandline import fail
 from serving.cores import usable_cores
@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if asks_check(arguments):
             sys.exit(0 if asyncio.run(check(settings)) else 1)
+        withdraw(settings)
         if settings.workers > 1:
             given = sys.argv[1:] if arguments is None else arguments
             sys.exit(asyncio.run(supervise(settings, given)))

@@ -61,7 +61,7 @@ class Tokens:
         self._tokens = read_tokens(path)
         self._checked = time.monotonic()
         self._said = ""  # why the file can't be used now
-        self._buckets: dict[Token, Bucket] = {}
+        self._buckets: dict[str, Bucket] = {}  # by the name of the token
 
     def identify(self, authorization: str) -> Token:
         """authorization: the header, "Bearer TOKEN". Raises Unauthenticated."""
@@ -80,14 +80,16 @@ class Tokens:
 
     def charge(self, token: Token, photos: int) -> None:
         """Count photos against a token's rate. Raises Overloaded, with the time to wait."""
+        # A stream may be older than the file, and what is owed outlasts a change of it.
+        token = next((known for known in self._tokens if known.name == token.name), token)
         if not token.photos_per_s:
             return
         now = time.monotonic()
-        bucket = self._buckets.get(token)
+        bucket = self._buckets.get(token.name)
         if bucket is None:
-            bucket = self._buckets[token] = Bucket(
-                token.photos_per_s, token.burst, token.burst, now
-            )
+            bucket = Bucket(token.photos_per_s, token.burst, token.burst, now)
+            self._buckets[token.name] = bucket
+        bucket.rate, bucket.burst = token.photos_per_s, token.burst
         wait_s = bucket.take(photos, now)
         if wait_s:
             raise Overloaded(
@@ -112,7 +114,6 @@ class Tokens:
                 log.error("the tokens stay as they were: %s", error)
             return
         self._seen, self._said = signature, ""
-        self._buckets = {t: bucket for t, bucket in self._buckets.items() if t in self._tokens}
         log.info("%d tokens read again", len(self._tokens))
 
 

@@ -6,13 +6,14 @@ what it means when the counters of one worker begin anew.
 
 import http.client
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 LOOPBACK = "127.0.0.1"
-_TIMEOUT_S = 2.0
+_TIMEOUT_S, _READY_TIMEOUT_S = 2.0, 0.7  # probes wait for a second
 
 
 class WorkerMetrics(Collector):
@@ -22,7 +23,7 @@ class WorkerMetrics(Collector):
 
     def ready(self) -> bool:
         """Whether any of them takes calls."""
-        return any(_get(port, "/readyz") is not None for port in self._ports)
+        return any(text is not None for text in self._all("/readyz", _READY_TIMEOUT_S))
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # else the registry would collect to learn the names
@@ -30,10 +31,11 @@ class WorkerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("pawprint_worker_up", "1 if it answers", labels=("worker",))
         merged: dict[str, Metric] = {}
-        for index, port in enumerate(self._ports):
-            text = _get(port, "/metrics")
+        for index, text in enumerate(self._all("/metrics", _TIMEOUT_S)):
             up.add_metric((str(index),), float(text is not None))
             for family in text_string_to_metric_families(text or ""):
+                if family.name.endswith("_created"):  # OpenMetrics has it within its counter
+                    continue
                 into = merged.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
@@ -44,10 +46,15 @@ class WorkerMetrics(Collector):
         yield up
         yield from merged.values()
 
+    def _all(self, path: str, timeout_s: float) -> list[str | None]:
+        """Of all at once: one that hangs holds up no other."""
+        with ThreadPoolExecutor(len(self._ports)) as pool:
+            return list(pool.map(lambda port: _get(port, path, timeout_s), self._ports))
 
-def _get(port: int, path: str) -> str | None:
+
+def _get(port: int, path: str, timeout_s: float) -> str | None:
     """The body of a good answer; None where there is none."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout_s)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

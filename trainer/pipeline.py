@@ -42,6 +42,7 @@ from trainer.namesakes import namesakes
 from trainer.pictures import for_augmentation
 from trainer.probe import Head, Probe, Solver, fit_head, fit_probe
 from trainer.publish import Fitted, Published, publish
+from trainer.shards import is_shards
 from trainer.split import Ints
 from trainer.stages import frozen_stages
 from trainer.teacher import Teacher, load_teacher
@@ -180,7 +181,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
 
 def _check_places(config: TrainConfig) -> None:
     """Raises InvalidRequest if what the training writes would lie among its photos, as a class."""
-    if not Path(config.data).is_dir():
+    if not Path(config.data).is_dir() or is_shards(config.data):
         return
     data = Path(config.data).resolve()
     for flag in ("out", "cache", "logs", "checkpoints", "datasets"):
@@ -188,7 +189,9 @@ def _check_places(config: TrainConfig) -> None:
         if not place or "://" in place or place == "none":
             continue
         inside = Path(place).resolve()
-        if inside == data or data in inside.parents:
+        if not inside.is_relative_to(data):
+            continue
+        if not any(part.startswith(".") for part in inside.relative_to(data).parts):
             raise InvalidRequest(
                 f"--{flag} {place} lies in {config.data}, where each folder is a class; give "
                 "another folder, beside that of the photos"

@@ -138,7 +138,10 @@ def _files(folder: Path) -> list[Path]:
 
     paths: list[Path] = []
     seen: set[tuple[int, int]] = set()
+    above = folder.resolve().parents
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if Path(parent).resolve() in above:
+            raise InvalidData(f"{parent} leads back to a folder that it is a part of")
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -148,7 +151,7 @@ def _files(folder: Path) -> list[Path]:
         paths += [Path(parent, name) for name in files if not name.startswith(".")]
     for path in paths:
         try:
-            str(path).encode()
+            str(path.relative_to(folder.parent)).encode()
         except UnicodeEncodeError as error:
             raise InvalidData(
                 f"the name {os.fsencode(path)!r} is not UTF-8, and can't be written down with "

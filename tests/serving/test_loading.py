@@ -162,6 +162,45 @@ async def test_an_unreadable_summary_costs_only_the_summary(
     assert "without its robustness summary" in caplog.text
 
 
+def test_what_comes_while_another_is_loaded_takes_no_alias_away(models: Path) -> None:
+    """Promoted meanwhile, it is not here yet: the one before keeps its name until it is."""
+    repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
+    repository.promote("pets", 1)
+
+    def load(name: str, version: int) -> Engine:
+        if version == 2:
+            build_version(models, "pets", seed=2)
+            repository.promote("pets", 3)
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    first = update_model(repository, "pets", load, wanted, LoadedModel())
+    build_version(models, "pets", seed=1)
+    second = update_model(repository, "pets", load, wanted, first)
+    assert (list(second.versions), second.aliases) == ([1, 2], {"stable": 1})
+    assert second.alias_problem == "" and second.default_version == 1
+    third = update_model(repository, "pets", load, wanted, second)
+    assert (list(third.versions), third.aliases) == ([3], {"stable": 3})
+
+
+def test_what_takes_the_place_of_a_version_while_it_is_loaded_is_loaded_next(models: Path) -> None:
+    repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
+    loads = []
+
+    def load(name: str, version: int) -> Engine:
+        engine = load_engine(repository, name, version, device="cpu", cores=1)
+        loads.append(version)
+        if len(loads) == 1:
+            shutil.rmtree(models / "pets/1")
+            build_version(models, "pets", seed=7)
+        return engine
+
+    model = update_model(repository, "pets", load, wanted, LoadedModel())
+    for _ in range(2):
+        model = update_model(repository, "pets", load, wanted, model)
+    assert loads == [1, 1]
+    assert model.versions[1].engine.manifest == repository.manifest("pets", 1)
+
+
 @pytest.mark.parametrize("there", ["nothing", "no folder", "only broken"])
 async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> None:
     root = tmp_path / "models"

@@ -239,10 +239,15 @@ def test_logs_are_json_lines_with_the_request_id(
 
 
 def test_text_logs_name_the_fields(start: Callable[..., ServerProcess], models: Path) -> None:
+    """And no caller's request id can look like one."""
     server = start(models, "--access-log", "on")
     with Client(server.address) as client:
         client.classify([jpeg()], model="pets")
+    with grpc.insecure_channel(server.address) as channel:
+        listing = channel.unary_unary("/pawprint.v1.ClassifierService/ListModels")
+        listing(b"", metadata=[("x-request-id", "a code=OK")])
     _, _, err = server.stop()
-    (line,) = [line for line in err.splitlines() if "serving.access" in line]
+    line, forged = [line for line in err.splitlines() if "serving.access" in line]
+    assert ' request_id="a code=OK" ' in forged
     assert " INFO serving.access: call method=Classify code=OK request_id=" in line
     assert " photos=1 " in line and " inference_ms=" in line

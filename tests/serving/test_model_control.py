@@ -514,6 +514,24 @@ async def test_a_broken_engine_whose_version_is_gone_makes_room_for_an_older_one
         assert await answering(client) == 1
 
 
+async def test_a_broken_engine_whose_version_is_gone_is_gone_for_callers(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.1,))
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, control="none", versions="all") as running,
+        AsyncClient(running.address) as client,
+    ):
+        shutil.rmtree(models / "pets/1")
+        running.server.control._restart_soon("pets", 1)
+        (restart,) = running.server.control._restarts
+        await asyncio.wait_for(restart, 10)
+        assert running.server.catalogue.models["pets"].restarting == frozenset()
+        with pytest.raises(NotFound):
+            await answering(client, 1)
+
+
 async def test_a_broken_engine_whose_model_is_no_longer_wanted_is_let_go(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

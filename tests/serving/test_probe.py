@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from serving.probe import serving_status
+from serving.probe import _here, serving_status
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running
@@ -39,6 +39,19 @@ def test_its_status_says_what_is_wrong(flags: list[str], status: int, said: str)
     done = probe(*flags)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("", "127.0.0.1:7"),
+        ("0.0.0.0", "127.0.0.1:7"),
+        ("::", "[::1]:7"),
+        ("10.1.2.3", "10.1.2.3:7"),
+    ],
+)
+def test_it_asks_where_the_server_listens(host: str, asked: str) -> None:
+    assert _here({"PAWPRINT_SERVE_HOST": host, "PAWPRINT_SERVE_PORT": "7"}) == asked
 
 
 async def test_the_command_says_serving(running: Running) -> None:

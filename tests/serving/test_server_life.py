@@ -269,6 +269,13 @@ def test_a_wrong_setting_is_status_2_and_one_line(models: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: --max-batch: expected int, got 'many'\n")
 
 
+def test_the_port_file_of_an_earlier_server_says_nothing(tmp_path: Path) -> None:
+    left = tmp_path / "port"
+    left.write_text("1\n")
+    flags = ("--models", str(tmp_path / "none"), "--port", "0", "--port-file", str(left))
+    assert run_serve(*flags).returncode != 0 and not left.exists()
+
+
 def test_a_port_file_that_can_not_be_written_is_status_2(models: Path) -> None:
     done = run_serve("--models", str(models), "--port", "0", "--port-file", "/nowhere/port")
     assert done.returncode == 2 and done.stdout == ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import os
 import resource
 import subprocess
@@ -188,6 +189,19 @@ async def test_tokens_over_an_open_network_are_warned_of(
         assert "unencrypted" not in caplog.text
     async with running_server(models, tokens=str(file), host="0.0.0.0"):
         assert "tokens come over the network unencrypted" in caplog.text
+
+
+def test_a_changed_rate_holds_for_open_streams_too_and_what_is_owed_stays(file: Path) -> None:
+    tokens = Tokens(file)
+    stream = tokens.identify("Bearer calm")  # 2 photos a second, 3 at once
+    tokens.charge(stream, 30)
+    file.write_text(entry("slow", "calm", "photos_per_s = 0.001", "burst = 3"))
+    tokens._checked = -math.inf
+    call = tokens.identify("Bearer calm")
+    assert call != stream
+    for token in (stream, call):
+        with pytest.raises(Overloaded):
+            tokens.charge(token, 1)
 
 
 def test_over_a_long_time_a_bucket_gives_its_rate() -> None:

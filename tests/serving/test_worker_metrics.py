@@ -5,10 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from serving.client import Client
+from serving.worker_metrics import WorkerMetrics
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import jpeg
 from tests.serving.test_metrics import Scrape, fetch
@@ -56,6 +59,22 @@ def test_the_metrics_of_all_workers_are_gathered(
     until(lambda: Scrape(port).value("pawprint_worker_up") == 2)
     status, _, err = server.stop()
     assert status == 0, err
+
+
+def test_workers_that_hang_hold_up_no_probe() -> None:
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(3):
+            hung = stack.enter_context(socket.socket())
+            hung.bind(("127.0.0.1", 0))
+            hung.listen()
+            ports.append(hung.getsockname()[1])
+        gathered = WorkerMetrics(ports)
+        begun = time.monotonic()
+        assert not gathered.ready()
+        assert time.monotonic() - begun < 1.5
+        (up,) = gathered.collect()
+        assert [sample.value for sample in up.samples] == [0.0] * 3
 
 
 def test_a_metrics_port_that_is_taken_starts_no_worker(models: Path) -> None:

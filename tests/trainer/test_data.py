@@ -219,6 +219,12 @@ def test_a_link_to_a_folder_is_followed_and_none_in_a_circle(photos: MakePhotos,
     assert sum(map(len, data.splits.values())) == 18 and data.left_out == ()
 
 
+def test_a_link_upwards_is_no_class_of_everything(photos: MakePhotos):
+    folder = photos()
+    (folder / "discs/up").symlink_to("..")
+    expect(folder, "discs/up leads back to a folder that it is a part of")
+
+
 def test_a_name_that_can_not_be_written_down_is_told_before_the_training(photos: MakePhotos):
     folder = photos()
     os.rename(folder / "discs/000.jpg", os.fsencode(folder) + b"/discs/caf\xe9.jpg")

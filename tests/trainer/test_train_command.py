@@ -388,6 +388,8 @@ def test_wrong_input_is_one_line_that_says_what_to_do(
         within = data / "models"
         assert f"{flag} {within} lies in {data}" in refused(capsys, *good, flag, within)
         assert not within.exists()
+    hidden = [*good, "--cache", data / ".cache", "--epochs", "0"]  # a hidden folder is no class
+    assert "epochs must be at least 1" in refused(capsys, *hidden)
     (data / "discs" / "bad.jpg").write_bytes(b"")
     assert "discs/bad.jpg (the photo is empty" in refused(capsys, *good, "--strict")
     assert not (tmp_path / "models" / "x").exists()
