@@ -13,27 +13,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from frozen import opened, parser_of
 
-from serving.modelspec import Preprocessing
-from trainer.backbones import build
-from trainer.config import TrainConfig
-from trainer.data import load_data
-from trainer.features import cache_of, extract
-from trainer.listing import find_photos
+from trainer.features import extract
 from trainer.metrics import accuracy, nll
 from trainer.probe import fit_probe
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", nargs="+")
-    parser.add_argument("--weights", default="imagenet")
-    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser = parser_of(__doc__, seeds=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[192, 224, 256, 288, 320])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cache")
     options = parser.parse_args()
     print("| photos | size | accuracy | nats |")
     print("|---|---|---|---|")
@@ -44,13 +33,7 @@ def main() -> int:
 
 
 def _row(folder: str, size: int, options: argparse.Namespace) -> str:
-    config = TrainConfig(
-        data=folder, name="sizes", backbone=options.backbone, size=size, cache=options.cache
-    )
-    spec = Preprocessing(size=size, interpolation=config.interpolation)
-    data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
-    classifier = build(config.backbone, len(data.labels), size, options.weights)
-    kept = cache_of(config, classifier, print)
+    _, data, classifier, kept = opened(folder, size, options)
     known = [*data.splits["train"], *data.splits["val"]]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
     features = extract(classifier, known, data.squares, kept, lambda *_: None)

@@ -22,18 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from frozen import opened, parser_of
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from serving.modelspec import Preprocessing
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.data import PhotoData, load_data
+from trainer.data import PhotoData
 from trainer.evaluation import run_photos
 from trainer.exporter import Exporter
-from trainer.features import VIEWS, cache_of, extract, plain
-from trainer.listing import find_photos
+from trainer.feature_cache import FeatureCache
+from trainer.features import VIEWS, extract, plain
 from trainer.metrics import accuracy, chance_of_gain, wilson_interval
 from trainer.onnx_runner import OnnxRunner
 from trainer.pictures import for_augmentation
@@ -43,15 +43,8 @@ _BATCH = 32
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", nargs="+")
-    parser.add_argument("--weights", default="imagenet")
-    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser = parser_of(__doc__, seeds=3)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", default=None)
     parser.add_argument("--recipe-seconds", type=float, default=0, help="0: without the recipe")
     options = parser.parse_args()
     for folder in options.data:
@@ -60,18 +53,9 @@ def main() -> int:
 
 
 def _compare(folder: str, options: argparse.Namespace) -> None:
-    config = TrainConfig(
-        data=folder,
-        name="benchmark",
-        backbone=options.backbone,
-        size=options.size,
-        cache=options.cache,
-    )
-    spec = Preprocessing(size=config.size, interpolation=config.interpolation)
-    data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
-    classifier = build(config.backbone, len(data.labels), config.size, options.weights)
+    config, data, classifier, kept = opened(folder, options.size, options)
     started = time.perf_counter()
-    features = _features(classifier, data, config)
+    features = _features(classifier, data, kept)
     photos = {split: len(members) for split, members in data.splits.items()}
     print(f"{config.data}: {photos}; {len(data.labels)} classes; {config.backbone}")
     print(f"features of all, {len(VIEWS)} views: {time.perf_counter() - started:.1f} s", flush=True)
@@ -93,11 +77,8 @@ def _compare(folder: str, options: argparse.Namespace) -> None:
         _say("recipe", seed, scores, data, time.perf_counter() - started, ours[seed])
 
 
-def _features(
-    classifier: Classifier, data: PhotoData, config: TrainConfig
-) -> dict[str, np.ndarray]:
+def _features(classifier: Classifier, data: PhotoData, kept: FeatureCache) -> dict[str, np.ndarray]:
     """split -> float32 [n, views, F]."""
-    kept = cache_of(config, classifier, print)
     return {
         split: extract(classifier, photos, data.squares, kept, lambda *_: None)
         for split, photos in data.splits.items()

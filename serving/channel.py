@@ -62,6 +62,10 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+def host_port(host: str, port: int | str) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def target_of(address: str) -> str:
     """What gRPC takes: HOST:PORT, dns:///HOST:PORT (every address that the name has), or several.
 

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.access import Tls, access_of, add_access_flags, open_channel
+from serving.channel import host_port
 from serving.commandline import Parser, fail
 from serving.errors import InvalidRequest
 from serving.own_tls import own_tls
@@ -36,8 +37,7 @@ def _here(environment: Mapping[str, str]) -> str:
     """Where the server of these settings is reached from its own machine."""
     host = environment.get("PAWPRINT_SERVE_HOST", "")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    port = environment.get("PAWPRINT_SERVE_PORT", "50051")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(host, environment.get("PAWPRINT_SERVE_PORT", "50051"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
 from serving.admin_service import admin_server
 from serving.catalogue import Catalogue
+from serving.channel import host_port
 from serving.classification import Classifier
 from serving.decoding import Limits
 from serving.edge import Edge, EdgeLimits
@@ -281,10 +282,6 @@ def connection_age(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3)),
         ("grpc.max_connection_age_grace_ms", round(settings.drain_s * 1e3)),
     ]
-
-
-def host_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -139,7 +139,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def _over_all(values: torch.Tensor) -> torch.Tensor:
+def _summed(values: torch.Tensor) -> torch.Tensor:
     total: torch.Tensor = _Sum.apply(values)
     return total
 
@@ -158,12 +158,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def _over_all(self, inputs: torch.Tensor) -> torch.Tensor:
         axes, channels = (0, 2, 3), inputs.shape[1]
         count = inputs.new_full((1,), inputs.numel() / channels)
-        total = _over_all(torch.cat([inputs.sum(axes), count]))
+        total = _summed(torch.cat([inputs.sum(axes), count]))
         number = total[-1].detach()
         mean = total[:-1] / number
         # About the mean: of a channel that hardly varies, the difference of squares has no digits.
         centred = inputs - mean[:, None, None]
-        variance = _over_all(centred.square().sum(axes)) / number
+        variance = _summed(centred.square().sum(axes)) / number
         with torch.no_grad():
             if self.track_running_stats and self.running_mean is not None:
                 assert self.num_batches_tracked is not None and self.running_var is not None

@@ -82,8 +82,8 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
     """Train, export, check, measure and publish one version.
 
     Under torchrun every process calls it; None in those that do not lead. world: where they have
-    met already. Raises PawprintError
-    (InvalidRequest, InvalidData, FailedCheck); then nothing is published.
+    met already. Raises PawprintError (InvalidRequest, InvalidData, FailedCheck); then nothing is
+    published.
     """
     started = time.monotonic()
     meeting = joined() if world is None else nullcontext(world)

@@ -1,4 +1,4 @@
-"""Stratified splits: pure functions of labels and a generator."""
+"""Stratified splits, and even samples: pure functions."""
 
 import numpy as np
 import numpy.typing as npt

@@ -218,13 +218,8 @@ def test_augmented_photos_are_a_function_of_seed_photo_and_view(photos: MakePhot
     assert not torch.equal(other.batch(members, first), images)
 
 
-@pytest.mark.parametrize(("thaw", "different"), [(0.5, 3), (1.0, 4)])
-def test_a_photo_that_is_drawn_again_is_shown_otherwise(
-    photos: MakePhotos, thaw: float, different: int
-):
-    """As --balance sampling does; behind frozen stages there are no more views than 3."""
-    run = Run(photos, "tiny", thaw=thaw, views=3, epochs=2)
-    learner = run.learner()
+def inputs_of(learner: Learner) -> list[torch.Tensor]:
+    """What the stages that learn will be given, batch by batch."""
     seen: list[torch.Tensor] = []
 
     def note(inputs: torch.Tensor, labels: torch.Tensor, draw: np.random.Generator):
@@ -232,6 +227,17 @@ def test_a_photo_that_is_drawn_again_is_shown_otherwise(
         return inputs, labels
 
     learner._mix = note
+    return seen
+
+
+@pytest.mark.parametrize(("thaw", "different"), [(0.5, 3), (1.0, 4)])
+def test_a_photo_that_is_drawn_again_is_shown_otherwise(
+    photos: MakePhotos, thaw: float, different: int
+):
+    """As --balance sampling does; behind frozen stages there are no more views than 3."""
+    run = Run(photos, "tiny", thaw=thaw, views=3, epochs=2)
+    learner = run.learner()
+    seen = inputs_of(learner)
     drawn = np.array([1, 0, 1, 1, 1])
     assert repeats_of(drawn).tolist() == [0, 0, 1, 2, 3]
     learner.learn(drawn.tolist(), repeats=repeats_of(drawn), view=0, rate=0.0, step=0, progress=0.0)
@@ -268,13 +274,7 @@ def test_views_come_again_only_behind_frozen_stages(
     """By the inputs of the stages that learn, for the same photo in each of four epochs."""
     run = Run(photos, "resnet18", thaw=thaw, views=2)
     learner = run.learner()
-    seen: list[torch.Tensor] = []
-
-    def note(inputs: torch.Tensor, labels: torch.Tensor, draw: np.random.Generator):
-        seen.append(inputs)
-        return inputs, labels
-
-    learner._mix = note
+    seen = inputs_of(learner)
     for view in range(4):
         learner.learn([0, 1], view=view, rate=0.0, step=view, progress=0.0)
     same = [next(j for j, other in enumerate(seen) if torch.equal(each, other)) for each in seen]
