@@ -149,8 +149,9 @@ def _refusal(
     name: str, version: int, error: Exception, stamp: Hashable, earlier: Refusal | None
 ) -> Refusal:
     """earlier: of the same files. Logged, unless that gave the same reason."""
-    expected = isinstance(error, PawprintError)
-    reason = str(error) if expected else f"{name}/{version} can't be loaded: {error!r}"
+    expected = isinstance(error, (PawprintError, OSError))  # such as descriptors that ran out
+    told = isinstance(error, PawprintError)
+    reason = str(error) if told else f"{name}/{version} can't be loaded: {error!r}"
     if earlier is None or earlier.reason != reason:
         log.error("not served: %s", reason, exc_info=None if expected else error)
     attempts = earlier.attempts + 1 if earlier else 1

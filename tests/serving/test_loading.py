@@ -1,5 +1,6 @@
 """Which versions are served, and what is refused: over a real repository and server."""
 
+import errno
 import logging
 import shutil
 from pathlib import Path
@@ -215,10 +216,11 @@ async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> 
 
 
 @pytest.mark.parametrize(
-    "error, reason",
+    "error, reason, traced",
     [
-        (BrokenVersion("manifest.json can't be read: Too many open files"), "Too many open files"),
-        (MemoryError("std::bad_alloc"), "pets/2 can't be loaded: MemoryError('std::bad_alloc')"),
+        (BrokenVersion("manifest.json can't be read: Input/output error"), "can't be read", False),
+        (OSError(errno.EMFILE, "Too many open files"), "pets/2 can't be loaded: OSError(24", False),
+        (MemoryError("std::bad_alloc"), "can't be loaded: MemoryError('std::bad_alloc')", True),
     ],
 )
 def test_a_refusal_that_passes_is_tried_again_with_the_same_files(
@@ -227,6 +229,7 @@ def test_a_refusal_that_passes_is_tried_again_with_the_same_files(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
     reason: str,
+    traced: bool,
 ) -> None:
     build_version(models, "pets", seed=1)
     repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
@@ -248,7 +251,8 @@ def test_a_refusal_that_passes_is_tried_again_with_the_same_files(
     now = update_model(repository, "pets", load, wanted, now)
     assert list(now.versions) == [2] and not now.refused
     assert attempts == [2, 1, 2, 2]
-    assert [r.levelno for r in caplog.records].count(logging.ERROR) == 2
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [bool(record.exc_info) for record in errors] == [traced, traced]
 
 
 def test_a_refusal_is_said_once_and_waits_longer_each_time(
