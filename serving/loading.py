@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
 from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
+from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import RobustnessSummary, read_strictly
-from serving.repository import DEFAULT_ALIAS, Repository
+from serving.repository import Repository
 from serving.version_policy import VersionPolicy
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from serving.errors import (
     PawprintError,
     Unavailable,
 )
+from serving.layout import DEFAULT_ALIAS
 from serving.page import render_page
-from serving.repository import DEFAULT_ALIAS, Repository
+from serving.repository import Repository
 from serving.storage import open_repository
 
 

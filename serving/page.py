@@ -4,8 +4,9 @@ import json
 from html import escape
 
 from serving.errors import PawprintError
+from serving.layout import ANALYSIS
 from serving.modelspec import Manifest
-from serving.repository import ANALYSIS, Repository
+from serving.repository import Repository
 
 PICTURES_A_VERSION = 8
 

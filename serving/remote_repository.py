@@ -16,14 +16,12 @@ from pathlib import Path, PurePosixPath
 from serving.blob_cache import BlobCache
 from serving.bucket import Bucket
 from serving.errors import BrokenVersion
-from serving.modelspec import FileEntry, Manifest
-from serving.repository import (
+from serving.layout import (
     ANALYSIS,
     ANALYSIS_DIGESTS,
     MANIFEST,
     MANIFEST_DIGEST,
     NAME,
-    Repository,
     alias_lines,
     analysis_digests,
     check_name,
@@ -31,6 +29,8 @@ from serving.repository import (
     file_entry,
     files_below,
 )
+from serving.modelspec import FileEntry, Manifest
+from serving.repository import Repository
 
 CLAIMS = ".claims"
 

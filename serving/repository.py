@@ -1,27 +1,15 @@
-"""The model repository: <root>/<name>/<version>/; a version never changes once published.
+"""The model repository in a folder, as layout.py lays it out; a version never changes again."""
 
-<root>/cats/1/manifest.json     what the version is, with the digest of every other file
-<root>/cats/1/manifest.sha256   the manifest's own digest, as `sha256sum -c` reads it
-<root>/cats/1/model.onnx ...
-<root>/cats/1/analysis/         added later by analyze, as a whole, with digests.json of its own
-<root>/cats/aliases/stable      the version it names, and beneath it those it named before
-<root>/cats/config.pbtxt        with labels.txt: how Triton may serve the newest version
-<root>/cats/.staging-*          a publication under way, or one that was killed: never served
-"""
-
-import ctypes
-import dataclasses
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from serving.durable import exchange, new_folder, replace_file, sync, sync_tree
 from serving.errors import (
     BrokenVersion,
     InvalidRequest,
@@ -29,21 +17,30 @@ from serving.errors import (
     PawprintError,
     Unavailable,
 )
+from serving.layout import (
+    ANALYSIS,
+    ANALYSIS_DIGESTS,
+    DEFAULT_ALIAS,
+    MANIFEST,
+    MANIFEST_DIGEST,
+    NAME,
+    NUMBER,
+    STAGING,
+    alias_lines,
+    analysis_digests,
+    check_name,
+    digest_line,
+    file_entry,
+    files_below,
+    inside,
+    read_inside,
+)
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import CONFIG, triton_files
-from serving.whole_file import remove_old, replaced
+from serving.whole_file import remove_old
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-MANIFEST_DIGEST = "manifest.sha256"
-ANALYSIS = "analysis"
-ANALYSIS_DIGESTS = "analysis/digests.json"
-DEFAULT_ALIAS = "stable"
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-_TRIES = 100  # to make a folder that others may remove at any moment
 _STALE_STAGING_S = 24 * 3600.0
 
 
@@ -79,7 +76,7 @@ class Repository:
         if not folder.is_dir():
             return []
         return sorted(
-            int(p.name) for p in folder.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir()
+            int(p.name) for p in folder.iterdir() if NUMBER.fullmatch(p.name) and p.is_dir()
         )
 
     def check_version(self, name: str, version: int) -> None:
@@ -210,7 +207,7 @@ class Repository:
 
     def _read(self, name: str, version: int, file: str) -> bytes:
         """Raises BrokenVersion if it is missing or leads out of the version."""
-        return _read_inside(self.root / name / str(version), file)
+        return read_inside(self.root / name / str(version), file)
 
     def _read_entry(self, name: str, version: int, file: str, entry: FileEntry) -> bytes:
         """What is stored as `file`, whose content ought to be `entry`; the caller checks that."""
@@ -218,7 +215,7 @@ class Repository:
 
     def _entry(self, name: str, version: int, file: str) -> FileEntry:
         """Digest and size of what is stored. Raises BrokenVersion."""
-        return file_entry(_inside(self.root / name / str(version), file))
+        return file_entry(inside(self.root / name / str(version), file))
 
     def _files(self, name: str, version: int) -> set[str]:
         """Relative POSIX paths of all that is stored of a version."""
@@ -230,8 +227,8 @@ class Repository:
     def staging(self, name: str) -> Iterator[Path]:
         """A folder beside the versions to write a new one in; removed again at the end."""
         parent = self.root / check_name(name)
-        folder = _new_folder(parent)
-        remove_old(parent.glob(".staging-*"), _STALE_STAGING_S)
+        folder = new_folder(parent, STAGING)
+        remove_old(parent.glob(f"{STAGING}*"), _STALE_STAGING_S)
         try:
             yield folder
         finally:
@@ -265,14 +262,14 @@ class Repository:
                 if not (self.root / name / str(version)).exists():
                     raise
                 continue
-            _sync(self.root / name)
+            sync(self.root / name)
             self._describe_to_triton(name, version)
             return manifest
 
     def _highest(self, name: str) -> int:
         """Of the numbers that a version has, or had while an alias named it: who calls it by that
         number, or by the alias, must not get another one."""
-        numbers = [int(p.name) for p in (self.root / name).iterdir() if _NUMBER.fullmatch(p.name)]
+        numbers = [int(p.name) for p in (self.root / name).iterdir() if NUMBER.fullmatch(p.name)]
         for alias in self._alias_names(name):
             with suppress(BrokenVersion, InvalidRequest):  # of an alias that can't be read
                 numbers += self._alias_history(name, alias)
@@ -298,7 +295,7 @@ class Repository:
 
     def _write_beside(self, name: str, file: str, data: bytes) -> None:
         """Replace a file that lies beside the versions."""
-        _replace(self.root / name / file, data)
+        replace_file(self.root / name / file, data)
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""
@@ -310,10 +307,10 @@ class Repository:
         (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
         sync_tree(staging)
         if (folder / ANALYSIS).exists():
-            _exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
+            exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
         else:
             os.rename(staging, folder / ANALYSIS)
-        _sync(folder)
+        sync(folder)
 
     def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
         """One file of a version's analysis, checked against its digest; None if there is none.
@@ -346,7 +343,7 @@ class Repository:
     def write_page(self, html: str) -> str:
         """Put index.html at the top of the repository; returns where it is."""
         path = self.root / "index.html"
-        _replace(path, html.encode())
+        replace_file(path, html.encode())
         return str(path)
 
     # --- aliases
@@ -412,113 +409,5 @@ class Repository:
         before = self._alias_history(name, alias)
         after = change(before)
         if after != before:
-            _replace(self.root / name / "aliases" / alias, alias_lines(after))
+            replace_file(self.root / name / "aliases" / alias, alias_lines(after))
         return after
-
-
-def check_name(name: str) -> str:
-    """The name, if it may be one of a model or an alias. Raises InvalidRequest."""
-    if not NAME.fullmatch(name):
-        raise InvalidRequest(
-            f"a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit; "
-            f"got {name!r}"
-        )
-    return name
-
-
-def files_below(folder: Path) -> set[str]:
-    """Relative POSIX paths of all that is not a folder; a link to a folder counts as a file."""
-    return {
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if p.is_symlink() or not p.is_dir()
-    }
-
-
-def _new_folder(parent: Path) -> Path:
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
-        except (FileNotFoundError, FileExistsError):
-            # Another publisher ended, found it empty and removed it, maybe within mkdir.
-            if not tries_left:
-                raise
-        else:
-            folder.chmod(0o755)
-            break
-    return folder
-
-
-def file_entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(sha256=digest, size=path.stat().st_size)
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below, so that the rename that follows publishes all."""
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with replaced(path, mode=0o644) as file:
-        file.write(data)
-    _sync(path.parent)
-
-
-def digest_line(data: bytes) -> bytes:
-    return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
-
-
-def analysis_digests(entries: dict[str, FileEntry]) -> bytes:
-    value = {file: dataclasses.asdict(entries[file]) for file in sorted(entries)}
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def alias_lines(history: list[int]) -> bytes:
-    return "".join(f"{version}\n" for version in history).encode()
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step (renameat2 of Linux), so that a reader never finds neither."""
-    at_cwd, exchange = -100, 2
-    libc = ctypes.CDLL(None, use_errno=True)
-    swap = getattr(libc, "renameat2", None)
-    if swap and swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
-        return
-    # Another system, or a file system that can't: two renames, a moment apart.
-    aside = one.with_name(one.name + "-aside")
-    os.rename(other, aside)
-    os.rename(one, other)
-    os.rename(aside, one)
-
-
-def _inside(folder: Path, file: str) -> Path:
-    """The path of a file that is listed in a manifest, if it lies in the version's own folder."""
-    pure = PurePosixPath(file)
-    path = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or path.is_symlink():
-        raise BrokenVersion(f"{file!r} leads out of the version")
-    if not path.is_file():
-        raise BrokenVersion(f"{file} is missing")
-    if folder.resolve() not in path.resolve().parents:
-        raise BrokenVersion(f"{file!r} leads out of the version")
-    return path
-
-
-def _read_inside(folder: Path, file: str) -> bytes:
-    try:
-        return _inside(folder, file).read_bytes()
-    except OSError as error:
-        raise BrokenVersion(f"{file} can't be read: {error}") from error

@@ -12,8 +12,10 @@ from tests.conftest import ROOT
 
 CONTRACTS = {
     *(
+        "durable",
         "errors",
         "jpeg_scans",
+        "layout",
         "modelspec",
         "preprocess",
         "repository",
@@ -23,11 +25,13 @@ CONTRACTS = {
 }
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
+    "durable": {"whole_file"},
     "errors": set(),
     "jpeg_scans": set(),
+    "layout": {"errors", "modelspec"},
     "modelspec": {"errors"},
     "preprocess": {"errors", "jpeg_scans", "modelspec"},
-    "repository": {"errors", "modelspec", "triton_config", "whole_file"},
+    "repository": {"durable", "errors", "layout", "modelspec", "triton_config", "whole_file"},
     "triton_config": {"modelspec"},
     "whole_file": set(),
 }

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from serving.errors import InvalidRequest
+from serving.layout import check_name
 from serving.modelspec import INTERPOLATIONS
-from serving.repository import check_name
 from trainer.defence import parse_defence
 
 # What the flags may be; kept here, so that --help need not load torch.

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
+from serving.layout import files_below
 from serving.modelspec import FileEntry
-from serving.repository import Repository, files_below
+from serving.repository import Repository
 from tests.tiny import build_version
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
-from serving.repository import ANALYSIS, Repository
+from serving.layout import ANALYSIS
+from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition

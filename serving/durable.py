@@ -1,0 +1,63 @@
+"""What appears in one step, or takes another's place, and lies on the disk when that is told."""
+
+import ctypes
+import os
+import tempfile
+from pathlib import Path
+
+from serving.whole_file import replaced
+
+_TRIES = 100  # to make a folder that others may remove at any moment
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """A folder of its own in `parent`, which is made where it is missing. Raises OSError."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        except (FileNotFoundError, FileExistsError):
+            # Another publisher ended, found it empty and removed it, maybe within mkdir.
+            if not tries_left:
+                raise
+        else:
+            folder.chmod(0o755)
+            break
+    return folder
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below, so that the rename that follows publishes all."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """fsync one file, or the entries of one folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Its old content or the new, never half, for every user to read."""
+    with replaced(path, mode=0o644) as file:
+        file.write(data)
+    sync(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders in one step (renameat2 of Linux), so that a reader never finds neither."""
+    at_cwd, rename_exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    if swap and swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), rename_exchange) == 0:
+        return
+    # Another system, or a file system that can't: two renames, a moment apart.
+    aside = one.with_name(one.name + "-aside")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
