@@ -27,8 +27,10 @@ from trainer.console import Console
 from trainer.data import load_data
 from trainer.distributed import ALONE
 from trainer.features import plain
+from trainer.fitting import make_learner
 from trainer.listing import find_photos
-from trainer.pipeline import make_learner, prepare, train
+from trainer.pipeline import train
+from trainer.preparing import prepare
 
 _BATCH = 32
 

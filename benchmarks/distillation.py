@@ -20,9 +20,11 @@ from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.distributed import ALONE
 from trainer.features import plain
+from trainer.fitting import make_learner, start_from_probe
 from trainer.learner import Learner
 from trainer.metrics import accuracy, nll, wilson_interval
-from trainer.pipeline import make_learner, prepare, start_from_probe, train
+from trainer.pipeline import train
+from trainer.preparing import prepare
 from trainer.training import fine_tune
 
 _TEACHER = "teacher"

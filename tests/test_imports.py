@@ -159,7 +159,7 @@ def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
     also = {
         "trainer.auto": {"cores"},
         "trainer.compare": {"storage"},
-        "trainer.pipeline": {"storage"},
+        "trainer.preparing": {"storage"},
         "trainer.analysis.analyze": {"storage"},
         "trainer.shard_places": {"bucket"},
         "trainer.shard_cache": {"blob_cache"},

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.publish import Published
+from trainer.results import Published
 from trainer.tracking import figures_of, figures_on_test
 from trainer.training import Epoch
 

@@ -1,10 +1,26 @@
 """Photos that a version may have been trained on, as their names say."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from serving.layout import MANIFEST
 from trainer.tree import split_of
 
-Split = Mapping[str, Mapping[str, Sequence[str]]]  # of a version: split.json, {} without one
+SPLIT = "split.json"
+Split = Mapping[str, Mapping[str, Sequence[str]]]  # of a version: its SPLIT, {} without one
+
+
+def split_beside(weights: str) -> Split:
+    """That of the version whose file the weights are; {} where they are of no version."""
+    path = Path(weights)
+    if not path.is_file() or not path.with_name(MANIFEST).is_file():
+        return {}
+    try:
+        split: Split = json.loads(path.with_name(SPLIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return split
 
 
 def namesakes(files: Iterable[str], split: Split) -> int:

@@ -6,12 +6,12 @@ import platform
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from serving.errors import Unavailable
@@ -19,21 +19,19 @@ from serving.modelspec import (
     SCHEMA_VERSION,
     FileEntry,
     Manifest,
-    Preprocessing,
 )
 from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
-from trainer.config import TrainConfig
-from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
-from trainer.exporter import Exporter
 from trainer.metrics import expected_calibration_error, softmax
+from trainer.namesakes import SPLIT
 from trainer.parity import require_parity
 from trainer.plots import save_plots
+from trainer.preparing import Run
+from trainer.results import Fitted, Published
 from trainer.split import spread
 from trainer.timm_nets import PREFIX
-from trainer.training import Epoch
 from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden
 
 MODEL = "model.onnx"
@@ -42,53 +40,30 @@ _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 _SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "pillow")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """How the weights came about."""
+def publish(run: Run, fitted: Fitted, started: float) -> Published:
+    """Export the net of the run, with its temperature, and publish it as the next version.
 
-    how: str
-    temperature: float
-    penalty: float | None  # of the linear probe
-    history: tuple[Epoch, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    place: str  # of the version: a folder, or in a bucket
-    manifest: Manifest
-    how: str
-
-
-def publish(
-    repository: Repository,
-    calibrated: Calibrated,
-    data: PhotoData,
-    spec: Preprocessing,
-    config: TrainConfig,
-    fitted: Fitted,
-    started: float,
-    console: Console,
-    exporter: Exporter,
-) -> Published:
-    """Export `calibrated` (on the CPU, in eval mode) and publish it as the next version.
-
-    Raises FailedCheck if the file is not what PyTorch computes; then nothing is published.
-    Unavailable if the store of a bucket fails; it says where on this machine the version is kept.
+    Moves the net to the CPU. `started`, on the monotonic clock, is the training's. Raises
+    FailedCheck if the file is not what PyTorch computes; then nothing is published. Unavailable if
+    the store of a bucket fails; it says where on this machine the version is kept.
     """
+    repository, data, config = run.repository, run.data, run.config
     created = datetime.now(UTC).isoformat(timespec="seconds")
     test = data.splits["test"]
+    run.classifier.to("cpu").to(memory_format=torch.contiguous_format)
+    calibrated = Calibrated(run.classifier, fitted.temperature).eval()
     with repository.staging(config.name) as folder:
         served = Served(calibrated).eval()
-        exporter.export(calibrated, folder / MODEL)
+        run.exporter.export(calibrated, folder / MODEL)
         sample = [test[i] for i in spread(len(test), _PARITY_PHOTOS)]
         images = np.stack(data.squares.get(sample))
-        bench = Bench(served=served, data=data, images=images, console=console)
+        bench = Bench(served=served, data=data, images=images, console=run.console)
         fp32 = bench.measure(folder / MODEL, FP32)
         require_parity(fp32.parity, fp32.differ, [photo.file for photo in sample])
         save_golden(folder / "golden.npz", fp32.runner, images)
         variants = as_variants(add_precisions(bench, folder, fp32, config), images[:1])
-        save_file(version_state(calibrated.classifier), folder / WEIGHTS)
-        (folder / "split.json").write_text(data.split_json(), encoding="utf-8")
+        save_file(version_state(run.classifier), folder / WEIGHTS)
+        (folder / SPLIT).write_text(data.split_json(), encoding="utf-8")
         targets = data.targets("test")
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
@@ -105,7 +80,7 @@ def publish(
             )
         except Exception as error:  # no picture may cost a finished training
             reason = str(error).strip().partition("\n")[0]
-            console.line(f"Warning: not all plots could be drawn: {reason}")
+            run.console.line(f"Warning: not all plots could be drawn: {reason}")
 
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(
@@ -115,8 +90,8 @@ def publish(
                 created=created,
                 backbone=config.backbone,
                 labels=data.labels,
-                preprocessing=spec,
-                normalisation=calibrated.classifier.normalisation,
+                preprocessing=run.spec,
+                normalisation=run.classifier.normalisation,
                 temperature=fitted.temperature,
                 opset=OPSET,
                 dataset=data.describe(),

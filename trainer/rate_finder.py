@@ -21,7 +21,8 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import joined
 from trainer.errors import FailedCheck
-from trainer.pipeline import freeze_early_stages, make_learner, prepare, start_from_probe
+from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
+from trainer.preparing import prepare
 
 Floats = npt.NDArray[np.float64]
 

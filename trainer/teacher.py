@@ -13,7 +13,7 @@ from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
 from trainer.backbones import load_version
-from trainer.namesakes import Split
+from trainer.namesakes import SPLIT, Split
 from trainer.pictures import Photo
 
 
@@ -55,6 +55,6 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
             f"{', '.join(map(repr, differ[:10]))} are in one alone; it can teach only its own"
         )
     net.requires_grad_(False)
-    there = "split.json" in manifest.files
-    split = json.loads(repository.read_file(manifest, "split.json")) if there else {}
+    there = SPLIT in manifest.files
+    split = json.loads(repository.read_file(manifest, SPLIT)) if there else {}
     return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size, split=split)

@@ -27,15 +27,9 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
+from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
-from trainer.pipeline import (
-    Run,
-    decisive_settings,
-    freeze_early_stages,
-    make_learner,
-    prepare,
-    start_from_probe,
-)
+from trainer.preparing import Run, decisive_settings, prepare
 from trainer.search_space import draw, searched, start
 from trainer.training import Epoch, fine_tune
 

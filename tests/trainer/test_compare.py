@@ -16,8 +16,9 @@ from tests.conftest import ROOT
 from tests.object_store import BUCKET, running_store
 from tests.trainer.conftest import MakePhotos
 from trainer.compare import configurations
+from trainer.defaults import with_defaults
 from trainer.tiny import Tiny
-from trainer.train import main, with_defaults
+from trainer.train import main
 
 
 @pytest.mark.slow

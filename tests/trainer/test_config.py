@@ -11,7 +11,8 @@ from serving.cores import usable_cores
 from serving.errors import InvalidRequest
 from trainer.auto import choose, choose_batch_size, choose_workers
 from trainer.config import TrainConfig
-from trainer.train import read_settings, with_defaults
+from trainer.defaults import with_defaults
+from trainer.given import read_settings
 
 
 @pytest.fixture(autouse=True)

@@ -165,6 +165,17 @@ def test_a_version_is_rebuilt_in_pytorch_as_it_was_exported(trained: Trained):
     assert not net.training and manifest.temperature > 0
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_of_a_version_that_knows_the_test_photos_are_said(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+):
+    weights = trained.repository.root / "shapes/1/weights.safetensors"
+    flags = ("--out", str(tmp_path), *SCRATCH, "--epochs", "0", "--weights", str(weights))
+    assert main(["--data", str(trained.photos), "--seed", str(seed), *flags]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("of 18 test photos have the names of photos that the net in" in said) == (seed == 1)
+
+
 def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
     copied = tmp_path / "models" / "shapes" / "1"
     copied.parent.mkdir(parents=True)

@@ -14,7 +14,7 @@ from serving.modelspec import Manifest
 from serving.repository import Repository
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
-from trainer.namesakes import namesakes
+from trainer.namesakes import SPLIT, namesakes
 from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.tree import Found
@@ -48,7 +48,7 @@ def load_photos(
     """
     found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
-    split = json.loads(repository.read_file(manifest, "split.json"))
+    split = json.loads(repository.read_file(manifest, SPLIT))
     chosen = _spread(_tests_of(found, split), limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
     results = list(screen(chosen, squares, workers))

@@ -1,0 +1,84 @@
+"""What suits the settings that are not given: by the photos, the backbone and the device."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.errors import InvalidRequest
+from trainer.config import TrainConfig
+from trainer.console import Console
+
+FROM_SCRATCH = {
+    "epochs": 15,
+    "learning_rate": 3e-3,
+    "weight_decay": 1e-2,
+    "thaw": 1.0,
+}
+# Robustness is learnt by all stages, from pictures that are never the same.
+ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
+
+
+def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> TrainConfig:
+    """The settings given, and for the others what suits them. Raises InvalidRequest, InvalidData.
+
+    The model is named after its folder of photos; backbone and epochs follow from the number of
+    photos and the device, the batch size from the device and the size, the workers from the cores.
+    """
+    if "data" not in given:
+        raise InvalidRequest("--data is required; see train --help")
+    from trainer.auto import choose_batch_size, choose_workers
+
+    defaults: dict[str, Any] = {"name": _name(given["data"])}
+    if given.get("weights") == "none":
+        defaults |= FROM_SCRATCH
+    elif given.get("adversarial"):
+        defaults |= ADVERSARIAL
+    defaults |= _chosen({**given, **defaults}, console or Console(to_stderr=False, silent=True))
+    if not {"size", "interpolation"} <= given.keys():
+        from trainer.backbones import trained_input
+
+        chosen = defaults.get("backbone", TrainConfig.backbone)
+        trained = trained_input(given.get("backbone", chosen))
+        defaults |= {"size": trained.size, "interpolation": trained.interpolation}
+    if "batch_size" not in given:
+        size = given.get("size", defaults.get("size"))
+        defaults["batch_size"] = choose_batch_size(size, _gpu_bytes())
+    if "workers" not in given:
+        defaults["workers"] = choose_workers(os.environ)
+    return TrainConfig(**{**defaults, **given})
+
+
+def _name(data: str) -> str:
+    """The folder's own, the table's or the shards', as far as a model may have it."""
+    from trainer.shards import is_shards, shards_name
+
+    if is_shards(data):
+        name = shards_name(data)
+    else:
+        name = Path(data).resolve().name.removesuffix(".csv").removesuffix(".parquet")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
+
+
+def _chosen(given: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """What trainer.auto chooses for these photos, of the settings that are not given."""
+    wanted = {"backbone", "epochs"} - given.keys()
+    if given.get("weights", "imagenet") not in ("imagenet", "none"):
+        wanted.discard("backbone")  # the weights are those of one net
+    if not wanted:
+        return {}
+    from trainer.auto import choose
+    from trainer.listing import find_photos
+
+    datasets = Path(given["datasets"]) if "datasets" in given else None
+    photos = find_photos(given["data"], datasets, console.track)
+    found = choose(len(photos), gpu=_gpu_bytes() is not None)
+    return {name: found[name] for name in wanted}
+
+
+def _gpu_bytes() -> int | None:
+    """Memory of the GPU; None without one."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

@@ -1,0 +1,236 @@
+"""The ways of transfer learning: a probe, fine-tuning from it, or a head drawn at random."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from trainer.adversarial import Adversary
+from trainer.augment import Augmentation
+from trainer.backbones import Classifier
+from trainer.balance import photo_weights
+from trainer.calibration import fit_temperature
+from trainer.config import TrainConfig
+from trainer.data import PhotoData
+from trainer.defence import parse_defence
+from trainer.errors import FailedCheck
+from trainer.features import FeatureNet, cache_of, extract, in_torch
+from trainer.head_steps import solver_by_steps
+from trainer.learner import Learner
+from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
+from trainer.pictures import for_augmentation
+from trainer.preparing import Run
+from trainer.probe import Head, Probe, Solver, fit_head, fit_probe
+from trainer.results import Fitted
+from trainer.split import Ints
+from trainer.stages import frozen_stages
+from trainer.tracking import figures_of
+from trainer.training import Epoch, FineTuned, fine_tune
+
+SIGNIFICANT = 0.05  # chance below which a gain on val is believed
+
+
+def fit(run: Run) -> Fitted:
+    """Train the net of the run, in place, in the way that its settings ask for.
+
+    Raises PawprintError (FailedCheck, InvalidData).
+    """
+    return _probe_then_fine_tune(run) if run.config.probes else _from_drawn_head(run)
+
+
+def _from_drawn_head(run: Run) -> Fitted:
+    """From scratch, or of a pre-trained net what is thawed."""
+    freeze_early_stages(run)
+    result = _fine_tune(run)
+    scratch = run.config.weights == "none"
+    if result.best.epoch == 0:
+        other = "pre-trained --weights" if scratch else "--head-solver lbfgs"
+        run.console.line(
+            "Warning: no epoch did better on val than the net as it was drawn at random: it has "
+            f"learnt nothing from {len(run.data.splits['train'])} photos; give it more of them, "
+            f"more --epochs or {other}"
+        )
+    how = "from scratch" if scratch else "fine-tuned from a head drawn at random"
+    if run.config.adversarial:
+        how = f"{run.config.adversarial}, {how}"
+    return _fitted(result, run.data, None, f"{how}, epoch {result.best.epoch}")
+
+
+def freeze_early_stages(run: Run) -> None:
+    """What is not to learn."""
+    classifier = run.classifier
+    classifier.freeze(frozen_stages(classifier.backbone, run.config.thaw))
+
+
+def _probe_then_fine_tune(run: Run) -> Fitted:
+    """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
+
+    Where fine-tuning does not do better on val than the probe by more than chance would (where
+    classes are balanced: in mean recall), the probe is published: the best of several epochs on few
+    photos looks better than it is. As val has then chosen nothing of it, that probe is fitted to
+    train and val together.
+    """
+    data, console, classifier = run.data, run.console, run.classifier
+    probe, targets = start_from_probe(run)
+    history: tuple[Epoch, ...] = ()
+    if run.config.epochs > 0:
+        pretrained = copy.deepcopy(classifier.backbone.state_dict())
+        result = _fine_tune(run)
+        if run.config.adversarial:
+            how = f"{run.config.adversarial} fine-tuning, epoch {result.best.epoch}"
+            return _fitted(result, data, probe.penalty, how)
+        chance = _chance_of_gain(result, data, run.config)
+        if chance < SIGNIFICANT:
+            how = f"fine-tuned, epoch {result.best.epoch}"
+            if result.share < 1:
+                how += f", {result.share:.0%} of the way from the probe"
+            return _fitted(result, data, probe.penalty, how)
+        console.line(
+            f"Fine-tuning gained no more on {len(data.splits['val'])} val photos than chance may "
+            f"give (p = {chance:.2f}): the linear probe is kept, fitted to train and val"
+        )
+        classifier.backbone.load_state_dict(pretrained)
+        history = result.history
+    _set_head(classifier, probe.head)
+    return Fitted(
+        how="linear probe",
+        temperature=fit_temperature(probe.out_of_fold, targets),
+        penalty=probe.penalty,
+        history=history,
+    )
+
+
+def start_from_probe(run: Run) -> tuple[Probe, Ints]:
+    """The probe on train and val, and the labels of those photos.
+
+    The net is left with the same head fitted to train alone, ready for fine-tuning: the stages that
+    are not to learn are frozen.
+    """
+    data, config, console, classifier = run.data, run.config, run.console, run.classifier
+    photos = data.splits["train"] + data.splits["val"]
+    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    cache = cache_of(config, classifier, console.line)
+    open_net: Callable[[Classifier], FeatureNet] = in_torch
+    if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
+        # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
+        run.exporter.prepare(classifier)
+        open_net = run.exporter.features
+    with console.bar("Features of the frozen backbone", len(photos)) as advance:
+        features = extract(
+            classifier, photos, data.squares, cache, advance, open_net, world=run.world
+        )
+    classes = len(data.labels)
+    generator = np.random.default_rng(config.seed)
+    weights = photo_weights(targets, config.balance)
+    solve = _solver(config)
+    probe = fit_probe(features, targets, classes, generator, weights=weights, solve=solve)
+    right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
+    figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
+    said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"
+    if weights is not None:
+        recall = mean_recall(probe.out_of_fold, targets)
+        said += f", mean recall {recall:.4f}"
+        figures["mean recall/cross-validated"] = recall
+    console.line(said)
+    if run.track is not None:
+        run.track(figures, 0)
+    if config.epochs > 0:
+        in_train = len(data.splits["train"])
+        rows = features[:in_train].reshape(-1, features.shape[-1])
+        repeated = np.repeat(targets[:in_train], features.shape[1])
+        each = photo_weights(repeated, config.balance)
+        _set_head(classifier, solve(rows, repeated, classes, probe.penalty, weights=each))
+        freeze_early_stages(run)
+    return probe, targets
+
+
+def _solver(config: TrainConfig) -> Solver:
+    if config.head_solver == "lbfgs":
+        return fit_head
+    return solver_by_steps(
+        optimizer=config.optimizer,
+        rate=config.head_rate,
+        epochs=config.head_epochs,
+        batch_size=config.batch_size,
+        init=config.head_init,
+        seed=config.seed,
+    )
+
+
+def make_learner(run: Run) -> Learner:
+    """What trains the net as it is now: its frozen stages, and its head."""
+    config = run.config
+    pictures = for_augmentation(config.size, workers=config.workers)
+    augmentation = Augmentation(
+        pictures, config.size, config.seed, policy=config.augment, erasing=config.erasing
+    )
+    adversary = None
+    if config.adversarial:
+        adversary = Adversary(parse_defence(config.adversarial), config.seed)
+    return Learner(
+        run.classifier,
+        run.data,
+        augmentation,
+        config,
+        adversary=adversary,
+        teacher=run.teacher,
+        world=run.world,
+    )
+
+
+def _fine_tune(run: Run) -> FineTuned:
+    config, console = run.config, run.console
+    learner = make_learner(run)
+    steps = config.epochs * len(run.data.splits["train"])
+    with console.bar("Training", steps) as advance:
+
+        def report(epoch: Epoch) -> None:
+            console.line(_in_words(epoch, config.epochs))
+            if run.track is not None:
+                run.track(figures_of(epoch), epoch.epoch)
+            if run.recorded is not None:
+                run.recorded.epoch(epoch)
+
+        result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)
+    if config.adversarial and result.best.epoch == 0:
+        raise FailedCheck(
+            f"training against {config.adversarial} made the net no better on val in "
+            f"{config.epochs} epochs; try more --epochs, another --learning-rate or a smaller "
+            "epsilon"
+        )
+    return result
+
+
+def _in_words(epoch: Epoch, epochs: int) -> str:
+    seen = "" if epoch.epoch == 0 else f"train loss {epoch.train_loss:.4f}  "
+    robust = epoch.val_robust_accuracy
+    recall = epoch.val_mean_recall
+    even = "" if recall is None else f"  mean recall {recall:.4f}"
+    withstood = "" if robust is None else f"  under attack {robust:.4f}"
+    return (
+        f"Epoch {epoch.epoch}/{epochs}: {seen}val loss {epoch.val_loss:.4f}  "
+        f"val accuracy {epoch.val_accuracy:.4f}{even}{withstood}"
+    )
+
+
+def _chance_of_gain(result: FineTuned, data: PhotoData, config: TrainConfig) -> float:
+    scores, targets = (result.first_logits, result.val_logits), data.targets("val")
+    if config.balance == "none":
+        return chance_of_gain(*scores, targets)
+    return chance_of_balanced_gain(*scores, targets, np.random.default_rng(config.seed))
+
+
+def _fitted(result: FineTuned, data: PhotoData, penalty: float | None, how: str) -> Fitted:
+    return Fitted(
+        how=how,
+        temperature=fit_temperature(result.val_logits, data.targets("val")),
+        penalty=penalty,
+        history=result.history,
+    )
+
+
+def _set_head(classifier: Classifier, head: Head) -> None:
+    with torch.no_grad():
+        classifier.head.weight.copy_(torch.from_numpy(head.weight))
+        classifier.head.bias.copy_(torch.from_numpy(head.bias))

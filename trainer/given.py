@@ -1,0 +1,67 @@
+"""What the user has set: by flags, in the environment, in a TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from serving.errors import InvalidRequest
+from trainer.config import TrainConfig
+
+_ENVIRONMENT = "PAWPRINT_TRAIN_"
+
+
+def read_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> dict[str, Any]:
+    """Settings from flags, then environment, then a TOML file.
+
+    Raises InvalidRequest for an unknown key or a value of another type.
+    """
+    given = _from_file(file) if file else {}
+    given |= _from_environment(environment)
+    given |= flags
+    return given
+
+
+def kinds_of_settings() -> dict[str, type]:
+    """Setting -> str, int, float or bool."""
+    kinds = get_type_hints(TrainConfig)
+    return {name: str if kind == str | None else kind for name, kind in kinds.items()}
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{file} can't be read as TOML: {error}") from error
+    kinds = kinds_of_settings()
+    for name, value in given.items():
+        if name not in kinds:
+            raise InvalidRequest(f"{file}: unknown setting {name!r}; known: {', '.join(kinds)}")
+        if kinds[name] is float and type(value) is int:
+            given[name] = float(value)
+        elif type(value) is not kinds[name]:
+            raise InvalidRequest(f"{file}: {name} must be {kinds[name].__name__}, got {value!r}")
+    return given
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    kinds, given = kinds_of_settings(), {}
+    for variable, text in environment.items():
+        if not variable.startswith(_ENVIRONMENT):
+            continue
+        name = variable.removeprefix(_ENVIRONMENT).lower()
+        if name not in kinds:
+            raise InvalidRequest(f"unknown setting in the environment: {variable}")
+        given[name] = _parse(text, kinds[name], variable)
+    return given
+
+
+def _parse(text: str, kind: type, where: str) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise InvalidRequest(f"{where} must be {kind.__name__}, got {text!r}") from error

@@ -1,0 +1,173 @@
+"""What every stage of one training needs, opened and checked before any of it begins."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.errors import InvalidRequest
+from serving.modelspec import Preprocessing
+from serving.repository import Repository
+from serving.storage import open_repository
+from trainer.backbones import Classifier, build
+from trainer.batches import batch_count
+from trainer.checkpoint import Checkpoints
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.data import PhotoData, load_data
+from trainer.distributed import World
+from trainer.exporter import Exporter
+from trainer.heads import initialise_head
+from trainer.listing import find_photos
+from trainer.mlflow_run import MlflowRun
+from trainer.namesakes import Split, namesakes, split_beside
+from trainer.shards import is_shards
+from trainer.teacher import Teacher, load_teacher
+from trainer.tracking import Track
+from trainer.tree import labels_of
+from trainer.weights import digest_state
+
+_NAMED = 10  # near duplicates, at most
+# Settings that the weights do not depend on, or that the digests of photos and weights stand for.
+_NEUTRAL = {
+    *("data", "weights", "out", "name", "cache", "checkpoints", "workers", "strict", "compile"),
+    *("int8", "fp16", "max_accuracy_loss", "logs", "datasets"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every stage of one training needs."""
+
+    repository: Repository
+    classifier: Classifier
+    spec: Preprocessing
+    data: PhotoData
+    config: TrainConfig
+    console: Console
+    checkpoints: Checkpoints | None
+    teacher: Teacher | None
+    world: World
+    exporter: Exporter
+    recorded: MlflowRun | None = None
+    track: Track | None = None  # for TensorBoard
+
+
+def prepare(config: TrainConfig, console: Console, world: World) -> Run:
+    """Everything but the training: the net and the photos, opened and split.
+
+    Raises PawprintError where something is missing or wrong.
+    """
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.amp == "fp16" and device.type == "cpu":
+        raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
+    _check_places(config)
+    datasets = Path(config.datasets) if config.datasets else None
+    files = find_photos(config.data, datasets, console.track)
+    repository = open_repository(config.out)
+    # Fails now, rather than after the training, where it can not be written or reached.
+    with repository.staging(config.name):
+        repository.versions(config.name)
+    classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
+    drawn = torch.Generator().manual_seed(config.seed)
+    initialise_head(classifier.head, config.head_init, drawn)
+    classifier.to(device).to(memory_format=torch.channels_last)
+    spec = Preprocessing(size=config.size, interpolation=config.interpolation)
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(repository, config.teacher, labels_of(files))
+        config = dataclasses.replace(config, teacher=teacher.name)
+    data = load_data(config, files, spec, console.track)
+    if config.epochs > 0:  # refuse now, rather than after the probe
+        batch_count(len(data.splits["train"]), config.batch_size, world.size)
+    _say_what_was_found(data, console)
+    if teacher is not None:
+        _say_what_is_known(f"the teacher {teacher.name}", teacher.split, data, console)
+    _say_what_is_known(f"the net in {config.weights}", split_beside(config.weights), data, console)
+    return Run(
+        repository=repository,
+        classifier=classifier,
+        spec=spec,
+        data=data,
+        config=config,
+        console=console,
+        checkpoints=_checkpoints(repository.root, classifier, data, config, console, world),
+        teacher=teacher,
+        world=world,
+        exporter=Exporter(config.size, console),
+    )
+
+
+def _check_places(config: TrainConfig) -> None:
+    """Raises InvalidRequest if what the training writes would lie among its photos, as a class."""
+    if not Path(config.data).is_dir() or is_shards(config.data):
+        return
+    data = Path(config.data).resolve()
+    for flag in ("out", "cache", "logs", "checkpoints", "datasets"):
+        place = getattr(config, flag)
+        if not place or "://" in place or place == "none":
+            continue
+        inside = Path(place).resolve()
+        if not inside.is_relative_to(data):
+            continue
+        if not any(part.startswith(".") for part in inside.relative_to(data).parts):
+            raise InvalidRequest(
+                f"--{flag} {place} lies in {config.data}, where each folder is a class; give "
+                "another folder, beside that of the photos"
+            )
+
+
+def _checkpoints(
+    root: Path,
+    classifier: Classifier,
+    data: PhotoData,
+    config: TrainConfig,
+    console: Console,
+    world: World,
+) -> Checkpoints | None:
+    if config.checkpoints == "none" or config.epochs == 0:
+        return None
+    settings = decisive_settings(classifier, data, config)
+    if config.checkpoints is None:
+        return Checkpoints(root / ".checkpoints", config.name, settings, tell=console.line)
+    checkpoints = Checkpoints(Path(config.checkpoints), config.name, settings)
+    world.of_leader(checkpoints.check)  # it alone writes
+    return checkpoints
+
+
+def decisive_settings(
+    classifier: Classifier, data: PhotoData, config: TrainConfig
+) -> dict[str, Any]:
+    """All that the trained weights depend on, as JSON."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
+    settings["data"] = data.describe().digest
+    settings["weights"] = digest_state(classifier.backbone.state_dict())
+    return settings
+
+
+def _say_what_is_known(whom: str, split: Split, data: PhotoData, console: Console) -> None:
+    known = namesakes([photo.file for photo in data.splits["test"]], split)
+    if known:
+        console.line(
+            f"Warning: {known} of {len(data.splits['test'])} test photos have the names of photos "
+            f"that {whom} learnt from; if they are those, the test flatters: "
+            "give both the same photos and --seed, or folders train, val and test"
+        )
+
+
+def _say_what_was_found(data: PhotoData, console: Console) -> None:
+    counts = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
+    console.line(f"Found {len(data.labels)} classes; photos: {counts}")
+    if data.left_out:
+        console.line(f"Left out {len(data.left_out)} files:")
+        for item in data.left_out:
+            console.line(f"  {item.file}: {item.reason}")
+    if data.alike:
+        console.line(f"{len(data.alike)} photos look like one in another split, which flatters:")
+        for pair in data.alike[:_NAMED]:
+            console.line(f"  {pair.one.file} and {pair.other.file}")
+        if len(data.alike) > _NAMED:
+            console.line(f"  and {len(data.alike) - _NAMED} more; training.json will name them all")

@@ -1,0 +1,23 @@
+"""What a training has come to."""
+
+from dataclasses import dataclass
+
+from serving.modelspec import Manifest
+from trainer.training import Epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """How the weights came about."""
+
+    how: str
+    temperature: float
+    penalty: float | None  # of the linear probe
+    history: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    place: str  # of the version: a folder, or in a bucket
+    manifest: Manifest
+    how: str
