@@ -74,9 +74,9 @@ class _WithMetadata:
         return self._method.future(*arguments, metadata=self._metadata, **options)
 
 
-def add_access_flags(parser: argparse.ArgumentParser) -> None:
+def add_access_flags(parser: argparse.ArgumentParser, title: str = "access") -> None:
     group = parser.add_argument_group(
-        "access", f"A token that the server wants stands in the environment as {TOKEN_VARIABLE}."
+        title, f"A token that the server wants stands in the environment as {TOKEN_VARIABLE}."
     )
     group.add_argument("--tls", action="store_true", help="encrypt; implied by the flags below")
     group.add_argument("--tls-ca", default="", metavar="FILE", help="PEM of the authority to trust")

@@ -187,8 +187,10 @@ def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(tr
     (piece,) = trained.models.glob("cartoon/.analysis-*/attack~pgd-linf~0.npz")
     arrays = dict(np.load(piece))
     arrays["served"] = arrays["served"][..., ::-1]  # a mark: if it is computed anew this is gone
+    arrays["seconds"] = np.array(1000.0)
     np.savez(piece, **arrays)
     analyze(trained, *SMALL)
+    assert report_of(trained)["run"]["seconds"] > 1000, "of both runs"
     marked = figures(report_of(trained))
     analyze(trained, *SMALL)
     again = figures(report_of(trained))
@@ -230,6 +232,19 @@ def test_a_server_that_is_not_there_is_an_error_and_changes_nothing(trained):
     said = analyze(trained, *SMALL, "--over-grpc", "127.0.0.1:1", status=2)
     assert "does not answer" in said and "Traceback" not in said
     assert not (trained.models / "cartoon/1/analysis").exists()
+
+
+def test_a_server_that_goes_away_meanwhile_costs_no_report(trained, start, monkeypatch):
+    server = start(trained.models)
+
+    def then_stop(*arguments, **options):
+        run_tasks(*arguments, **options)
+        server.stop()
+
+    monkeypatch.setattr(analysis_run, "run_tasks", then_stop)
+    said = analyze(trained, *SMALL, "--over-grpc", server.address, status=2)
+    assert "the report is stored, without the server's verdicts" in said
+    assert all(entry["grpc"] is None for entry in report_of(trained)["adversarial"])
 
 
 def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball
 from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
 from trainer.analysis.attacks.fmn import fmn
 from trainer.analysis.attacks.goal import Goal
-from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd
+from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd, pgd_to_the_end
 from trainer.analysis.attacks.square import square
 from trainer.analysis.smallest import smallest_on_lattice
 
@@ -265,3 +265,23 @@ def test_settings_that_make_no_sense_are_refused_with_what_to_do():
         Goal(labels=torch.tensor([0, 1]), targets=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="2 images but 3 labels"):
         fgsm(convnet(3), pictures(2, SIDE), Goal(labels=torch.tensor([0, 1, 2])), WHOLE_CUBE)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_to_the_end_is_in_the_ball_and_makes_the_net_far_surer_of_what_is_wrong(norm):
+    model, images = convnet(3), pictures(8, SIDE)
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm=norm, epsilon=EPSILON[norm])
+    stopped = pgd(model, images, goal, ball, steps=10, generator=seeded())
+    made = pgd_to_the_end(model, images, goal, ball, steps=10)
+    assert torch.allclose(made, levels(made) / 255) and bool(stopped.success.any())
+    change = (made - images).flatten(1)
+    size = change.abs().amax(dim=1) if norm == "linf" else torch.linalg.vector_norm(change, dim=1)
+    assert float(size.max()) <= EPSILON[norm] + 1e-5
+
+    def entropy(pixels):
+        with torch.no_grad():
+            return goal.cross_entropy(model(pixels))
+
+    fell = stopped.success
+    assert (entropy(made) > entropy(stopped.adversarial))[fell].all()
+    assert (entropy(made) >= entropy(images) - 1e-4).all(), "the largest on the way"

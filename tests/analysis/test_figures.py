@@ -64,6 +64,20 @@ def test_a_smallest_perturbation_within_the_size_counts_in_the_worst_case():
     assert [p["correct"] for p in points] == [2, 1]
 
 
+def test_the_search_for_the_smallest_is_an_attack_of_the_report():
+    piece = {
+        "size": np.array([1 / 255, 3 / 255, np.inf]),
+        "served": np.array([[DOG, CAT, DOG], [DOG, DOG, DOG]], np.float32),
+        "torch": np.array([DOG, DOG, DOG], np.float32),
+        "seconds": np.array(2.0),
+    }
+    section = assemble.smallest_as_attack("linf", piece, clean(), EPSILONS, ["fp32", "int8"], "FMN")
+    points = section["points"]
+    assert [p["correct"] for p in points] == [2, 1], "of a cat and two dogs, at 1/255 and 4/255"
+    assert [p["by_precision"]["int8"] for p in points] == [0.5, 0.5], "int8 still sees a dog"
+    assert [p["torch_accuracy"] for p in points] == [0.5, 0.5] and section["seconds"] == 2
+
+
 def test_a_targeted_attack_that_leads_elsewhere_has_not_reached_its_goal():
     led = attacked("pgd", ["ccd", "ccd"], targeted=True)  # targets: dog, cat, cat
     assert assemble.attack_section(led, clean(), ["fp32"])["points"][0]["correct"] == 2
@@ -74,7 +88,7 @@ def test_outcome_names_what_the_first_attack_made_of_each_photo():
     outcome = assemble.outcome_at_reference(both, clean(), {})
     assert outcome.tolist() == [1, 1, 1, 0]
     matrix = assemble.confusion_section(clean(), outcome, ("cat", "dog"))["matrix"]
-    assert matrix == [[0, 2], [1, 1]]
+    assert matrix == [[0, 1], [1, 1]], "no attack led the cat that was taken for a dog anywhere"
 
 
 def test_classes_without_photos_are_left_out_and_the_others_add_up():
@@ -90,6 +104,12 @@ def test_classes_without_photos_are_left_out_and_the_others_add_up():
         ("dog", 2, 1.0, 0.5),
     ]
     assert rows[0]["leads_to"] == "dog" and rows[1]["leads_to"] == "cat"
+
+
+def test_a_class_that_is_wrong_from_the_start_is_led_nowhere():
+    outcome = np.array([0, 1, 1, 1])
+    (cat, _) = assemble.class_section(clean(), clean().right, outcome, np.ones(4), ("cat", "dog"))
+    assert cat["clean"] == 0.5 and cat["leads_to"] is None
 
 
 def test_what_turns_within_a_small_ball_lies_within_the_larger_one():
@@ -169,9 +189,9 @@ def curve(key, correct, knowledge="white-box", goal="untargeted"):
     return {"key": key, "norm": "linf", "knowledge": knowledge, "goal": goal, "points": points}
 
 
-def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none"):
+def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pretrained=True):
     return {
-        "model": {"defence": defence},
+        "model": {"defence": defence, "pretrained": pretrained},
         "attacks": [
             curve("fgsm-linf", fgsm),
             curve("pgd-linf", pgd),
@@ -209,6 +229,12 @@ def test_a_sound_evaluation_passes_every_check():
 def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, probe, name):
     failed = {key for key, passed in verdicts(made, **probe).items() if passed is False}
     assert failed == {name}
+
+
+def test_a_net_from_scratch_may_keep_some():
+    name = "An undefended net has nothing left"
+    assert verdicts(report(worst=0.4, pretrained=False))[name] is None
+    assert verdicts(report(worst=0.0, pretrained=False))[name] is True
 
 
 def test_a_defended_net_is_not_expected_to_fall():

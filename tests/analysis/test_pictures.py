@@ -39,6 +39,16 @@ def test_a_panel_shows_the_pixels_themselves_with_room_for_the_captions():
     assert (image[64:, :64] != 255).any(), "a caption is drawn"
 
 
+def test_captions_are_not_latin_alone():
+    def caption(text):
+        return np.asarray(captioned([random_pixels(4)], [text], side=64))[64:]
+
+    boxes = caption("\ue000\ue000\ue000\ue000\ue000")  # of which no font has a picture
+    assert not np.array_equal(caption("Кошка"), boxes) and not np.array_equal(
+        caption("Кошка"), caption("Мышка")
+    )
+
+
 def test_an_animation_holds_every_frame_and_embeds_as_it_is(tmp_path):
     path = tmp_path / "way.webp"
     save_animation([random_pixels(seed) for seed in range(5)], path)

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from serving.access import access_of, add_access_flags
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.layout import ANALYSIS
 from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
+from trainer.analysis.over_grpc import Server
 from trainer.analysis.report import k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
@@ -84,7 +86,7 @@ def _analyse(options: argparse.Namespace) -> int:
         name,
         version,
         config,
-        server=options.over_grpc,
+        server=_server(options, name, version),
         rank=rank,
         processes=processes,
         console=Console(to_stderr=options.json),
@@ -100,6 +102,13 @@ def _analyse(options: argparse.Namespace) -> int:
     for condition, got in failed:
         print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _server(options: argparse.Namespace, name: str, version: int) -> Server | None:
+    access = access_of(options)
+    if options.over_grpc is None:
+        return None
+    return Server(address=options.over_grpc, name=name, version=version, access=access)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -259,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         "corruptions=0.6; may be given again",
     )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    add_access_flags(parser, "access to the server of --over-grpc")
     return parser
 
 
@@ -280,7 +290,7 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
     def read(text: str) -> tuple[float, ...]:
         try:
             sizes = sorted({float(Fraction(part.strip())) for part in text.split(",")})
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             sizes = [0.0]
         if not 0 < sizes[0] <= sizes[-1] <= most:
             raise argparse.ArgumentTypeError(

@@ -118,6 +118,46 @@ def attack_section(attacked: Attacked, clean: Clean, precisions: Sequence[str]) 
     }
 
 
+def smallest_as_attack(
+    norm: str,
+    piece: Piece,
+    clean: Clean,
+    epsilons: Sequence[float],
+    precisions: Sequence[str],
+    source: str,
+) -> dict[str, Any]:
+    """The search for the smallest perturbation, told as attack_section tells an attack."""
+    labels = clean.labels[clean.right]
+
+    def stands(scores: Floats, epsilon: float) -> Bools:
+        """[n]; scores: [right, K] for the smallest perturbation that turns the served fp32."""
+        turned = (piece["size"] <= epsilon + _SAME) & (scores.argmax(axis=1) != labels)
+        return spread(~turned, clean.right)
+
+    return {
+        "key": f"smallest-{norm}",
+        "name": "smallest",
+        "norm": norm,
+        "goal": "untargeted",
+        "knowledge": "white-box",
+        "source": source,
+        "setting": "the smallest perturbation found, if it lies within epsilon",
+        "seconds": float(piece["seconds"]),
+        "points": [
+            {
+                "epsilon": epsilon,
+                **proportion(stands(piece["served"][0], epsilon)),
+                "torch_accuracy": float(stands(piece["torch"], epsilon).mean()),
+                "by_precision": {
+                    name: float(stands(piece["served"][v], epsilon).mean())
+                    for v, name in enumerate(precisions)
+                },
+            }
+            for epsilon in epsilons
+        ],
+    }
+
+
 def left_standing(
     attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Piece], norm: str, e: int
 ) -> dict[str, Bools]:
@@ -201,7 +241,8 @@ def outcome_at_reference(
     attacks: Sequence[Attacked], clean: Clean, smallest: Mapping[str, Piece]
 ) -> npt.NDArray[np.int64]:
     """[n]: what each photo is taken for within the reference epsilon: by the first attack to turn
-    it, at the largest size at which it does, or by its smallest perturbation."""
+    it, at the largest size at which it does, or by its smallest perturbation. Those that are wrong
+    as they are stay what they are taken for then."""
     said: npt.NDArray[np.int64] = clean.served[0].argmax(axis=1)
     stands, rows = clean.right.copy(), np.cumsum(clean.right) - 1
 
@@ -233,7 +274,7 @@ def class_section(
         own = clean.labels == k
         if not own.any():
             continue
-        elsewhere = Counter(int(o) for o in outcome[own] if o != k)
+        elsewhere = Counter(int(o) for o in outcome[own & clean.right] if o != k)
         rows.append(
             {
                 "label": label,
@@ -266,11 +307,10 @@ def corruption_section(
     return section, np.mean([r.mean(axis=0) for r in right.values()], axis=0)
 
 
-def calibration_section(clean: Clean, attacked: Attacked) -> dict[str, Any]:
-    """Reliability on the photos as they are, and on what `attacked` made of them."""
-    e = attacked.plan.epsilons.index(REFERENCE_EPSILON)
+def calibration_section(clean: Clean, surest: Piece) -> dict[str, Any]:
+    """Reliability on the photos as they are, and on what `sweep.surest` made of them."""
     scores = clean.served[0].copy()
-    scores[clean.right] = attacked.piece["served"][e, 0]
+    scores[clean.right] = surest["served"][0]
     return {
         "clean": _reliability(clean.served[0], clean.labels),
         "attacked": _reliability(scores, clean.labels),
@@ -298,7 +338,9 @@ def _reliability(probabilities: Floats, labels: npt.NDArray[np.int64]) -> dict[s
 def confusion_section(
     clean: Clean, outcome: npt.NDArray[np.int64], labels: Sequence[str]
 ) -> dict[str, Any]:
-    matrix = confusion_matrix(outcome, clean.labels, len(labels))
+    """Of the photos that are right as they are: no attack led the others anywhere."""
+    attacked = clean.right
+    matrix = confusion_matrix(outcome[attacked], clean.labels[attacked], len(labels))
     return {"epsilon": REFERENCE_EPSILON, "matrix": matrix.tolist()}
 
 

@@ -19,6 +19,7 @@ from trainer.analysis.report import k255, percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
 from trainer.analysis.subject import Subject, load_subject
+from trainer.analysis.sweep import surest
 from trainer.errors import InvalidData
 
 SCHEMA_VERSION = 2
@@ -37,7 +38,7 @@ def compare(
     datasets: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of each version, and transfer[i][j]: of the photos that both have right, the share
-    that PGD at the reference epsilon on version i turns in version j, as served.
+    that PGD at the reference epsilon, to its last step, on version i turns in version j, as served.
 
     The versions must know the same classes. Raises NotFound, BrokenVersion, InvalidData.
     """
@@ -93,16 +94,15 @@ def compare(
 class _Attacked:
     right: npt.NDArray[np.bool_]  # [n], before any attack
     stands: Mapping[float, npt.NDArray[np.bool_]]  # epsilon -> [n]: right, and PGD did not turn it
-    pictures: npt.NDArray[np.uint8]  # [n, S, S, 3], at the reference epsilon
+    pictures: npt.NDArray[np.uint8]  # [n, S, S, 3], at the reference epsilon, of all steps
 
 
 def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Attacked:
-    """PGD at growing sizes; what fell at a smaller one is attacked again at the reference alone."""
+    """PGD at growing sizes; what fell at a smaller one is not attacked again but for `pictures`."""
     right = subject.judge(photos.pixels)[0][0].argmax(axis=1) == photos.labels
-    still, stands, pictures = right.copy(), {}, photos.pixels.copy()
+    still, stands = right.copy(), {}
     for epsilon in budget.linf:
-        reference = epsilon == REFERENCE_EPSILON
-        rows = np.arange(len(right)) if reference else np.flatnonzero(still)
+        rows = np.flatnonzero(still)
         if len(rows):
             result = pgd(
                 subject.model,
@@ -116,9 +116,8 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
             found = to_uint8(result.adversarial).cpu().numpy()
             said = subject.judge(found)[0][0].argmax(axis=1)
             still[rows] &= said == photos.labels[rows]
-            if reference:
-                pictures = found
         stands[epsilon] = still.copy()
+    pictures = surest(subject, photos.pixels, photos.labels, budget.pgd_steps)["adversarial"]
     return _Attacked(right=right, stands=stands, pictures=pictures)
 
 
@@ -169,7 +168,7 @@ def render(made: dict[str, Any]) -> str:
         f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged as served."
         f"</p>{_table(names, rows)}<h2>Do adversarial images transfer?</h2>"
         f"<p>Of the {made['both_right']} photos that both have right, the share that PGD at "
-        f"{k255(made['epsilon'])} on one turns in the other.</p>"
+        f"{k255(made['epsilon'])}, to its last step, on one turns in the other.</p>"
         f"{_table([f'turned in {name}' for name in names], transfer)}</body></html>\n"
     )
 

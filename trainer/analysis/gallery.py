@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.analysis.assemble import Attacked
-from trainer.analysis.over_grpc import ask_server
+from trainer.analysis.over_grpc import Server
 from trainer.analysis.pictures import captioned, png_bytes, triptych
-from trainer.analysis.report import epsilon_text, percent
+from trainer.analysis.report import epsilon_text, verdict, words
 from trainer.analysis.robustness import size_of
 from trainer.analysis.study import Study, spread_over
 from trainer.analysis.workspace import Piece
@@ -27,12 +27,10 @@ def write_adversarial(
     smallest: dict[str, Piece],
     *,
     count: int,
-    server: str | None,
 ) -> list[dict[str, Any]]:
     """Save PNGs and triptychs of up to `count` photos that were turned, and describe them.
 
-    Attacks take turns, so that each is shown. With `server` each picture is classified there too.
-    Raises ServerFailed.
+    Attacks take turns, so that each is shown.
     """
     (folder / "adversarial").mkdir()
     photos, labels = study.photos, study.subject.labels
@@ -59,13 +57,13 @@ def write_adversarial(
             "target": None if target is None else labels[target],
             "linf": linf,
             "l2": l2,
-            "before": _verdict(before, labels),
-            "after": _verdict(served[0], labels),
+            "before": verdict(before, labels),
+            "after": verdict(served[0], labels),
             "by_precision": {
-                precision: _verdict(served[v], labels)
+                precision: verdict(served[v], labels)
                 for v, precision in enumerate(study.subject.precisions)
             },
-            "torch": _verdict(torched, labels),
+            "torch": verdict(torched, labels),
             "grpc": None,
             "original": f"adversarial/{stem}.png",
             "picture": picture,
@@ -74,18 +72,22 @@ def write_adversarial(
         triptych(
             photos.pixels[row],
             adversarial,
-            before=_words(entry["before"]),
-            after=_words(entry["after"]),
+            before=words(entry["before"]),
+            after=words(entry["after"]),
             size_of_it=f"Linf {epsilon_text(linf, 'linf')}, L2 {l2:.2f}",
         ).save(folder / entry["triptych"], quality=90)
         entries.append(entry)
-    if server is not None:
-        pngs = [(folder / entry["picture"]).read_bytes() for entry in entries]
-        manifest = study.subject.manifest
-        verdicts = ask_server(server, manifest.name, manifest.version, pngs)
-        for entry, (label_name, probability) in zip(entries, verdicts, strict=True):
-            entry["grpc"] = {"label": label_name, "probability": probability, "server": server}
     return entries
+
+
+def show_to_server(folder: Path, entries: Sequence[dict[str, Any]], server: Server) -> None:
+    """Add what a running server says of the pictures that write_adversarial describes.
+
+    Raises ServerFailed.
+    """
+    pngs = [(folder / entry["picture"]).read_bytes() for entry in entries]
+    for entry, (label, probability) in zip(entries, server.verdicts(pngs), strict=True):
+        entry["grpc"] = {"label": label, "probability": probability, "server": server.address}
 
 
 def write_fragile(folder: Path, study: Study, smallest: dict[str, Piece]) -> list[dict[str, Any]]:
@@ -99,16 +101,18 @@ def write_fragile(folder: Path, study: Study, smallest: dict[str, Piece]) -> lis
         if not np.isfinite(size):
             break
         row = study.rows[i]
-        becomes = _verdict(piece["served"][0][i], labels)
-        before = _verdict(study.clean.served[0][row], labels)
+        becomes = verdict(piece["served"][0][i], labels)
+        before = verdict(study.clean.served[0][row], labels)
         picture = f"fragile/{place:02d}-{_file_stem(study.photos.files[row])}.webp"
         panels = [study.photos.pixels[row], piece["adversarial"][i]]
-        captioned(panels, [_words(before), _words(becomes)]).save(folder / picture, quality=90)
+        captioned(panels, [words(before), words(becomes)]).save(folder / picture, quality=90)
         entries.append(
             {
                 "file": study.photos.files[row],
                 "label": labels[study.photos.labels[row]],
                 "becomes": becomes["label"],
+                "before": before,
+                "after": becomes,
                 "norm": norm,
                 "size": size,
                 "picture": picture,
@@ -146,15 +150,6 @@ def _candidates(
         made = (name, aim, piece["adversarial"][i], served, piece["torch"][i])
         found.append(made if turned else None)
     return found
-
-
-def _verdict(probabilities: npt.NDArray[Any], labels: Sequence[str]) -> dict[str, Any]:
-    best = int(probabilities.argmax())
-    return {"label": labels[best], "probability": float(probabilities[best])}
-
-
-def _words(verdict: dict[str, Any]) -> str:
-    return f"{verdict['label']} {percent(verdict['probability'])}"
 
 
 def _file_stem(file: str) -> str:

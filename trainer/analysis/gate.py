@@ -48,9 +48,10 @@ def parse_condition(text: str) -> Condition:
 
 def check(condition: Condition, budget: Budget) -> None:
     """Raises InvalidRequest if an analysis of this budget does not measure it."""
-    attacks = plans(budget)
-    sizes = {f"{WORST}-{plan.norm}": plan.epsilons for plan in attacks}
-    _find({plan.key: plan.epsilons for plan in attacks} | sizes, condition)
+    sizes = {plan.key: plan.epsilons for plan in plans(budget)}
+    for of_norm in ("smallest", WORST):
+        sizes |= {f"{of_norm}-{plan.norm}": plan.epsilons for plan in plans(budget)}
+    _find(sizes, condition)
 
 
 def measured(report: Mapping[str, Any], condition: Condition) -> float:

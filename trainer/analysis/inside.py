@@ -10,7 +10,7 @@ import torch
 from trainer.analysis.assemble import Attacked
 from trainer.analysis.attribution import activation_maps, grad_cam, spatial_layers
 from trainer.analysis.pictures import captioned
-from trainer.analysis.report import percent
+from trainer.analysis.report import verdict, words
 from trainer.analysis.study import Study, spread_over
 
 PHOTOS = 4
@@ -30,17 +30,16 @@ def write_looks(folder: Path, study: Study, attacked: Attacked) -> list[dict[str
         e = min(int(attacked.piece["turned_at"][i]), len(attacked.plan.epsilons) - 1)
         pair = np.stack([photos.pixels[row], attacked.piece["adversarial"][i]])
         scores = np.stack([study.clean.served[0][row], attacked.piece["served"][e, 0, i]])
-        said = scores.argmax(axis=1)
-        classes = torch.from_numpy(said).to(subject.device)
+        classes = torch.from_numpy(scores.argmax(axis=1)).to(subject.device)
         heat = grad_cam(subject.net, subject.images(pair), classes).cpu().numpy()
-        words = [
-            f"{subject.labels[k]} {percent(float(p[k]))}" for k, p in zip(said, scores, strict=True)
-        ]
+        before, after = (verdict(p, subject.labels) for p in scores)
         panels = [pair[0], _over(pair[0], heat[0]), pair[1], _over(pair[1], heat[1])]
         picture = f"inside/look-{number}.webp"
-        captions = ["as it is", words[0], "attacked", words[1]]
+        captions = ["as it is", words(before), "attacked", words(after)]
         captioned(panels, captions, side=160).save(folder / picture, quality=85)
-        entries.append({"file": photos.files[row], "picture": picture})
+        entries.append(
+            {"file": photos.files[row], "picture": picture, "before": before, "after": after}
+        )
     return entries
 
 

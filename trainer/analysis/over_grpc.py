@@ -1,10 +1,10 @@
 """The verdict of a running server on pictures, as any caller would get it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import grpc
-
-from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
+from serving.client import Client
 from serving.errors import PawprintError
 
 _TIMEOUT_S = 60.0
@@ -14,26 +14,26 @@ class ServerFailed(PawprintError):
     """The server can't be reached, or refuses."""
 
 
-def ask_server(
-    address: str, name: str, version: int, pngs: Sequence[bytes]
-) -> list[tuple[str, float]]:
-    """(label, probability) for each picture. Raises ServerFailed."""
-    answers = []
-    try:
-        with grpc.insecure_channel(address) as channel:
-            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
-            for png in pngs:
-                request = classifier_pb2.ClassifyRequest(
-                    model=name, version=str(version), images=[png], top_k=1
-                )
-                result = stub.Classify(request, timeout=_TIMEOUT_S).results[0]
-                if result.HasField("error"):
-                    raise ServerFailed(f"{address} refuses a picture: {result.error.message}")
-                best = result.classification.labels[0]
-                answers.append((best.name, best.probability))
-    except grpc.RpcError as error:
-        raise ServerFailed(
-            f"{address} does not answer for {name}/{version}: {error.code().name}, "
-            f"{error.details()}"
-        ) from error
-    return answers
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Which version of which model it is asked for. access: `tls` and `token` of its Client."""
+
+    address: str
+    name: str
+    version: int
+    access: Mapping[str, Any] = field(default_factory=dict)
+
+    def verdicts(self, pngs: Sequence[bytes]) -> list[tuple[str, float]]:
+        """(label, probability) for each picture. Raises ServerFailed."""
+        answers = []
+        try:
+            with Client(self.address, timeout_s=_TIMEOUT_S, **self.access) as client:
+                for png in pngs:
+                    response = client.classify([png], model=self.name, version=str(self.version))
+                    best = response.results[0].label
+                    answers.append((best.name, best.probability))
+        except PawprintError as error:
+            raise ServerFailed(
+                f"{self.address} does not answer for {self.name}/{self.version}: {error}"
+            ) from error
+        return answers

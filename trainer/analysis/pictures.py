@@ -9,12 +9,15 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
 
+# Latin, Greek, Cyrillic and Arabic; what it lacks, the page's own captions show.
+_FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 _PANEL = 224  # pixels a side; small inputs are enlarged so that a caption fits beneath
 _INK = (28, 32, 36)
 
@@ -59,7 +62,7 @@ def triptych(
 def captioned(panels: Sequence[Pixels], captions: Sequence[str], side: int = _PANEL) -> Image.Image:
     """Panels side by side with a caption of one or more lines under each."""
     size = max(9, side // 15)
-    font = ImageFont.load_default(size)
+    font = ImageFont.truetype(_FONT, size)
     line = round(size * 1.3)
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     gap = max(4, side // 28)

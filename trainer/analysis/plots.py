@@ -1,6 +1,7 @@
 """The plots of a robustness report, each an SVG text to stand in a page."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+_CLASSES = 48  # of a confusion matrix that is shown whole
+_NUMBERED = 12  # classes of one whose cells are numbered
+_LONGEST = 24  # characters of a label
+_DRAWN = 8  # curves of their own
 _COLOURS = ("#1f6f8b", "#e07a5f", "#3d9970", "#8d6cab", "#c9a227", "#7a7a7a", "#b5476b", "#4c78a8")
 
 
@@ -43,7 +48,7 @@ def accuracy_against_epsilon(
         ylabel="accuracy",
         ylim=(-0.03, 1.03),
     )
-    return _svg(figure, axes, legend=True)
+    return _svg(figure, "accuracy under attack against epsilon", axes)
 
 
 def smallest_perturbations(found: Mapping[str, Sequence[float]], photos: int) -> str:
@@ -59,28 +64,40 @@ def smallest_perturbations(found: Mapping[str, Sequence[float]], photos: int) ->
             ylim=(0, 1.03),
         )
         axes.grid(alpha=0.25)
-    return _svg(figure)
+    return _svg(figure, "share of photos turned against the size of the perturbation")
 
 
-def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Rows: what is on the photo; columns: where the attack led."""
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[str, int]:
+    """Rows: what is on the photo; columns: where the attack led. Many classes are shown without
+    those that no photo leaves or reaches; the second result is how many."""
     counts = np.asarray(matrix)
-    side = min(9.0, max(3.4, 1.8 + 0.24 * len(labels)))
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    shown = np.arange(len(labels))
+    if len(labels) > _CLASSES:
+        moved = counts - np.diag(np.diag(counts))
+        (shown,) = np.nonzero(moved.sum(axis=0) + moved.sum(axis=1))
+        counts = counts[np.ix_(shown, shown)]
+    names = [_short(labels[int(k)]) for k in shown]
+    size = 9 if len(names) <= _NUMBERED else 7
+    longest = max(map(len, names), default=0)
+    side = max(3.4, 0.6 + (0.3 if len(names) <= _NUMBERED else 0.17) * len(names))
+    room = 0.01 * size * longest  # inches that the labels take
+    figure = Figure(figsize=(side + room + 1.0, side + room), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(counts, cmap="Blues", vmin=0)
-    ticks, size = range(len(labels)), 9 if len(labels) <= 12 else 6
-    axes.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)  # $ is no formula
-    axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
+    image = axes.imshow(counts if counts.size else np.zeros((1, 1)), cmap="Blues", vmin=0)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)  # $ is no formula
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axes.set(xlabel="where the attack leads", ylabel="what it is")
-    if len(labels) <= 12:
+    if len(names) <= _NUMBERED:
         for row, col in np.ndindex(*counts.shape):
             dark = counts[row, col] > counts.max() / 2
             axes.text(
                 col, row, str(counts[row, col]), ha="center", va="center",
                 color="white" if dark else "black", fontsize=9,
             )  # fmt: skip
-    return _svg(figure)
+    else:
+        figure.colorbar(image, shrink=0.5, label="photos")
+    return _svg(figure, "where attacks lead, class by class"), len(labels) - len(names)
 
 
 def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,29 +123,48 @@ def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
             xlim=(0, 1), ylim=(0, 1.02),
         )  # fmt: skip
         axes.title.set_fontsize(10)
-    return _svg(figure)
+    return _svg(figure, "accuracy against confidence, clean and attacked")
 
 
 def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Probability of the class against the step, for each ideal image."""
+    """Probability of the class against the step, for each ideal image; of many the quartiles."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.subplots()
-    for k, (name, points) in enumerate(curves.items()):
-        steps, probabilities = zip(*points, strict=True)
-        axes.plot(steps, probabilities, lw=1.2, color=_COLOURS[k % len(_COLOURS)], label=name)
+    if len(curves) <= _DRAWN:
+        for k, (name, points) in enumerate(curves.items()):
+            steps, probabilities = zip(*points, strict=True)
+            axes.plot(steps, probabilities, lw=1.2, color=_COLOURS[k], label=_short(name))
+    else:
+        every = [np.asarray(points) for points in curves.values()]
+        along = np.unique(np.concatenate([points[:, 0] for points in every]))
+        low, middle, high = np.quantile(
+            [np.interp(along, points[:, 0], points[:, 1]) for points in every],
+            (0.25, 0.5, 0.75), axis=0,
+        )  # fmt: skip
+        axes.fill_between(along, low, high, color=_COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(along, middle, lw=1.6, color=_COLOURS[0], label="median")
     axes.set(xlabel="step", ylabel="probability", ylim=(-0.03, 1.03))
-    return _svg(figure, axes, legend=len(curves) <= 8)
+    return _svg(figure, "probability of the class against the step", axes)
 
 
-def _svg(figure: Figure, axes: Any = None, legend: bool = False) -> str:
+def _short(label: str) -> str:
+    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+
+
+def _svg(figure: Figure, title: str, axes: Any = None) -> str:
+    """title: what a reader who can't see it is told. With `axes`: a grid and a legend."""
     if axes is not None:
         axes.grid(alpha=0.25)
-        if legend:
-            for text in axes.legend(fontsize=8, frameon=False).get_texts():
-                text.set_parse_math(False)
+        for text in axes.legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)
     buffer = io.StringIO()
     # Text stays text (small, searchable); no date and a fixed salt make the same figure the same.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pawprint"}):
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pawprint"}),
+        warnings.catch_warnings(),
+    ):
+        # The browser has the glyphs that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

@@ -41,7 +41,7 @@ def probe(
     return {
         "photos": float(len(pictures)),
         "huge_epsilon": HUGE_EPSILON,
-        "huge_accuracy": left(HUGE_EPSILON, budget.pgd_steps, budget.pgd_restarts),
+        "huge_accuracy": left(HUGE_EPSILON, _MORE * budget.pgd_steps, budget.pgd_restarts + 2),
         "usual_accuracy": left(REFERENCE_EPSILON, budget.pgd_steps, budget.pgd_restarts),
         "more_accuracy": left(REFERENCE_EPSILON, _MORE * budget.pgd_steps, budget.pgd_restarts + 2),
         "more_factor": float(_MORE),

@@ -1,10 +1,11 @@
 """report.json to report.html: one file that needs no other, and no network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 
 from trainer.analysis import plots
@@ -47,6 +48,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
 
 
+def verdict(probabilities: npt.NDArray[Any], labels: Sequence[str]) -> dict[str, Any]:
+    """The first label of [K] probabilities, with its own."""
+    best = int(probabilities.argmax())
+    return {"label": labels[best], "probability": float(probabilities[best])}
+
+
+def words(verdict: Mapping[str, Any]) -> str:
+    return f"{verdict['label']} {percent(verdict['probability'])}"
+
+
 def k255(epsilon: float) -> str:
     return f"{255 * epsilon:.3g}/255"
 
@@ -70,13 +81,15 @@ def _plots(report: Mapping[str, Any], clean: float) -> dict[str, Any]:
         }
         accuracy[norm] = plots.accuracy_against_epsilon(curves, worst, clean, norm)
     smallest = report["smallest"]
+    confusion, left_out = plots.confusion(report["confusion"]["matrix"], report["model"]["labels"])
     return {
         "accuracy": accuracy,
         "smallest": plots.smallest_perturbations(
             {norm: s["found"] for norm, s in smallest.items()},
             max((len(s["found"]) + s["not_found"] for s in smallest.values()), default=0),
         ),
-        "confusion": plots.confusion(report["confusion"]["matrix"], report["model"]["labels"]),
+        "confusion": confusion,
+        "left_out": left_out,
         "reliability": plots.reliability(report["calibration"]),
         "descent": plots.descent({i["label"]: i["curve"] for i in report["ideal"]})
         if report["ideal"]

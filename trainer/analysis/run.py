@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +19,11 @@ import torch
 from serving import preprocess
 from serving.repository import Repository
 from trainer.analysis import assemble, corruptions, report
-from trainer.analysis.gallery import write_adversarial, write_fragile
+from trainer.analysis.gallery import show_to_server, write_adversarial, write_fragile
 from trainer.analysis.inside import write_looks, write_sees
+from trainer.analysis.over_grpc import Server, ServerFailed
 from trainer.analysis.photos import Photos, load_photos
-from trainer.analysis.pictures import captioned
+from trainer.analysis.pictures import captioned, png_bytes
 from trainer.analysis.robustness import worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
@@ -74,15 +76,16 @@ def analyse(
     version: int,
     config: AnalysisConfig,
     *,
-    server: str | None = None,
+    server: Server | None = None,
     rank: int = 0,
     processes: int = 1,
     console: Console,
 ) -> dict[str, Any] | None:
     """Analyse a published version and attach the result to it; returns the report (rank 0 only).
 
-    Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, ServerFailed. Whatever happens, the
-    version keeps the analysis that it had until the new one is whole.
+    Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, ServerFailed (before anything is
+    computed, or, where the server fails later, once the report is attached without its verdicts).
+    Whatever happens, the version keeps the analysis that it had until the new one is whole.
     """
     start = time.monotonic()
     subject = load_subject(repository, name, version, torch.device(config.device))
@@ -109,6 +112,9 @@ def analyse(
         run_tasks(tasks, workspace, rank=rank, processes=processes, done=lambda _: None)
         return None
     _say_what_was_found(study, console)
+    if server is not None:  # now, and not after hours
+        server.verdicts([png_bytes(photos.pixels[0])])
+    earlier_s = sum(workspace.seconds(task.name) for task in tasks if workspace.has(task.name))
     with console.bar("Analysing", len(tasks)) as advance:
         finished = 0
 
@@ -131,13 +137,29 @@ def analyse(
             time.sleep(_WAIT_S)
             look("waiting for the other processes")
     with repository.staging(name) as folder:
-        made = _report(repository, study, visions, workspace, folder, config, server, start)
+        made = _report(repository, study, visions, workspace, folder, config)
+        made["run"]["seconds"] = time.monotonic() - start + earlier_s
+        failed = _shown(folder, made["adversarial"], server)
         _write_json(folder / "report.json", made)
         _write_json(folder / "summary.json", summary(made))
         (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
         repository.attach_analysis(name, version, folder)
     workspace.remove()
+    if failed is not None:
+        raise ServerFailed(f"{failed}; the report is stored, without the server's verdicts")
     return made
+
+
+def _shown(
+    folder: Path, adversarial: Sequence[dict[str, Any]], server: Server | None
+) -> ServerFailed | None:
+    """What went wrong with a server that was to see the adversarial images."""
+    if server is not None:
+        try:
+            show_to_server(folder, adversarial, server)
+        except ServerFailed as error:
+            return error
+    return None
 
 
 def _say_what_was_found(study: Study, console: Console) -> None:
@@ -177,8 +199,6 @@ def _report(
     workspace: Workspace,
     folder: Path,
     config: AnalysisConfig,
-    server: str | None,
-    start: float,
 ) -> dict[str, Any]:
     subject, clean = study.subject, study.clean
     manifest, labels, precisions = subject.manifest, subject.labels, subject.precisions
@@ -202,18 +222,27 @@ def _report(
             "manifest_sha256": repository.manifest_digest(manifest.name, manifest.version),
             "precisions": list(precisions),
             "defence": manifest.configuration.get("adversarial") or "none",
+            "pretrained": manifest.configuration.get("weights") != "none",
         },
         "data": assemble.data_section(study.photos, labels),
         "reference": {"norm": "linf", "epsilon": REFERENCE_EPSILON},
         "clean": assemble.clean_section(clean, precisions),
-        "attacks": [assemble.attack_section(a, clean, precisions) for a in attacked],
+        "attacks": [
+            *(assemble.attack_section(a, clean, precisions) for a in attacked),
+            *(
+                assemble.smallest_as_attack(
+                    norm, piece, clean, study.epsilons(norm), precisions, SMALLEST[norm]
+                )
+                for norm, piece in smallest.items()
+            ),
+        ],
         "worst_case": assemble.worst_section(attacked, clean, smallest),
         "smallest": assemble.smallest_section(smallest, SMALLEST),
         "descent": assemble.descent_section(lesson, study.targets[study.rows], study.budget),
         "confusion": assemble.confusion_section(clean, outcome, labels),
         "per_class": assemble.class_section(clean, robust, outcome, survived, labels),
         "corruptions": corrupted,
-        "calibration": assemble.calibration_section(clean, pgd),
+        "calibration": assemble.calibration_section(clean, study.surest(workspace)),
         "adversarial": write_adversarial(
             folder,
             study,
@@ -221,7 +250,6 @@ def _report(
             lesson,
             smallest,
             count=study.budget.triptychs,
-            server=server,
         ),
         "fragile": write_fragile(folder, study, smallest),
         "looks": write_looks(folder, study, pgd),
@@ -235,7 +263,6 @@ def _report(
     settings = {**dataclasses.asdict(study.budget), "descent_step_size": LESSON_STEP_SIZE}
     made["run"] = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": time.monotonic() - start,
         "seed": config.seed,
         "budget": config.budget,
         "recipe": config.recipe,

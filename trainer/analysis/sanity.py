@@ -28,7 +28,7 @@ def check_all(report: Mapping[str, Any], probe: Mapping[str, float]) -> list[dic
         _gradient(probe),
         _agreement(probe),
         _noise(probe),
-        _undefended(report["worst_case"]["linf"], report["model"]["defence"]),
+        _undefended(report["worst_case"]["linf"], report["model"]),
     ]
 
 
@@ -127,15 +127,19 @@ def _noise(probe: Mapping[str, float]) -> dict[str, Any]:
     )
 
 
-def _undefended(points: Sequence[Mapping[str, Any]], defence: str) -> dict[str, Any]:
+def _undefended(points: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Any]:
+    name = "An undefended net has nothing left"
     point = next(p for p in points if p["epsilon"] == REFERENCE_EPSILON)
     left = f"At {k255(REFERENCE_EPSILON)} {percent(point['accuracy'])} is left"
-    if defence != "none":
+    if model["defence"] != "none":
+        return _check(name, None, f"{left}; this one is defended: {model['defence']}.")
+    if not model["pretrained"] and point["accuracy"] > _NOTHING:
         return _check(
-            "An undefended net has nothing left", None, f"{left}; this one is defended: {defence}."
-        )
+            name, None, f"{left}; a net trained from scratch on pictures that are easy to tell "
+            "apart may keep some, so the checks above have to do."
+        )  # fmt: skip
     return _check(
-        "An undefended net has nothing left",
+        name,
         point["accuracy"] <= _NOTHING,
         f"{left}. A net trained without any defence usually falls to about nothing there: either "
         "its classes are easy to tell apart, or its gradients are masked (see the checks above).",

@@ -45,6 +45,7 @@ class Study:
         ]
         for c in range(len(self.chunks)):
             tasks.append(Task(name=f"lesson/{c}", run=partial(self._lesson, c)))
+            tasks.append(Task(name=f"surest/{c}", run=partial(self._surest, c)))
             for norm in ("linf", "l2"):
                 run = partial(self._smallest, norm, c)
                 tasks.append(Task(name=f"smallest/{norm}/{c}", run=run))
@@ -54,6 +55,9 @@ class Study:
         if len(self.rows):
             tasks.append(Task(name="probe", run=self._probe))
         return tasks
+
+    def epsilons(self, norm: str) -> tuple[float, ...]:
+        return self.budget.linf if norm == "linf" else self.budget.l2
 
     # --- what is made of the finished pieces
 
@@ -72,13 +76,16 @@ class Study:
     def lesson(self, workspace: Workspace) -> Piece:
         return self._unbounded(workspace, "lesson")
 
+    def surest(self, workspace: Workspace) -> Piece:
+        return self._unbounded(workspace, "surest")
+
     def smallest(self, workspace: Workspace, norm: str) -> Piece:
         return self._unbounded(workspace, f"smallest/{norm}")
 
     def _unbounded(self, workspace: Workspace, name: str) -> Piece:
         pieces = [workspace.load(f"{name}/{c}") for c in range(len(self.chunks))]
         axes = {key: 1 if key == "served" else 0 for key in pieces[0] if key != "seconds"}
-        return join(pieces, axes)
+        return join(pieces, axes) | {"seconds": np.sum([piece["seconds"] for piece in pieces])}
 
     # --- the pieces
 
@@ -107,6 +114,15 @@ class Study:
             self.targets[rows],
             self.budget.lesson_steps,
             LESSON_STEP_SIZE,
+        )
+
+    def _surest(self, c: int) -> Piece:
+        rows = self.chunks[c]
+        return sweep.surest(
+            self.subject,
+            self.photos.pixels[rows],
+            self.photos.labels[rows],
+            self.budget.pgd_steps,
         )
 
     def _corruption(self, kind: str) -> Piece:

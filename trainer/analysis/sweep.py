@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from trainer.analysis.attacks.ball import Ball, Norm
 from trainer.analysis.attacks.goal import Goal
-from trainer.analysis.attacks.gradient import gradient_descent
+from trainer.analysis.attacks.gradient import gradient_descent, pgd_to_the_end
 from trainer.analysis.attacks.pursuit import AttackResult
 from trainer.analysis.lattice import to_uint8
 from trainer.analysis.robustness import size_of
+from trainer.analysis.settings import REFERENCE_EPSILON
 from trainer.analysis.smallest import smallest_on_lattice
 from trainer.analysis.subject import Subject
 from trainer.analysis.workspace import Piece
@@ -105,6 +106,22 @@ def smallest(
         "float_size": found.float_distances.cpu().numpy().astype(np.float64),
         "survived": found.survived_rounding.cpu().numpy(),
     }
+
+
+def surest(
+    subject: Subject,
+    pictures: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    steps: int,
+) -> Piece:
+    """What PGD makes of `pictures` [n, S, S, 3] within the reference epsilon if it never stops.
+
+    Returns adversarial, served, torch, linf and l2, as `plain_descent` does.
+    """
+    ball = Ball(norm="linf", epsilon=REFERENCE_EPSILON)
+    images, goal = subject.images(pictures), subject.goal(labels)
+    found = pgd_to_the_end(subject.model, images, goal, ball, steps=steps)
+    return _unbounded(subject, pictures, to_uint8(found).cpu().numpy())
 
 
 def plain_descent(

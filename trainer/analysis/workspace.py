@@ -51,6 +51,11 @@ class Workspace:
         with np.load(self._path(name), allow_pickle=False) as archive:
             return dict(archive)
 
+    def seconds(self, name: str) -> float:
+        """What computing the piece took."""
+        with np.load(self._path(name), allow_pickle=False) as archive:
+            return float(archive["seconds"])
+
     def save(self, name: str, piece: Piece) -> None:
         with replaced(self._path(name)) as file:
             np.savez(file, allow_pickle=False, **piece)
@@ -67,10 +72,11 @@ def run_tasks(
     processes: int,
     done: Callable[[Task], None],
 ) -> None:
-    """Compute this process's share of what is not finished yet; `done` hears of each piece."""
+    """Compute this process's share of what is not finished yet; `done` hears of each such piece."""
     for task in tasks[rank::processes]:
-        if not workspace.has(task.name):
-            start = time.monotonic()
-            piece = task.run()
-            workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
+        if workspace.has(task.name):
+            continue
+        start = time.monotonic()
+        piece = task.run()
+        workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
         done(task)

@@ -1,5 +1,7 @@
 """Attacks that follow the gradient of the cross-entropy: FGSM, PGD, and plain descent."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball, project, random_star
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.pursuit import AttackResult, Pursuit
 from trainer.analysis.differentiable import input_gradient, logits_of
+from trainer.analysis.lattice import round_in_ball
 
 
 def fgsm(model: nn.Module, images: Tensor, goal: Goal, ball: Ball) -> AttackResult:
@@ -53,6 +56,28 @@ def pgd(
         if len(pursuit.rows) == 0:
             break
     return pursuit.result()
+
+
+def pgd_to_the_end(
+    model: nn.Module, images: Tensor, goal: Goal, ball: Ball, *, steps: int
+) -> Tensor:
+    """PGD that goes on where the goal is reached: how wrong, and how sure of it, the model can be.
+
+    `pgd` stops just past the boundary, where no model is sure of anything and which another model
+    draws elsewhere. Returns the pictures of the largest cross-entropy on the way, on the 8-bit
+    lattice, float32 [n, 3, S, S].
+    """
+    best, largest = images, images.new_full((len(images),), -math.inf)
+    iterates = images
+    for step in range(steps + 1):
+        _, loss, gradient = input_gradient(model, iterates, goal.cross_entropy)
+        better = loss > largest
+        best = torch.where(better.view(-1, 1, 1, 1), iterates, best)
+        largest = torch.where(better, loss, largest)
+        if step < steps:
+            stride = 2.5 * ball.column(images) / steps
+            iterates = project(iterates + stride * steepest(gradient, ball.norm), images, ball)
+    return round_in_ball(best, images, ball)
 
 
 def _climb(

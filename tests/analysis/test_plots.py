@@ -1,0 +1,53 @@
+"""The plots of a report with names and numbers of classes that are hard to draw."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from trainer.analysis import plots
+
+LONG = ["a very long name of a class that goes on and on", "猫 & <cat>", "كلب صغير"]
+
+
+def size_of(svg: str) -> tuple[float, float]:
+    width, height = re.search(r'width="([0-9.]+)pt" height="([0-9.]+)pt"', svg).groups()
+    return float(width), float(height)
+
+
+@pytest.mark.parametrize("labels", [LONG, [f"{i} {LONG[0]}" for i in range(20)]])
+def test_long_names_leave_room_for_the_matrix_and_say_nothing_on_the_terminal(labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg, left_out = plots.confusion(np.eye(len(labels), dtype=int).tolist(), labels)
+    assert left_out == 0
+    image = re.findall(r'<image [^>]*width="([0-9.]+)"', svg)[0]  # a colour bar may follow
+    assert float(image) > 10 * len(labels), "a cell is large enough to see"
+    assert labels[0] not in svg and f"{labels[0][:23]}…" in svg
+
+
+def test_of_many_classes_those_that_take_part_are_shown():
+    matrix = np.diag(np.full(120, 3))
+    matrix[7, 9], matrix[50, 7] = 2, 1
+    svg, left_out = plots.confusion(matrix.tolist(), [f"breed {k}" for k in range(120)])
+    assert left_out == 117
+    assert {f"breed {k}" for k in (7, 9, 50)} <= set(re.findall(r"breed [0-9]+", svg))
+    assert size_of(svg)[0] < 600
+    untouched, left_out = plots.confusion(
+        np.diag(np.full(120, 3)).tolist(), [f"breed {k}" for k in range(120)]
+    )
+    assert left_out == 120 and untouched.startswith("<svg")
+
+
+def test_many_descents_are_their_quartiles():
+    curves = {f"class {k}": [(0, 0.0), (10, k / 20), (20, 1.0)] for k in range(21)}
+    svg = plots.descent(curves)
+    assert "median" in svg and "class 3" not in svg
+    assert "class 3" in plots.descent(dict(list(curves.items())[:5]))
+
+
+def test_who_can_not_see_a_plot_is_told_what_it_is():
+    assert 'role="img" aria-label="probability of the class against the step"' in plots.descent(
+        {"cat": [(0, 0.1), (1, 0.9)]}
+    )
