@@ -231,6 +231,12 @@ def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, prob
     assert failed == {name}
 
 
+def test_one_photo_more_is_no_evidence_but_two_are():
+    for turned, passed in ((1, True), (2, False)):
+        probe = {"usual_accuracy": 0.5, "more_accuracy": 0.5 - turned / 16}
+        assert verdicts(report(), **probe)[NAMES["more"]] is passed
+
+
 def test_a_net_from_scratch_may_keep_some():
     name = "An undefended net has nothing left"
     assert verdicts(report(worst=0.4, pretrained=False))[name] is None

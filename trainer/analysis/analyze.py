@@ -213,7 +213,9 @@ def _text(report: dict[str, Any], folder: str) -> str:
             f"{percent(report['ideal_goal'])}" + (f"; not {', '.join(short)}" if short else "")
         )
     failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
-    lines.append(f"sanity       {'FAILED: ' + '; '.join(failed) if failed else 'all checks pass'}")
+    advice = "; the figures may flatter: see the report, and try a larger --budget"
+    said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
+    lines.append(f"sanity       {said}")
     return "\n".join([*lines, f"{folder}/report.html"])
 
 

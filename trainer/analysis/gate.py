@@ -82,8 +82,10 @@ def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[s
     for e, epsilon in enumerate(sizes[name]):
         if abs(epsilon - condition.epsilon) < 1e-6:
             return name, e
-    unit = (lambda e: f"{e:g}") if "-l2" in name else (lambda e: f"{255 * e:.4g}/255")
+    l2 = "-l2" in name
+    unit = (lambda e: f"{e:g}") if l2 else (lambda e: f"{255 * e:.4g}/255")
+    wanted = ",".join(map(unit, sorted({*sizes[name], condition.epsilon})))
     raise InvalidRequest(
         f"{name} is not measured at the epsilon of {condition.text!r}, but at "
-        f"{', '.join(map(unit, sizes[name]))}"
+        f"{', '.join(map(unit, sizes[name]))}; add {'--l2' if l2 else '--linf'} {wanted}"
     )
