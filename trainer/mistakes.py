@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from trainer.lettering import short_label
 from trainer.metrics import Floats, Ints
 from trainer.pictures import Pixels
 
@@ -35,8 +36,9 @@ def draw_mistakes(
     ):
         axes.imshow(picture)
         taken = int(row.argmax())
+        one, other = short_label(labels[target]), short_label(labels[taken])
         axes.set_title(
-            f"{labels[target]} ({row[target]:.0%})\nas {labels[taken]} ({row[taken]:.0%})",
+            f"{one} ({row[target]:.0%})\nas {other} ({row[taken]:.0%})",
             fontsize=8,
             parse_math=False,  # a label may hold $
         )

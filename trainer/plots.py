@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from trainer.lettering import any_script, short_label
 from trainer.metrics import Floats, Ints, confusion_matrix, expected_calibration_error, reliability
 from trainer.mistakes import draw_mistakes, most_wrong
 from trainer.pictures import Pixels
@@ -60,15 +61,17 @@ def _training(history: Sequence[Epoch]) -> Figure:
 
 
 def _confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
-    side = min(16.0, 2.5 + 0.4 * len(labels))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [short_label(label) for label in labels]
+    room = 0.09 * max(map(len, names))  # inches that the names take
+    side = min(48.0, 2.5 + (0.4 if len(labels) <= _MAX_NUMBERS else 0.2) * len(labels))
+    figure = Figure(figsize=(side + room + 1, side + room), layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
     ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=90, parse_math=False)  # a $ is no formula
-    axes.set_yticks(ticks, labels, parse_math=False)
+    axes.set_xticks(ticks, names, rotation=90, parse_math=False)  # a $ is no formula
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="taken for", ylabel="is")
     if len(labels) <= _MAX_NUMBERS:
         for row, column in np.argwhere(matrix):
@@ -106,4 +109,5 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    with any_script():
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None})

@@ -1,7 +1,6 @@
 """The plots of a robustness report, each an SVG text to stand in a page."""
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from trainer.lettering import any_script, short_label
+
 _CLASSES = 48  # of a confusion matrix that is shown whole
 _NUMBERED = 12  # classes of one whose cells are numbered
-_LONGEST = 24  # characters of a label
 _DRAWN = 8  # curves of their own
 _COLOURS = ("#1f6f8b", "#e07a5f", "#3d9970", "#8d6cab", "#c9a227", "#7a7a7a", "#b5476b", "#4c78a8")
 
@@ -76,7 +76,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[s
         moved = counts - np.diag(np.diag(counts))
         (shown,) = np.nonzero(moved.sum(axis=0) + moved.sum(axis=1))
         counts = counts[np.ix_(shown, shown)]
-    names = [_short(labels[int(k)]) for k in shown]
+    names = [short_label(labels[int(k)]) for k in shown]
     size = 9 if len(names) <= _NUMBERED else 7
     longest = max(map(len, names), default=0)
     side = max(3.4, 0.6 + (0.3 if len(names) <= _NUMBERED else 0.17) * len(names))
@@ -133,7 +133,7 @@ def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     if len(curves) <= _DRAWN:
         for k, (name, points) in enumerate(curves.items()):
             steps, probabilities = zip(*points, strict=True)
-            axes.plot(steps, probabilities, lw=1.2, color=_COLOURS[k], label=_short(name))
+            axes.plot(steps, probabilities, lw=1.2, color=_COLOURS[k], label=short_label(name))
     else:
         every = [np.asarray(points) for points in curves.values()]
         along = np.unique(np.concatenate([points[:, 0] for points in every]))
@@ -147,10 +147,6 @@ def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return _svg(figure, "probability of the class against the step", axes)
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
-
-
 def _svg(figure: Figure, title: str, axes: Any = None) -> str:
     """title: what a reader who can't see it is told. With `axes`: a grid and a legend."""
     if axes is not None:
@@ -161,10 +157,8 @@ def _svg(figure: Figure, title: str, axes: Any = None) -> str:
     # Text stays text (small, searchable); no date and a fixed salt make the same figure the same.
     with (
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pawprint"}),
-        warnings.catch_warnings(),
+        any_script(),  # the browser has the letters
     ):
-        # The browser has the glyphs that matplotlib's own font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

@@ -1,0 +1,20 @@
+"""Names of classes in plots: of any length, in any script."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST = 24  # characters
+
+
+def short_label(label: str) -> str:
+    """As much of it as leaves a plot its room."""
+    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+
+
+@contextmanager
+def any_script() -> Iterator[None]:
+    """Without a warning for each letter that matplotlib's own font has not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
