@@ -25,6 +25,7 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
+from trainer.integer_forms import integer_hard_sigmoids, pool_means
 from trainer.quantized_weights import weight_steps, weighted
 
 Pixels = npt.NDArray[np.uint8]
@@ -52,6 +53,7 @@ def prepare(model: Path) -> onnx.ModelProto:
         quant_pre_process(str(model), str(path), skip_symbolic_shape=True)
         prepared = onnx.load(path)
     _widen_normalisation(prepared)
+    pool_means(prepared)
     return prepared
 
 
@@ -131,6 +133,7 @@ def quantize(
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    integer_hard_sigmoids(quantized)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 

@@ -15,6 +15,7 @@ from trainer.backbones import Calibrated, Classifier, build
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
 from trainer.int8 import by_sensitivity, loses_too_much, quantize_within
+from trainer.integer_forms import integer_hard_sigmoids
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import calibrate, layers, prepare, quantize
@@ -133,13 +134,58 @@ def test_weights_are_as_fine_as_8_bits_allow_and_neighbours_fit_into_16(tmp_path
     assert any(fine)
 
 
+def test_hard_swish_and_means_are_in_integers_too(tmp_path: Path):
+    torch.manual_seed(0)
+    net = settled(build("mobilenet_v3_small", CLASSES, 64), 64)
+    path = exported(net, tmp_path / "model.onnx", 64)
+    prepared, images = prepare(path), pixels(32, 1, 64)
+    ranges = calibrate(prepared, pixels(24, size=64), "minmax")
+    model = quantize(prepared, ranges)
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"HardSigmoid", "ReduceMean"} and "GlobalAveragePool" in operators
+    expected, got = logits(path, images), logits(model, images)
+    assert np.abs(got - expected).max() < 0.15 * np.abs(expected).max()
+    assert contract(model) == contract(onnx.load(path))
+    half = quantize(prepared, ranges, in_float=layers(prepared)[:20])
+    assert np.abs(logits(half, images) - expected).max() < 0.15 * np.abs(expected).max()
+
+
+def test_an_integer_hard_sigmoid_is_the_hard_sigmoid_to_half_a_step(tmp_path: Path):
+    """By itself, over all that 8 bits can say of its input."""
+    scale, zero = np.float32(8 / 255), np.uint8(100)
+    names = {"scale": scale, "zero": zero, "out": np.float32(1 / 255), "none": np.uint8(0)}
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in names.items()]
+    make = onnx.helper.make_node
+    nodes = [
+        make("DequantizeLinear", ["x", "scale", "zero"], ["float"]),
+        make("HardSigmoid", ["float"], ["hard"], alpha=1 / 6, beta=0.5),
+        make("QuantizeLinear", ["hard", "out", "none"], ["q"]),
+        make("DequantizeLinear", ["q", "out", "none"], ["y"]),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "one", [value("x", onnx.TensorProto.UINT8, [256])],
+        [value("y", onnx.TensorProto.FLOAT, [256])], constants,
+    )  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    integer_hard_sigmoids(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node].count("Mul") == 1
+    x = np.arange(256, dtype=np.uint8)
+    (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    real = (x.astype(np.float32) - zero) * scale
+    assert np.abs(y - np.clip(real / 6 + 0.5, 0, 1)).max() < 1.02 / 255
+    assert y[real >= 3].min() == 1 and y[real <= -3].max() == 0
+
+
 def test_the_picture_is_normalised_by_rows_and_to_the_same_numbers(tiny: Path):
     """Three numbers at a time, as the channels come last, is slow."""
     prepared = prepare(tiny)
     (mean,) = (t for t in prepared.graph.initializer if t.name.endswith(".mean"))
     assert list(mean.dims) == [1, 3, 1, SIZE]
     images = pixels(4)
-    assert np.array_equal(logits(prepared, images), logits(onnx.load(tiny), images))
+    assert logits(prepared, images) == pytest.approx(logits(onnx.load(tiny), images), abs=1e-5)
 
 
 def test_integer_kernels_saturate_nowhere(tmp_path: Path):
