@@ -76,12 +76,13 @@ def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site/capacity.html").exists()
+    for page in ("capacity", "benchmarks", "changes"):
+        assert (tmp_path / f"site/{page}.html").exists()
 
 
 def test_the_first_page_leads_to_every_other_one() -> None:
     others = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
-    assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/index.md").read_text())) == others
+    assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/index.md").read_text())) >= others
 
 
 def test_nothing_installs_what_another_project_has_under_our_name() -> None:
