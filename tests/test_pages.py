@@ -1,14 +1,19 @@
-"""What the pages say of our commands, read by the commands' own parsers; nothing is run."""
+"""What the pages say of our commands, read by the commands' own parsers, and of our client."""
 
 import argparse
+import asyncio
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serving import classify, models, settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Running
+from tests.photos import jpeg
 from trainer import flags
 from trainer.analysis import analyze
 
@@ -86,6 +91,52 @@ def test_the_commands_of_the_pages_are_found() -> None:
         "classify photo.jpg",
     ):
         assert command.split() in found
+
+
+def test_every_flag_of_train_is_explained() -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    assert [flag for flag in own_flags("train") if not says(text, flag)] == []
+
+
+@pytest.mark.parametrize("name", ["serve", "classify"])
+def test_every_flag_of_what_serves_and_calls_stands_on_a_page(name: str) -> None:
+    text = "".join(page.read_text() for page in PAGES if page.name != "README.md")
+    assert [flag for flag in own_flags(name) if not says(text, flag)] == []
+
+
+def own_flags(name: str) -> list[str]:
+    """But for --help, and for --no-int8 and its like, which undo another one."""
+    names = [flag for action in PARSERS[name]()._actions for flag in action.option_strings]
+    return [n for n in names if n not in ("-h", "--help") and not n.startswith("--no-")]
+
+
+def says(text: str, flag: str) -> bool:
+    """As a flag or, as in a file of settings, by the setting's name."""
+    setting = flag.removeprefix("--").replace("-", "_")
+    return re.search(rf"{flag}(?![\w-])|`{setting}`", text) is not None
+
+
+async def test_the_programs_of_the_clients_page_run(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for photo in ("cat.jpg", "dog.jpg", "holiday/beach.jpg"):
+        Path(photo).parent.mkdir(exist_ok=True)
+        Path(photo).write_bytes(jpeg())
+    page = (ROOT / "docs/client.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    here = [p.replace("localhost:50051", running.address) for p in programs if "ca.pem" not in p]
+    assert len(here) == 4
+    for program in here:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-W", "error", "-c", program],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
