@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unauthenticated, Unavailable
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
+TRY_TLS = "if the server speaks TLS: --tls or --tls-ca FILE"
+_NO_CONNECTION = "connections to all backends failing"  # of gRPC's round_robin
 
 S = TypeVar("S")
 
@@ -97,6 +99,17 @@ def access_of(options: argparse.Namespace) -> dict[str, Any]:
     )
     wanted = options.tls or tls != Tls()
     return {"tls": tls if wanted else None, "token": os.environ.get(TOKEN_VARIABLE, "")}
+
+
+def advised(error: Exception, options: argparse.Namespace) -> str:
+    """What the error says, and which flag or variable of our commands may help."""
+    if isinstance(error, Unauthenticated):
+        what = "it stands in" if os.environ.get(TOKEN_VARIABLE) else "set"
+        return f"{error}; {what} {TOKEN_VARIABLE}"
+    refused = isinstance(error, Unavailable) and _NO_CONNECTION in str(error)
+    if refused and access_of(options)["tls"] is None:
+        return f"{error}; {TRY_TLS}"
+    return str(error)
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:

@@ -13,6 +13,7 @@ from serving.commandline import aligned
 
 # Loading a large version takes long; a server that is not there is known at once.
 TIMEOUT_S = 600.0
+_NO_CONNECTION = "failed to connect to all addresses"  # of gRPC's pick_first
 
 
 def load(options: argparse.Namespace) -> None:
@@ -71,4 +72,8 @@ def _call(options: argparse.Namespace, method: str, request: Any) -> Any:
         try:
             return getattr(stub, method)(request, timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise exception_of_call(error, options.server) from None
+            raised = exception_of_call(error, options.server)
+            unknown = error.code() is grpc.StatusCode.UNIMPLEMENTED
+            if unknown or _NO_CONNECTION in str(raised):  # perhaps it is the port of the calls
+                raised = type(raised)(f"{raised}; --server wants the port of serve --admin-port")
+            raise raised from None

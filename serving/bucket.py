@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.conditional_write import replace_if
-from serving.errors import InvalidRequest, Unavailable
+from serving.errors import InvalidRequest, Unavailable, to_install
 
 # scheme -> (fsspec's package, the extra that installs it)
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
@@ -48,9 +48,7 @@ class Bucket:
             )
         package, extra = SCHEMES[scheme]
         if importlib.util.find_spec(package) is None:
-            raise InvalidRequest(
-                f"{scheme}:// needs the package {package}: pip install 'pawprint[{extra}]'"
-            )
+            raise InvalidRequest(f"{scheme}:// needs the package {package}; {to_install(extra)}")
         self.location = f"{scheme}://{rest.strip('/')}"
         self._root = rest.strip("/")
         self._scheme = scheme

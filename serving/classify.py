@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from serving.access import access_of, add_access_flags
+from serving.access import access_of, add_access_flags, advised
 from serving.answers import StreamedResult
 from serving.batch_job import first_error, run_job
 from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"--in-flight must be 1 or more, got {options.in_flight}")
     if not options.timeout > 0:
         fail(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
+    if options.shard is not None and options.out is None:
+        fail("--shard needs --out")
     try:
         if options.out is not None:
             count, failed = asyncio.run(classify_to_parquet(options))
@@ -57,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (InvalidRequest, NotFound, Unauthenticated) as error:  # the same again would be in vain
-        fail(str(error))
+        fail(advised(error, options))
     except (PawprintError, OSError) as error:  # a server that is full or fails, a full disk, ...
-        fail(str(error), status=1)
+        fail(advised(error, options), status=1)
     if failed and options.out is not None:
         # No failure of the job: what starts many of them would stop the others, or try again.
         print(
@@ -109,7 +111,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
         raise InvalidRequest("with --out the photos are one folder or one prefix of a bucket")
     (location,) = options.photos
     source, out = place(location), place(options.out)
-    share = _share(options.shard)
+    share = _share(_shard_of_torchrun() if options.shard is None else options.shard)
     photos = await asyncio.to_thread(source.photos)
     async with _client(options) as client:
         described = await client.get_model(
@@ -150,6 +152,10 @@ def _share(text: str) -> Share:
     if not (rank.isdigit() and of.isdigit()):
         raise InvalidRequest(f"--shard is RANK/OF, as 0/4, got {text!r}")
     return Share(rank=int(rank), of=int(of))
+
+
+def _shard_of_torchrun() -> str:
+    return f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
 
 
 def _client(options: argparse.Namespace) -> AsyncClient:
@@ -305,7 +311,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shard",
-        default=f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}",
         metavar="RANK/OF",
         help="with --out: the parts of this machine (default: RANK/WORLD_SIZE, else all)",
     )

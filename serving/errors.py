@@ -14,6 +14,14 @@ Everything else that is raised is a defect of ours.
 """
 
 
+def to_install(extra: str) -> str:
+    """What to do where the packages of an extra are missing. It names no package `pawprint`: the
+    one of that name on the public index is another project's."""
+    return (
+        f"install the extra {extra} of Pawprint from its folder or wheel: pip install '.[{extra}]'"
+    )
+
+
 class PawprintError(Exception):
     """Something a user or a caller can put right; str(error) says what to do."""
 

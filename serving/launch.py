@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from serving.errors import to_install
+
 _OURS = ("protos", "serving", "trainer")
 
 
@@ -25,7 +27,7 @@ def _start(module: str, extra: str) -> int:
         if error.name is None or error.name.partition(".")[0] in _OURS:
             raise
         print(
-            f"error: this needs the package {error.name}: pip install 'pawprint[{extra}]'",
+            f"error: this needs the package {error.name}; {to_install(extra)}",
             file=sys.stderr,
         )
         return 2

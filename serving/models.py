@@ -25,7 +25,7 @@ from serving.storage import open_repository
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         if "server" in options:
             options.command(options)
@@ -171,6 +171,19 @@ def _named(repository: Repository, reference: str) -> tuple[str, int]:
     """NAME, NAME/VERSION or NAME/ALIAS."""
     name, _, version = reference.partition("/")
     return name, repository.resolve(name, version)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more:
+        model = getattr(options, "model", None)
+        lacks_version = isinstance(model, str) and "/" not in model
+        hint = ""
+        if lacks_version and more[0].isdigit() and options.command is not _rollback:
+            hint = f"; write {model}/{more[0]}"
+        parser.error(f"unrecognized arguments: {' '.join(more)}{hint}")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

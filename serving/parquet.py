@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serving.answers import Response
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 
 
 def row_of(photo: str, response: Response | None, error: str | None) -> dict[str, Any]:
@@ -62,4 +62,4 @@ def failed_rows(data: bytes, name: str) -> int:
 def require_pyarrow() -> None:
     """Raises InvalidRequest where it is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
-        raise InvalidRequest("--out needs the package pyarrow: pip install 'pawprint[parquet]'")
+        raise InvalidRequest(f"--out needs the package pyarrow; {to_install('parquet')}")

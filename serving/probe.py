@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.access import Tls, access_of, add_access_flags, open_channel
+from serving.access import TRY_TLS, Tls, access_of, add_access_flags, open_channel
 from serving.channel import host_port
 from serving.commandline import Parser, fail
 from serving.errors import InvalidRequest
 from serving.own_tls import own_tls
+
+_NO_ANSWER = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
 
 
 def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None = None) -> str:
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InvalidRequest as error:
         fail(str(error))
     if status != "SERVING":
-        fail(f"{options.address} is {status}", status=1)
+        hint = f"; {TRY_TLS}" if tls is None and status in _NO_ANSWER else ""
+        fail(f"{options.address} is {status}{hint}", status=1)
     print(status)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import grpc
 
 from serving.edge import Call, Sink
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SERVICE_NAME = "OTEL_SERVICE_NAME"
@@ -31,8 +31,8 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise InvalidRequest(
-                f"{ENDPOINT} is set, but OpenTelemetry is not installed: install pawprint[otel], "
-                "or unset it"
+                f"{ENDPOINT} is set, but OpenTelemetry is not installed: unset it, or "
+                f"{to_install('otel')}"
             ) from error
         name = os.environ.get(SERVICE_NAME, "pawprint")
         # A provider of its own, not the global one: a server is no library's guest.

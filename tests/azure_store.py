@@ -30,7 +30,7 @@ def azure_environment(port: int) -> dict[str, str]:
 @contextlib.contextmanager
 def running_azure_store(folder: Path, cache: pytest.Cache) -> Iterator[ObjectStore]:
     """Its data are in memory; skips where there is no adlfs, or no npm to install Azurite."""
-    pytest.importorskip("adlfs", reason="pip install 'pawprint[az]'")
+    pytest.importorskip("adlfs", reason="pip install '.[az]'")
     program = npm_folder_with(cache, "azurite", AZURITE) / "node_modules/.bin/azurite-blob"
     (port,) = free_ports(1)
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--disableTelemetry"]

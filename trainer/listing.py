@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
 from trainer.shards import Track, find_shard_photos, is_shards
@@ -92,7 +92,7 @@ def _csv(table: Path) -> list[Mapping[str, Any]]:
 
 def _parquet(table: Path) -> list[Mapping[str, Any]]:
     if importlib.util.find_spec("pyarrow") is None:
-        raise InvalidRequest("reading Parquet needs pyarrow: pip install 'pawprint[parquet]'")
+        raise InvalidRequest(f"reading Parquet needs pyarrow; {to_install('parquet')}")
     import pyarrow
     import pyarrow.parquet
 

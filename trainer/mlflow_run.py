@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
+from serving.errors import to_install
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.results import Published
@@ -90,7 +91,7 @@ class MlflowRun:
         try:
             send()
         except ImportError as error:
-            self._give_up(f"{error}; pip install 'pawprint[mlflow]'")
+            self._give_up(f"{error}; {to_install('mlflow')}")
         except Exception as error:  # MLflow, its stores and the network raise what they like
             self._give_up(str(error))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 from serving.modelspec import INTERPOLATIONS, Normalisation
 from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
@@ -77,9 +77,7 @@ def _find(backbone: str) -> tuple[ModuleType, str]:
     try:
         import timm
     except ImportError as error:
-        raise InvalidRequest(
-            f"the backbone {backbone} needs timm: pip install 'pawprint[timm]'"
-        ) from error
+        raise InvalidRequest(f"the backbone {backbone} needs timm; {to_install('timm')}") from error
     name = backbone.removeprefix(PREFIX)
     architecture, _, tag = name.partition(".")
     known = timm.list_models()

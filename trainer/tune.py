@@ -19,7 +19,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 from trainer.alone import alone
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
@@ -86,7 +86,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise InvalidRequest("--tune needs Optuna: pip install 'pawprint[tune]'") from error
+        raise InvalidRequest(f"--tune needs Optuna; {to_install('tune')}") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

@@ -1,6 +1,9 @@
 // Classifies photos with a Pawprint server, in one Classify call.
 //
-//   node classify.js [--address HOST:PORT] --model NAME [--version V] [--top-k K] PHOTO...
+//   node classify.js [--address HOST:PORT] --model NAME [--version V] [--top-k K]
+//     [--tls] [--tls-ca FILE] [--tls-cert FILE --tls-key FILE] PHOTO...
+//
+// A token that the server wants stands in the environment as PAWPRINT_TOKEN.
 
 "use strict";
 
@@ -13,14 +16,31 @@ const protoLoader = require("@grpc/proto-loader");
 const ROOT = path.resolve(__dirname, "../..");
 const TIMEOUT_MS = 30_000;
 
-function connect(address) {
+// Not encrypted without a flag for TLS. The authority is one that Node knows, unless it is given.
+function credentials(values) {
+  const files = ["tls-ca", "tls-key", "tls-cert"].map((flag) => values[flag]);
+  if (!values.tls && !files.some(Boolean)) {
+    return grpc.credentials.createInsecure();
+  }
+  return grpc.credentials.createSsl(...files.map((file) => (file ? fs.readFileSync(file) : null)));
+}
+
+function metadata() {
+  const sent = new grpc.Metadata();
+  if (process.env.PAWPRINT_TOKEN) {
+    sent.set("authorization", `Bearer ${process.env.PAWPRINT_TOKEN}`);
+  }
+  return sent;
+}
+
+function connect(address, channelCredentials) {
   const definition = protoLoader.loadSync("protos/pawprint/v1/classifier.proto", {
     includeDirs: [ROOT],
     oneofs: true, // result.outcome says which of the two is there
     defaults: true, // a label of index 0 has its index
   });
   const { ClassifierService } = grpc.loadPackageDefinition(definition).pawprint.v1;
-  return new ClassifierService(address, grpc.credentials.createInsecure(), {
+  return new ClassifierService(address, channelCredentials, {
     "grpc.max_send_message_length": -1,
   });
 }
@@ -28,7 +48,7 @@ function connect(address) {
 function classify(client, request) {
   const deadline = Date.now() + TIMEOUT_MS;
   return new Promise((resolve, reject) => {
-    client.classify(request, { deadline }, (error, response) =>
+    client.classify(request, metadata(), { deadline }, (error, response) =>
       error ? reject(error) : resolve(response),
     );
   });
@@ -50,12 +70,16 @@ async function main() {
       model: { type: "string" },
       version: { type: "string", default: "" },
       "top-k": { type: "string", default: "1" },
+      tls: { type: "boolean", default: false },
+      "tls-ca": { type: "string" },
+      "tls-cert": { type: "string" },
+      "tls-key": { type: "string" },
     },
   });
   if (!values.model || photos.length === 0) {
     throw new Error("say which model and photos: classify.js --model NAME PHOTO...");
   }
-  const client = connect(values.address);
+  const client = connect(values.address, credentials(values));
   try {
     const response = await classify(client, {
       model: values.model,

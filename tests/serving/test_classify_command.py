@@ -152,6 +152,7 @@ def test_each_unreadable_photo_is_reported_and_the_rest_answered(
         (["{photo}", "--top-k", "x"], "error: argument --top-k: invalid int value"),
         (["{photo}", "--in-flight", "0"], "error: --in-flight must be 1 or more"),
         (["{photo}", "--timeout", "-1"], "error: --timeout must be more than 0"),
+        (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
     ],
 )
@@ -180,6 +181,7 @@ def test_no_server_is_status_1_and_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the server at 127.0.0.1:1 does not answer")
+    assert line.endswith("Connection refused; if the server speaks TLS: --tls or --tls-ca FILE")
 
 
 def test_two_models_need_a_choice(tmp_path: Path, start) -> None:

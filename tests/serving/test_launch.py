@@ -19,6 +19,7 @@ def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert (
-        done.stderr == f"error: this needs the package {package}: pip install 'pawprint[{extra}]'\n"
+    assert done.stderr == (
+        f"error: this needs the package {package}; install the extra {extra} of Pawprint from its "
+        f"folder or wheel: pip install '.[{extra}]'\n"
     )

@@ -1,13 +1,16 @@
 """The Node example, as its README has it, against a server in a process of its own."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from serving.client import Client
+from tests.certificates import Authority
 from tests.conftest import ROOT, ServerProcess, start_server
 from tests.environments import NPM_TROUBLE
 from tests.photos import jpeg
@@ -45,10 +48,13 @@ def classify(server: ServerProcess) -> Classify:
             pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[0]}")
         assert done.returncode == 0, done.stderr
 
-    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *arguments: object, address: str = server.address, token: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [node, "classify.js", "--address", server.address, *map(str, arguments)],
+            [node, "classify.js", "--address", address, *map(str, arguments)],
             cwd=EXAMPLE,
+            env={**os.environ, "PAWPRINT_TOKEN": token},
             capture_output=True,
             text=True,
             timeout=60,
@@ -96,3 +102,32 @@ def test_errors_are_one_line(classify: Classify, photos: list[Path]) -> None:
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith(words)
+
+
+def test_tls_and_a_token(
+    classify: Classify, photos: list[Path], tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    build_version(tmp_path / "models", "pets")
+    authority = Authority(tmp_path / "authority")
+    theirs, ours = authority.sign("server"), authority.sign("caller")
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(f'[[tokens]]\nname = "a"\nsha256 = "{sha256(b"secret").hexdigest()}"\n')
+    server = start(
+        tmp_path / "models",
+        *("--tokens", str(tokens), "--tls-cert", str(theirs.cert), "--tls-key", str(theirs.key)),
+        *("--tls-client-ca", str(authority.ca)),
+    )
+    trust = ("--tls-ca", authority.ca)
+    shown = (*trust, "--tls-cert", ours.cert, "--tls-key", ours.key)
+    for flags, token, status, words in (
+        (shown, "secret", 0, ""),
+        (shown, "", 2, "wants a token"),
+        (trust, "secret", 2, "error: "),
+        ((), "secret", 2, "error: "),
+        (("--tls",), "secret", 2, "error: "),
+    ):
+        done = classify(
+            *("--model", "pets", photos[0], *flags), address=server.address, token=token
+        )
+        assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+        assert done.stdout.startswith(f"{photos[0]}: ") == (status == 0)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from serving.access import TRY_TLS
 from serving.probe import _here, serving_status
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
@@ -31,6 +32,7 @@ async def test_a_server_is_healthy_only_once_it_is_loaded(models) -> None:
     "flags, status, said",
     [
         (["--timeout", "0.2", "--address", "127.0.0.1:1"], 1, "error: 127.0.0.1:1 is "),
+        (["--timeout", "0.2", "--address", "127.0.0.1:1", "--tls"], 1, "error: 127.0.0.1:1 is "),
         (["--timeout", "0"], 2, "error: --timeout must be more than 0 seconds"),
         (["--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
     ],
@@ -39,6 +41,7 @@ def test_its_status_says_what_is_wrong(flags: list[str], status: int, said: str)
     done = probe(*flags)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert done.stderr.endswith(f"; {TRY_TLS}\n") == (status == 1 and "--tls" not in flags)
 
 
 @pytest.mark.parametrize(

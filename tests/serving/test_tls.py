@@ -180,3 +180,9 @@ async def test_the_commands_take_certificates(
             )
             out, err = await asyncio.wait_for(process.communicate(), 60)
             assert (process.returncode, err) == (0, b"") and out
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *command), cwd=ROOT, stderr=subprocess.PIPE
+            )
+            _, err = await asyncio.wait_for(process.communicate(), 60)
+            assert process.returncode == 1
+            assert err.decode().endswith("; if the server speaks TLS: --tls or --tls-ca FILE\n")

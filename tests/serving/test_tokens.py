@@ -296,6 +296,27 @@ def test_a_missing_file_is_refused() -> None:
         Tokens(Path("/nowhere/tokens.toml"))
 
 
+async def test_classify_says_where_its_token_stands(
+    models: Path, file: Path, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg())
+    async with running_server(models, tokens=str(file)) as running:
+        for token, words in (
+            ("", "wants a token: authorization: Bearer TOKEN; set PAWPRINT_TOKEN"),
+            ("wrong", "is not one that this server knows; it stands in PAWPRINT_TOKEN"),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "serving.classify", str(photo)),
+                *("--address", running.address),
+                cwd=ROOT,
+                env={**os.environ, "PAWPRINT_TOKEN": token},
+                stderr=subprocess.PIPE,
+            )
+            _, err = await asyncio.wait_for(process.communicate(), 60)
+            assert process.returncode == 2 and err.decode().endswith(f"{words}\n")
+
+
 async def test_the_command_makes_a_token_that_works(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving.tokens", "shop", "--photos-per-s", "5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

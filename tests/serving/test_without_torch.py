@@ -103,4 +103,4 @@ def test_a_command_that_needs_torch_says_so_in_one_line(environment: Path, tmp_p
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: this needs the package torch")
-        assert line.endswith(": pip install 'pawprint[train]'")
+        assert line.endswith(": pip install '.[train]'")

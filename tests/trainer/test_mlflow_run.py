@@ -112,4 +112,4 @@ def test_without_mlflow_it_says_what_to_install(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     assert main(arguments(photos(), tmp_path / "models")) == 0
-    assert capsys.readouterr().out.count("pip install 'pawprint[mlflow]'") == 1
+    assert capsys.readouterr().out.count("pip install '.[mlflow]'") == 1

@@ -120,7 +120,7 @@ def test_without_timm_the_command_says_what_to_install(
 ):
     monkeypatch.setitem(sys.modules, "timm", None)
     assert main(["--data", str(photos()), "--backbone", CNN, "--weights", "none"]) == 2
-    assert "pip install 'pawprint[timm]'" in capsys.readouterr().err
+    assert "pip install '.[timm]'" in capsys.readouterr().err
 
 
 def test_trained_published_rebuilt_and_analysed(

@@ -168,7 +168,7 @@ def test_without_optuna_it_says_what_to_install(
 ):  # fmt: skip
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(arguments(photos(), tmp_path, 3)) == 2
-    assert "pip install 'pawprint[tune]'" in capsys.readouterr().err
+    assert "pip install '.[tune]'" in capsys.readouterr().err
 
 
 def test_one_search_at_a_time_and_the_net_is_left_for_the_next_trial(

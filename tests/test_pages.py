@@ -1,0 +1,147 @@
+"""What the pages say of our commands, read by the commands' own parsers, and of our client."""
+
+import argparse
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving import classify, models, settings
+from tests.conftest import ROOT, Running
+from tests.photos import jpeg
+from trainer import flags
+from trainer.analysis import analyze
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSERS = {
+    "analyze": analyze._parser,
+    "classify": classify._parser,
+    "models": models._parser,
+    "serve": settings._parser,
+    "train": flags.parser,
+}
+MODULES = {"trainer.train": "train", "trainer.analysis.analyze": "analyze"}
+
+
+def commands(page: str) -> list[list[str]]:
+    """Our commands in the shell blocks of a page, each as its words."""
+    found = []
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = ours(shlex.split(line, comments=True))
+            if command:
+                found.append(command)
+    return found
+
+
+def ours(words: list[str]) -> list[str]:
+    """The words from our command on; none if the line starts another one."""
+    while words and re.match(r"\w+=", words[0]):  # PAWPRINT_TOKEN=... classify
+        words = words[1:]
+    if not words:
+        return []
+    name = Path(words[0]).name
+    if name in PARSERS:
+        return [name, *words[1:]]
+    if name == "torchrun":
+        if "--no-python" in words:
+            return words[words.index("--no-python") + 1 :]
+        module = words.index("-m") + 1
+        return [MODULES[words[module]], *words[module + 1 :]]
+    if words[:2] == ["docker", "run"]:
+        (image,) = [n for n, word in enumerate(words) if re.match(r"pawprint-(train|serve)", word)]
+        return words[image + 1 :]
+    return []
+
+
+def unknown_to(parser: argparse.ArgumentParser, words: list[str]) -> bool:
+    """An ellipsis stands for whatever else is wanted: then only what is there must be known."""
+    if "..." in words:
+        known = {flag for action in parser._actions for flag in action.option_strings}
+        return not {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+    try:
+        parser.parse_args(words)
+    except SystemExit:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_of_a_page_can_be_given(page: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, *words in commands(page.read_text()):
+        wrong = unknown_to(PARSERS[name](), words)
+        assert not wrong, f"{shlex.join([name, *words])}: {capsys.readouterr().err}"
+
+
+def test_the_commands_of_the_pages_are_found() -> None:
+    found = [words for page in PAGES for words in commands(page.read_text())]
+    assert {name for name, *_ in found} == PARSERS.keys()
+    for command in (
+        "models promote pets/2",
+        "classify ... --shard 3/8",
+        "classify s3://bucket/photos --out s3://bucket/results.parquet --model pets "
+        "--address dns:///pawprint-headless:50051 --in-flight 64",
+        "train --data /data --name pets --out /models",
+        "train --data photos --name pets --checkpoints state",
+        "classify photo.jpg",
+    ):
+        assert command.split() in found
+
+
+def test_every_flag_of_train_is_explained() -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    assert [flag for flag in own_flags("train") if not says(text, flag)] == []
+
+
+@pytest.mark.parametrize("name", ["serve", "classify"])
+def test_every_flag_of_what_serves_and_calls_stands_on_a_page(name: str) -> None:
+    text = "".join(page.read_text() for page in PAGES if page.name != "README.md")
+    assert [flag for flag in own_flags(name) if not says(text, flag)] == []
+
+
+def own_flags(name: str) -> list[str]:
+    """But for --help, and for --no-int8 and its like, which undo another one."""
+    names = [flag for action in PARSERS[name]()._actions for flag in action.option_strings]
+    return [n for n in names if n not in ("-h", "--help") and not n.startswith("--no-")]
+
+
+def says(text: str, flag: str) -> bool:
+    """As a flag or, as in a file of settings, by the setting's name."""
+    setting = flag.removeprefix("--").replace("-", "_")
+    return re.search(rf"{flag}(?![\w-])|`{setting}`", text) is not None
+
+
+async def test_the_programs_of_the_clients_page_run(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for photo in ("cat.jpg", "dog.jpg", "holiday/beach.jpg"):
+        Path(photo).parent.mkdir(exist_ok=True)
+        Path(photo).write_bytes(jpeg())
+    page = (ROOT / "docs/client.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    here = [p.replace("localhost:50051", running.address) for p in programs if "ca.pem" not in p]
+    assert len(here) == 4
+    for program in here:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-W", "error", "-c", program],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "line", ["models promote pets 2", "classify ... --shards 3/8", "train --data a --epoch x"]
+)
+def test_a_slip_is_found(line: str) -> None:
+    (command,) = commands(f"```sh\n.venv/bin/{line}  # a remark\n```\n")
+    assert unknown_to(PARSERS[command[0]](), command[1:])
