@@ -98,8 +98,8 @@ def test_every_flag_of_train_is_explained() -> None:
     assert [flag for flag in own_flags("train") if not says(text, flag)] == []
 
 
-@pytest.mark.parametrize("name", ["serve", "classify"])
-def test_every_flag_of_what_serves_and_calls_stands_on_a_page(name: str) -> None:
+@pytest.mark.parametrize("name", ["analyze", "classify", "serve"])
+def test_every_flag_of_the_other_commands_stands_on_a_page(name: str) -> None:
     text = "".join(page.read_text() for page in PAGES if page.name != "README.md")
     assert [flag for flag in own_flags(name) if not says(text, flag)] == []
 
