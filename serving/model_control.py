@@ -278,6 +278,8 @@ class ModelControl:
                     return
                 except Exception as error:  # what a broken device raises, nobody can say
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
+                    if isinstance(error, BrokenVersion) and await self._replaced(name, version):
+                        return
                 else:
                     model = self._models[name]
                     self._models[name] = replace(
@@ -289,6 +291,28 @@ class ModelControl:
                     log.info("the engine of %s/%d runs again", name, version)
                     return
             await asyncio.sleep(wait_s)
+
+    async def _replaced(self, name: str, version: int) -> bool:
+        """Refuse a version whose files are damaged, if others can answer in its place meanwhile.
+
+        Only where the repository is watched, which tries a refused version again.
+        """
+        if self.settings.control != "poll":
+            return False
+        model = self._models[name]
+        self._models[name] = replace(model, restarting=model.restarting - {version})
+        try:
+            after = await asyncio.to_thread(self._update, name)
+        except BaseException:
+            self._models[name] = model
+            raise
+        if not after.versions:
+            self._models[name] = model
+            return False
+        self._models[name] = after
+        log.info("%s: %s", name, _described(after))
+        await self._publish()
+        return True
 
     def _say_unmet(self) -> None:
         found = unmet(self._models, self.settings)

@@ -514,6 +514,28 @@ async def test_a_broken_engine_whose_version_is_gone_makes_room_for_an_older_one
         assert await answering(client) == 1
 
 
+async def test_a_broken_engine_whose_files_are_damaged_makes_room_until_they_are_mended(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.1,))
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, poll_s=0.1, versions="latest:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert await answering(client) == 2
+        path = models / "pets/2/model.onnx"
+        data = path.read_bytes()
+        flip(path)
+        running.server.control._restart_soon("pets", 2)
+        await until_served(running, 1)
+        assert await answering(client) == 1
+        assert [s.state for s in running.server.control.states() if s.version == 2] == ["refused"]
+        path.write_bytes(data)
+        await until_served(running, 2)
+        assert await answering(client) == 2
+
+
 async def test_a_broken_engine_whose_version_is_gone_is_gone_for_callers(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
