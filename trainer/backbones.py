@@ -18,6 +18,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from serving.errors import BrokenVersion, InvalidRequest
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
+from trainer.stages import in_no_stage
 from trainer.timm_nets import PREFIX, make_timm_net, remove_timm_head, timm_input
 from trainer.tiny import Tiny
 from trainer.trained_input import TrainedInput
@@ -70,11 +71,14 @@ class Classifier(nn.Module):
         return logits
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Freeze these, and nothing else."""
+        """Freeze these stages, and nothing else but what lies before all of them."""
         self.requires_grad_(True)
         self.frozen = list(modules)
         for module in modules:
             module.requires_grad_(False)
+        if any(True for module in modules for _ in module.parameters()):
+            for parameter in in_no_stage(self.backbone):
+                parameter.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Classifier":

@@ -92,7 +92,7 @@ def fine_tune(
     rate_at = SCHEDULES[config.schedule]
     next_order = make_order(targets, config.balance)
     balanced = config.balance != "none"
-    frozen_in = make_thawing(classifier, gradual=config.gradual)
+    frozen_in = make_thawing(classifier.backbone, frozen, gradual=config.gradual)
     average = MovingAverage(classifier, config.ema)
     batches = batch_count(len(photos), config.batch_size, world.size)
 

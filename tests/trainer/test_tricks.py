@@ -74,7 +74,7 @@ def test_earlier_stages_learn_more_slowly():
 def test_stages_thaw_one_an_epoch_from_the_last():
     net = build("tiny", 2, 48)
     net.freeze(stages(net.backbone)[:1])
-    frozen_in = make_thawing(net, gradual=True)
+    frozen_in = make_thawing(net.backbone, net.frozen, gradual=True)
     learning = []
     for epoch in range(1, 5):
         net.freeze(frozen_in(epoch))
@@ -84,7 +84,7 @@ def test_stages_thaw_one_an_epoch_from_the_last():
     assert learning[0] == [False, False, False, True]
     assert learning[1] == [False, False, True, True]
     assert learning[2] == learning[3] == [False, True, True, True]
-    assert make_thawing(net, gradual=False)(1) == net.frozen
+    assert make_thawing(net.backbone, net.frozen, gradual=False)(1) == net.frozen
 
 
 def test_mixup_is_a_line_between_two_pictures():
