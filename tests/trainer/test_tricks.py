@@ -119,6 +119,17 @@ def test_cutmix_cuts_pictures_where_channels_come_last_too():
         assert not last[0].any() and last[1].all()
 
 
+def test_cutmix_alone_is_refused_where_there_are_only_vectors(photos: MakePhotos):
+    labels, generator = torch.tensor([0, 1, 1]), np.random.default_rng(0)
+    for shape in ((3, 8), (3, 5, 8)):
+        with pytest.raises(InvalidRequest, match="give a larger --thaw, or --mixup"):
+            make_mix(0.0, 1.0, 2)(torch.rand(shape), labels, generator)
+    _, targets = make_mix(0.4, 1.0, 2)(torch.rand(3, 8), labels, generator)
+    assert not torch.equal(targets, targets.round()), "mixup is"
+    with pytest.raises(InvalidRequest, match="only vectors"):
+        Run(photos, "tiny", epochs=1, batch_size=8, cutmix=1.0, thaw=0.0)()
+
+
 def test_labels_are_mixed_with_their_pictures():
     labels = torch.tensor([0, 1, 2])
     inputs = labels[:, None, None, None].float().expand(3, 1, 8, 8)
