@@ -191,7 +191,8 @@ def _strip_auxiliary(net: nn.Module) -> None:
 
 
 def _remove_head(net: nn.Module, name: str) -> None:
-    """Replace the last layer by the identity, and a ReLU that follows it (in squeezenet) too.
+    """Replace the last layer by the identity, a ReLU that follows it (in squeezenet), and a lone
+    dropout directly before it: Classifier has its own. Those between vgg's layers are the net's.
 
     What is left of squeezenet is its global pooling; as the head is linear, it may come after it.
     """
@@ -199,6 +200,9 @@ def _remove_head(net: nn.Module, name: str) -> None:
     parent = net.get_submodule(path)
     siblings = list(parent.named_children())
     after = [n for n, _ in siblings].index(child)
+    drops = [i for i, (_, module) in enumerate(siblings[:after]) if isinstance(module, nn.Dropout)]
+    if drops == [after - 1]:
+        setattr(parent, siblings[after - 1][0], nn.Identity())
     for sibling, module in siblings[after:]:
         if sibling == child or isinstance(module, nn.ReLU):
             setattr(parent, sibling, nn.Identity())
