@@ -18,6 +18,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from serving.errors import BrokenVersion, InvalidRequest
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
+from trainer.stages import in_no_stage
 from trainer.timm_nets import PREFIX, make_timm_net, remove_timm_head, timm_input
 from trainer.tiny import Tiny
 from trainer.trained_input import TrainedInput
@@ -70,11 +71,14 @@ class Classifier(nn.Module):
         return logits
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Freeze these, and nothing else."""
+        """Freeze these stages, and nothing else but what lies before all of them."""
         self.requires_grad_(True)
         self.frozen = list(modules)
         for module in modules:
             module.requires_grad_(False)
+        if any(True for module in modules for _ in module.parameters()):
+            for parameter in in_no_stage(self.backbone):
+                parameter.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -187,7 +191,8 @@ def _strip_auxiliary(net: nn.Module) -> None:
 
 
 def _remove_head(net: nn.Module, name: str) -> None:
-    """Replace the last layer by the identity, and a ReLU that follows it (in squeezenet) too.
+    """Replace the last layer by the identity, a ReLU that follows it (in squeezenet), and a lone
+    dropout directly before it: Classifier has its own. Those between vgg's layers are the net's.
 
     What is left of squeezenet is its global pooling; as the head is linear, it may come after it.
     """
@@ -195,6 +200,9 @@ def _remove_head(net: nn.Module, name: str) -> None:
     parent = net.get_submodule(path)
     siblings = list(parent.named_children())
     after = [n for n, _ in siblings].index(child)
+    drops = [i for i, (_, module) in enumerate(siblings[:after]) if isinstance(module, nn.Dropout)]
+    if drops == [after - 1]:
+        setattr(parent, siblings[after - 1][0], nn.Identity())
     for sibling, module in siblings[after:]:
         if sibling == child or isinstance(module, nn.ReLU):
             setattr(parent, sibling, nn.Identity())

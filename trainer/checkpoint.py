@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,9 @@ class Checkpoints:
         settings: Mapping[str, Any],
         *,
         tell: Callable[[str], None] | None = None,
+        started: float | None = None,
     ) -> None:
-        """name: the model's.
+        """name: the model's; started: when this process began, on the monotonic clock; None: now.
 
         With `tell` nobody has asked for checkpoints: it is told of one that can't be used or
         written, and the training does without; each settings have a file of their own. Otherwise
@@ -86,6 +88,8 @@ class Checkpoints:
         self._of_model = re.compile(re.escape(name) + r"-[0-9a-f]{12}\.ckpt")
         self._weights = folder / f"{name}.best.safetensors"
         self._tell = tell
+        self._started = time.monotonic() if started is None else started
+        self.earlier_s = 0.0  # that processes before this one took, up to the checkpoint loaded
 
     def check(self) -> None:
         """Raises InvalidRequest if no file can be made in the folder."""
@@ -132,6 +136,7 @@ class Checkpoints:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
+            seconds = float(content.pop("seconds"))
             found = Checkpoint(**content)
         except Exception as error:  # torch.load raises almost anything on other bytes
             raise _Unusable(
@@ -143,13 +148,16 @@ class Checkpoints:
                 f"{'; '.join(different)}",
                 "give those, or delete it to start anew",
             )
+        self.earlier_s = seconds
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the file in one step. Raises FailedCheck if it can't, where that was asked for;
         the last one is kept.
         """
-        content = {**vars(checkpoint), "settings": json.dumps(self._settings)}
+        seconds = self.earlier_s + time.monotonic() - self._started
+        settings = json.dumps(self._settings)
+        content = {**vars(checkpoint), "settings": settings, "seconds": seconds}
         try:
             with replaced(self.path) as file:
                 torch.save(content, file)

@@ -77,9 +77,10 @@ def configurations(
     fine = {k: v for k, v in settings.items() if k not in ("weights", "thaw", "name")}
     fine |= {"backbone": chosen.backbone, "size": chosen.size}
     fine |= {"interpolation": chosen.interpolation, "batch_size": chosen.batch_size}
+    thawed = {"thaw": settings["thaw"]} if "thaw" in settings else {}
     ways: dict[str, dict[str, Any]] = {
         "frozen": {"weights": pretrained, "epochs": 0},
-        "fine-tuned": {"weights": pretrained},
+        "fine-tuned": {"weights": pretrained, **thawed},
         "full": {"weights": pretrained, "thaw": 1.0},
         "scratch": {"weights": "none"},
     }

@@ -185,14 +185,17 @@ def _fine_tune(run: Run) -> FineTuned:
     steps = config.epochs * len(run.data.splits["train"])
     with console.bar("Training", steps) as advance:
 
-        def report(epoch: Epoch) -> None:
-            console.line(_in_words(epoch, config.epochs))
+        def record(epoch: Epoch) -> None:
             if run.track is not None:
                 run.track(figures_of(epoch), epoch.epoch)
             if run.recorded is not None:
                 run.recorded.epoch(epoch)
 
-        result = fine_tune(learner, report, advance, checkpoints=run.checkpoints)
+        def report(epoch: Epoch) -> None:
+            console.line(_in_words(epoch, config.epochs))
+            record(epoch)
+
+        result = fine_tune(learner, report, advance, checkpoints=run.checkpoints, recall=record)
     if config.adversarial and result.best.epoch == 0:
         raise FailedCheck(
             f"training against {config.adversarial} made the net no better on val in "

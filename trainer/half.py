@@ -1,6 +1,8 @@
 """An exported file in 16-bit floats, for GPUs."""
 
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -20,6 +22,7 @@ def to_half(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     nodes = list(model.graph.node)
     first = next((i for i, node in enumerate(nodes) if node.op_type in _LAYERS), len(nodes))
+    _own_constants(model.graph, nodes[:first])
     with warnings.catch_warnings():  # of weights too small for float16, which become 0
         warnings.simplefilter("ignore", UserWarning)
         half: onnx.ModelProto = convert_float_to_float16(
@@ -33,6 +36,23 @@ def to_half(path: Path) -> onnx.ModelProto:
     del half.graph.value_info[:]  # and leaves the types of what was between
     onnx.checker.check_model(half, full_check=True)
     return half
+
+
+def _own_constants(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give each of these nodes a copy of an initializer that another node takes too.
+
+    Where mean and std are equal the exporter makes them one. Of an initializer that two nodes in
+    float32 take, the converter would make two casts of one name.
+    """
+    shared = {initializer.name: initializer for initializer in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input if name in shared)
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if uses[name] > 1:
+                uses[name] -= 1
+                copy = graph.initializer.add()
+                copy.CopyFrom(shared[name])
+                copy.name = node.input[i] = f"{name}_own_{uses[name]}"
 
 
 def _drop_round_trips(model: onnx.ModelProto) -> None:

@@ -18,7 +18,8 @@ from trainer.split import Ints
 Floats = npt.NDArray[np.floating]
 
 # Rates at the start, for features whose columns have a mean square of 1. Those that do not adapt to
-# each weight are shares of the largest at which descent on the whole objective can't diverge.
+# each weight are shares of the largest at which descent on the whole objective can't diverge; where
+# rows weigh differently, a batch that would need a lower one has its gradient shortened.
 _RATES = {"adagrad": 0.05, "rmsprop": 3e-4, "adam": 1e-2, "adamw": 1e-2}
 _SHARES = {"sgd": 1.8, "momentum": 1.0}
 
@@ -66,15 +67,21 @@ def solver_by_steps(
         shares = np.ones(len(labels)) if weights is None else weights / weights.mean()
         share = torch.from_numpy(shares).float()
         step = OPTIMIZERS[optimizer]([{"params": head.parameters(), "weight_decay": 0.0}])
-        peak = rate or _RATES.get(optimizer) or _SHARES[optimizer] * _stable(x, penalty)
+        known = rate or _RATES.get(optimizer)
+        peak = known or _SHARES[optimizer] * _stable(x, share, penalty)
+        careful = not known and bool((share != 1).any())
         batches = max(1, round(len(x) / batch_size))
         for epoch in range(epochs):
             order = torch.randperm(len(x), generator=draw).tensor_split(batches)
             for i, rows in enumerate(order):
-                step.param_groups[0]["lr"] = cosine(epoch * batches + i, epochs * batches, peak, 0)
+                now = cosine(epoch * batches + i, epochs * batches, peak, 0)
+                step.param_groups[0]["lr"] = now
                 logits = head(x[rows])
                 losses = cross_entropy(logits, targets[rows], reduction="none")
                 loss = (losses * share[rows]).mean() + penalty / 2 * head.weight.square().sum()
+                if careful:  # heavy rows make it steeper than the whole, which a low rate bears
+                    most = _SHARES[optimizer] * _stable(x[rows], share[rows], penalty, 6)
+                    loss = loss * min(1.0, most / now)
                 step.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 step.step()
@@ -84,10 +91,10 @@ def solver_by_steps(
     return solve
 
 
-def _stable(x: torch.Tensor, penalty: float) -> float:
+def _stable(x: torch.Tensor, share: torch.Tensor, penalty: float, rounds: int = 20) -> float:
     """1 / L, with L the Lipschitz constant of the gradient: at most half the largest eigenvalue of
-    the second moment of [x, 1] (Boehning 1992), and the penalty."""
+    the second moment of [x, 1], its rows weighted by `share` (Boehning 1992), and the penalty."""
     vector = torch.ones(x.shape[1])
-    for _ in range(20):  # power iteration
-        vector = x.T @ (x @ (vector / vector.norm())) / len(x)
-    return 1 / (max(float(vector.norm()), 1.0) / 2 + penalty)
+    for _ in range(rounds):  # power iteration
+        vector = x.T @ (x @ (vector / vector.norm()) * share) / len(x)
+    return 1 / (max(float(vector.norm()), float(share.mean())) / 2 + penalty)

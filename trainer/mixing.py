@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from serving.errors import InvalidRequest
+
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 
@@ -15,7 +17,8 @@ def make_mix(mixup_alpha: float, cutmix_alpha: float, classes: int) -> Mix:
 
     Where both are asked for, each batch is mixed by one of them at random. The inputs are those of
     the stages that are trained: behind frozen ones this is manifold mixup (Verma et al. 2019,
-    arXiv:1806.05236).
+    arXiv:1806.05236). Where those are vectors, mixup is the only one; the mix raises InvalidRequest
+    if it isn't asked for.
     """
     if not mixup_alpha and not cutmix_alpha:
         return lambda inputs, labels, generator: (inputs, labels)
@@ -31,7 +34,10 @@ def make_mix(mixup_alpha: float, cutmix_alpha: float, classes: int) -> Mix:
         elif mixup_alpha:
             mixed, share = mixup(inputs, other, mixup_alpha, generator)
         else:
-            return inputs, targets
+            raise InvalidRequest(
+                "cutmix cuts rectangles, and behind the frozen stages there are only vectors; give "
+                "a larger --thaw, or --mixup"
+            )
         return mixed, share * targets + (1 - share) * targets[other]
 
     return mix

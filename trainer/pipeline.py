@@ -45,7 +45,9 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
 
 
 def _fit_and_publish(run: Run, started: float) -> Published:
-    published = publish(run, fit(run), started)
+    fitted = fit(run)
+    earlier_s = run.checkpoints.earlier_s if run.checkpoints is not None else 0.0
+    published = publish(run, fitted, started - earlier_s)
     if run.checkpoints is not None:
         run.checkpoints.delete()
     if run.track is not None:

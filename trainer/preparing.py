@@ -1,6 +1,7 @@
 """What every stage of one training needs, opened and checked before any of it begins."""
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
 
     Raises PawprintError where something is missing or wrong.
     """
+    started = time.monotonic()
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
@@ -94,7 +96,9 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         data=data,
         config=config,
         console=console,
-        checkpoints=_checkpoints(repository.root, classifier, data, config, console, world),
+        checkpoints=_checkpoints(
+            repository.root, classifier, data, config, console, world, started
+        ),
         teacher=teacher,
         world=world,
         exporter=Exporter(config.size, console),
@@ -127,13 +131,15 @@ def _checkpoints(
     config: TrainConfig,
     console: Console,
     world: World,
+    started: float,
 ) -> Checkpoints | None:
     if config.checkpoints == "none" or config.epochs == 0:
         return None
     settings = decisive_settings(classifier, data, config)
     if config.checkpoints is None:
-        return Checkpoints(root / ".checkpoints", config.name, settings, tell=console.line)
-    checkpoints = Checkpoints(Path(config.checkpoints), config.name, settings)
+        folder = root / ".checkpoints"
+        return Checkpoints(folder, config.name, settings, tell=console.line, started=started)
+    checkpoints = Checkpoints(Path(config.checkpoints), config.name, settings, started=started)
     world.of_leader(checkpoints.check)  # it alone writes
     return checkpoints
 

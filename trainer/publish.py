@@ -43,9 +43,10 @@ _SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxrunt
 def publish(run: Run, fitted: Fitted, started: float) -> Published:
     """Export the net of the run, with its temperature, and publish it as the next version.
 
-    Moves the net to the CPU. `started`, on the monotonic clock, is the training's. Raises
-    FailedCheck if the file is not what PyTorch computes; then nothing is published. Unavailable if
-    the store of a bucket fails; it says where on this machine the version is kept.
+    Moves the net to the CPU. `started`, on the monotonic clock, is the training's, had it not been
+    stopped in between. Raises FailedCheck if the file is not what PyTorch computes; then nothing is
+    published. Unavailable if the store of a bucket fails; it says where on this machine the version
+    is kept.
     """
     repository, data, config = run.repository, run.data, run.config
     created = datetime.now(UTC).isoformat(timespec="seconds")

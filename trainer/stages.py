@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from trainer.backbones import Classifier
-
 # Hold stages in order; in nets of timm as well.
 _CONTAINERS = ("features", "layers", "encoder", "blocks", "stages", "trunk_output")
 
@@ -22,6 +20,12 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
     return found
 
 
+def in_no_stage(backbone: nn.Module) -> list[nn.Parameter]:
+    """Parameters that lie before the stages: a class token, an embedding of positions."""
+    known = {id(p) for part in stages(backbone) for p in part.parameters()}
+    return [p for p in backbone.parameters() if id(p) not in known]
+
+
 def frozen_stages(backbone: nn.Module, thaw: float) -> list[nn.Module]:
     """All but the last share `thaw` of the stages that have weights (at least one, if any)."""
     parts = stages(backbone)
@@ -31,16 +35,17 @@ def frozen_stages(backbone: nn.Module, thaw: float) -> list[nn.Module]:
     return parts[:first]
 
 
-def make_thawing(classifier: Classifier, *, gradual: bool) -> Callable[[int], list[nn.Module]]:
-    """Epoch, from 1 -> what is frozen in it: what is now; and, if `gradual`, stages yet to thaw.
+def make_thawing(
+    backbone: nn.Module, frozen: Sequence[nn.Module], *, gradual: bool
+) -> Callable[[int], list[nn.Module]]:
+    """Epoch, from 1 -> the stages frozen in it: `frozen`; and, if `gradual`, those yet to thaw.
 
     They thaw from the last, one an epoch (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
     """
-    frozen = list(classifier.frozen)
+    frozen = list(frozen)
     if not gradual:
         return lambda epoch: frozen
-    parts = stages(classifier.backbone)
-    weighted = [part for part in parts if any(True for _ in part.parameters())]
+    weighted = [part for part in stages(backbone) if any(True for _ in part.parameters())]
     learning = [part for part in weighted if not any(part is other for other in frozen)]
     return lambda epoch: [*frozen, *learning[: max(0, len(learning) - epoch)]]
 
@@ -58,9 +63,7 @@ def split_frozen(
     if not frozen:
         return whole
     if len(frozen) == len(parts):
-        known = {id(p) for part in frozen for p in part.parameters()}
-        # What is in no stage, such as a class token, is not frozen with them.
-        learning = any(id(p) not in known for p in backbone.parameters())
+        learning = any(p.requires_grad for p in backbone.parameters())
         return whole if learning else (copy.copy(backbone).eval(), nn.Identity())
     sample = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     sample = sample.to(next(backbone.parameters()))

@@ -77,13 +77,15 @@ def fine_tune(
     advance: Advance,
     *,
     checkpoints: Checkpoints | None = None,
+    recall: Callable[[Epoch], None] | None = None,
 ) -> FineTuned:
     """Train what of the net is not frozen, and leave it as it was after its best epoch on val.
 
     Epoch 0, before any step, competes: what comes out is never worse on val than what went in. With
     wise_ft it is one end of a line, whose other end is the best epoch after it.
     With `checkpoints` it goes on from the last one, and ends as if it had never stopped. `report`
-    is told of each epoch. Raises FailedCheck when the loss is no number.
+    is told of each epoch, `recall` of each that the checkpoint has. Raises FailedCheck when the
+    loss is no number.
     """
     classifier, data, config = learner.classifier, learner.data, learner.config
     adversary, world = learner.adversary, learner.world
@@ -92,7 +94,7 @@ def fine_tune(
     rate_at = SCHEDULES[config.schedule]
     next_order = make_order(targets, config.balance)
     balanced = config.balance != "none"
-    frozen_in = make_thawing(classifier, gradual=config.gradual)
+    frozen_in = make_thawing(classifier.backbone, frozen, gradual=config.gradual)
     average = MovingAverage(classifier, config.ema)
     batches = batch_count(len(photos), config.batch_size, world.size)
 
@@ -112,6 +114,9 @@ def fine_tune(
         average.resume(last.average, last.average_steps)
         first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
+        if recall is not None:
+            for past in history:
+                recall(past)
         kept = {name: value.to(first[name].device) for name, value in last.best.items()}
         advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
     best = best_of(history, learnt=config.wise_ft)

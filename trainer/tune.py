@@ -31,7 +31,7 @@ from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
 from trainer.search_space import draw, searched, start
-from trainer.training import Epoch, fine_tune
+from trainer.training import Epoch, best_of, fine_tune
 
 _SHOWN = 5  # of the table
 _KILLED = "killed"
@@ -183,6 +183,8 @@ def _try(
             raise FailedCheck(f"the loss on val is {epoch.val_loss} after epoch {epoch.epoch}")
         if recorded is not None:
             recorded.epoch(epoch)
+        if epoch.epoch == 0:
+            return  # where all trials start: it says nothing of their settings
         trial.report(score(epoch, photos), epoch.epoch)
         if epoch.epoch < config.epochs and trial.should_prune():
             if recorded is not None:
@@ -196,7 +198,7 @@ def _try(
         learner = make_learner(own)
         steps = config.epochs * len(run.data.splits["train"])
         with recorded or nullcontext(), console.bar(title, steps) as advance:
-            best = fine_tune(learner, report, advance).best
+            best = best_of(fine_tune(learner, report, advance).history[1:])
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         console.line(f"  {pruned}")
@@ -205,17 +207,12 @@ def _try(
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         console.line(f"  failed: {error}")
     else:
-        trial.set_user_attr("best", dataclasses.asdict(best) | _without_nan(best))
+        trial.set_user_attr("best", dataclasses.asdict(best))
         study.tell(trial, score(best, photos))
         console.line(
             f"  val accuracy {best.val_accuracy:.4f}  val loss {best.val_loss:.4f}  "
             f"epoch {best.epoch}"
         )
-
-
-def _without_nan(epoch: Epoch) -> dict[str, None]:
-    """What there is none of before any step: JSON has no nan."""
-    return {"train_loss": None, "train_accuracy": None} if epoch.epoch == 0 else {}
 
 
 def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from serving.modelspec import Metrics, Parity, Variant
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
+from trainer.errors import FailedCheck
 from trainer.evaluation import measure, measure_latency, run_photos
 from trainer.export import Served
 from trainer.half import to_half
@@ -70,58 +71,68 @@ class Bench:
         )
 
 
-def other_precisions(bench: Bench, fp32: Path, config: TrainConfig) -> dict[str, onnx.ModelProto]:
-    """What is asked for beside fp32, made of the file `fp32`; how int8 was chosen lies with it."""
-    models: dict[str, onnx.ModelProto] = {}
-    if config.int8:
-        bench.console.line("Quantising: int8, calibrated on training photos, chosen on val")
-        data = bench.data
-        train, val = data.splits["train"], data.splits["val"]
-        chosen = spread(len(val), _VAL_PHOTOS)
-        quantized = quantize_within(
-            fp32,
-            np.stack(data.squares.get(_some(train, _CALIBRATION_PHOTOS))),
-            np.stack(data.squares.get([val[i] for i in chosen])),
-            data.targets("val")[chosen],
-            config.max_accuracy_loss,
-        )
-        attempts = [dataclasses.asdict(attempt) for attempt in quantized.attempts]
-        value = {"chosen": dataclasses.asdict(quantized.chosen), "attempts": attempts}
-        (fp32.parent / QUANTIZATION).write_text(json.dumps(value, indent=1) + "\n")
-        bench.console.line(
-            f"int8: {quantized.chosen.method} calibration, {len(quantized.chosen.in_float)} layers "
-            f"in float; on val {quantized.chosen.accuracy_loss:+.4f} of accuracy lost"
-        )
-        models[INT8] = quantized.model
-    if config.fp16:
-        models[FP16] = to_half(fp32)
-    return models
-
-
 def add_precisions(
     bench: Bench, folder: Path, fp32: Candidate, config: TrainConfig
 ) -> dict[str, Candidate]:
-    """fp32, and each other precision that loses no more than it may on the test photos.
+    """fp32, and each other precision asked for that loses no more than it may on the test photos.
 
-    The files of those lie in `folder` afterwards, with golden answers of their own.
+    The files of those lie in `folder` afterwards, with golden answers of their own; how int8 was
+    chosen too. One that can't be made is left out and said: it costs no finished training.
     """
+    made_by: dict[str, Callable[[], onnx.ModelProto]] = {}
+    if config.int8:
+        made_by[INT8] = lambda: _to_int8(bench, folder / fp32.file, config.max_accuracy_loss)
+    if config.fp16:
+        made_by[FP16] = lambda: to_half(folder / fp32.file)
     candidates = {FP32: fp32}
-    for precision, model in other_precisions(bench, folder / fp32.file, config).items():
-        path = folder / f"model.{precision}.onnx"
-        onnx.save(model, path)
-        candidate = bench.measure(path, precision)
-        lost = fp32.metrics.accuracy - candidate.metrics.accuracy
-        if loses_too_much(lost, config.max_accuracy_loss):
-            path.unlink()
-            bench.console.line(
-                f"{precision} is left out: it loses {lost:.4f} of accuracy on the test photos "
-                f"({candidate.metrics.accuracy:.4f}, fp32 has {fp32.metrics.accuracy:.4f}); "
-                f"--max-accuracy-loss is {config.max_accuracy_loss:g}"
-            )
-            continue
-        save_golden(folder / f"golden.{precision}.npz", candidate.runner, bench.images)
-        candidates[precision] = candidate
+    for precision, make in made_by.items():
+        path, golden = folder / f"model.{precision}.onnx", folder / f"golden.{precision}.npz"
+        try:
+            onnx.save(make(), path)
+            candidate = bench.measure(path, precision)
+            _require_accuracy(candidate.metrics, fp32.metrics, config.max_accuracy_loss)
+            save_golden(golden, candidate.runner, bench.images)
+        except Exception as error:  # converters and ONNX Runtime raise what they like
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            bench.console.line(f"{precision} is left out: {reason}")
+            for file in (path, golden):
+                file.unlink(missing_ok=True)
+        else:
+            candidates[precision] = candidate
     return candidates
+
+
+def _require_accuracy(metrics: Metrics, fp32: Metrics, most: float) -> None:
+    """Raises FailedCheck if more than `most` is lost on the test photos."""
+    lost = fp32.accuracy - metrics.accuracy
+    if loses_too_much(lost, most):
+        raise FailedCheck(
+            f"it loses {lost:.4f} of accuracy on the test photos ({metrics.accuracy:.4f}, fp32 has "
+            f"{fp32.accuracy:.4f}); --max-accuracy-loss is {most:g}"
+        )
+
+
+def _to_int8(bench: Bench, fp32: Path, max_accuracy_loss: float) -> onnx.ModelProto:
+    """Made of the file `fp32`; how it was chosen lies with that."""
+    bench.console.line("Quantising: int8, calibrated on training photos, chosen on val")
+    data = bench.data
+    train, val = data.splits["train"], data.splits["val"]
+    chosen = spread(len(val), _VAL_PHOTOS)
+    quantized = quantize_within(
+        fp32,
+        np.stack(data.squares.get(_some(train, _CALIBRATION_PHOTOS))),
+        np.stack(data.squares.get([val[i] for i in chosen])),
+        data.targets("val")[chosen],
+        max_accuracy_loss,
+    )
+    attempts = [dataclasses.asdict(attempt) for attempt in quantized.attempts]
+    value = {"chosen": dataclasses.asdict(quantized.chosen), "attempts": attempts}
+    (fp32.parent / QUANTIZATION).write_text(json.dumps(value, indent=1) + "\n")
+    bench.console.line(
+        f"int8: {quantized.chosen.method} calibration, {len(quantized.chosen.in_float)} layers "
+        f"in float; on val {quantized.chosen.accuracy_loss:+.4f} of accuracy lost"
+    )
+    return quantized.model
 
 
 def as_variants(candidates: Mapping[str, Candidate], image: np.ndarray) -> dict[str, Variant]:

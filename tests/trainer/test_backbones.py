@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models import get_model
 
 from serving.errors import InvalidRequest
@@ -119,3 +120,17 @@ def test_old_files_without_batch_counters_load():
     net = get_model("resnet18", weights=None)
     state = {k: v for k, v in net.state_dict().items() if "num_batches_tracked" not in k}
     load_state(net, state, ignore="fc.", where="old")
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("mobilenet_v2", 0), ("squeezenet1_1", 0), ("googlenet", 0), ("alexnet", 2)]
+)
+def test_of_dropouts_directly_before_the_head_there_is_one(name: str, left: int):
+    """Those of alexnet, and of vgg, lie between linear layers of its own."""
+    net = build(name, 3, 64)
+    assert sum(isinstance(m, nn.Dropout) for m in net.backbone.modules()) == left
+    if left == 0:
+        images = torch.rand(4, 3, 64, 64)
+        net.train()
+        with torch.no_grad():
+            assert torch.equal(net(images), net(images)), "nothing is drawn at dropout 0"

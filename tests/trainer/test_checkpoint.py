@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from serving.errors import InvalidRequest
@@ -178,6 +179,9 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     arguments = command(data, out, *(["--checkpoints", str(kept)] if asked else []))
     killed_in_epoch_4(arguments)
     (left,) = kept.glob("shapes*.ckpt")
+    content = torch.load(left, weights_only=True)
+    assert content["seconds"] > 0
+    torch.save({**content, "seconds": content["seconds"] + 1000}, left)
     assert Repository(out).names() == []
     capsys.readouterr()
 
@@ -190,6 +194,10 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     assert "Epoch 6/6" in said and "Epoch 2/6" not in said
     whole, killed = (Repository(place).manifest("shapes", 1) for place in (tmp_path / "whole", out))
     assert killed.files["weights.safetensors"] == whole.files["weights.safetensors"]
+    assert killed.training_seconds > 1000 > whole.training_seconds
+    last = max((out / ".logs/shapes").iterdir())
+    curves = EventAccumulator(str(last)).Reload()
+    assert [scalar.step for scalar in curves.Scalars("loss/val")] == [0, 1, 2, 3, 4, 5, 6]
     assert not left.exists()
 
 
@@ -215,6 +223,14 @@ def state(epoch: int) -> Checkpoint:
         **{"epoch": epoch, "model": nothing, "optimizer": {}, "scaler": {}, "best": nothing},
         **{"average": nothing, "average_steps": 0, "logits": nothing, "history": []},
     )
+
+
+def test_the_seconds_of_all_processes_are_added(tmp_path: Path):
+    for earlier in (0, 100, 200):
+        now = Checkpoints(tmp_path, "x", {}, started=time.monotonic() - 100)
+        assert (now.load() is None) == (earlier == 0)
+        assert earlier <= now.earlier_s < earlier + 50
+        now.save(state(1))
 
 
 def test_trainings_of_one_name_have_a_file_each(tmp_path: Path):

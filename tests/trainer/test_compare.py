@@ -119,6 +119,8 @@ def test_the_four_ways_have_one_backbone(photos: MakePhotos, monkeypatch: pytest
     assert [config.epochs for config in configs.values()] == [0, 6, 6, 15]
     assert [config.weights for config in configs.values()] == ["imagenet"] * 3 + ["none"]
     assert [config.thaw for config in configs.values()] == [0.25, 0.25, 1.0, 1.0]
+    configs = configurations({"data": str(photos()), "name": "x", "thaw": 0.6}, with_defaults)
+    assert [config.thaw for config in configs.values()] == [0.25, 0.6, 1.0, 1.0]
 
 
 @pytest.mark.slow

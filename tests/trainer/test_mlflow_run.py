@@ -10,6 +10,7 @@ from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.errors import FailedCheck
 from trainer.mlflow_run import mlflow_run
 from trainer.train import main
 
@@ -60,6 +61,31 @@ def test_settings_epochs_test_figures_and_version_can_be_read_back(
     assert main(arguments(photos(), tmp_path / "models", *growing, *longer)) == 1
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_gone_on_with_the_new_run_has_the_earlier_epochs_too(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    def fail(*_: object) -> None:
+        raise FailedCheck("not today")
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    given = arguments(photos(), tmp_path / "models")
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.pipeline.publish", fail)
+        assert main(given) == 1
+    capsys.readouterr()
+    assert main(given) == 0
+    assert "Epoch " not in capsys.readouterr().out, "it was said before"
+    client = tracking.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("shapes")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    for run in runs:
+        history = client.get_metric_history(run.info.run_id, "loss/val")
+        assert [metric.step for metric in history] == [0, 1, 2]
 
 
 def test_each_trial_of_a_search_is_a_run_below_the_search(

@@ -187,6 +187,27 @@ def test_steps_weight_rows_as_l_bfgs_does():
     assert difference < 0.1 * np.abs(direct.logits(x)).max()
 
 
+@pytest.mark.parametrize("penalty", [1e-3, 1e-5])
+def test_momentum_bears_rows_that_weigh_much(penalty: float):
+    """Six rows beside three hundred: with weight 25 they make some batches very steep."""
+    labels = np.repeat([0, 1], [300, 6])
+    x = np.random.default_rng(0).normal(0, 1, (306, 64)).astype(np.float32)
+    x[labels == 1, :8] += 1
+    weights = photo_weights(labels, "weights")
+    assert weights is not None
+    unit = np.mean(np.sum((x - x.mean(0)) ** 2, axis=1))
+
+    def reached(head: Head) -> float:
+        losses = -log_softmax(head.logits(x), axis=1)[np.arange(306), labels]
+        squares = penalty / 2 * np.sum(head.weight**2) * unit
+        return float(losses @ weights / weights.sum() + squares)
+
+    least = reached(fit_head(x, labels, 2, penalty, weights=weights))
+    solve = by_steps(optimizer="momentum", epochs=50, batch_size=32)
+    head = solve(x, labels, 2, penalty, weights=weights)
+    assert reached(head) < least + 0.02 * (np.log(2) - least)
+
+
 @pytest.mark.parametrize("init", HEAD_INITS)
 def test_the_first_steps_show_how_a_head_begins(init: str):
     x, labels = blobs(width=200)

@@ -11,6 +11,9 @@ from onnx import numpy_helper
 from torch import nn
 from torchvision.models import mobilenet_v2
 
+from serving.modelspec import Normalisation
+from serving.repository import Repository
+from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
@@ -19,6 +22,7 @@ from trainer.integer_forms import integer_hard_sigmoids
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import calibrate, layers, prepare, quantize
+from trainer.train import main
 
 SIZE, CLASSES = 32, 4
 
@@ -266,3 +270,33 @@ def test_fp16_keeps_probabilities_that_float16_would_round_to_nothing(tmp_path: 
     path = exported(classifier, tmp_path / "model.onnx")
     probabilities, _ = OnnxRunner(to_half(path).SerializeToString()).run(pixels(1), 1)
     assert probabilities[0] == pytest.approx(np.exp([0.0, -20, -30, -40]), rel=0.02)
+
+
+def test_fp16_where_mean_and_std_are_one_constant(tmp_path: Path):
+    torch.manual_seed(0)
+    normalisation = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    net = settled(build("tiny", CLASSES, SIZE, normalisation=normalisation))
+    path = exported(net, tmp_path / "model.onnx")
+    images = pixels(16, 1)
+    expected, got = logits(path, images), logits(to_half(path), images)
+    assert 0 < np.abs(got - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_a_precision_that_cannot_be_made_is_left_out_and_costs_no_training(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    def fail(*_: object) -> onnx.ModelProto:
+        raise ValueError("no such operator\nand more")
+
+    monkeypatch.setattr("trainer.variants.to_half", fail)
+    monkeypatch.setattr("trainer.variants.quantize_within", fail)
+    given = ["--data", photos(per_class=10), "--name", "shapes", "--out", tmp_path / "models",
+             "--backbone", "tiny", "--weights", "none", "--size", 32, "--epochs", 1,
+             "--int8", "--fp16"]  # fmt: skip
+    assert main([str(argument) for argument in given]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    for precision in ("int8", "fp16"):
+        assert f"{precision} is left out: no such operator\n" in said
+    repository = Repository(tmp_path / "models")
+    assert set(repository.manifest("shapes", 1).variants) == {"fp32"}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from trainer.backbones import Classifier, build
-from trainer.stages import frozen_stages, split_frozen, stages
+from trainer.optimizers import parameter_groups
+from trainer.stages import frozen_stages, make_thawing, split_frozen, stages
 
 
 def classifier(name: str, thaw: float = 0.25) -> Classifier:
@@ -122,3 +123,37 @@ def test_all_frozen_the_whole_backbone_is_run_ahead_unless_something_in_no_stage
     net.backbone.register_parameter("token", nn.Parameter(torch.zeros(1)))
     prefix, suffix = split_frozen(net.backbone, net.frozen, 64)
     assert isinstance(prefix, nn.Identity) and suffix is net.backbone
+
+
+class Tokens(nn.Module):
+    """Stages behind a token that is in none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 4))
+        self.patch = nn.Linear(3, 4)
+        self.blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.patch(x.mean((2, 3))) + self.token)
+
+
+def test_what_is_in_no_stage_learns_only_where_all_stages_do_and_then_most_slowly():
+    net = Classifier(Tokens(), nn.Linear(4, 2), "head")
+    token = net.backbone.token
+    net.freeze(frozen_stages(net.backbone, 0.34))
+    assert not token.requires_grad
+    net.freeze(frozen_stages(net.backbone, 0.0))
+    assert isinstance(split_frozen(net.backbone, net.frozen, 8)[1], nn.Identity), "all run ahead"
+
+    net.freeze(frozen_stages(net.backbone, 1.0))
+    groups = parameter_groups(net, 0.1, layer_decay=0.5)
+    scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+    assert scale[id(token)] == 0.5**4 < scale[id(net.backbone.patch.weight)] == 0.5**3
+
+    thaw = make_thawing(net.backbone, net.frozen, gradual=True)
+    learns = []
+    for epoch in range(1, 5):
+        net.freeze(thaw(epoch))
+        learns.append(token.requires_grad)
+    assert learns == [False, False, True, True]

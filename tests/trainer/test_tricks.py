@@ -74,7 +74,7 @@ def test_earlier_stages_learn_more_slowly():
 def test_stages_thaw_one_an_epoch_from_the_last():
     net = build("tiny", 2, 48)
     net.freeze(stages(net.backbone)[:1])
-    frozen_in = make_thawing(net, gradual=True)
+    frozen_in = make_thawing(net.backbone, net.frozen, gradual=True)
     learning = []
     for epoch in range(1, 5):
         net.freeze(frozen_in(epoch))
@@ -84,7 +84,7 @@ def test_stages_thaw_one_an_epoch_from_the_last():
     assert learning[0] == [False, False, False, True]
     assert learning[1] == [False, False, True, True]
     assert learning[2] == learning[3] == [False, True, True, True]
-    assert make_thawing(net, gradual=False)(1) == net.frozen
+    assert make_thawing(net.backbone, net.frozen, gradual=False)(1) == net.frozen
 
 
 def test_mixup_is_a_line_between_two_pictures():
@@ -117,6 +117,17 @@ def test_cutmix_cuts_pictures_where_channels_come_last_too():
         mixed, same_share = cutmix(last, other, 1.0, np.random.default_rng(seed))
         assert torch.equal(mixed, expected.movedim(1, -1)) and same_share == share
         assert not last[0].any() and last[1].all()
+
+
+def test_cutmix_alone_is_refused_where_there_are_only_vectors(photos: MakePhotos):
+    labels, generator = torch.tensor([0, 1, 1]), np.random.default_rng(0)
+    for shape in ((3, 8), (3, 5, 8)):
+        with pytest.raises(InvalidRequest, match="give a larger --thaw, or --mixup"):
+            make_mix(0.0, 1.0, 2)(torch.rand(shape), labels, generator)
+    _, targets = make_mix(0.4, 1.0, 2)(torch.rand(3, 8), labels, generator)
+    assert not torch.equal(targets, targets.round()), "mixup is"
+    with pytest.raises(InvalidRequest, match="only vectors"):
+        Run(photos, "tiny", epochs=1, batch_size=8, cutmix=1.0, thaw=0.0)()
 
 
 def test_labels_are_mixed_with_their_pictures():

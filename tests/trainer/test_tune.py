@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.search_space import draw, searched, start
 from trainer.tiny import Tiny
 from trainer.train import main
-from trainer.training import Epoch
+from trainer.training import Epoch, FineTuned, best_of, fine_tune
 from trainer.tune import score, searching
 
 optuna = pytest.importorskip("optuna")
@@ -139,8 +139,9 @@ def test_trained_with_the_best_it_learns_what_the_trial_did(
     photos_of_val = sum(len(files) for files in val.values())
     (trial,) = study(out / ".tune/shapes.journal").trials
     history = json.loads((version / "training.json").read_text())["history"]
-    assert len(history) == len(trial.intermediate_values) > 2
-    for epoch in history:
+    assert {epoch["epoch"] for epoch in history[1:]} == set(trial.intermediate_values)
+    assert len(history) > 2
+    for epoch in history[1:]:
         expected = score(Epoch(**epoch), photos_of_val)
         assert trial.intermediate_values[epoch["epoch"]] == pytest.approx(expected)
 
@@ -171,17 +172,34 @@ def test_without_optuna_it_says_what_to_install(
     assert "pip install '.[tune]'" in capsys.readouterr().err
 
 
-def test_one_search_at_a_time_and_the_net_is_left_for_the_next_trial(
-    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_one_search_at_a_time_and_trials_differ_by_what_they_learn_from_the_same_probe(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    histories = []
+
+    def recorded(*given: Any, **more: Any) -> FineTuned:
+        result = fine_tune(*given, **more)
+        histories.append(result.history)
+        return result
+
+    monkeypatch.setattr("trainer.tune.fine_tune", recorded)
     torch.manual_seed(0)
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     out = tmp_path / "models"
     given = arguments(photos(per_class=10), out, 3, "--weights", tmp_path / "tiny.pth")
     assert main(given) == 0, capsys.readouterr().err
     rows = json.loads((out / "shapes-tuning.json").read_text())
-    firsts = [t.intermediate_values[0] for t in study(out / ".tune/shapes.journal").trials]
-    assert len(rows) == 3 and len(set(firsts)) == 1, "each trial starts from the same probe"
+    assert len(rows) == len(histories) == 3
+    assert len({history[0].val_loss for history in histories}) == 1, "all start from one probe"
+    trials = study(out / ".tune/shapes.journal").trials
+    for trial, history in zip(trials, histories, strict=True):
+        best = best_of(history[1:])
+        assert best.epoch == trial.user_attrs["best"]["epoch"] > 0
+        split = json.loads((out / "shapes/1/split.json").read_text())["val"]
+        assert trial.value == score(best, sum(map(len, split.values())))
+        assert set(trial.intermediate_values) == {1, 2}
+    assert len({trial.value for trial in trials}) == 3
     assert set(rows[0]["settings"]) >= {"thaw", "layer_decay"}
     with searching(out / ".tune", "shapes"):
         assert main(given) == 2
