@@ -92,7 +92,8 @@ def measure(
             [
                 *(path, "-m", options.model, "-u", address, "-i", "grpc", "--verbose-csv"),
                 *("-b", str(options.batch), "--concurrency-range", str(callers)),
-                *("-p", str(options.window_ms), "-s", "30", "-r", "6", "-f", report),
+                *("-p", str(options.window_ms), "-s", str(options.stability)),
+                *("-r", "6", "-f", report),
             ],
             env=variables,
             capture_output=True,
@@ -115,6 +116,9 @@ def main() -> None:
     parser.add_argument("--concurrency", default="1,4,16", help="callers, separated by commas")
     parser.add_argument("--batch", type=int, default=1, help="photos in a call")
     parser.add_argument("--window-ms", type=int, default=3000)
+    parser.add_argument(
+        "--stability", type=int, default=30, help="percent that three windows may differ by"
+    )
     parser.add_argument("--environment", type=Path, default=ROOT / "build/perf-analyzer")
     parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.environments import npm_folder_with
-from tests.object_store import BUCKET, ObjectStore, free_ports, wait_for_port
+from tests.object_store import BUCKET, ObjectStore, wait_for_port
+from tests.ports import free_port
 
 AZURITE = "azurite@3.35.0"
 ACCOUNT = "devstoreaccount1"
@@ -32,7 +33,7 @@ def running_azure_store(folder: Path, cache: pytest.Cache) -> Iterator[ObjectSto
     """Its data are in memory; skips where there is no adlfs, or no npm to install Azurite."""
     pytest.importorskip("adlfs", reason="pip install '.[az]'")
     program = npm_folder_with(cache, "azurite", AZURITE) / "node_modules/.bin/azurite-blob"
-    (port,) = free_ports(1)
+    port = free_port()
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--disableTelemetry"]
     command += ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
     with (folder / "log").open("wb") as log:

@@ -75,37 +75,43 @@ class ServerProcess:
 
     address: str
     process: subprocess.Popen[str]
+    log: Path  # its stderr
 
     def stop(self, number: int = signal.SIGTERM, within_s: float = 30.0) -> tuple[int, str, str]:
         """Signal it and wait; returns its status, stdout and stderr."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=within_s)
-        return self.process.returncode, out, err
+        out, _ = self.process.communicate(timeout=within_s)
+        return self.process.returncode, out, self.log.read_text()
 
 
 def start_server(
     models: Path, folder: Path, *flags: str, python: Path | str = sys.executable
 ) -> ServerProcess:
-    """Start `serve` on a free port and wait until it is ready; `folder` takes its port file."""
+    """Start `serve` on a free port and wait until it is ready; `folder` takes its port file and
+    its log."""
     port_file = folder / f"port-{time.monotonic_ns()}"
-    process = subprocess.Popen(
-        [
-            *(str(python), "-m", "serving.serve", "--models", str(models)),
-            *("--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = port_file.with_suffix(".log")
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                *(str(python), "-m", "serving.serve", "--models", str(models)),
+                *("--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     deadline = time.monotonic() + READY_WITHIN_S
     while not port_file.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            out, err = process.communicate()
-            raise AssertionError(f"serve did not start ({process.returncode}):\n{out}{err}")
+            out, _ = process.communicate()
+            said = f"{out}{log.read_text()}"
+            raise AssertionError(f"serve did not start ({process.returncode}):\n{said}")
         time.sleep(0.02)
-    return ServerProcess(address=f"127.0.0.1:{port_file.read_text().strip()}", process=process)
+    address = f"127.0.0.1:{port_file.read_text().strip()}"
+    return ServerProcess(address=address, process=process, log=log)
 
 
 @pytest.fixture

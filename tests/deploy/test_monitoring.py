@@ -15,8 +15,9 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT, running_server
 from tests.deploy.test_manifests import rendered
 from tests.photos import jpeg, slow_png
+from tests.ports import free_port
 from tests.serving.held_model import until
-from tests.serving.test_metrics import Scrape, free_port
+from tests.serving.test_metrics import Scrape
 from tests.tiny import build_version, golden_of
 
 DASHBOARD = json.loads((ROOT / "deploy/grafana/pawprint.json").read_text())

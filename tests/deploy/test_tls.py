@@ -14,7 +14,8 @@ from serving.settings import ENVIRONMENT
 from tests.certificates import Authority
 from tests.conftest import ROOT, running_server
 from tests.deploy.test_manifests import SERVERS, VERSIONS, rendered
-from tests.serving.test_metrics import fetch, free_port
+from tests.ports import free_port
+from tests.serving.test_metrics import fetch
 
 
 def with_tls(overlay: str, folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.conftest import ROOT, running_server
-from tests.serving.test_metrics import free_port
+from tests.ports import free_port
 from tests.tiny import build_version, golden_of
 
 

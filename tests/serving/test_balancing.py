@@ -59,10 +59,10 @@ class Servers:
             await server.stop(0)
 
 
-async def until_connected(client: AsyncClient, scripts: list[Scripted]) -> None:
+async def until_connected(client: AsyncClient | Client, scripts: list[Scripted]) -> None:
     """Connections are made in the background: ask until each server was reached."""
     while not all(script.calls for script in scripts):
-        await client.classify([b"x"], model="m")
+        await version_by(client)
     for script in scripts:
         script.calls = script.cancelled = 0
 
@@ -117,13 +117,9 @@ async def test_only_what_a_retry_can_save_is_tried_again(code, error) -> None:
 async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
     scripts = [Scripted(1), Scripted(2)]
     async with Servers(*scripts) as address:
-        async with AsyncClient(address) as client:
-            await until_connected(client, scripts)
         client = kind(address, hedge_after_s=0.1)
-        while not all(script.calls for script in scripts):
-            await version_by(client)
+        await until_connected(client, scripts)
         scripts[0].delay_s = 20.0
-        scripts[0].calls = 0
         start = time.monotonic()
         assert [await version_by(client) for _ in range(6)] == [2] * 6
         assert time.monotonic() - start < 5
@@ -139,12 +135,11 @@ async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
 )
 async def test_who_fails_at_once_is_not_the_faster_one(kind: type, code: grpc.StatusCode) -> None:
     """A version that only one server has yet, say: its answer counts."""
-    scripts = [Scripted(1, delay_s=0.5), Scripted(2)]
+    scripts = [Scripted(1), Scripted(2)]
     async with Servers(*scripts) as address:
-        async with AsyncClient(address) as client:
-            await until_connected(client, scripts)
-        scripts[1].code = code
         client = kind(address, hedge_after_s=0.1)
+        await until_connected(client, scripts)
+        scripts[0].delay_s, scripts[1].code = 0.5, code
         answers = []
         for _ in range(8):  # half begin with the one that fails: nothing is left to hedge
             with suppress(PawprintError):

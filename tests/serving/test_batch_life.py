@@ -19,8 +19,8 @@ from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder
 from tests.conftest import ROOT, ServerProcess, running_server
-from tests.object_store import free_ports
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel
 from tests.tiny import build_version
 
@@ -79,7 +79,7 @@ class Watched(Folder):
 async def test_a_server_that_is_away_for_a_while_is_waited_for(
     models: Path, photos: Path, tmp_path: Path, start: Callable[..., ServerProcess]
 ) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     server = start(models, "--port", str(port))
     gone = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -203,7 +203,7 @@ def test_torchrun_on_two_machines_with_a_broken_photo(
         os.link(tmp_path / "one.jpg", photos / f"{n:04d}.jpg")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
     server = start(models)
-    (port,) = free_ports(1)
+    port = free_port()
     agents = [
         subprocess.Popen(
             [

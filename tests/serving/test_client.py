@@ -31,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("client")
     build_version(folder / "models", "pets")
     flags = ("--max-queue", "16", "--max-photos", "16", "--max-photo-mib", "1")
+    flags += ("--decode-threads", "1")  # slow photos are slow on any machine
     process = start_server(folder / "models", folder, *flags)
     yield process
     status, _, err = process.stop()
@@ -94,7 +95,7 @@ def test_errors_have_their_exceptions(client: Client) -> None:
         ([jpeg()], {"model": "pets", "top_k": 3}, InvalidRequest),
         ([jpeg()], {"model": "pets", "top_k": 2**40}, InvalidRequest),
         ([b"x" * 2**20] * 66, {"model": "pets"}, InvalidRequest),
-        ([slow_png()] * 4, {"model": "pets", "timeout_s": 0.1}, DeadlineExceeded),
+        ([slow_png()] * 4, {"model": "pets", "timeout_s": 0.02}, DeadlineExceeded),
     ):
         with pytest.raises(kind):
             client.classify(photos, **options)

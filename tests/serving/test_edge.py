@@ -26,8 +26,9 @@ from tests.conftest import Running, ServerProcess, running_server
 from tests.faults.connections import never_read
 from tests.faults.process import MIB, forget_peak, peak_mib, resident_mib
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
-from tests.serving.test_metrics import fetch, free_port
+from tests.serving.test_metrics import fetch
 from tests.serving.test_tokens import entry
 
 Code = grpc.StatusCode
@@ -352,12 +353,13 @@ async def test_a_deadline_that_passes_is_told_as_one(
     running: Running, channel: grpc.aio.Channel
 ) -> None:
     calls, held = told(running), HeldModel(running.server)
+    await channel.channel_ready()
     stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
     request = pb.ClassifyRequest(model="pets", images=[jpeg()])
-    stream = stub.ClassifyStream(timeout=0.2)
+    stream = stub.ClassifyStream(timeout=1)
     await stream.write(pb.ClassifyStreamRequest(request_id=1, request=request))
-    uploading = channel.stream_unary(f"{CLASSIFY}Classify")(timeout=0.2)
-    for call in (stub.Classify(request, timeout=0.2), stream, uploading):
+    uploading = channel.stream_unary(f"{CLASSIFY}Classify")(timeout=1)
+    for call in (stub.Classify(request, timeout=1), stream, uploading):
         assert (await refusal(call)).code() is Code.DEADLINE_EXCEEDED
     await until(lambda: len(calls) == 3)
     assert {call.code for call in calls} == {Code.DEADLINE_EXCEEDED}

@@ -21,14 +21,9 @@ from serving.server import Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
 from tests.tiny import build_version, golden_of
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def fetch(port: int, path: str, **headers: str) -> tuple[int, str]:

@@ -24,6 +24,7 @@ async def test_perf_analyzer_measures_a_server(
         *(sys.executable, "benchmarks/perf_analyzer.py", "--model", "pets", "--json"),
         *("--address", running.address, "--environment", str(environment)),
         *("--concurrency", "1,4", "--batch", "2", "--window-ms", "400"),
+        *("--stability", "100000"),  # the machine has other things to do too
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,10 +1,10 @@
 """A server from its start to its end: health, reflection, signals, drain."""
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -13,19 +13,23 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.client import Client
+from serving.catalogue import Catalogue
+from serving.client import AsyncClient, Client
+from serving.engine import Engine
 from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
-from tests.conftest import ROOT, Running
+from tests.conftest import ROOT, Running, running_server
 from tests.object_store import s3_environment
 from tests.photos import jpeg, slow_png
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
 from tests.serving.test_service import request
 from tests.tiny import build_version
@@ -153,7 +157,7 @@ async def test_a_drain_waits_for_a_photo_that_is_still_being_sent(running: Runni
 def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
     models: Path, start, number: int
 ) -> None:
-    server = start(models)
+    server = start(models, "--decode-threads", "2")
     with grpc.insecure_channel(server.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         message = request(slow_png())
@@ -172,9 +176,7 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
 def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
     for number in range(60):
         build_version(tmp_path / "models", f"pets-{number}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "serving.serve", "--models", str(tmp_path / "models")),
@@ -289,14 +291,37 @@ def test_the_reason_for_the_cpu_is_one_line(models: Path, start) -> None:
     assert all(line[:2] == "20" for line in err.splitlines()), err  # dated lines of ours alone
 
 
-def test_the_first_calls_are_no_slower_than_later_ones(models: Path, start) -> None:
-    """Every batch size was run before the server was ready; only the connection is made anew."""
-    server = start(models)
-    times = []
-    with Client(server.address) as client:
-        for _ in range(400):
-            begin = time.monotonic()
-            client.classify([jpeg()], model="pets")
-            times.append(time.monotonic() - begin)
-    first, later = statistics.median(times[:100]), statistics.median(times[300:])
-    assert first < 3 * later
+@pytest.mark.parametrize(
+    ("pad", "sizes"),
+    [("on", {1, 2, 4, 8, 10}), ("off", {1, 10})],  # unpadded, the largest makes room for all
+)
+async def test_first_calls_run_nothing_for_the_first_time(
+    models: Path, monkeypatch: pytest.MonkeyPatch, pad: str, sizes: set[int]
+) -> None:
+    """Whatever size their batches have was run before the server was ready, alone and beside
+    others; no such run comes later."""
+    ran: list[tuple[int, bool] | str] = []
+    run, on_change = Engine.run, Server._on_change
+
+    def noted(engine: Engine, images: np.ndarray, *, alone: bool = True) -> object:
+        ran.append((len(images), alone))
+        return run(engine, images, alone=alone)
+
+    async def ready(server: Server, catalogue: Catalogue) -> None:
+        ran.append("ready")
+        await on_change(server, catalogue)
+
+    monkeypatch.setattr(Engine, "run", noted)
+    monkeypatch.setattr(Server, "_on_change", ready)
+    # A batch waits for all photos of its call.
+    async with (
+        running_server(models, pad=pad, max_batch=10, max_delay_ms=10_000) as running,
+        AsyncClient(running.address) as client,
+    ):
+        before, after = ran[: ran.index("ready")], ran[ran.index("ready") + 1 :]
+        assert set(before) >= set(itertools.product(sizes, (True, False))) and not after
+        for photos in range(1, 11):
+            await client.classify([jpeg()] * photos, model="pets")
+    of_callers = ran[len(before) + 1 :]
+    assert len(of_callers) == 10 and max(of_callers) == (10, True)
+    assert pad == "off" or set(of_callers) <= set(before)

@@ -186,13 +186,18 @@ async def test_a_deadline_that_passes_in_the_queue(running: Running, stub) -> No
     assert held.batches == [1]
 
 
-async def test_a_deadline_that_passes_while_decoding(stub) -> None:
+async def test_a_deadline_that_passes_while_decoding(models: Path) -> None:
     photos = [slow_png()] * 12
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Classify(request(*photos), timeout=0.15)
-    assert caught.value.code() is Code.DEADLINE_EXCEEDED
-    photo = jpeg()
-    check((await stub.Classify(request(photo))).results[0], photo)
+    async with (
+        running_server(models, decode_threads=1) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Classify(request(*photos), timeout=0.15)
+        assert caught.value.code() is Code.DEADLINE_EXCEEDED
+        photo = jpeg()
+        check((await stub.Classify(request(photo))).results[0], photo)
 
 
 async def test_one_bad_photo_among_good_ones_fails_alone(stub) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from serving.bucket import Bucket
 from serving.errors import InvalidRequest, Unavailable
-from tests.object_store import BUCKET, free_ports, running_store
+from tests.object_store import BUCKET, running_store
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.trainer.conftest import write_photos
 from tests.trainer.shards import samples, write_tar
 from trainer.errors import InvalidData
@@ -183,7 +184,7 @@ def test_a_store_that_can_not_be_reached_ends_it_in_one_line(
 ):
     from trainer.train import main as train
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     assert train(["--data", f"{_SHARDS}/photos-*.tar", "--weights", "none", "--size", "32"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {_SHARDS} can't be used: ") and error.count("\n") == 1
