@@ -19,7 +19,7 @@ import grpc
 
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
-from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, PawprintError, Unavailable
 from serving.malformed import Parse
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
@@ -37,6 +37,8 @@ _SAME_S = 0.02
 # A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
 # a place among the open streams, and the memory of its answers.
 STALLED_S = 30.0
+# A message that is on its way holds a place among the calls.
+ARRIVES_S = 60.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -233,10 +235,13 @@ class Edge:
         self, context: Any, parse: Parse[M], work: Callable[[M, Call], Awaitable[T]], call: Call
     ) -> T:
         """Holds the message, which the caller of this does not: gRPC keeps the frames of a call
-        that is aborted until the garbage collector comes by."""
-        data = await _message(context)
-        call.start = time.monotonic()
+        that is aborted until the garbage collector comes by.
+
+        Admitted before it is read: a message takes over twice its size here while it comes.
+        """
         with self._admitted():
+            data = await _message(context)
+            call.start = time.monotonic()
             request = self._parsed(parse, data)
             del data  # the photos are in the request
             return await work(request, call)
@@ -338,8 +343,14 @@ def _call(context: Any, method: str) -> Call:
 
 
 async def _message(context: Any) -> bytes:
-    """The message of a call that has one. Raises InvalidRequest."""
-    data = await context.read()
+    """The message of a call that has one. Raises InvalidRequest, DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(ARRIVES_S):
+            data = await context.read()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the message did not arrive within {ARRIVES_S:g} s; send fewer or smaller photos"
+        ) from error
     if data is grpc.aio.EOF:
         await asyncio.sleep(_MOMENT_S)
         raise InvalidRequest("the call holds no message")

@@ -240,6 +240,27 @@ async def test_a_compressed_message_is_not_unpacked(running: Running, method: st
         assert await small.code() is not grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_messages_on_their_way_are_bounded_and_do_not_wait_for_ever(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else many large ones at once would take all memory before any is refused."""
+    monkeypatch.setattr("serving.edge.ARRIVES_S", 1.0)
+    async with (
+        running_server(models, max_calls=2) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        slow = [channel.stream_unary("/pawprint.v1.ClassifierService/Classify")() for _ in range(2)]
+        await until(lambda: running.server._edge.active == 2)
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        request = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        error = await refusal(stub.Classify(request))
+        assert error.code() is Code.RESOURCE_EXHAUSTED and "2 calls" in error.details()
+        for call in slow:
+            assert await call.code() is Code.DEADLINE_EXCEEDED
+            assert "did not arrive within 1 s" in await call.details()
+        assert len((await stub.Classify(request)).results) == 1
+
+
 async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
     """Three of them hold 48 answered requests back, where 32 may be answered at once."""
     async with (
