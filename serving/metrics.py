@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
+from serving.troubles import Troubles
 from serving.version_state import VersionState
 
 UNKNOWN = "unknown"
@@ -99,9 +100,10 @@ class Metrics:
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch(self, edge: Edge, shadow_counts: ShadowCounts) -> None:
-        """Read what is loaded, how much waits and how shadows agree whenever a scrape comes."""
-        self.registry.register(_Readings(edge, shadow_counts))
+    def watch(self, edge: Edge, shadow_counts: ShadowCounts, troubles: Troubles) -> None:
+        """Read what is loaded, how much waits, how shadows agree and what stands against reading
+        the repository whenever a scrape comes."""
+        self.registry.register(_Readings(edge, shadow_counts, troubles))
 
     def set_states(self, states: Sequence[VersionState]) -> None:
         """What has become of the versions of the repository."""
@@ -176,9 +178,10 @@ class Metrics:
 class _Readings(Collector):
     """Gauges that are read, not kept."""
 
-    def __init__(self, edge: Edge, shadow_counts: ShadowCounts) -> None:
+    def __init__(self, edge: Edge, shadow_counts: ShadowCounts, troubles: Troubles) -> None:
         self._edge = edge
         self._shadow_counts = shadow_counts
+        self._troubles = troubles
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # else the registry would collect to learn the names
@@ -190,6 +193,16 @@ class _Readings(Collector):
         )
         yield GaugeMetricFamily(
             "pawprint_calls_in_flight", "Calls being answered", value=self._edge.active
+        )
+        yield GaugeMetricFamily(
+            "pawprint_repository_last_look_timestamp_seconds",
+            "When the repository was last read, every poll_s while it is watched and can be read",
+            value=self._troubles.last_look,
+        )
+        yield GaugeMetricFamily(
+            "pawprint_repository_troubles",
+            "Models that can't be read now, and 1 if the repository can't be",
+            value=len(self._troubles.texts),
         )
         versions: list[tuple[str, int, ServedVersion]] = [
             (name, version, served)

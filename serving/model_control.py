@@ -60,7 +60,7 @@ class ModelControl:
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
         self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
-        self._troubles = Troubles()
+        self.troubles = Troubles()
         self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
 
@@ -72,15 +72,16 @@ class ModelControl:
         """
         async with self._changing:
             names = await asyncio.to_thread(self._names, self.settings)
+            self.troubles.none_with_the_whole()
             for name in names:
                 try:
                     self._models[name] = await asyncio.to_thread(self._update, name)
                 except Exception as error:
-                    self._troubles.met(name, error)
+                    self.troubles.met(name, error)
             if not any(model.versions for model in self._models.values()):
                 where = f"no model to serve in {self.settings.models}"
-                if self._troubles.texts:
-                    raise Unavailable(f"{where}: {self._troubles.texts[0]}")
+                if self.troubles.texts:
+                    raise Unavailable(f"{where}: {self.troubles.texts[0]}")
                 found = "every version there is refused" if names else "there is none"
                 raise NotFound(
                     f"{where}: {found}; publish one with `train`, or see `models verify`"
@@ -111,20 +112,20 @@ class ModelControl:
             try:
                 names = await asyncio.to_thread(self._names, self.settings)
             except PawprintError as error:
-                self._troubles.met(ALL, error)
+                self.troubles.met(ALL, error)
                 return
-            self._troubles.over(ALL)
+            self.troubles.none_with_the_whole()
             for name in names:
                 try:
                     await self._change(name)
                 except Exception as error:  # the trouble of one model is not that of the others
-                    self._troubles.met(name, error)
+                    self.troubles.met(name, error)
                 else:
-                    self._troubles.over(name)
+                    self.troubles.over(name)
             for name in self._models.keys() - names:  # no longer in --only
                 del self._models[name]
                 await self._publish()
-            self._troubles.keep_only(names)
+            self.troubles.keep_only(names)
             self._say_unmet()
 
     async def check(self, settings: ServerSettings) -> None:
@@ -195,7 +196,7 @@ class ModelControl:
             for name, model in sorted(self._models.items())
             if model.alias_problem
         )
-        return [*self._troubles.texts, *aliases, *unmet(self._models, self.settings)]
+        return [*self.troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
     # --- one change at a time: the lock is held
 

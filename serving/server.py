@@ -83,7 +83,6 @@ class Server:
                 *sinks_of(self._tracing),
             ),
         )
-        self._metrics.watch(self._edge, self._classifier.shadowing.counts)
         self._health = Health()
         self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
@@ -93,6 +92,7 @@ class Server:
             self._on_batch,
             self._on_change,
         )
+        self._metrics.watch(self._edge, self._classifier.shadowing.counts, self.control.troubles)
         self._watching: asyncio.Task[None] | None = None
         self._admin: grpc.aio.Server | None = None
         self.catalogue: Catalogue | None = None  # None until loaded

@@ -1,6 +1,7 @@
 """What stands against reading models: said when it comes, when it changes and when it is over."""
 
 import logging
+import time
 
 from serving.errors import PawprintError
 
@@ -10,7 +11,10 @@ ALL = ""  # in the place of a model's name: the repository as a whole
 
 
 class Troubles:
+    """last_look: when the repository was last read as a whole, seconds of Unix time; 0: never."""
+
     def __init__(self) -> None:
+        self.last_look = 0.0
         self._texts: dict[str, str] = {}
 
     @property
@@ -28,6 +32,11 @@ class Troubles:
                 exc_info=None if expected else error,
             )
         self._texts[name] = text
+
+    def none_with_the_whole(self) -> None:
+        """What the repository holds was read, whatever becomes of each model."""
+        self.last_look = time.time()
+        self.over(ALL)
 
     def over(self, name: str) -> None:
         if self._texts.pop(name, ""):

@@ -25,6 +25,7 @@ LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 # Who may ask for the time of day: what is told to people, or compared with dates of others.
 TELLS_THE_TIME = {
     "inference_statistics.py",  # when a model last answered
+    "troubles.py",  # when the repository was last read
     "tracing.py",  # begin and end of spans
     "whole_file.py",  # age of files
 }

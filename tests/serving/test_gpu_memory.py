@@ -9,13 +9,14 @@ from prometheus_client import generate_latest
 from serving.edge import Edge, EdgeLimits
 from serving.gpu_memory import gpu_memory
 from serving.metrics import Metrics
+from serving.troubles import Troubles
 
 LIMITS = EdgeLimits(max_message_bytes=1, max_calls=1, max_streams=1, max_stream_in_flight=1)
 
 
 async def test_the_metrics_have_it_exactly_where_there_is_a_gpu() -> None:
     metrics = Metrics()
-    metrics.watch(Edge(LIMITS), {})
+    metrics.watch(Edge(LIMITS), {}, Troubles())
     text = generate_latest(metrics.registry).decode()
     memory = gpu_memory()
     assert text.count('pawprint_gpu_memory_bytes{gpu="') == 2 * len(memory or [])

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+import resource
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -123,6 +125,26 @@ async def test_gauges_show_what_waits(running: Running, port: int) -> None:
     said = await scrape(port)
     for gauge in ("queue_photos", "photos_in_flight"):
         assert said.value(f"pawprint_{gauge}") == 0
+
+
+async def test_a_repository_that_can_not_be_read_is_shown(running: Running, port: int) -> None:
+    looked, troubles = (
+        f"pawprint_repository_{name}" for name in ("last_look_timestamp_seconds", "troubles")
+    )
+    before = await scrape(port)
+    assert before.value(troubles) == 0 and time.time() - before.value(looked) < 60
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no folder can be opened
+    try:
+        await running.server.control.rescan()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    meanwhile = await scrape(port)
+    assert meanwhile.value(troubles) == 1 and meanwhile.value(looked) == before.value(looked)
+    assert meanwhile.value("pawprint_ready") == 1
+    await running.server.control.rescan()
+    after = await scrape(port)
+    assert after.value(troubles) == 0 and after.value(looked) > before.value(looked)
 
 
 async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: int) -> None:
