@@ -7,25 +7,30 @@
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.errors import BrokenVersion, Unavailable
+from serving.errors import BrokenVersion, InvalidRequest, Unavailable
 from serving.modelspec import FileEntry
 from serving.whole_file import remove_old
 
 # From an offset to the end, in pieces.
 Download = Callable[[int], Iterator[bytes]]
 
+LIMIT = "PAWPRINT_CACHE_GB"
 UNUSED_S = 30 * 24 * 3600.0
+_IN_USE_S = 60.0  # whoever has just fetched a file may not have opened it yet
 
 
 class BlobCache:
     """Safe for many processes at once: one downloads, the others wait for it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, most_bytes: int | None = None) -> None:
+        """most_bytes: of whole files; None: no bound but their age."""
         self.root = root
+        self._most_bytes = most_bytes
 
     def fetch(self, entry: FileEntry, where: str, download: Download) -> Path:
         """The file with this digest; what is missing of it is downloaded.
@@ -54,8 +59,17 @@ class BlobCache:
         return whole
 
     def prune(self) -> None:
-        """Remove what has not been used for a month; a file that is open stays readable."""
+        """Remove what has not been used for a month, and of what is above the bound that which was
+        used longest ago; a file that is open stays readable, one that is gone is downloaded again.
+        """
         remove_old([*self.root.glob("sha256/*"), *self.root.glob("partial/*")], UNUSED_S)
+        if self._most_bytes is None:
+            return
+        left = self._most_bytes
+        for used, size, file in sorted(_files(self.root / "sha256"), reverse=True):
+            left -= size
+            if left < 0 and time.time() - used > _IN_USE_S:
+                file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -82,6 +96,30 @@ def default_cache(environment: Mapping[str, str]) -> Path:
         return Path(given)
     base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
     return Path(base) / "pawprint"
+
+
+def limit_of(environment: Mapping[str, str], variable: str) -> int | None:
+    """Bytes, of a variable in GB; None where it is not set. Raises InvalidRequest."""
+    text = environment.get(variable)
+    if not text:
+        return None
+    try:
+        limit = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise InvalidRequest(f"{variable} must be a number, 0 or more, got {text!r}")
+    return limit
+
+
+def _files(folder: Path) -> list[tuple[float, int, Path]]:
+    """(when it was last used, bytes, path) of each."""
+    found = []
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):  # another process prunes too
+            status = file.stat()
+            found.append((status.st_mtime, status.st_size, file))
+    return found
 
 
 def _completed(part: Path, entry: FileEntry, download: Download) -> bool:

@@ -41,11 +41,11 @@ class RemoteRepository(Repository):
     `root` is a folder of this machine, for staging and for what is not a version.
     """
 
-    def __init__(self, bucket: Bucket, cache: Path) -> None:
+    def __init__(self, bucket: Bucket, cache: Path, most_cached_bytes: int | None = None) -> None:
         key = hashlib.sha256(bucket.location.encode()).hexdigest()[:16]
         super().__init__(cache / "repositories" / key)
         self._bucket = bucket
-        self._cache = BlobCache(cache)
+        self._cache = BlobCache(cache, most_cached_bytes)
         self._cache.prune()
 
     @property

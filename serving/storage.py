@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from serving.blob_cache import default_cache
+from serving.blob_cache import LIMIT, default_cache, limit_of
 from serving.bucket import Bucket
 from serving.errors import InvalidRequest, NotFound
 from serving.remote_repository import RemoteRepository
@@ -11,14 +11,17 @@ from serving.repository import Repository
 
 
 def open_repository(location: str | Path, *, must_exist: bool = False) -> Repository:
-    """Files of a bucket are kept in PAWPRINT_CACHE (default: ~/.cache/pawprint).
+    """Files of a bucket are kept in PAWPRINT_CACHE (default: ~/.cache/pawprint), of which they take
+    PAWPRINT_CACHE_GB at most.
 
     Raises InvalidRequest for a location of no known kind, Unavailable if the store can't be used,
     NotFound for a folder that is not there, if it must be.
     """
     text = str(location)
     if "://" in text:
-        return RemoteRepository(Bucket(text), default_cache(os.environ))
+        environment = os.environ
+        limit = limit_of(environment, LIMIT)
+        return RemoteRepository(Bucket(text), default_cache(environment), limit)
     if re_scheme := next((s for s in ("s3:/", "gs:/", "az:/") if text.startswith(s)), None):
         raise InvalidRequest(f"{text}: a bucket is named {re_scheme}/BUCKET/PREFIX")
     folder = Path(location)

@@ -15,8 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.blob_cache import default_cache
-from serving.errors import InvalidRequest
+from serving.blob_cache import default_cache, limit_of
 from serving.whole_file import remove_old, replaced
 from trainer.alone import alone
 from trainer.shard_places import BucketShard, Shard, shard_key
@@ -117,13 +116,4 @@ class ShardCache:
 
 def shard_cache(environment: Mapping[str, str]) -> ShardCache:
     """Below PAWPRINT_CACHE, of PAWPRINT_SHARD_CACHE_GB. Raises InvalidRequest."""
-    text = environment.get(_LIMIT)
-    limit = None
-    if text is not None:
-        try:
-            limit = int(float(text) * 1e9)
-        except (ValueError, OverflowError):
-            limit = -1
-        if limit < 0:
-            raise InvalidRequest(f"{_LIMIT} must be a number, 0 or more, got {text!r}")
-    return ShardCache(default_cache(environment) / "shards", limit)
+    return ShardCache(default_cache(environment) / "shards", limit_of(environment, _LIMIT))
