@@ -1,5 +1,6 @@
 """The figures of a training while it runs, for TensorBoard."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -53,9 +54,8 @@ def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Tra
         except OSError as error:
             end(error)
 
-    started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     try:
-        writer = SummaryWriter(str(folder / name / started))
+        writer = SummaryWriter(str(_new_run(folder / name)))
     except OSError as error:
         end(error)
     try:
@@ -64,3 +64,14 @@ def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Tra
         if writer is not None:
             with suppress(OSError):
                 writer.close()
+
+
+def _new_run(folder: Path) -> Path:
+    """Named by the second, and a number where another run began in it. Raises OSError."""
+    started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        run = folder / (started if number == 1 else f"{started}-{number}")
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            return run
+    raise AssertionError("count has no end")

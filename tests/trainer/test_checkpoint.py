@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.averaging import MovingAverage
 from trainer.backbones import build
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.errors import FailedCheck
+from trainer.tracking import tracked
 from trainer.train import main
 from trainer.training import Epoch
 
@@ -199,6 +201,15 @@ def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     curves = EventAccumulator(str(last)).Reload()
     assert [scalar.step for scalar in curves.Scalars("loss/val")] == [0, 1, 2, 3, 4, 5, 6]
     assert not left.exists()
+
+
+def test_trainings_that_begin_in_one_second_have_figures_of_their_own(tmp_path: Path):
+    with ExitStack() as stack:
+        for number in range(4):
+            track = stack.enter_context(tracked(tmp_path, "shapes", pytest.fail))
+            track({"loss/val": float(number)}, 0)
+    found = [EventAccumulator(str(run)).Reload() for run in sorted((tmp_path / "shapes").iterdir())]
+    assert sorted(run.Scalars("loss/val")[0].value for run in found) == [0, 1, 2, 3]
 
 
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
