@@ -15,7 +15,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
-from serving.errors import BrokenVersion, InvalidRequest
+from serving.errors import BrokenVersion, InvalidRequest, Unavailable
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
 from trainer.stages import in_no_stage
@@ -112,8 +112,8 @@ def build(
 
     weights: "imagenet" (torchvision's or timm's own, downloaded), "none" (initialised at random) or
     the path of a state dict. normalisation: the backbone's own if None. Raises InvalidRequest for a
-    name that is unknown, weights that can't be had or do not fit, or a size that the net can't
-    take.
+    name that is unknown, weights that are not there or do not fit, or a size that the net can't
+    take; Unavailable where weights can't be downloaded.
     """
     if normalisation is None:
         normalisation = trained_input(backbone).normalisation
@@ -176,7 +176,7 @@ def _net(backbone: str, weights: str) -> nn.Module:
             net: nn.Module = get_model(backbone, weights=chosen)
             return net
     except OSError as error:
-        raise InvalidRequest(
+        raise Unavailable(
             f"the imagenet weights of {backbone} can't be downloaded ({error}); "
             "give --weights FILE with a state dict of torchvision"
         ) from error

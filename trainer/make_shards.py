@@ -11,6 +11,7 @@ from serving.bucket import Bucket
 from serving.errors import InvalidRequest, PawprintError
 from trainer.console import Console
 from trainer.errors import InvalidData
+from trainer.exit_status import status_of
 from trainer.listing import find_photos
 from trainer.shard_places import UNFINISHED
 from trainer.shard_writer import Entry, divide, name_entries, write_shard
@@ -28,7 +29,7 @@ examples:
   python -m trainer.make_shards --data photos --out shards
   python -m trainer.make_shards --data food101 --out s3://bucket/food101 --shard-mb 1000
 
-exit codes: 0 written, 2 wrong input, 130 interrupted
+exit codes: 0 written, 2 wrong input, 75 a trouble that may pass, 130 interrupted
 """
 
 
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _make(options, console)
     except PawprintError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return status_of(error)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return status_of(error)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from torchvision import datasets
 
+from serving.errors import Unavailable
 from trainer.alone import alone
 from trainer.cats_vs_dogs import cats_vs_dogs
 from trainer.errors import InvalidData
@@ -97,8 +98,8 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 def find_named(name: str, root: Path) -> list[Found]:
     """The photos of NAMED[`name`] below `root`, where its loader has or will put them.
 
-    Downloaded if they are not there. Raises InvalidData where that fails, or what is there is not
-    whole.
+    Downloaded if they are not there. Raises Unavailable where that fails, InvalidData where what is
+    there is not whole.
     """
     root = root.expanduser().absolute()
     named, found = NAMED[name], []
@@ -147,7 +148,7 @@ def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
             os.replace(part, root / part.name)
     except _FETCH_FAILED as error:
         reason = str(error).strip().split("\n")[0]
-        raise InvalidData(
+        raise Unavailable(
             f"{name} is not in {root} and can't be downloaded ({reason}); where there is a network,"
             f" run the same command with --datasets DIR and bring DIR here, or give --data FOLDER"
         ) from error

@@ -15,6 +15,7 @@ from serving.storage import open_repository
 from trainer.backbones import Classifier, build
 from trainer.batches import batch_count
 from trainer.checkpoint import Checkpoints
+from trainer.compiler import require_compiler
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData, load_data
@@ -66,6 +67,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
         raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
+    if config.compile:
+        require_compiler(device)
     _check_places(config)
     datasets = Path(config.datasets) if config.datasets else None
     files = find_photos(config.data, datasets, console.track)

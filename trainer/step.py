@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from trainer.batches import most_parts
+from trainer.compiler import uncompilable
 from trainer.distributed import World
 from trainer.errors import FailedCheck
 from trainer.losses import Loss
@@ -86,10 +87,7 @@ class Step:
                 self.parts = min(2 * parts, most)
                 torch.cuda.empty_cache()
             except TorchDynamoException as error:
-                reason = str(error).strip().split("\n")[0]
-                raise FailedCheck(
-                    f"the net can't be compiled on this machine ({reason}); leave out --compile"
-                ) from error
+                raise FailedCheck(uncompilable(error)) from error
 
     def _add_up(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.errors import InvalidRequest, to_install
+from serving.errors import InvalidRequest, Unavailable, to_install
 from serving.modelspec import INTERPOLATIONS, Normalisation
 from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
@@ -33,8 +33,8 @@ def timm_input(backbone: str) -> TrainedInput:
 def make_timm_net(backbone: str, size: int, *, pretrained: bool) -> tuple[nn.Module, str]:
     """The net for `size` x `size` px, and the name of its head, which is a linear layer.
 
-    Raises InvalidRequest: the name is unknown, the net can't take this size, its weights can't be
-    downloaded, or it has no linear head.
+    Raises InvalidRequest: the name is unknown, the net can't take this size, or it has no linear
+    head. Unavailable: its weights can't be downloaded.
     """
     timm, name = _find(backbone)
     settings = timm.models.get_pretrained_cfg(name)
@@ -49,7 +49,7 @@ def make_timm_net(backbone: str, size: int, *, pretrained: bool) -> tuple[nn.Mod
             net = timm.create_model(name, pretrained=pretrained, num_classes=1000, **options)
     except OSError as error:
         reason = (problem or str(error)).strip().split("\n")[0]
-        raise InvalidRequest(
+        raise Unavailable(
             f"the imagenet weights of {backbone} can't be downloaded ({reason}); "
             "give --weights FILE with a state dict of timm"
         ) from error

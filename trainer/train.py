@@ -11,7 +11,7 @@ from serving.errors import PawprintError
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.defaults import with_defaults
-from trainer.errors import FailedCheck
+from trainer.exit_status import FAILED, status_of
 from trainer.flags import parser
 from trainer.given import read_settings
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         published = train(config, console)
     except PawprintError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FailedCheck) else 2
+        return status_of(error)
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
@@ -71,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "backbone",
             file=sys.stderr,
         )
-        return 1
+        return FAILED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return status_of(error)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         return INTERRUPTED

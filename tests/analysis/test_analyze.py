@@ -229,7 +229,7 @@ def test_over_grpc_asks_the_server(trained, start):
 
 
 def test_a_server_that_is_not_there_is_an_error_and_changes_nothing(trained):
-    said = analyze(trained, *SMALL, "--over-grpc", "127.0.0.1:1", status=2)
+    said = analyze(trained, *SMALL, "--over-grpc", "127.0.0.1:1", status=75)
     assert "does not answer" in said and "Traceback" not in said
     assert not (trained.models / "cartoon/1/analysis").exists()
 
@@ -242,7 +242,7 @@ def test_a_server_that_goes_away_meanwhile_costs_no_report(trained, start, monke
         server.stop()
 
     monkeypatch.setattr(analysis_run, "run_tasks", then_stop)
-    said = analyze(trained, *SMALL, "--over-grpc", server.address, status=2)
+    said = analyze(trained, *SMALL, "--over-grpc", server.address, status=75)
     assert "the report is stored, without the server's verdicts" in said
     assert all(entry["grpc"] is None for entry in report_of(trained)["adversarial"])
 
@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_the_version_as_it_was(trained):
     said = run(
         ANALYZE,
         *command(trained, *SMALL),
-        status=1,
+        status=75,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
     )
     assert "as it was" in said and "Traceback" not in said

@@ -47,7 +47,8 @@ def test_without_a_compiler_it_says_what_to_leave_out(photos: MakePhotos, tmp_pa
         text=True,
         timeout=300,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
+    assert "Found" not in done.stdout, "no photo has been read"
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the net can't be compiled on this machine (")
     assert last.endswith("leave out --compile")

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+from serving.errors import Unavailable
 from serving.repository import Repository
 from tests.photos import jpeg
 from trainer import cats_vs_dogs
@@ -207,7 +208,7 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, serv
     (served_pets / "annotations.tar.gz").unlink()
     root = tmp_path / "sets"
     arguments = ["--data", "oxford-iiit-pet", "--datasets", str(root), "--out", str(tmp_path / "m")]
-    assert main([*arguments, "--backbone", "tiny", "--weights", "none"]) == 2
+    assert main([*arguments, "--backbone", "tiny", "--weights", "none"]) == 75
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: oxford-iiit-pet is not in {root} and can't be downloaded (")
     assert "--datasets DIR" in said and "--data FOLDER" in said
@@ -235,7 +236,7 @@ def test_another_archive_of_cats_vs_dogs_is_refused_and_leaves_nothing(
     else:
         monkeypatch.setattr(cats_vs_dogs, "SHA256", "0" * 64)
     root = tmp_path / "sets"
-    with pytest.raises(InvalidData, match=r"\(cats.zip has the SHA-256 \w{64}, expected"):
+    with pytest.raises(Unavailable, match=r"\(cats.zip has the SHA-256 \w{64}, expected"):
         find_photos(Path("cats-vs-dogs"), root)
     assert {p.name for p in root.iterdir()} == {".lock"}
 
@@ -244,7 +245,7 @@ def test_cats_vs_dogs_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     with served(tmp_path) as address:
         monkeypatch.setattr(cats_vs_dogs, "URL", f"{address}/cats.zip")
     root = tmp_path / "sets"  # nothing listens there any more
-    with pytest.raises(InvalidData, match=r"cats-vs-dogs is not in .*refused.*--datasets DIR"):
+    with pytest.raises(Unavailable, match=r"cats-vs-dogs is not in .*refused.*--datasets DIR"):
         find_photos(Path("cats-vs-dogs"), root)
     assert {p.name for p in root.iterdir()} == {".lock"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from serving.errors import BrokenVersion, InvalidRequest
+from serving.errors import BrokenVersion, InvalidRequest, Unavailable
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
 from trainer.analysis.analyze import main as analyze
@@ -108,7 +108,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line_and_soon(monkeypatch: py
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(
-        InvalidRequest, match=r"can't be downloaded \(http://127.0.0.1:9 .*give --weights FILE"
+        Unavailable, match=r"can't be downloaded \(http://127.0.0.1:9 .*give --weights FILE"
     ) as said:
         build("timm/test_byobnet", 3, 160, "imagenet")
     assert "\n" not in str(said.value) and time.monotonic() - started < 15

@@ -24,6 +24,7 @@ from trainer.analysis.report import k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.console import Console
+from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 
 _OF_ONE_VERSION = ("fail_under", "linf", "l2", "ideal", "recipe", "over_grpc")
@@ -31,6 +32,9 @@ _INTERRUPTED = "interrupted; the same command goes on from what is finished"
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
 programs, the pictures as PNG. Stopped half-way, the same command goes on where it was.
+
+exit codes: 0 analysed, 1 a gate of --fail-under or a broken version, 2 wrong input, 75 a trouble
+that may pass (a bucket, a server, a full disk: try again), 130 interrupted
 
 examples:
   analyze cats --data photos/                        the default version of cats
@@ -49,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed(_INTERRUPTED, INTERRUPTED)
     except BrokenVersion as error:
-        return _failed(str(error), 1)
+        return _failed(str(error), FAILED)
     except PawprintError as error:
-        return _failed(str(error), 2)
+        return _failed(str(error), status_of(error))
     except OSError as error:
-        return _failed(f"{error}; the version is as it was, what is finished is kept", 1)
+        said = f"{error}; the version is as it was, what is finished is kept"
+        return _failed(said, status_of(error))
 
 
 def _failed(message: str, status: int) -> int:
@@ -101,7 +106,7 @@ def _analyse(options: argparse.Namespace) -> int:
     failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
     for condition, got in failed:
         print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
-    return 1 if failed else 0
+    return FAILED if failed else 0
 
 
 def _server(options: argparse.Namespace, name: str, version: int) -> Server | None:

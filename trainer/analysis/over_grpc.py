@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.client import Client
-from serving.errors import PawprintError
+from serving.errors import PawprintError, Unavailable
 
 _TIMEOUT_S = 60.0
 
 
-class ServerFailed(PawprintError):
+class ServerFailed(Unavailable):
     """The server can't be reached, or refuses."""
 
 
