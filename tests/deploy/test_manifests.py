@@ -18,7 +18,7 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
 
 SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
-KUSTOMIZATIONS = (*SERVERS, "training", "batch", "kserve")
+KUSTOMIZATIONS = (*SERVERS, "training", "training/photos", "batch", "kserve")
 VERSIONS = ("1.32", "1.34")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
@@ -43,6 +43,8 @@ def pod_specs(resources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         spec = resource.get("spec", {})
         if "template" in spec:
             yield spec["template"]["spec"]
+        elif resource["kind"] == "Pod":
+            yield spec
         elif resource["kind"] == "ServingRuntime":
             yield {key: spec[key] for key in ("containers", "volumes")}
 
@@ -84,7 +86,7 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
 def test_services_beside_a_pod_add_nothing_to_its_settings(name: str) -> None:
     resources = rendered(name)
-    pods = [r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})]
+    pods = [p for p in pod_specs(resources) if "kserve-container" not in str(p)]
     pods += [r["spec"]["predictor"] for r in resources if r["kind"] == "InferenceService"]
     assert pods and all(pod["enableServiceLinks"] is False for pod in pods)
 
