@@ -1,7 +1,8 @@
 # The newest version of $NAME in $FROM, as the first pod of the Job finds it, must pass `analyze` with
-# the arguments given. $STATE, of this Job alone, keeps which it is and that it passed.
+# the arguments given. $STATE, of this Job alone, keeps which it is and that it passed. Where the volume
+# fails the status is 75: try again.
 set -eu
-mkdir -p "$STATE"
+mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
   listed=$(models list --models "$FROM" --json)
   echo "$listed" | python -c '
@@ -9,9 +10,9 @@ import json, sys
 found = [row["version"] for row in json.load(sys.stdin) if row["name"] == sys.argv[1]]
 print(max(found) if found else sys.exit(f"error: there is no version of {sys.argv[1]}"))
 ' "$NAME" >"$STATE/newest"
-  mv "$STATE/newest" "$STATE/version"
+  mv "$STATE/newest" "$STATE/version" || exit 75
 fi
 if [ ! -e "$STATE/passed" ]; then
   analyze "$NAME/$(cat "$STATE/version")" --models "$FROM" "$@"
-  touch "$STATE/passed"
+  touch "$STATE/passed" || exit 75
 fi

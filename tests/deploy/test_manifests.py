@@ -18,7 +18,7 @@ from serving.settings import ENVIRONMENT, ServerSettings
 from tests.conftest import ROOT
 
 SERVERS = ("overlays/cpu", "overlays/gpu", "overlays/monitored", "overlays/monitored-gpu")
-KUSTOMIZATIONS = (*SERVERS, "training", "batch", "kserve")
+KUSTOMIZATIONS = (*SERVERS, "training", "training/photos", "batch", "kserve")
 VERSIONS = ("1.32", "1.34")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 CUSTOM = {
@@ -43,6 +43,8 @@ def pod_specs(resources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         spec = resource.get("spec", {})
         if "template" in spec:
             yield spec["template"]["spec"]
+        elif resource["kind"] == "Pod":
+            yield spec
         elif resource["kind"] == "ServingRuntime":
             yield {key: spec[key] for key in ("containers", "volumes")}
 
@@ -84,29 +86,92 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
 def test_services_beside_a_pod_add_nothing_to_its_settings(name: str) -> None:
     resources = rendered(name)
-    pods = [r["spec"]["template"]["spec"] for r in resources if "template" in r.get("spec", {})]
+    pods = [p for p in pod_specs(resources) if "kserve-container" not in str(p)]
     pods += [r["spec"]["predictor"] for r in resources if r["kind"] == "InferenceService"]
     assert pods and all(pod["enableServiceLinks"] is False for pod in pods)
 
 
-@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu", "kserve"])
 def test_the_server_understands_every_setting_given_to_it(name: str) -> None:
-    (settings,) = (r["data"] for r in rendered(name) if r["kind"] == "ConfigMap")
-    given = {key for key in settings if key.startswith(ENVIRONMENT)}
+    given = {key for key in settings_of(rendered(name)) if key.startswith(ENVIRONMENT)}
     known = {ENVIRONMENT + f.name.upper() for f in dataclasses.fields(ServerSettings)}
     assert given and given <= known
-    assert "PAWPRINT_CACHE" in settings
 
 
-@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def settings_of(resources: list[dict[str, Any]]) -> dict[str, str]:
+    """Of the server: from its ConfigMap, or as its arguments name them."""
+    for resource in resources:
+        if resource["kind"] == "ConfigMap" and "PAWPRINT_CACHE" in resource["data"]:
+            return dict(resource["data"])
+        if resource["kind"] == "ServingRuntime":
+            (server,) = resource["spec"]["containers"]
+            given = dict(argument.removeprefix("--").split("=", 1) for argument in server["args"])
+            return {ENVIRONMENT + k.replace("-", "_").upper(): v for k, v in given.items()}
+    raise LookupError("no settings")
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu", "kserve"])
 def test_a_stopping_pod_has_time_to_drain(name: str) -> None:
     resources = rendered(name)
     (pod,) = pod_specs(resources)
-    (settings,) = (r["data"] for r in resources if r["kind"] == "ConfigMap")
+    predictors = [r["spec"]["predictor"] for r in resources if r["kind"] == "InferenceService"]
+    (lasting,) = predictors or [pod]
     (server,) = pod["containers"]
     needed = server["lifecycle"]["preStop"]["sleep"]["seconds"]
-    needed += float(settings["PAWPRINT_SERVE_DRAIN_S"])
-    assert pod["terminationGracePeriodSeconds"] > needed
+    needed += float(settings_of(resources)["PAWPRINT_SERVE_DRAIN_S"])
+    assert lasting["terminationGracePeriodSeconds"] > needed
+
+
+# docs/capacity.md, MiB.
+OF_A_MESSAGE, ONE_LARGE_PHOTO, A_DECODER = 2.6, 1024, 180
+OF_MODELS = {"cpu": 526, "cuda": 1536}
+IN_MIB = {"Mi": 1, "Gi": 1024}
+
+
+def mib(quantity: str) -> int:
+    return int(quantity[:-2]) * IN_MIB[quantity[-2:]]
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "kserve"])
+def test_as_many_calls_as_are_let_in_fit_in_memory(name: str) -> None:
+    resources = rendered(name)
+    (pod,) = pod_specs(resources)
+    (server,) = pod["containers"]
+    limits, settings = server["resources"]["limits"], settings_of(resources)
+    calls = int(settings["PAWPRINT_SERVE_MAX_CALLS"])
+    messages = calls * int(settings["PAWPRINT_SERVE_MAX_MESSAGE_MIB"]) * OF_A_MESSAGE
+    photos = ONE_LARGE_PHOTO + A_DECODER * int(limits["cpu"])  # a decoder for each core
+    models = OF_MODELS[settings.get("PAWPRINT_SERVE_DEVICE", "cpu")]
+    in_memory = sum(
+        mib(volume["emptyDir"]["sizeLimit"])
+        for volume in pod["volumes"]
+        if volume.get("emptyDir", {}).get("medium") == "Memory"
+    )
+    needed = messages + photos + models
+    assert needed + in_memory <= mib(limits["memory"])
+    page = (ROOT / "docs/capacity.md").read_text()
+    assert f" {needed:.0f} |" in page and f" {mib(limits['memory'])} |" in page
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_cache_ends_before_its_volume_does(name: str) -> None:
+    resources = rendered(name)
+    (pod,) = pod_specs(resources)
+    (cache,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "cache")
+    settings = settings_of(resources)
+    assert settings["PAWPRINT_CACHE"] == "/cache"
+    assert 0 < float(settings["PAWPRINT_CACHE_GB"]) * 1024 < mib(cache["sizeLimit"])
+
+
+def test_kserve_watches_a_pod_as_a_deployment_does_and_may_read_the_bucket() -> None:
+    resources = rendered("kserve")
+    (ours,) = next(pod_specs(rendered("overlays/cpu")))["containers"]
+    (server,) = next(pod_specs(resources))["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle"):
+        assert server[probe] == ours[probe]
+    (account,) = (r for r in resources if r["kind"] == "ServiceAccount")
+    (service,) = (r for r in resources if r["kind"] == "InferenceService")
+    assert service["spec"]["predictor"]["serviceAccountName"] == account["metadata"]["name"]
 
 
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])

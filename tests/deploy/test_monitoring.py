@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from serving.client import AsyncClient
@@ -24,13 +25,18 @@ DASHBOARD = json.loads((ROOT / "deploy/grafana/pawprint.json").read_text())
 # There only with a GPU; tests/serving/test_gpu_memory.py has them.
 OF_GPUS = {"pawprint_gpu_memory_bytes": {"gpu", "kind"}}
 MONITORED = ("overlays/monitored", "overlays/monitored-gpu")
-OF_PROMETHEUS = {"job", "instance"}  # labels that a scrape adds
+OF_PROMETHEUS = {"job", "instance", "namespace", "pod"}  # labels that a scrape adds
 
 
 def queries() -> list[str]:
     targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
     variables = [v for v in DASHBOARD["templating"]["list"] if v["type"] == "query"]
     return [t["expr"] for t in targets] + [v["definition"] for v in variables]
+
+
+def alerts() -> list[dict[str, Any]]:
+    (rules,) = (r for r in rendered(MONITORED[0]) if r["kind"] == "PrometheusRule")
+    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
 
 
 def names_in(query: str) -> set[str]:
@@ -65,6 +71,10 @@ async def offered(models: Path) -> dict[str, set[str]]:
 
 async def test_every_query_asks_for_metrics_and_labels_that_are_there(models: Path) -> None:
     there = await offered(models) | OF_GPUS
+    for query in (alert["expr"] for alert in alerts()):
+        assert names_in(query) and names_in(query) <= there.keys(), query
+        known = set.union(*(there[name] for name in names_in(query))) | OF_PROMETHEUS
+        assert labels_in(query) <= known, query
     asked = [(query, names_in(query)) for query in queries()]
     assert all(names for _, names in asked)
     for query, names in asked:
@@ -94,6 +104,32 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     for query in queries():
         for opening, closing in ("()", "{}", "[]"):
             assert query.count(opening) == query.count(closing), query
+
+
+def test_alerts_are_rules_that_prometheus_takes_and_say_what_is_wrong() -> None:
+    found = alerts()
+    assert len({alert["alert"] for alert in found}) == len(found) >= 7
+    for alert in found:
+        assert alert.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
+        assert re.fullmatch(r"[1-9]\d*m", alert.get("for", "1m"))
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert alert["annotations"].keys() == {"summary", "description"}
+        said = set(re.findall(r"\$labels\.(\w+)", str(alert["annotations"])))
+        assert said <= labels_in(alert["expr"]), alert["alert"]
+        for opening, closing in ("()", "{}", "[]"):
+            assert alert["expr"].count(opening) == alert["expr"].count(closing), alert["alert"]
+        states = re.findall(r'state="(\w+)"', alert["expr"])
+        assert {*states} <= {"refused", "restarting"}  # of serving.version_state
+        codes = re.findall(r'code="(\w+)"', alert["expr"])
+        assert {*codes} <= {code.name for code in grpc.StatusCode}
+
+
+@pytest.mark.parametrize("overlay", MONITORED)
+def test_a_server_that_misses_ten_looks_is_said(overlay: str) -> None:
+    (expression,) = (a["expr"] for a in alerts() if a["alert"] == "PawprintRepositoryNotRead")
+    data = [r["data"] for r in rendered(overlay) if r["kind"] == "ConfigMap"]
+    (given,) = (d for d in data if "PAWPRINT_CACHE" in d)
+    assert float(expression.split(" > ")[1]) == 10 * float(given[f"{ENVIRONMENT}POLL_S"])
 
 
 @pytest.mark.parametrize("overlay", MONITORED)
@@ -140,6 +176,7 @@ def test_the_autoscaler_lets_batches_fill_and_no_call_be_refused(overlay: str) -
     (given,) = (d for d in data if "PAWPRINT_CACHE" in d)
     batch = int(given.get(f"{ENVIRONMENT}MAX_BATCH", 4))
     assert 2 * batch <= most <= ServerSettings(models="").max_queue // 2
+    assert most <= int(given[f"{ENVIRONMENT}MAX_CALLS"]) // 2
 
 
 async def test_the_autoscaler_sees_photos_that_wait_for_their_decoding(models: Path) -> None:

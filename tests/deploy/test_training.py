@@ -11,7 +11,7 @@ import pytest
 
 from serving.repository import Repository
 from tests.conftest import ROOT
-from tests.deploy.test_manifests import PATH, rendered
+from tests.deploy.test_manifests import PATH, pod_specs, rendered
 from tests.tiny import build_version
 from trainer.cartoons import write_cartoons
 
@@ -36,6 +36,7 @@ def start(container: dict[str, Any], work: Path, *more: str, **given: str) -> su
     command = [text.replace("/work/", f"{work}/") for text in command]
     command = [text.replace("/release/", f"{ROOT}/deploy/training/") for text in command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | plain | given
+    environment |= {"TORCH_HOME": str(work / "torch")}
     return subprocess.Popen(
         command,
         env=environment | {"PATH": PATH, "PYTHONPATH": str(ROOT)},
@@ -66,6 +67,64 @@ def final_statuses(name: str) -> list[int]:
     rules = job(name)["podFailurePolicy"]["rules"]
     (found,) = (rule["onExitCodes"]["values"] for rule in rules if rule["action"] == "FailJob")
     return found
+
+
+def test_what_may_pass_is_tried_again_and_what_would_stay_ends_the_job() -> None:
+    assert final_statuses("pawprint-train") == [2]
+    assert final_statuses("pawprint-release") == [1, 2]  # 1: the gate says no
+    assert all(job(name)["backoffLimit"] > 0 for name in ("pawprint-train", "pawprint-release"))
+
+
+def test_a_volume_that_fails_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "releases").touch()  # no folder can be made there
+    status, said = gate(tmp_path)
+    assert status == os.EX_TEMPFAIL and status not in final_statuses("pawprint-release"), said
+
+
+def test_the_training_is_complete_once_the_pod_that_publishes_is() -> None:
+    spec = job("pawprint-train")
+    assert spec["completionMode"] == "Indexed"
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+
+
+def test_nothing_runs_before_the_photos_are_there() -> None:
+    assert job("pawprint-train")["suspend"] and job("pawprint-release")["suspend"]
+    resources = rendered("training")
+    (claim,) = (r for r in resources if r["kind"] == "PersistentVolumeClaim")
+    (pod,) = rendered("training/photos")
+    name = claim["metadata"]["name"]
+    used = [*pod_specs(resources), pod["spec"]]
+    assert {p["persistentVolumeClaim"]["claimName"] for p in map(work_of, used)} == {name}
+    assert len({str(p["securityContext"]) for p in used}) == 1  # what one wrote, the others read
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    steps = [
+        "kubectl apply -k deploy/training\n",
+        "kubectl apply -k deploy/training/photos ",
+        f"kubectl wait --for=condition=ready pod/{pod['metadata']['name']} ",
+        f"kubectl cp photos {pod['metadata']['name']}:/work\n",
+        'kubectl patch job pawprint-train -p \'{"spec":{"suspend":false}}\'\n',
+        "kubectl wait --for=condition=complete job/pawprint-train ",
+        'kubectl patch job pawprint-release -p \'{"spec":{"suspend":false}}\'\n',
+        "kubectl wait --for=condition=complete job/pawprint-release ",
+    ]
+    places = [page.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def work_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (volume for volume in pod["volumes"] if volume["name"] == "work")
+    return found
+
+
+def test_photos_may_lie_in_a_bucket_and_weights_are_downloaded_once() -> None:
+    (train,) = job("pawprint-train")["template"]["spec"]["containers"]
+    release = job("pawprint-release")["template"]["spec"]
+    for container in (train, *release["initContainers"], *release["containers"]):
+        assert container["envFrom"] == [
+            {"secretRef": {"name": "pawprint-bucket", "optional": True}}
+        ]
+    (torch_home,) = (one["value"] for one in train["env"] if one["name"] == "TORCH_HOME")
+    assert torch_home.startswith("/work/")
 
 
 def test_a_wrong_argument_ends_the_training_at_once(tmp_path: Path) -> None:
@@ -136,7 +195,7 @@ def test_what_passes_the_gate_was_analysed_once_and_what_fails_is_not_copied(
     models = Repository(tmp_path / "models")
     write_cartoons(tmp_path / "photos", per_class=60)
     command = [sys.executable, "-m", "trainer.train", "--data", tmp_path / "photos", *SMALL]
-    command += ["--epochs", "8", "--name", "pets", "--out", models.root]
+    command += ["--epochs", "24", "--name", "pets", "--out", models.root]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     status, said = gate(tmp_path, *QUICK, "--fail-under", "clean=1", "--fail-under", "pgd@8/255=1")
     assert status in final_statuses("pawprint-release") and "failed: pgd@8/255=1" in said, said
