@@ -160,7 +160,7 @@ def test_the_cache_ends_before_its_volume_does(name: str) -> None:
     (cache,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "cache")
     settings = settings_of(resources)
     assert settings["PAWPRINT_CACHE"] == "/cache"
-    assert 0 < float(settings["PAWPRINT_CACHE_GB"]) * 1024 < mib(cache["sizeLimit"])
+    assert 0 < float(settings["PAWPRINT_CACHE_GB"]) * 1e9 / 2**20 < mib(cache["sizeLimit"])
 
 
 def test_kserve_watches_a_pod_as_a_deployment_does_and_may_read_the_bucket() -> None:
