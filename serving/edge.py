@@ -8,7 +8,6 @@ each call in further coroutines and can't see what a call was about.
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ import grpc
 
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
-from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, PawprintError, Unavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
 from serving.malformed import Parse
+from serving.shares import Shares
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
 
@@ -29,7 +29,6 @@ T = TypeVar("T")  # what goes back
 
 REQUEST_ID = "x-request-id"
 _LONGEST_ID = 128
-_BUSY_RETRY_S = 0.1
 # gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
 _MOMENT_S = 0.1
 # A caller gives up at its deadline by its own clock: what comes of it is as near to ours as this.
@@ -89,10 +88,13 @@ class Edge:
         self._tokens = tokens
         self._sinks = tuple(sinks)
         self._catalogue: Catalogue | None = None
-        self._active = 0  # requests being answered, those of streams counted each
+        # Messages being read, but for those of streams, and requests being answered.
+        self._calls = Shares(limits.max_calls, "calls are being answered", "try again later")
         self._here = 0  # calls and streams from their first moment to their last
         self._begun = 0  # calls and streams so far
-        self._streams: Counter[str | None] = Counter()  # open, by whose turn
+        self._streams = Shares(
+            limits.max_streams, "streams are open", "close one, or try again later"
+        )
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = asyncio.Event()
@@ -109,7 +111,7 @@ class Edge:
     @property
     def active(self) -> int:
         """Requests being answered."""
-        return self._active
+        return self._calls.total()
 
     @property
     def ready(self) -> bool:
@@ -193,7 +195,7 @@ class Edge:
                 token=whole.token,
             )
             try:
-                with self._admitted():
+                with self._calls.one(call.turn):
                     reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
             except Exception as error:
@@ -210,7 +212,7 @@ class Edge:
         with self._present():
             try:
                 self._identify(whole)
-                with self._open_stream(whole.turn):
+                with self._streams.one(whole.turn):
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as answering:
                         try:
@@ -239,7 +241,7 @@ class Edge:
 
         Admitted before it is read: a message takes over twice its size here while it comes.
         """
-        with self._admitted():
+        with self._calls.one(call.turn):
             data = await _message(context)
             call.start = time.monotonic()
             request = self._parsed(parse, data)
@@ -274,39 +276,6 @@ class Edge:
                 "are allowed: send fewer or smaller photos"
             )
         return parse(data)
-
-    @contextmanager
-    def _open_stream(self, turn: str | None) -> Iterator[None]:
-        """Whose token has some open leaves as many free, as in the queue."""
-        most = self._limits.max_streams
-        free = most - self._streams.total() - (self._streams[turn] if turn else 0)
-        if free < 1:
-            whose = f", {self._streams[turn]} of this token" if turn else ""
-            raise Overloaded(
-                f"{self._streams.total()} of {most} streams are open{whose}; close one, or try "
-                "again later",
-                retry_after_s=_BUSY_RETRY_S,
-            )
-        self._streams[turn] += 1
-        try:
-            yield
-        finally:
-            self._streams[turn] -= 1
-            if not self._streams[turn]:
-                del self._streams[turn]
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._active == self._limits.max_calls:
-            raise Overloaded(
-                f"{self._limits.max_calls} calls are being answered; try again later",
-                retry_after_s=_BUSY_RETRY_S,
-            )
-        self._active += 1
-        try:
-            yield
-        finally:
-            self._active -= 1
 
     @contextmanager
     def _present(self) -> Iterator[None]:

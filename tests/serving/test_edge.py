@@ -287,7 +287,7 @@ async def test_a_stream_that_is_not_read_is_ended(
     ):
         edge, calls = running.server._edge, told(running)
         async with never_read(running.address, WRONG, 1.0) as sent:
-            await until(lambda: not edge._streams)
+            await until(lambda: not edge._streams.total())
             assert sent > 16
             assert [c.method for c in calls if c.code is Code.UNAVAILABLE] == ["ClassifyStream"]
         stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
@@ -295,6 +295,24 @@ async def test_a_stream_that_is_not_read_is_ended(
         assert (await stream.read()).request_id == 7
         stream.cancel()
     assert not caplog.records
+
+
+async def test_the_calls_of_one_token_leave_as_many_free(models: Path, tokens: str) -> None:
+    async with (
+        running_server(models, tokens=tokens, max_calls=4) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(2):  # whose messages never come
+            call = channel.stream_unary("/pawprint.v1.ClassifierService/Classify")(metadata=SECRET)
+            stack.callback(call.cancel)
+        await until(lambda: running.server._edge.active == 2)
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        request = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        error = await refusal(stub.Classify(request, metadata=SECRET))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert "2 of 4 calls are being answered, 2 of this token" in error.details()
+        assert len((await stub.Classify(request, metadata=OTHER)).results) == 1
 
 
 async def test_the_streams_of_one_token_leave_as_many_free(models: Path, tokens: str) -> None:

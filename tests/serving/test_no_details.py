@@ -178,7 +178,7 @@ async def test_limits_on_calls_and_streams_refuse_with_the_time_to_wait(models: 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.Classify(request)
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert raised.value.details() == "2 calls are being answered; try again later"
+        assert raised.value.details() == "2 of 2 calls are being answered; try again later"
         assert "grpc-status-details-bin" in dict(raised.value.trailing_metadata())
         held.release()
         for call in calls:
