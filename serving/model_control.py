@@ -273,13 +273,9 @@ class ModelControl:
                     loaded = await asyncio.to_thread(
                         load_version, self._repository, name, version, self._load_engine
                     )
-                except NotFound as error:
-                    log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
-                    await self._change(name)  # without it: another may take its place
-                    return
                 except Exception as error:  # what a broken device raises, nobody can say
                     log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
-                    if isinstance(error, BrokenVersion) and await self._replaced(name, version):
+                    if await self._replaced(name, version, error):
                         return
                 else:
                     model = self._models[name]
@@ -293,27 +289,35 @@ class ModelControl:
                     return
             await asyncio.sleep(wait_s)
 
-    async def _replaced(self, name: str, version: int) -> bool:
-        """Refuse a version whose files are damaged, if others can answer in its place meanwhile.
+    async def _replaced(self, name: str, version: int, error: Exception) -> bool:
+        """Let another version step in for one whose files are gone or damaged.
 
-        Only where the repository is watched, which tries a refused version again.
+        One that is damaged is refused only where the repository is watched, which tries it again,
+        and where those who name no version get none that is newer.
         """
-        if self.settings.control != "poll":
-            return False
-        model = self._models[name]
-        self._models[name] = replace(model, restarting=model.restarting - {version})
+        before = self._models[name]
         try:
+            if isinstance(error, NotFound):
+                await self._change(name)
+                return True
+            if self.settings.control != "poll" or not isinstance(error, BrokenVersion):
+                return False
+            if not await asyncio.to_thread(self._repository.verify_to_load, name, version):
+                return False  # it is the device, or the machine
+            self._models[name] = replace(before, restarting=before.restarting - {version})
             after = await asyncio.to_thread(self._update, name)
-        except BaseException:
-            self._models[name] = model
-            raise
-        if not after.versions:
-            self._models[name] = model
+            fits = 0 < after.default_version <= before.default_version
+            self._models[name] = after if fits else before
+        except BaseException as failed:
+            self._models[name] = before
+            if not isinstance(failed, (PawprintError, OSError)):
+                raise
+            log.error("no other version of %s can be looked for: %s", name, failed)
             return False
-        self._models[name] = after
-        log.info("%s: %s", name, _described(after))
-        await self._publish()
-        return True
+        if fits:
+            log.info("%s: %s", name, _described(after))
+            await self._publish()
+        return fits
 
     def _say_unmet(self) -> None:
         found = unmet(self._models, self.settings)

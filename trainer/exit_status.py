@@ -19,8 +19,8 @@ def status_of(error: Exception) -> int:
     """error: a PawprintError or an OSError."""
     if isinstance(error, FailedCheck):
         return FAILED
-    if isinstance(error, Unavailable):
-        return MAY_PASS
-    if isinstance(error, OSError) and error.errno not in _NEVER_PASSES:
-        return MAY_PASS
-    return WRONG
+    if not isinstance(error, (Unavailable, OSError)):
+        return WRONG
+    known = error if isinstance(error, OSError) else error.__cause__
+    never = isinstance(known, OSError) and known.errno in _NEVER_PASSES
+    return WRONG if never else MAY_PASS

@@ -1,6 +1,5 @@
 """The figures of a training while it runs, for TensorBoard."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -68,10 +67,13 @@ def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Tra
 
 def _new_run(folder: Path) -> Path:
     """Named by the second, and a number where another run began in it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
     started = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    for number in itertools.count(1):
-        run = folder / (started if number == 1 else f"{started}-{number}")
-        with suppress(FileExistsError):
-            run.mkdir(parents=True)
+    run, number = folder / started, 1
+    while True:
+        try:
+            run.mkdir()
             return run
-    raise AssertionError("count has no end")
+        except FileExistsError:
+            number += 1
+            run = folder / f"{started}-{number}"

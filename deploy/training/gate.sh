@@ -1,10 +1,11 @@
 # The newest version of $NAME in $FROM, as the first pod of the Job finds it, must pass `analyze` with
 # the arguments given. $STATE, of this Job alone, keeps which it is and that it passed. Where the volume
-# fails the status is 75: try again.
+# or the repository can't be used the status is 75: try again.
 set -eu
 mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
-  listed=$(models list --models "$FROM" --json)
+  : >"$STATE/newest" || exit 75
+  listed=$(models list --models "$FROM" --json) || exit 75
   echo "$listed" | python -c '
 import json, sys
 found = [row["version"] for row in json.load(sys.stdin) if row["name"] == sys.argv[1]]

@@ -18,6 +18,7 @@ from serving.client import Client
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.analysis.conftest import run
+from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
 from trainer.analysis.report import percent
@@ -232,6 +233,15 @@ def test_a_server_that_is_not_there_is_an_error_and_changes_nothing(trained):
     said = analyze(trained, *SMALL, "--over-grpc", "127.0.0.1:1", status=75)
     assert "does not answer" in said and "Traceback" not in said
     assert not (trained.models / "cartoon/1/analysis").exists()
+
+
+def test_a_mistake_in_asking_the_server_is_no_trouble_that_passes(trained, start, tmp_path):
+    build_version(tmp_path / "else", "pets")
+    server = start(tmp_path / "else")
+    said = analyze(trained, *SMALL, "--over-grpc", server.address, status=2)
+    assert "cartoon" in said and not (trained.models / "cartoon/1/analysis").exists()
+    missing = ("--over-grpc", server.address, "--tls-ca", tmp_path / "no.pem")
+    assert "no.pem can't be read" in analyze(trained, *SMALL, *missing, status=2)
 
 
 def test_a_server_that_goes_away_meanwhile_costs_no_report(trained, start, monkeypatch):

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from protos.pawprint.v1 import admin_pb2, admin_pb2_grpc, classifier_pb2_grpc
 from serving import model_control
 from serving.client import AsyncClient
-from serving.errors import NotFound
+from serving.errors import BrokenVersion, NotFound, Unavailable
 from serving.observed_run import FAILURES_IN_A_ROW
 from serving.repository import Repository
 from serving.server import SERVICE
@@ -532,6 +532,42 @@ async def test_a_broken_engine_whose_files_are_damaged_makes_room_until_they_are
         assert await answering(client) == 1
         assert [s.state for s in running.server.control.states() if s.version == 2] == ["refused"]
         path.write_bytes(data)
+        await until_served(running, 2)
+        assert await answering(client) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_where_no_older_version_can_step_in_a_broken_engine_is_tried_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch, *, damaged: bool
+) -> None:
+    """The files are sound and the device is not; or the repository can't be read either."""
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.05,))
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, poll_s=60.0, versions="latest:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        path, control = models / "pets/2/model.onnx", running.server.control
+        data, tried = path.read_bytes(), []
+
+        def fails(*arguments: object) -> None:
+            tried.append(arguments)
+            raise BrokenVersion("CUDA failure 2: out of memory")
+
+        def unreadable(*arguments: object) -> None:
+            tried.append(arguments)
+            raise Unavailable("the bucket does not answer")
+
+        if damaged:
+            flip(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(model_control, "load_version", fails)
+            if damaged:
+                patch.setattr(model_control, "update_model", unreadable)
+            control._restart_soon("pets", 2)
+            await until(lambda: len(tried) > 4)
+            assert [state.state for state in control.states()] == ["restarting"]
+            path.write_bytes(data)
         await until_served(running, 2)
         assert await answering(client) == 2
 

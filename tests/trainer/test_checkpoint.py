@@ -212,6 +212,14 @@ def test_trainings_that_begin_in_one_second_have_figures_of_their_own(tmp_path: 
     assert sorted(run.Scalars("loss/val")[0].value for run in found) == [0, 1, 2, 3]
 
 
+def test_logs_that_lead_nowhere_are_said_and_the_training_goes_on(tmp_path: Path):
+    (tmp_path / "logs").symlink_to(tmp_path / "not mounted")
+    said: list[str] = []
+    with tracked(tmp_path / "logs", "shapes", said.append) as track:
+        track({"loss/val": 1.0}, 0)
+    assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
+
+
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

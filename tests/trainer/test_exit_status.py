@@ -10,6 +10,11 @@ from trainer.errors import FailedCheck, InvalidData
 from trainer.exit_status import status_of
 
 
+def because(error: Exception, cause: OSError) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -23,6 +28,8 @@ from trainer.exit_status import status_of
         (OSError(errno.EROFS, "Read-only file system"), 2),
         (Unavailable("the bucket does not answer"), 75),
         (ServerFailed("localhost:1 does not answer"), 75),
+        (because(Unavailable("the cache"), OSError(errno.EROFS, "Read-only file system")), 2),
+        (because(Unavailable("the cache"), OSError(errno.ENOSPC, "No space left")), 75),
         (OSError(errno.ENOSPC, "No space left on device"), 75),
         (OSError(errno.ESTALE, "Stale file handle"), 75),
         (TimeoutError(), 75),

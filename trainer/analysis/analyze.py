@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from serving.access import access_of, add_access_flags
+from serving.access import access_of, add_access_flags, advised
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.layout import ANALYSIS
 from serving.repository import Repository
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenVersion as error:
         return _failed(str(error), FAILED)
     except PawprintError as error:
-        return _failed(str(error), status_of(error))
+        return _failed(advised(error, options), status_of(error))
     except OSError as error:
         said = f"{error}; the version is as it was, what is finished is kept"
         return _failed(said, status_of(error))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.client import Client
-from serving.errors import PawprintError, Unavailable
+from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated, Unavailable
 
 _TIMEOUT_S = 60.0
 
@@ -24,7 +24,8 @@ class Server:
     access: Mapping[str, Any] = field(default_factory=dict)
 
     def verdicts(self, pngs: Sequence[bytes]) -> list[tuple[str, float]]:
-        """(label, probability) for each picture. Raises ServerFailed."""
+        """(label, probability) for each picture. Raises ServerFailed, and what is the user's
+        mistake: InvalidRequest, NotFound, Unauthenticated."""
         answers = []
         try:
             with Client(self.address, timeout_s=_TIMEOUT_S, **self.access) as client:
@@ -32,6 +33,8 @@ class Server:
                     response = client.classify([png], model=self.name, version=str(self.version))
                     best = response.results[0].label
                     answers.append((best.name, best.probability))
+        except (InvalidRequest, NotFound, Unauthenticated):
+            raise
         except PawprintError as error:
             raise ServerFailed(
                 f"{self.address} does not answer for {self.name}/{self.version}: {error}"

@@ -17,6 +17,7 @@ import PIL
 import torch
 
 from serving import preprocess
+from serving.errors import PawprintError
 from serving.repository import Repository
 from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import show_to_server, write_adversarial, write_fragile
@@ -152,12 +153,12 @@ def analyse(
 
 def _shown(
     folder: Path, adversarial: Sequence[dict[str, Any]], server: Server | None
-) -> ServerFailed | None:
+) -> PawprintError | None:
     """What went wrong with a server that was to see the adversarial images."""
     if server is not None:
         try:
             show_to_server(folder, adversarial, server)
-        except ServerFailed as error:
+        except PawprintError as error:
             return error
     return None
 
