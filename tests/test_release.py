@@ -95,7 +95,7 @@ def test_nothing_installs_what_another_project_has_under_our_name() -> None:
 def test_the_manifests_name_this_version() -> None:
     text = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yaml"))
     tags = re.findall(r"(?:newTag: |image: pawprint-\w+:)(\S+)", text)
-    assert len(tags) == 5
+    assert len(tags) == 6
     assert {tag.removesuffix("-cuda").removesuffix("-parquet") for tag in tags} == {VERSION}
 
 

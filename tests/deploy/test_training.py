@@ -123,8 +123,8 @@ def test_photos_may_lie_in_a_bucket_and_weights_are_downloaded_once() -> None:
         assert container["envFrom"] == [
             {"secretRef": {"name": "pawprint-bucket", "optional": True}}
         ]
-    (torch_home,) = (one["value"] for one in train["env"] if one["name"] == "TORCH_HOME")
-    assert torch_home.startswith("/work/")
+    homes = [one["value"] for one in train["env"] if one["name"] in ("TORCH_HOME", "HF_HOME")]
+    assert len(homes) == 2 and all(home.startswith("/work/") for home in homes)
 
 
 def test_a_wrong_argument_ends_the_training_at_once(tmp_path: Path) -> None:

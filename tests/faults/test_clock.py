@@ -24,6 +24,7 @@ WITHIN_S = 60.0
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 # Who may ask for the time of day: what is told to people, or compared with dates of others.
 TELLS_THE_TIME = {
+    "blob_cache.py",  # age of files
     "inference_statistics.py",  # when a model last answered
     "troubles.py",  # when the repository was last read
     "tracing.py",  # begin and end of spans
