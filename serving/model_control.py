@@ -296,6 +296,7 @@ class ModelControl:
         and where those who name no version get none that is newer.
         """
         before = self._models[name]
+        without = replace(before, restarting=before.restarting - {version})
         try:
             if isinstance(error, NotFound):
                 await self._change(name)
@@ -304,20 +305,16 @@ class ModelControl:
                 return False
             if not await asyncio.to_thread(self._repository.verify_to_load, name, version):
                 return False  # it is the device, or the machine
-            self._models[name] = replace(before, restarting=before.restarting - {version})
-            after = await asyncio.to_thread(self._update, name)
-            fits = 0 < after.default_version <= before.default_version
-            self._models[name] = after if fits else before
-        except BaseException as failed:
-            self._models[name] = before
-            if not isinstance(failed, (PawprintError, OSError)):
-                raise
+            after = await asyncio.to_thread(self._update, name, without)
+        except (PawprintError, OSError) as failed:
             log.error("no other version of %s can be looked for: %s", name, failed)
             return False
-        if fits:
-            log.info("%s: %s", name, _described(after))
-            await self._publish()
-        return fits
+        if not 0 < after.default_version <= before.default_version:
+            return False
+        self._models[name] = after
+        log.info("%s: %s", name, _described(after))
+        await self._publish()
+        return True
 
     def _say_unmet(self) -> None:
         found = unmet(self._models, self.settings)
@@ -343,7 +340,8 @@ class ModelControl:
         names = {*there, *self._models}
         return sorted(names & only if only else names)
 
-    def _update(self, name: str) -> LoadedModel:
+    def _update(self, name: str, before: LoadedModel | None = None) -> LoadedModel:
+        """before: as if this were served now."""
         splits = [
             read_splits(text, kind).get(name)
             for kind, text in (("canary", self.settings.canary), ("shadow", self.settings.shadow))
@@ -356,8 +354,8 @@ class ModelControl:
             also=frozenset(numbers | pinned),
             never=frozenset(barred),
         )
-        before = self._models.get(name, LoadedModel())
-        return update_model(self._repository, name, self._load_engine, wanted, before)
+        now = before or self._models.get(name, LoadedModel())
+        return update_model(self._repository, name, self._load_engine, wanted, now)
 
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings
