@@ -101,7 +101,7 @@ def default_cache(environment: Mapping[str, str]) -> Path:
 def limit_of(environment: Mapping[str, str], variable: str) -> int | None:
     """Bytes, of a variable in GB; None where it is not set. Raises InvalidRequest."""
     text = environment.get(variable)
-    if not text:
+    if text is None:
         return None
     try:
         limit = int(float(text) * 1e9)

@@ -1,8 +1,9 @@
 """From the finished pieces of an analysis to the figures of report.json. No model is run here."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,19 +93,6 @@ def _nll(probabilities: Floats, labels: npt.NDArray[np.int64]) -> float:
 
 def attack_section(attacked: Attacked, clean: Clean, precisions: Sequence[str]) -> dict[str, Any]:
     plan = attacked.plan
-    points = []
-    for e, epsilon in enumerate(plan.epsilons):
-        points.append(
-            {
-                "epsilon": epsilon,
-                **proportion(attacked.stands(clean, e)),
-                "torch_accuracy": float(attacked.stands(clean, e, None).mean()),
-                "by_precision": {
-                    name: float(attacked.stands(clean, e, v).mean())
-                    for v, name in enumerate(precisions)
-                },
-            }
-        )
     return {
         "key": plan.key,
         "name": plan.name,
@@ -114,8 +102,25 @@ def attack_section(attacked: Attacked, clean: Clean, precisions: Sequence[str]) 
         "source": plan.source,
         "setting": plan.setting,
         "seconds": attacked.seconds,
-        "points": points,
+        "points": _points(plan.epsilons, precisions, partial(attacked.stands, clean)),
     }
+
+
+def _points(
+    epsilons: Sequence[float],
+    precisions: Sequence[str],
+    stands: Callable[[int, int | None], Bools],
+) -> list[dict[str, Any]]:
+    """stands: index of an epsilon and of a served file (None: PyTorch) -> [n]."""
+    return [
+        {
+            "epsilon": epsilon,
+            **proportion(stands(e, 0)),
+            "torch_accuracy": float(stands(e, None).mean()),
+            "by_precision": {name: float(stands(e, v).mean()) for v, name in enumerate(precisions)},
+        }
+        for e, epsilon in enumerate(epsilons)
+    ]
 
 
 def smallest_as_attack(
@@ -129,9 +134,10 @@ def smallest_as_attack(
     """The search for the smallest perturbation, told as attack_section tells an attack."""
     labels = clean.labels[clean.right]
 
-    def stands(scores: Floats, epsilon: float) -> Bools:
-        """[n]; scores: [right, K] for the smallest perturbation that turns the served fp32."""
-        turned = (piece["size"] <= epsilon + _SAME) & (scores.argmax(axis=1) != labels)
+    def stands(e: int, precision: int | None) -> Bools:
+        """[n]: of the smallest perturbation that turns the served fp32."""
+        scores = piece["torch"] if precision is None else piece["served"][precision]
+        turned = (piece["size"] <= epsilons[e] + _SAME) & (scores.argmax(axis=1) != labels)
         return spread(~turned, clean.right)
 
     return {
@@ -143,18 +149,7 @@ def smallest_as_attack(
         "source": source,
         "setting": "the smallest perturbation found, if it lies within epsilon",
         "seconds": float(piece["seconds"]),
-        "points": [
-            {
-                "epsilon": epsilon,
-                **proportion(stands(piece["served"][0], epsilon)),
-                "torch_accuracy": float(stands(piece["torch"], epsilon).mean()),
-                "by_precision": {
-                    name: float(stands(piece["served"][v], epsilon).mean())
-                    for v, name in enumerate(precisions)
-                },
-            }
-            for epsilon in epsilons
-        ],
+        "points": _points(epsilons, precisions, stands),
     }
 
 
