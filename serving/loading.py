@@ -46,6 +46,7 @@ class LoadedModel:
     default_version: int = 0  # 0: there is none
     refused: dict[int, Refusal] = field(default_factory=dict)
     alias_problem: str = ""
+    kept: bool = False  # nothing that is wanted can be served: these versions are those of before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,9 @@ def update_model(
 ) -> LoadedModel:
     """What is to be served now, given what was served before. What is refused is logged once.
 
-    What is loaded is not loaded again, and stays if its files are altered or gone: it goes only
-    when others take its place. A refused version, whatever was raised, is tried again once its
-    files have changed, and after RETRY_WAITS_S.
+    What is loaded is not loaded again, and stays if its files are altered or gone, or if nothing
+    that is wanted can be served: it goes only when others take its place. A refused version,
+    whatever was raised, is tried again once its files have changed, and after RETRY_WAITS_S.
     Raises Unavailable or OSError where the repository can't be read.
     """
     present = repository.versions(name)
@@ -132,6 +133,12 @@ def update_model(
         if version in refused and refused[version] != before.refused.get(version):
             kept = f"it stays with {earlier_version}" if alias in aliases else "it is not served"
             log.error("alias %r of %s: its version is refused, and %s", alias, name, kept)
+    unasked = False
+    if not versions and not restarting:
+        unasked = any([attempt(version) for version in (*before.versions, *before.restarting)])
+        aliases = {alias: v for alias, v in before.aliases.items() if v in {*versions, *restarting}}
+        if unasked and not before.kept:
+            log.error("%s: no version that is asked for can be served; those of before stay", name)
     newest = max({*versions, *restarting}, default=0)
     default = aliases.get(DEFAULT_ALIAS, newest)
     if DEFAULT_ALIAS in named.keys() - aliases.keys() and default != before.default_version:
@@ -143,6 +150,7 @@ def update_model(
         default_version=default,
         refused=refused,
         alias_problem=alias_problem,
+        kept=unasked,
     )
 
 

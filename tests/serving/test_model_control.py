@@ -232,6 +232,28 @@ async def test_the_version_policy(models: Path, policy: str, served: tuple[int, 
         assert await versions(client) == served
 
 
+@pytest.mark.parametrize("asked", ["3", "9", "alias"])
+async def test_where_nothing_that_is_asked_for_can_be_served_the_versions_of_before_stay(
+    models: Path, caplog: pytest.LogCaptureFixture, asked: str
+) -> None:
+    build_version(models, "pets", seed=1)
+    build_version(models, "pets", golden=golden_of(seed=9))  # refused
+    build_version(models, "birds")
+    async with (
+        running_server(models, control="none", versions="1,2") as running,
+        AsyncClient(running.address) as client,
+    ):
+        await running.server.reconfigure(replace(running.server.control.settings, versions=asked))
+        await running.server.control.rescan()
+        assert await versions(client) == (1, 2) and await answering(client) == 2
+        assert await versions(client, "birds") == (1,)
+        assert caplog.text.count("pets: no version that is asked for can be served") == 1
+        if asked == "3":
+            assert [s.version for s in running.server.control.states() if s.reason] == [3]
+        await running.server.reconfigure(replace(running.server.control.settings, versions="1"))
+        assert await versions(client) == (1,)
+
+
 async def test_models_that_come_later_and_those_not_asked_for(models: Path) -> None:
     build_version(models, "birds")
     with pytest.raises(NotFound, match="no model 'fish' in"):
