@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
@@ -139,8 +139,7 @@ def update_model(
         aliases = {alias: v for alias, v in before.aliases.items() if v in {*versions, *restarting}}
         if unasked and not before.kept:
             log.error("%s: no version that is asked for can be served; those of before stay", name)
-    newest = max({*versions, *restarting}, default=0)
-    default = aliases.get(DEFAULT_ALIAS, newest)
+    default = _default(versions, restarting, aliases)
     if DEFAULT_ALIAS in named.keys() - aliases.keys() and default != before.default_version:
         log.warning("%s: calls that name no version are answered by %d", name, default)
     return LoadedModel(
@@ -152,6 +151,57 @@ def update_model(
         alias_problem=alias_problem,
         kept=unasked,
     )
+
+
+def with_version(
+    repository: Repository, name: str, version: int, load: Load, before: LoadedModel
+) -> LoadedModel:
+    """`before` and one version more, or why it is refused, and the aliases that name it: all else
+    stays, whatever the repository has.
+
+    Raises Unavailable or OSError where the repository can't be read.
+    """
+    versions, refused = dict(before.versions), dict(before.refused)
+    if version in versions:
+        versions[version] = _refreshed(repository, name, version, versions[version], load)
+    elif version not in before.restarting:
+        stamp = repository.stamp(name, version)
+        try:
+            versions[version] = load_version(repository, name, version, load)
+            refused.pop(version, None)
+        except Unavailable:
+            raise
+        except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+            refused[version] = _refusal(name, version, error, stamp, None)
+            return replace(before, refused=refused)
+    named, _ = _aliases(repository, name, [version], before)
+    aliases = before.aliases | {alias: v for alias, v in named.items() if v == version}
+    return replace(
+        before,
+        versions=dict(sorted(versions.items())),
+        aliases=dict(sorted(aliases.items())),
+        default_version=_default(versions, before.restarting, aliases),
+        refused=refused,
+    )
+
+
+def without_versions(gone: Collection[int], name: str, before: LoadedModel) -> LoadedModel:
+    """`before`, and all of it that stays."""
+    versions = {v: loaded for v, loaded in before.versions.items() if v not in gone}
+    restarting = before.restarting.difference(gone)
+    aliases = {alias: v for alias, v in before.aliases.items() if v not in gone}
+    default = _default(versions, restarting, aliases)
+    if DEFAULT_ALIAS in before.aliases.keys() - aliases.keys():
+        log.warning("%s: calls that name no version are answered by %s", name, default or "none")
+    return replace(
+        before, versions=versions, restarting=restarting, aliases=aliases, default_version=default
+    )
+
+
+def _default(
+    versions: Collection[int], restarting: Collection[int], aliases: Mapping[str, int]
+) -> int:
+    return aliases.get(DEFAULT_ALIAS, max({*versions, *restarting}, default=0))
 
 
 def _refusal(

@@ -17,7 +17,15 @@ from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThreads
-from serving.loading import LoadedModel, LoadedVersion, Wanted, load_version, update_model
+from serving.loading import (
+    LoadedModel,
+    LoadedVersion,
+    Wanted,
+    load_version,
+    update_model,
+    with_version,
+    without_versions,
+)
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
@@ -142,22 +150,30 @@ class ModelControl:
             await self._publish()
 
     async def load_version(self, name: str, reference: str) -> tuple[int, ...]:
-        """Serve a version until it is unloaded; "": what the policy asks for now.
+        """Serve a version until it is unloaded, and change nothing else; "": serve what the policy
+        asks for now.
 
         Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest.
         """
         self._check_control(name)
         async with self._changing:
             version = await asyncio.to_thread(self._repository.resolve, name, reference)
-            with self._forgotten_if_it_fails():
-                if reference:
-                    self._pinned.add((name, version))
-                    self._barred.discard((name, version))
-                    if name in self._models:  # a refused one is tried again, whatever its stamp
-                        self._models[name].refused.pop(version, None)
+            if not reference:
                 await self._change(name)
+                if not self._models[name].versions:
+                    raise NotFound(self._why_none(name))
+                return tuple(self._models[name].versions)
+            with self._forgotten_if_it_fails():
+                self._pinned.add((name, version))
+                self._barred.discard((name, version))
+                await self._change(
+                    name,
+                    functools.partial(
+                        with_version, self._repository, name, version, self._load_engine
+                    ),
+                )
                 model = self._models[name]
-                if reference and version in model.refused:
+                if version in model.refused:
                     raise BrokenVersion(model.refused[version].reason)
             return tuple(model.versions)
 
@@ -180,7 +196,7 @@ class ModelControl:
                 for version in here:
                     self._barred.add((name, version))
                     self._pinned.discard((name, version))
-                await self._change(name)
+                await self._change(name, functools.partial(without_versions, here, name))
             return tuple(self._models[name].versions)
 
     def states(self) -> list[VersionState]:
@@ -210,9 +226,15 @@ class ModelControl:
             self._pinned, self._barred = pinned, barred
             raise
 
-    async def _change(self, name: str) -> None:
-        after = await asyncio.to_thread(self._update, name)
+    async def _change(
+        self, name: str, change: Callable[[LoadedModel], LoadedModel] | None = None
+    ) -> None:
+        """change: run in another thread; None: to what the repository and the settings ask for."""
         before = self._models.get(name)
+        if change is None:
+            after = await asyncio.to_thread(self._update, name)
+        else:
+            after = await asyncio.to_thread(change, before or LoadedModel())
         self._models[name] = after
         if after != before:
             log.info("%s: %s", name, _described(after))
@@ -315,6 +337,15 @@ class ModelControl:
         log.info("%s: %s", name, _described(after))
         await self._publish()
         return True
+
+    def _why_none(self, name: str) -> str:
+        """Why nothing of a model is loaded."""
+        barred = sorted(version for model, version in self._barred if model == name)
+        unloaded = f"unloaded: {', '.join(map(str, barred))}; load them by number" if barred else ""
+        refused = [refusal.reason for refusal in self._models[name].refused.values()]
+        asked = f"the version policy is {self.settings.versions}"
+        why = "; ".join(filter(None, (unloaded, *refused))) or asked
+        return f"no version of {name!r} is loaded: {why}"
 
     def _say_unmet(self) -> None:
         found = unmet(self._models, self.settings)

@@ -399,6 +399,36 @@ async def test_load_and_unload(admin, models: Path) -> None:
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_the_operator_changes_nothing_but_what_is_asked_for(admin, models: Path) -> None:
+    running, stub = admin
+    build_version(models, "pets", seed=7)
+    repository = Repository(models)
+    repository.promote("pets", 4)  # published, promoted, and not yet to be served here
+    loaded = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="1"))
+    assert loaded.versions == [1, 3]
+    await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="2"))
+    gone = await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="1"))
+    assert gone.versions == [2, 3]
+    async with AsyncClient(running.address) as client:
+        assert await answering(client) == 3
+        repository.promote("pets", 2)
+        await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="stable"))
+        assert (await answering(client), await answering(client, "stable")) == (2, 2)
+        found = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets"))
+        assert found.versions == [2, 4]
+
+
+async def test_a_model_of_which_all_was_unloaded_is_not_said_to_be_loaded(admin) -> None:
+    _, stub = admin
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "unloaded: 3; load them by number" in caught.value.details()
+    loaded = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="3"))
+    assert loaded.versions == [3]
+
+
 async def test_a_load_whose_caller_leaves_is_brought_to_its_end(
     admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
