@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,18 +45,22 @@ class Plan:
     port: int
     settings: ServerSettings
 
-    def command(self, index: int) -> list[str]:
+    def own(self, index: int) -> dict[str, str | int]:
+        """The settings that a worker does not read for itself."""
         settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
-        own = {
+        return {
             "workers": 1,
             "port": self.port,
-            "port-file": "",
+            "port_file": "",
             "cores": settings.cores or share,
-            "decode-threads": settings.decode_threads or share,
-            "metrics-host": LOOPBACK,  # the parent gathers them, and tells others
-            "metrics-port": settings.metrics_port and settings.metrics_port + 1 + index,
+            "decode_threads": settings.decode_threads or share,
+            "metrics_host": LOOPBACK,  # the parent gathers them, and tells others
+            "metrics_port": settings.metrics_port and settings.metrics_port + 1 + index,
         }
-        flags = [f"--{name}={value}" for name, value in own.items()]
+
+    def command(self, index: int) -> list[str]:
+        own = self.own(index)
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
         return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
 
 
@@ -175,9 +179,17 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         workers = [Worker(index, plan) for index in range(settings.workers)]
 
         def hang_up() -> None:
+            """Workers would not see what is wrong with, or new in, a setting that they are told."""
             nonlocal drain_s
-            with suppress(PawprintError):  # the workers say what is wrong
-                drain_s = max(drain_s, read_settings(arguments, os.environ).drain_s)
+            try:
+                read = read_settings(arguments, os.environ)
+            except PawprintError as error:
+                log.error("the configuration stays as it was: %s", error)
+                return
+            changed = [n for n in plan.own(0) if getattr(read, n) != getattr(settings, n)]
+            if changed:
+                log.warning("only a restart changes: %s", ", ".join(sorted(changed)))
+            drain_s = max(drain_s, read.drain_s)
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 

@@ -157,6 +157,25 @@ def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
     assert process.returncode == 0 and log.read_text().count("changed: nothing") == 2
 
 
+def test_a_sighup_with_what_only_the_parent_reads(models: Path, tmp_path: Path, start) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("workers = 2\ndrain_s = 2\n")
+    server = start(models, "--config", str(config))
+    for wrong, said in (
+        ("workers = 'two'\ndrain_s = 3\n", "the configuration stays as it was: workers in"),
+        ("workers = 0\ndrain_s = 3\n", "the configuration stays as it was: workers must be 1"),
+    ):
+        config.write_text(wrong)
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, said)
+    config.write_text("workers = 3\nmax_photos = 8\ndrain_s = 2\n")
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "only a restart changes: workers")
+    until_said(server.log, "changed: max_photos", times=2)
+    status, _, err = server.stop()
+    assert status == 0 and "drain_s" not in err
+
+
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
