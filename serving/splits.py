@@ -20,7 +20,7 @@ class Split:
 
 def read_splits(text: str, setting: str) -> dict[str, Split]:
     """Model -> split. Raises InvalidRequest."""
-    splits = {}
+    splits: dict[str, Split] = {}
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"([^=:]+)=([^=:]+):([0-9.]+)", part.strip())
         try:
@@ -32,6 +32,8 @@ def read_splits(text: str, setting: str) -> dict[str, Split]:
                 f"{setting} must be MODEL=VERSION:SHARE with an alias or a number and a share of 0 "
                 f"to 1, several separated by commas; got {part!r}"
             )
+        if match[1] in splits:
+            raise InvalidRequest(f"{setting} names {match[1]} twice: a model has one {setting}")
         splits[match[1]] = Split(reference=match[2], share=share)
     return splits
 

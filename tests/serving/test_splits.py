@@ -56,6 +56,11 @@ def test_a_wrong_split_is_refused(text: str) -> None:
         ServerSettings(canary=text)
 
 
+def test_a_second_canary_of_a_model_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="names pets twice: a model has one canary"):
+        ServerSettings(canary="pets=2:0.1,birds=1:0.1,pets=3:0.1")
+
+
 def test_canary_and_shadow_of_one_version_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="nothing could be compared"):
         ServerSettings(canary="pets=2:1", shadow="pets=2:1")
