@@ -46,6 +46,7 @@ class LoadedModel:
     default_version: int = 0  # 0: there is none
     refused: dict[int, Refusal] = field(default_factory=dict)
     alias_problem: str = ""
+    unloaded: frozenset[int] = frozenset()  # by the operator, and still there
     kept: bool = False  # nothing that is wanted can be served: these versions are those of before
 
 
@@ -121,8 +122,6 @@ def update_model(
         if version in wanted.policy.numbers or version in wanted.also:
             attempt(version)
     named, alias_problem = _aliases(repository, name, present, before)
-    if alias_problem and alias_problem != before.alias_problem:
-        log.error("the aliases of %s %s", name, alias_problem)
     aliases = {}
     for alias, version in named.items():
         earlier_version = before.aliases.get(alias, 0)
@@ -133,6 +132,12 @@ def update_model(
         if version in refused and refused[version] != before.refused.get(version):
             kept = f"it stays with {earlier_version}" if alias in aliases else "it is not served"
             log.error("alias %r of %s: its version is refused, and %s", alias, name, kept)
+    barred = [f"{a} ({v})" for a, v in named.items() if v in wanted.never and v in present]
+    if barred:
+        unloaded = f"name versions that the operator unloaded: {', '.join(barred)}"
+        alias_problem = "; ".join(filter(None, (alias_problem, unloaded)))
+    if alias_problem and alias_problem != before.alias_problem:
+        log.error("the aliases of %s %s", name, alias_problem)
     unasked = False
     if not versions and not restarting:
         unasked = any([attempt(version) for version in (*before.versions, *before.restarting)])
@@ -149,6 +154,7 @@ def update_model(
         default_version=default,
         refused=refused,
         alias_problem=alias_problem,
+        unloaded=wanted.never.intersection(present),
         kept=unasked,
     )
 

@@ -233,6 +233,8 @@ class ModelControl:
         before = self._models.get(name)
         if change is None:
             after = await asyncio.to_thread(self._update, name)
+            # What is published under the number of one that is gone is another version.
+            self._barred = {(n, v) for n, v in self._barred if n != name or v in after.unloaded}
         else:
             after = await asyncio.to_thread(change, before or LoadedModel())
         self._models[name] = after

@@ -429,6 +429,37 @@ async def test_a_model_of_which_all_was_unloaded_is_not_said_to_be_loaded(admin)
     assert loaded.versions == [3]
 
 
+async def test_an_unloaded_version_that_is_gone_bars_no_other_one_of_its_number(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    shutil.rmtree(models / "pets" / "3")
+    async with AsyncClient(running.address) as client:
+        await running.server.control.rescan()
+        assert await versions(client) == (2,)
+        assert build_version(models, "pets", seed=7) == 3
+        await running.server.control.rescan()
+        assert await versions(client) == (3,)
+
+
+async def test_an_alias_of_an_unloaded_version_is_said(
+    admin, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, stub = admin
+    await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="2"))
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    Repository(models).promote("pets", 3)
+    for _ in range(2):
+        await running.server.control.rescan()
+    said = "the aliases of pets name versions that the operator unloaded: stable (3)"
+    assert caplog.text.count(said) == 1 and running.server.control.problems() == [said]
+    await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="3"))
+    await running.server.control.rescan()
+    assert running.server.control.problems() == []
+    assert running.server.catalogue.models["pets"].default_version == 3
+
+
 async def test_a_load_whose_caller_leaves_is_brought_to_its_end(
     admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
