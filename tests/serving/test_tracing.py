@@ -1,8 +1,10 @@
 """Spans of a real server, as an OpenTelemetry collector receives them."""
 
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -14,6 +16,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
+from serving.edge import Call
+from serving.tracing import Tracing
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import jpeg
 
@@ -86,6 +90,21 @@ def test_a_call_is_a_span_in_its_callers_trace(
     )
     (failed,) = [span for span in collector.spans if span.trace_id.hex() != TRACE]
     assert failed.status.code == trace_pb2.Status.STATUS_CODE_ERROR  # and the unsampled is not here
+
+
+def test_spans_follow_a_clock_that_was_set(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracing = Tracing()
+    hour_ns, time_ns = 3_600_000_000_000, time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hour_ns)
+    now = time.monotonic()
+    call = {"metadata": {}, "request_id": "1", "deadline": math.inf}
+    tracing.export(Call(method="Classify", start=now - 1, end=now, **call))
+    tracing.close()
+    (span,) = collector.spans
+    assert abs(span.end_time_unix_nano - time.time_ns()) < hour_ns / 2
+    assert span.end_time_unix_nano - span.start_time_unix_nano == pytest.approx(1e9, abs=1e3)
 
 
 def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -> None:
