@@ -182,3 +182,21 @@ async def test_no_more_copies_are_kept_than_can_be_asked(two: Path) -> None:
             assert counts["pets", 1, 2, "skipped"] == 14
         assert (await counted(running, 30))["skipped"] == 14
         assert served.batcher.admitted == 0
+
+
+async def test_the_counts_of_versions_that_were_let_go_are_forgotten(two: Path) -> None:
+    repository = Repository(two)
+    async with (
+        running_server(two, control="none", shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        counts = running.server._classifier.shadowing.counts
+        await client.classify([jpeg()], model="pets")
+        await until(lambda: bool(counts))
+        build_version(two, "pets", seed=2)
+        repository.promote("pets", 3, "canary")
+        await running.server.control.rescan()
+        assert not counts
+        await client.classify([jpeg()], model="pets")
+        await until(lambda: bool(counts))
+        assert {key[:3] for key in counts} == {("pets", 1, 3)}
