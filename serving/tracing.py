@@ -4,7 +4,6 @@ The caller's W3C context (metadata `traceparent`) is carried on. Spans are made 
 ended, from the times that were taken anyway: nothing is added to the call itself.
 """
 
-import os
 import time
 from collections.abc import Mapping
 
@@ -14,7 +13,7 @@ from serving.edge import Call, Sink
 from serving.errors import InvalidRequest, to_install
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-SERVICE_NAME = "OTEL_SERVICE_NAME"
+SERVICE_NAME = "service.name"
 
 
 class Tracing:
@@ -34,9 +33,11 @@ class Tracing:
                 f"{ENDPOINT} is set, but OpenTelemetry is not installed: unset it, or "
                 f"{to_install('otel')}"
             ) from error
-        name = os.environ.get(SERVICE_NAME, "pawprint")
+        resource = Resource.create()  # as the SDK's variables have it
+        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+            resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
         # A provider of its own, not the global one: a server is no library's guest.
-        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("pawprint.serving")
         self._extract = TraceContextTextMapPropagator().extract

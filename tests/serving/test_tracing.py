@@ -55,6 +55,19 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     server.stop(None).wait()
 
 
+def finished_call() -> Call:
+    """That took the last second."""
+    now = time.monotonic()
+    return Call(
+        method="Classify",
+        start=now - 1,
+        deadline=math.inf,
+        metadata={},
+        request_id="1",
+        end=now,
+    )
+
+
 def test_a_call_is_a_span_in_its_callers_trace(
     collector: Collector, start: Callable[..., ServerProcess], models: Path
 ) -> None:
@@ -92,15 +105,28 @@ def test_a_call_is_a_span_in_its_callers_trace(
     assert failed.status.code == trace_pb2.Status.STATUS_CODE_ERROR  # and the unsampled is not here
 
 
+@pytest.mark.parametrize(
+    "attributes, name",
+    [("service.name=shop,k8s.pod.name=p", "shop"), ("k8s.pod.name=p", "pawprint")],
+)
+def test_the_name_of_the_service_may_stand_among_the_attributes(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, attributes: str, name: str
+) -> None:
+    monkeypatch.delenv("OTEL_SERVICE_NAME")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
+    tracing = Tracing()
+    tracing.export(finished_call())
+    tracing.close()
+    assert collector.services == {name}
+
+
 def test_spans_follow_a_clock_that_was_set(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracing = Tracing()
     hour_ns, time_ns = 3_600_000_000_000, time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hour_ns)
-    now = time.monotonic()
-    call = {"metadata": {}, "request_id": "1", "deadline": math.inf}
-    tracing.export(Call(method="Classify", start=now - 1, end=now, **call))
+    tracing.export(finished_call())
     tracing.close()
     (span,) = collector.spans
     assert abs(span.end_time_unix_nano - time.time_ns()) < hour_ns / 2
