@@ -267,7 +267,8 @@ def _aliases(
     repository: Repository, name: str, present: list[int], before: LoadedModel
 ) -> tuple[dict[str, int], str]:
     """Those of the repository, and those whose version is no longer there but still loaded; and
-    what is the matter with them. Those of before if they can't be read.
+    what is the matter with them. One that names a version which is not there stays as it was, and
+    so do all if they can't be read.
     """
     try:
         named = repository.named(name)
@@ -277,6 +278,8 @@ def _aliases(
         present = repository.versions(name)
     left = {a: version for a, version in before.aliases.items() if version not in present}
     found = {a: version for a, version in named.items() if version in present}
-    lost = [f"{a} ({version})" for a, version in named.items() if a not in left | found]
-    problem = f"name versions that are not there: {', '.join(lost)}" if lost else ""
-    return dict(sorted((left | found).items())), problem
+    lost = {a: version for a, version in named.items() if a not in left | found}
+    stay = {a: before.aliases[a] for a in lost if a in before.aliases}
+    shown = ", ".join(f"{a} ({version})" for a, version in lost.items())
+    problem = f"name versions that are not there: {shown}" if lost else ""
+    return dict(sorted((left | stay | found).items())), problem

@@ -211,6 +211,29 @@ async def test_a_moved_alias_is_followed_and_one_to_a_broken_version_is_not(mode
         assert (await answering(client), await answering(client, "stable")) == (2, 2)
 
 
+async def test_an_alias_of_a_version_that_has_not_come_stays_until_it_has(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in (1, 2, 3):
+        build_version(models, "pets", seed=seed)
+    Repository(models).promote("pets", 1)
+    fourth, away = models / "pets" / "4", models / "pets" / ".4"
+    fourth.rename(away)
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        # As where a repository is copied, and the aliases come first.
+        (models / "pets" / "aliases" / "stable").write_text("4\n1\n")
+        for _ in range(2):
+            await running.server.control.rescan()
+            assert (await answering(client), await answering(client, "stable")) == (1, 1)
+        assert caplog.text.count("name versions that are not there: stable (4)") == 1
+        away.rename(fourth)
+        await running.server.control.rescan()
+        assert (await answering(client), await answering(client, "stable")) == (4, 4)
+
+
 @pytest.mark.parametrize(
     "policy, served",
     [
