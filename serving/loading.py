@@ -46,7 +46,6 @@ class LoadedModel:
     default_version: int = 0  # 0: there is none
     refused: dict[int, Refusal] = field(default_factory=dict)
     alias_problem: str = ""
-    unloaded: frozenset[int] = frozenset()  # by the operator, and still there
     kept: bool = False  # nothing that is wanted can be served: these versions are those of before
 
 
@@ -154,7 +153,6 @@ def update_model(
         default_version=default,
         refused=refused,
         alias_problem=alias_problem,
-        unloaded=wanted.never.intersection(present),
         kept=unasked,
     )
 

@@ -67,7 +67,8 @@ class ModelControl:
         self._models: dict[str, LoadedModel] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
-        self._barred: set[tuple[str, int]] = set()  # unloaded by the operator
+        # Unloaded by the operator, with the digest of what it was, "" where that is not known.
+        self._barred: dict[tuple[str, int], str] = {}
         self.troubles = Troubles()
         self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
@@ -165,7 +166,7 @@ class ModelControl:
                 return tuple(self._models[name].versions)
             with self._forgotten_if_it_fails():
                 self._pinned.add((name, version))
-                self._barred.discard((name, version))
+                self._barred.pop((name, version), None)
                 await self._change(
                     name,
                     functools.partial(
@@ -194,7 +195,8 @@ class ModelControl:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
             with self._forgotten_if_it_fails():
                 for version in here:
-                    self._barred.add((name, version))
+                    loaded = model.versions.get(version)
+                    self._barred[name, version] = loaded.digest if loaded else ""
                     self._pinned.discard((name, version))
                 await self._change(name, functools.partial(without_versions, here, name))
             return tuple(self._models[name].versions)
@@ -219,7 +221,7 @@ class ModelControl:
     @contextmanager
     def _forgotten_if_it_fails(self) -> Iterator[None]:
         """An operator's wish that has failed is not fulfilled later, unasked."""
-        pinned, barred = set(self._pinned), set(self._barred)
+        pinned, barred = set(self._pinned), dict(self._barred)
         try:
             yield
         except BaseException:
@@ -233,8 +235,6 @@ class ModelControl:
         before = self._models.get(name)
         if change is None:
             after = await asyncio.to_thread(self._update, name)
-            # What is published under the number of one that is gone is another version.
-            self._barred = {(n, v) for n, v in self._barred if n != name or v in after.unloaded}
         else:
             after = await asyncio.to_thread(change, before or LoadedModel())
         self._models[name] = after
@@ -381,7 +381,11 @@ class ModelControl:
         ]
         numbers = {int(s.reference) for s in splits if s and s.reference.isdecimal()}
         pinned = {version for model, version in self._pinned if model == name}
-        barred = {version for model, version in self._barred if model == name}
+        barred = {
+            version
+            for (model, version), digest in self._barred.items()
+            if model == name and not self._is_another(name, version, digest)
+        }
         wanted = Wanted(
             policy=read_policy(self.settings.versions),
             also=frozenset(numbers | pinned),
@@ -389,6 +393,13 @@ class ModelControl:
         )
         now = before or self._models.get(name, LoadedModel())
         return update_model(self._repository, name, self._load_engine, wanted, now)
+
+    def _is_another(self, name: str, version: int, digest: str) -> bool:
+        """Whether a version is not the one of that digest, but published under its number since."""
+        try:
+            return digest not in ("", self._repository.manifest_digest(name, version))
+        except (PawprintError, OSError):  # it is gone, or half there
+            return False
 
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings

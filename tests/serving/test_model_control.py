@@ -457,10 +457,15 @@ async def test_an_unloaded_version_that_is_gone_bars_no_other_one_of_its_number(
 ) -> None:
     running, stub = admin
     await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
-    shutil.rmtree(models / "pets" / "3")
+    third, away = models / "pets" / "3", models / "pets" / ".3"
     async with AsyncClient(running.address) as client:
+        third.rename(away)
         await running.server.control.rescan()
         assert await versions(client) == (2,)
+        away.rename(third)  # the same is there again, such as after a volume was mounted anew
+        await running.server.control.rescan()
+        assert await versions(client) == (2,)
+        shutil.rmtree(third)
         assert build_version(models, "pets", seed=7) == 3
         await running.server.control.rescan()
         assert await versions(client) == (3,)
