@@ -96,6 +96,17 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 ("drain_s", 0, 3600),
             ),
         )
+        last = self.metrics_port + self.workers
+        if (
+            self.metrics_port
+            and self.workers > 1
+            and (last > 65535 or self.metrics_port < self.port <= last)
+        ):
+            raise InvalidRequest(
+                f"metrics_port {self.metrics_port} with {self.workers} workers takes the ports up "
+                f"to {last}, which must be no more than 65535 and not the port of the calls "
+                f"({self.port})"
+            )
         if self.max_queue < max(self.max_batch, self.max_photos):
             raise InvalidRequest(
                 f"max_queue must be at least max_batch ({self.max_batch}) and max_photos "

@@ -75,6 +75,11 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
         (["--workers", "2", "--admin-port", "9"], "admin_port and several workers don't go"),
         (["--drain-s", "x"], "--drain-s: expected float, got 'x'"),
+        (
+            ["--workers", "3", "--metrics-port", "50049"],
+            "takes the ports up to 50052, which .* not the port of the calls",
+        ),
+        (["--workers", "2", "--metrics-port", "65534"], "up to 65536, which must be no more"),
     ],
 )
 def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
