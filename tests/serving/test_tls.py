@@ -68,6 +68,34 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority(
                 await classify(running, tls)
 
 
+async def test_a_renewed_authority_of_the_callers_is_taken_without_a_restart(
+    models: Path, authority: Authority, tmp_path: Path
+) -> None:
+    callers = [Authority(tmp_path / name, f"authority {name}") for name in ("old", "new")]
+    live = tmp_path / "callers.pem"
+    shutil.copy(callers[0].ca, live)
+    settings = tls_settings(authority.sign("server"), tls_client_ca=str(live))
+    pairs = [caller.sign("shop") for caller in callers]
+    old, new = (Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key)) for pair in pairs)
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(caller.ca.read_bytes() for caller in callers))
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_bytes(both.read_bytes()[:-100])
+    async with running_server(models, **settings) as running:
+        for there, taken, refused in (
+            (callers[0].ca, [old], [new]),
+            (both, [old, new], []),
+            (callers[1].ca, [new], [old]),
+            (damaged, [new], [old]),  # the last good one stays
+        ):
+            _replace(there, live)
+            for tls in taken:
+                assert await classify(running, tls) in ("cat", "dog")
+            for tls in refused:
+                with pytest.raises((Unavailable, DeadlineExceeded)):
+                    await classify(running, tls)
+
+
 def shown_serial(address: str) -> int:
     """Of the certificate that a new connection is shown."""
     host, _, port = address.rpartition(":")
