@@ -176,6 +176,7 @@ class ModelControl:
                 model = self._models[name]
                 if version in model.refused:
                     raise BrokenVersion(model.refused[version].reason)
+            self._say_unmet()
             return tuple(model.versions)
 
     async def unload_version(self, name: str, reference: str) -> tuple[int, ...]:
@@ -199,6 +200,7 @@ class ModelControl:
                     self._barred[name, version] = loaded.digest if loaded else ""
                     self._pinned.discard((name, version))
                 await self._change(name, functools.partial(without_versions, here, name))
+            self._say_unmet()
             return tuple(self._models[name].versions)
 
     def states(self) -> list[VersionState]:

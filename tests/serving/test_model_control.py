@@ -350,6 +350,20 @@ async def test_what_is_asked_for_and_missing_is_said_once(
         assert running.server.control.problems() == []
 
 
+async def test_a_canary_that_the_operator_unloads_is_missed(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(models, "pets", seed=1)
+    async with (
+        running_server(models, control="explicit", canary="pets=1:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        assert await answering(client) == 1
+        await running.server.control.unload_version("pets", "1")
+        assert await answering(client) == 2
+        assert "canary of pets: no version or alias 1 of it is served" in caplog.text
+
+
 def scalar_input() -> bytes:
     """A graph that ONNX Runtime takes, whose input has no dimensions."""
     nodes = [
