@@ -79,7 +79,8 @@ class Bucket:
             key: Stored(size=int(e["size"]), stamp=_stamp(e))
             for e in entries
             # An emptied prefix may still be there, as an object of its own.
-            if not _is_folder(e) and (key := e["name"][len(root) :].lstrip("/"))
+            # One slash alone: with two the second belongs to the key.
+            if not _is_folder(e) and (key := e["name"][len(root) :].removeprefix("/"))
         }
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
