@@ -7,6 +7,7 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -45,10 +46,11 @@ class Classifier(nn.Module):
         head: nn.Linear,
         head_name: str,
         normalisation: Normalisation = IMAGENET,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = nn.Dropout(dropout)
         self.head = head
         self.head_name = head_name  # where the head was in the backbone
         self.frozen: list[nn.Module] = []
@@ -126,11 +128,12 @@ def build(
         head_name = layers[-1]
     if weights not in ("imagenet", "none"):
         load_state(net, read_state(Path(weights)), ignore=f"{head_name}.", where=weights)
+    dropout = 0.0  # timm's nets have none unless they are asked to
     if of_timm:
         remove_timm_head(net, head_name, backbone)
     else:
         _strip_auxiliary(net)
-        _remove_head(net, head_name)
+        dropout = _remove_head(net, head_name)
     net.eval()
     try:
         with torch.inference_mode():
@@ -138,7 +141,8 @@ def build(
     except Exception as error:  # a net raises what it likes on a size that it can't take
         reason = str(error).strip().split("\n")[0]
         raise InvalidRequest(f"{backbone} can't take {size} x {size} px: {reason}") from error
-    return Classifier(net, nn.Linear(shape[1], labels), head_name, normalisation).eval()
+    head = nn.Linear(shape[1], labels)
+    return Classifier(net, head, head_name, normalisation, dropout).eval()
 
 
 def trained_input(backbone: str) -> TrainedInput:
@@ -190,9 +194,10 @@ def _strip_auxiliary(net: nn.Module) -> None:
             setattr(net, name, value)
 
 
-def _remove_head(net: nn.Module, name: str) -> None:
+def _remove_head(net: nn.Module, name: str) -> float:
     """Replace the last layer by the identity, a ReLU that follows it (in squeezenet), and a lone
-    dropout directly before it: Classifier has its own. Those between vgg's layers are the net's.
+    dropout directly before it, whose share is returned: Classifier has its own. Those between vgg's
+    layers stay where they are.
 
     What is left of squeezenet is its global pooling; as the head is linear, it may come after it.
     """
@@ -201,11 +206,15 @@ def _remove_head(net: nn.Module, name: str) -> None:
     siblings = list(parent.named_children())
     after = [n for n, _ in siblings].index(child)
     drops = [i for i, (_, module) in enumerate(siblings[:after]) if isinstance(module, nn.Dropout)]
+    share = 0.0
     if drops == [after - 1]:
-        setattr(parent, siblings[after - 1][0], nn.Identity())
+        drop, module = siblings[after - 1]
+        share = cast(nn.Dropout, module).p
+        setattr(parent, drop, nn.Identity())
     for sibling, module in siblings[after:]:
         if sibling == child or isinstance(module, nn.ReLU):
             setattr(parent, sibling, nn.Identity())
+    return share
 
 
 def version_state(classifier: Classifier) -> dict[str, torch.Tensor]:

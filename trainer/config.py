@@ -54,7 +54,7 @@ class TrainConfig:
     mixup: float = 0.0  # alpha of its Beta distribution; 0: none
     cutmix: float = 0.0
     label_smoothing: float = 0.0
-    dropout: float = 0.0  # before the head
+    dropout: float | None = None  # directly before the head; None: the backbone's own there
     balance: str = "none"  # of uneven classes
     clip: float = 0.0  # longest gradient; 0: any
     ema: float = 0.0  # decay of a moving average of the weights; 0: none
@@ -104,7 +104,7 @@ class TrainConfig:
         _range("mixup", self.mixup, 0.0, 10.0)
         _range("cutmix", self.cutmix, 0.0, 10.0)
         _range("label_smoothing", self.label_smoothing, 0.0, 0.9)
-        _range("dropout", self.dropout, 0.0, 0.95)
+        _range("dropout", self.dropout or 0.0, 0.0, 0.95)
         _range("clip", self.clip, 0.0, 1e6)
         _range("ema", self.ema, 0.0, 0.99999)
         _range("accumulate", self.accumulate, 1, self.batch_size // 2)

@@ -75,7 +75,7 @@ _HELP = {
     "mixup": "mix pictures; alpha of its Beta distribution, such as 0.2",
     "cutmix": "put a rectangle of one picture in another; alpha, such as 1",
     "label_smoothing": "share of each label that is spread over all, such as 0.1",
-    "dropout": "share of features that the head does not see in a step",
+    "dropout": "share of features hidden from the head in a step (default: the backbone's own)",
     "balance": "of uneven classes: none, sampling (rare ones more often) or weights",
     "clip": "shorten gradients to this length, such as 1; 0: never",
     "ema": "publish a moving average of the weights, such as 0.999; 0: the last",

@@ -3,7 +3,8 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from serving.errors import InvalidRequest
 from trainer.config import TrainConfig
@@ -26,8 +27,8 @@ def read_settings(
 
 def kinds_of_settings() -> dict[str, type]:
     """Setting -> str, int, float or bool."""
-    kinds = get_type_hints(TrainConfig)
-    return {name: str if kind == str | None else kind for name, kind in kinds.items()}
+    kinds = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(TrainConfig).items()}
+    return {name: next(k for k in given if k is not NoneType) for name, given in kinds.items()}
 
 
 def _from_file(file: Path) -> dict[str, Any]:

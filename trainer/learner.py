@@ -65,7 +65,8 @@ class Learner:
         self._val = Activations(prefix, lambda p, _: ready(plain(data.squares, p).to(device)))
         self._taught = None if teacher is None else teacher.on(augmentation, device)
 
-        classifier.dropout.p = config.dropout
+        if config.dropout is not None:
+            classifier.dropout.p = config.dropout
         groups = parameter_groups(classifier, config.weight_decay, config.layer_decay)
         self.optimizer = OPTIMIZERS[config.optimizer](groups)
         weights = loss_weights(self._targets, self._classes, config.balance, device)

@@ -123,14 +123,24 @@ def test_old_files_without_batch_counters_load():
 
 
 @pytest.mark.parametrize(
-    ("name", "left"), [("mobilenet_v2", 0), ("squeezenet1_1", 0), ("googlenet", 0), ("alexnet", 2)]
+    ("name", "own", "left"),
+    [
+        ("mobilenet_v2", 0.2, 0),
+        ("squeezenet1_1", 0.5, 0),
+        ("googlenet", 0.2, 0),
+        ("resnet18", 0.0, 0),
+        ("alexnet", 0.0, 2),
+    ],
 )
-def test_of_dropouts_directly_before_the_head_there_is_one(name: str, left: int):
+def test_the_dropout_directly_before_the_head_is_the_classifiers(name: str, own: float, left: int):
     """Those of alexnet, and of vgg, lie between linear layers of its own."""
     net = build(name, 3, 64)
     assert sum(isinstance(m, nn.Dropout) for m in net.backbone.modules()) == left
+    assert net.dropout.p == own
     if left == 0:
         images = torch.rand(4, 3, 64, 64)
         net.train()
         with torch.no_grad():
-            assert torch.equal(net(images), net(images)), "nothing is drawn at dropout 0"
+            assert torch.equal(net(images), net(images)) == (own == 0)
+            net.dropout.p = 0.0
+            assert torch.equal(net(images), net(images)), "nothing else is drawn"

@@ -42,6 +42,13 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path):
     assert config.seed == TrainConfig.seed
 
 
+def test_settings_that_may_stand_open_take_what_they_are_given():
+    assert read_config(REQUIRED, {}, None).dropout is None
+    assert read_config(REQUIRED, {"PAWPRINT_TRAIN_DROPOUT": "0"}, None).dropout == 0.0
+    with pytest.raises(InvalidRequest, match="must be float, got 'much'"):
+        read_config(REQUIRED, {"PAWPRINT_TRAIN_DROPOUT": "much"}, None)
+
+
 def test_required_settings_may_come_from_the_environment():
     environment = {"PAWPRINT_TRAIN_DATA": "d", "PAWPRINT_TRAIN_NAME": "n"}
     assert read_config({}, environment, None).data == "d"

@@ -134,6 +134,13 @@ class Run:
             return self.classifier(self.val_images()).double().numpy()
 
 
+def test_dropout_is_the_nets_own_unless_it_is_given(photos: MakePhotos):
+    for given, share in (({}, 0.2), ({"dropout": 0.0}, 0.0), ({"dropout": 0.6}, 0.6)):
+        run = Run(photos, "tiny", per_class=4, **given)
+        run.learner()
+        assert run.classifier.dropout.p == share
+
+
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
 def test_the_best_epoch_is_what_is_left(photos: MakePhotos, backbone: str):
     run = Run(photos, backbone, epochs=3, batch_size=8, learning_rate=3e-3)
