@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 import shlex
 import time
@@ -68,7 +69,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         targets = data.targets("test")
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
-        (folder / "training.json").write_text(_training_json(fitted, ece, data), encoding="utf-8")
+        (folder / "training.json").write_text(training_json(fitted, ece, data), encoding="utf-8")
         try:
             save_plots(
                 folder / "plots",
@@ -125,14 +126,16 @@ def _publish_or_keep(
         ) from error
 
 
-def _training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> str:
+def training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> str:
+    """How the weights came about, epoch by epoch; null where a figure is no number."""
     value = dataclasses.asdict(fitted) | {"ece_without_temperature": uncalibrated_ece}
     value["alike"] = [[pair.one.file, pair.other.file] for pair in data.alike]  # across splits
-    for epoch in value["history"]:
-        for name in ("train_loss", "train_accuracy"):
-            if epoch["epoch"] == 0:
-                epoch[name] = None  # there were no steps yet; JSON has no nan
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    # Before any step there is no loss, and one too large for a number is none; JSON has no nan.
+    value["history"] = [
+        {k: v if v is None or math.isfinite(v) else None for k, v in epoch.items()}
+        for epoch in value["history"]
+    ]
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _software(backbone: str) -> dict[str, str]:

@@ -31,6 +31,7 @@ from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
 from trainer.search_space import draw, searched, start
+from trainer.split import Ints
 from trainer.training import Epoch, best_of, fine_tune
 
 _SHOWN = 5  # of the table
@@ -72,14 +73,26 @@ def tune(
     return dataclasses.replace(config, **found)
 
 
-def score(epoch: Epoch, photos: int) -> float:
-    """Accuracy on val; equal ones are told apart by the loss, by less than one of `photos` counts.
+def score(epoch: Epoch, least: float) -> float:
+    """Accuracy on val (mean recall, where classes are balanced); equal ones are told apart by the
+    loss, by less than `least`, what one photo counts.
 
     Accuracy is what is wanted, but takes few values on few photos; a search by loss alone would
     prefer the net that is seldom sure.
     """
     loss = epoch.val_loss
-    return epoch.judged - loss / (1 + loss) / (2 * photos)
+    return epoch.judged - loss / (1 + loss) * least / 2
+
+
+def least_of(targets: Ints, balance: str) -> float:
+    """What one photo of val counts in what epochs are judged by; `targets` int64 [n] of val.
+
+    Of the mean recall, one of the most frequent class.
+    """
+    if balance == "none":
+        return 1 / len(targets)
+    counts = np.bincount(targets)
+    return float(1 / (np.sum(counts > 0) * counts.max()))
 
 
 def _optuna() -> Any:
@@ -172,7 +185,7 @@ def _try(
     trial = study.ask()
     settings = draw(trial, names, run.config)
     trial.set_user_attr("settings", settings)
-    photos = len(run.data.splits["val"])
+    least = least_of(run.data.targets("val"), run.config.balance)
     title = f"Trial {number}/{trials}"
     console.line(f"{title}: {_in_words(settings)}")
     config = dataclasses.replace(run.config, **settings)
@@ -185,7 +198,7 @@ def _try(
             recorded.epoch(epoch)
         if epoch.epoch == 0:
             return  # where all trials start: it says nothing of their settings
-        trial.report(score(epoch, photos), epoch.epoch)
+        trial.report(score(epoch, least), epoch.epoch)
         if epoch.epoch < config.epochs and trial.should_prune():
             if recorded is not None:
                 recorded.end("KILLED")
@@ -208,9 +221,9 @@ def _try(
         console.line(f"  failed: {error}")
     else:
         trial.set_user_attr("best", dataclasses.asdict(best))
-        study.tell(trial, score(best, photos))
+        study.tell(trial, score(best, least))
         console.line(
-            f"  val accuracy {best.val_accuracy:.4f}  val loss {best.val_loss:.4f}  "
+            f"  val {_measure(config)} {best.judged:.4f}  val loss {best.val_loss:.4f}  "
             f"epoch {best.epoch}"
         )
 
@@ -227,26 +240,28 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     at = {trial.number: i + 1 for i, trial in enumerate(done)}
-    seen = sorted((at[t.number], t.user_attrs["best"]["val_accuracy"]) for t in complete)
-    numbers, accuracies = zip(*seen, strict=True)
-    axes.plot(numbers, accuracies, "o", label="trial")
-    axes.step(numbers, np.maximum.accumulate(accuracies), where="post", label="best so far")
-    axes.set(xlabel="trial", ylabel="accuracy on val")
+    judged = {t.number: Epoch(**t.user_attrs["best"]).judged for t in complete}
+    numbers, shares = zip(*sorted((at[n], share) for n, share in judged.items()), strict=True)
+    axes.plot(numbers, shares, "o", label="trial")
+    axes.step(numbers, np.maximum.accumulate(shares), where="post", label="best so far")
+    axes.set(xlabel="trial", ylabel=f"{_measure(run.config)} on val")
     axes.grid(alpha=0.3)
     axes.legend()
     FigureCanvasAgg(figure)
     figure.savefig(f"{place}-tuning.png", dpi=110, metadata={"Software": None})
     run.console.table(
-        "Best trials, on the val photos",
+        f"Best trials, {_measure(run.config)} on val",
         [
-            (
-                f"{trial.user_attrs['best']['val_accuracy']:.4f}",
-                _in_words(trial.user_attrs["settings"]),
-            )
+            (f"{judged[trial.number]:.4f}", _in_words(trial.user_attrs["settings"]))
             for trial in complete[:_SHOWN]
         ],
     )
     run.console.line(f"Settings: train --config {place}-tuned.toml")
+
+
+def _measure(config: TrainConfig) -> str:
+    """What Epoch.judged is called."""
+    return "accuracy" if config.balance == "none" else "mean recall"
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.determinism import deterministic
+from trainer.errors import FailedCheck
 
 
 def weights(run: Run) -> torch.Tensor:
@@ -26,6 +27,17 @@ def test_deterministic_operators_suffice_and_give_the_same_weights(photos: MakeP
             run()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(weights(runs[0]), weights(runs[1]))
+
+
+def test_an_operator_that_has_no_deterministic_form_is_named():
+    """One that lacks it on the CPU too; other errors stay what they are."""
+    pooled, places = torch.nn.functional.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
+    with pytest.raises(FailedCheck, match="^max_unpool.* can't be .*leave out --deterministic$"):
+        with deterministic(True):
+            torch.nn.functional.max_unpool2d(pooled, places, 2)
+    with pytest.raises(RuntimeError, match="another"), deterministic(True):
+        raise RuntimeError("another")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def command(folder: Path, out: Path) -> list[str]:

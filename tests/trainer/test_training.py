@@ -1,5 +1,6 @@
 """The loop: its learning rate, what it keeps, what stops it."""
 
+import json
 import math
 
 import numpy as np
@@ -24,6 +25,8 @@ from trainer.learner import Learner
 from trainer.metrics import accuracy, nll
 from trainer.optimizers import parameter_groups
 from trainer.pictures import Photo, for_augmentation
+from trainer.publish import training_json
+from trainer.results import Fitted
 from trainer.schedules import cosine
 from trainer.stages import frozen_stages
 from trainer.teacher import Teacher
@@ -207,6 +210,22 @@ def test_a_loss_that_is_no_number_stops_it(photos: MakePhotos):
     expected = r"loss is nan in epoch 1, step 1 of 2 \(with .*jpg\); try a lower"
     with pytest.raises(FailedCheck, match=expected):
         run()
+
+
+def test_an_epoch_whose_loss_is_no_number_leaves_valid_json(photos: MakePhotos):
+    """The last steps of a training may ruin the net: an earlier epoch is then published."""
+    run = Run(photos, "tiny", epochs=1)
+    spoilt = Epoch(1, 3e10, 0.5, math.nan, 0.5)
+    first = Epoch(0, math.nan, math.nan, 0.7, 0.5)
+    fitted = Fitted(how="x", temperature=1.0, penalty=None, history=(first, spoilt))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = training_json(fitted, 0.1, run.data)
+    before, after = json.loads(text, parse_constant=refuse)["history"]
+    assert before["val_loss"] == first.val_loss and before["train_loss"] is None
+    assert after["val_loss"] is None and after["train_loss"] == 3e10
 
 
 def test_augmented_photos_are_a_function_of_seed_photo_and_view(photos: MakePhotos):

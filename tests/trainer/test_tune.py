@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from trainer.search_space import draw, searched, start
 from trainer.tiny import Tiny
 from trainer.train import main
 from trainer.training import Epoch, FineTuned, best_of, fine_tune
-from trainer.tune import score, searching
+from trainer.tune import least_of, score, searching
 
 optuna = pytest.importorskip("optuna")
 
@@ -35,10 +36,21 @@ def arguments(photos: Path, out: Path, trials: int, *more: object) -> list[str]:
 
 def test_accuracy_decides_and_the_loss_among_equals():
     def epoch(right: int, loss: float) -> float:
-        return score(Epoch(1, 0.5, 0.5, loss, right / 20), 20)
+        return score(Epoch(1, 0.5, 0.5, loss, right / 20), least_of(np.zeros(20, int), "none"))
 
     assert epoch(18, 9.0) > epoch(17, 0.01)
     assert epoch(18, 0.2) > epoch(18, 0.3)
+
+
+def test_where_classes_are_balanced_no_loss_outweighs_a_photo_of_the_most_frequent_one():
+    targets = np.repeat([0, 1, 3], [100, 4, 4])  # none of class 2 is in val
+
+    def epoch(wrong: int, loss: float) -> float:
+        recall = (2 + (100 - wrong) / 100) / 3
+        return score(Epoch(1, 0.5, 0.5, loss, 0.5, None, recall), least_of(targets, "weights"))
+
+    assert epoch(0, 9.0) > epoch(1, 0.01)
+    assert epoch(1, 0.2) > epoch(1, 0.3)
 
 
 def test_what_is_given_is_not_searched():
@@ -142,7 +154,7 @@ def test_trained_with_the_best_it_learns_what_the_trial_did(
     assert {epoch["epoch"] for epoch in history[1:]} == set(trial.intermediate_values)
     assert len(history) > 2
     for epoch in history[1:]:
-        expected = score(Epoch(**epoch), photos_of_val)
+        expected = score(Epoch(**epoch), 1 / photos_of_val)
         assert trial.intermediate_values[epoch["epoch"]] == pytest.approx(expected)
 
 
@@ -197,7 +209,7 @@ def test_one_search_at_a_time_and_trials_differ_by_what_they_learn_from_the_same
         best = best_of(history[1:])
         assert best.epoch == trial.user_attrs["best"]["epoch"] > 0
         split = json.loads((out / "shapes/1/split.json").read_text())["val"]
-        assert trial.value == score(best, sum(map(len, split.values())))
+        assert trial.value == score(best, 1 / sum(map(len, split.values())))
         assert set(trial.intermediate_values) == {1, 2}
     assert len({trial.value for trial in trials}) == 3
     assert set(rows[0]["settings"]) >= {"thaw", "layer_decay"}
