@@ -22,6 +22,7 @@ from serving.client_messages import (
     exception_of,
     exception_of_call,
     models_of,
+    places_for,
     response_of,
     retry_after_s,
     several,
@@ -109,7 +110,7 @@ class AsyncClient:
         state = StreamState(self.address, model, version, top_k, low_priority)
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(in_flight)
+        slots = asyncio.Semaphore(places_for(in_flight))
 
         async def send() -> None:
             try:

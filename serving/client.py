@@ -32,6 +32,7 @@ from serving.client_messages import (
     encoded,
     exception_of_call,
     models_of,
+    places_for,
     response_of,
     several,
 )
@@ -134,7 +135,7 @@ class Client:
         outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
         outbox = Outbox(queue.SimpleQueue)
         arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
-        slots = threading.Semaphore(in_flight)
+        slots = threading.Semaphore(places_for(in_flight))
         ended = threading.Event()
         call: Any = None
 
