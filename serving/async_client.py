@@ -10,7 +10,7 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.access import Tls, authorised, open_async_channel
+from serving.access import Tls, authorised, open_async_channel, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.client_messages import (
     DEFAULT_IN_FLIGHT,
@@ -51,6 +51,7 @@ class AsyncClient:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
+        token = sendable(token)
         self._channel = open_async_channel(address, tls)
         self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
 
