@@ -255,6 +255,7 @@ class Server:
         }
         self._metrics.keep_only(here)
         self._statistics.keep_only(here)
+        self._classifier.shadowing.keep_only(here)
         answer = health_pb2.HealthCheckResponse
         self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import numpy as np
 
@@ -49,6 +49,13 @@ class Shadowing:
         task = asyncio.ensure_future(self._compare(served, shadow.served, answers, ask))
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
+
+    def keep_only(self, served: Collection[tuple[str, int]]) -> None:
+        """Forget the counts of all other versions, and those of other shadows."""
+        for key in [*self.counts]:
+            model, version, shadow, _ = key
+            if not {(model, version), (model, shadow)} <= {*served}:
+                del self.counts[key]
 
     def close(self) -> None:
         for task in self._copies:

@@ -43,15 +43,15 @@ class Tracing:
         self._child_of = trace.set_span_in_context
         self._kind = trace.SpanKind.SERVER
         self._error = trace.Status(trace.StatusCode.ERROR)
-        # From the monotonic clock of a call to nanoseconds since 1970.
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
 
     def export(self, call: Call) -> None:
+        # Of now, for the clock of the machine may have been set since the last call.
+        epoch_ns = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
             call.method,
             context=self._extract(call.metadata),
             kind=self._kind,
-            start_time=self._ns(call.start),
+            start_time=_ns(call.start, epoch_ns),
             attributes={
                 "rpc.system": "grpc",
                 "rpc.method": call.method,
@@ -65,18 +65,16 @@ class Tracing:
         if call.inferred is not None:
             context = self._child_of(span)
             for stage, (start, end) in _stages(call).items():
-                child = self._tracer.start_span(stage, context=context, start_time=self._ns(start))
-                child.end(self._ns(end))
+                begun = _ns(start, epoch_ns)
+                child = self._tracer.start_span(stage, context=context, start_time=begun)
+                child.end(_ns(end, epoch_ns))
         if call.code is not grpc.StatusCode.OK:
             span.set_status(self._error)
-        span.end(self._ns(call.end))
+        span.end(_ns(call.end, epoch_ns))
 
     def close(self) -> None:
         """Send what is left; blocks for as long as that takes, a few seconds at most."""
         self._provider.shutdown()
-
-    def _ns(self, seconds: float) -> int:
-        return self._epoch_ns + round(1e9 * seconds)
 
 
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
@@ -86,6 +84,11 @@ def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
 
 def sinks_of(tracing: Tracing | None) -> tuple[Sink, ...]:
     return (tracing.export,) if tracing else ()
+
+
+def _ns(seconds: float, epoch_ns: int) -> int:
+    """From the monotonic clock of a call to nanoseconds since 1970."""
+    return epoch_ns + round(1e9 * seconds)
 
 
 def _stages(call: Call) -> dict[str, tuple[float, float]]:
