@@ -36,7 +36,7 @@ from serving.client_messages import (
     response_of,
     several,
 )
-from serving.client_stream import StreamState, ended_early
+from serving.client_stream import StreamState, ended_early, is_too_large
 from serving.hedging import hedged
 from serving.outbox import Outbox
 
@@ -169,9 +169,12 @@ class Client:
                         code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
                         code, lost = error.code(), exception_of_call(error, self.address)
+                    dropped = outbox.drop_largest() if is_too_large(code, lost) else None
+                    if dropped is not None:
+                        arrived.put(state.refuse(dropped, lost))
                     if outbox.finished:
                         break
-                    again_s = outbox.lose(code)
+                    again_s = outbox.lose(code) if dropped is None else 0.0
                     if again_s is None:
                         raise lost
                     ended.wait(again_s)
