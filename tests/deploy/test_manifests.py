@@ -134,6 +134,14 @@ def test_a_stopping_pod_has_time_to_drain(name: str) -> None:
     assert lasting["terminationGracePeriodSeconds"] > needed
 
 
+@pytest.mark.parametrize("name", [*SERVERS, "kserve"])
+def test_a_pod_that_is_full_is_not_taken_for_one_that_is_gone(name: str) -> None:
+    """On a busy machine a server with all its calls answered the probe in up to 2.7 s."""
+    (server,) = next(pod_specs(rendered(name)))["containers"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert server[probe]["timeoutSeconds"] >= 5
+
+
 # docs/capacity.md, MiB.
 OF_A_MESSAGE, ONE_LARGE_PHOTO, A_DECODER = 2.6, 1024, 180
 OF_MODELS = {"cpu": 526, "cuda": 1536}
