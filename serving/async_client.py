@@ -222,6 +222,8 @@ async def _next(arrived: "asyncio.Queue[T]", state: StreamState, wait_s: float) 
     begun, left_s = time.monotonic(), wait_s
     while True:
         try:
-            return await asyncio.wait_for(arrived.get(), left_s)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with an answer.
+            async with asyncio.timeout(left_s):
+                return await arrived.get()
         except TimeoutError:
             left_s = state.left_s(begun, wait_s)

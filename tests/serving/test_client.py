@@ -226,6 +226,27 @@ async def test_an_async_stream_passes_errors_on(server: ServerProcess) -> None:
         assert (await client.classify([jpeg()], model="pets")).version == 1
 
 
+async def test_a_task_that_takes_a_stream_can_be_cancelled_at_any_moment(
+    server: ServerProcess,
+) -> None:
+    async with AsyncClient(server.address) as client:
+        for answers in range(1, 21):
+            enough = asyncio.Event()
+
+            async def take(until: int, enough: asyncio.Event) -> None:
+                taken = 0
+                async for _ in client.stream((jpeg() for _ in range(10_000)), model="pets"):
+                    taken += 1
+                    if taken == until:
+                        enough.set()
+
+            task = asyncio.create_task(take(answers, enough))
+            await enough.wait()
+            task.cancel()
+            await asyncio.wait([task], timeout=20)
+            assert task.cancelled()
+
+
 def test_a_stream_waits_no_longer_than_its_timeout(client: Client) -> None:
     with pytest.raises(DeadlineExceeded, match="no answer came for 0.01 s"):
         list(client.stream([slow_png()], model="pets", timeout_s=0.01))
