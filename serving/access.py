@@ -55,6 +55,16 @@ def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
 
 
+def sendable(token: str) -> str:
+    """The same. Raises InvalidRequest for one that no call can carry."""
+    if token.isascii() and token.isprintable():
+        return token
+    raise InvalidRequest(
+        f"the token ({TOKEN_VARIABLE} of the commands) holds a character that no call can carry, "
+        "such as the newline at the end of a file"
+    )
+
+
 def authorised(stub: S, token: str) -> S:
     """The stub, whose every call carries the token; as it is if there is none."""
     if token:

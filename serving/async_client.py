@@ -10,7 +10,7 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.access import Tls, authorised, open_async_channel
+from serving.access import Tls, authorised, open_async_channel, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.client_messages import (
     DEFAULT_IN_FLIGHT,
@@ -22,17 +22,18 @@ from serving.client_messages import (
     exception_of,
     exception_of_call,
     models_of,
+    places_for,
     response_of,
     retry_after_s,
     several,
 )
-from serving.client_stream import StreamState, ended_early
+from serving.client_stream import StreamState, ended_early, is_too_large
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
 T = TypeVar("T")
 
-_BROKEN_WRITE = "Internal error from Core"  # of StreamRequestMixin._write in grpc.aio
+_BROKEN_WRITE = "Internal error from Core"  # of _StreamRequestMixin._write in grpc.aio
 
 
 class AsyncClient:
@@ -50,6 +51,7 @@ class AsyncClient:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
+        token = sendable(token)
         self._channel = open_async_channel(address, tls)
         self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
 
@@ -109,7 +111,7 @@ class AsyncClient:
         state = StreamState(self.address, model, version, top_k, low_priority)
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(in_flight)
+        slots = asyncio.Semaphore(places_for(in_flight))
 
         async def send() -> None:
             try:
@@ -128,21 +130,23 @@ class AsyncClient:
             try:
                 while True:
                     call = self._stub.ClassifyStream(_each(outbox.open_queue()))
+                    end = _End(call)
                     try:
                         async for message in call:
                             outbox.answered(message.request_id)
                             arrived.put_nowait(state.receive(message))
                         code, lost = ended_early(self.address)
                     except grpc.aio.AioRpcError as error:
-                        code = _code_of_stream(error)
-                        lost = exception_of(
-                            code, error.details(), self.address, retry_after_s(error)
-                        )
+                        code, details = end.of(error)
+                        lost = exception_of(code, details, self.address, retry_after_s(error))
                     finally:
                         call.cancel()
+                    dropped = outbox.drop_largest() if is_too_large(code, lost) else None
+                    if dropped is not None:
+                        arrived.put_nowait(state.refuse(dropped, lost))
                     if outbox.finished:
                         break
-                    again_s = outbox.lose(code)
+                    again_s = outbox.lose(code) if dropped is None else 0.0
                     if again_s is None:
                         raise lost
                     await asyncio.sleep(again_s)
@@ -179,11 +183,34 @@ class AsyncClient:
             raise exception_of_call(error, self.address) from None
 
 
-def _code_of_stream(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
-    """grpc.aio hides how a stream has ended if it was just writing: that counts as a lost one."""
-    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _BROKEN_WRITE:
-        return grpc.StatusCode.UNAVAILABLE
-    return error.code()
+class _End:
+    """How a stream has ended, noted as it does. grpc.aio puts something else in its place where a
+    write comes too late: then error and call say no more than that."""
+
+    def __init__(self, call: Any) -> None:
+        self._noted: tuple[grpc.StatusCode, str | None] | None = None
+        call.add_done_callback(self._note)
+
+    def _note(self, call: Any) -> None:
+        asked = _code_and_details(call)
+        try:
+            asked.send(None)  # a call that has ended lets nobody wait
+        except StopIteration as answer:
+            self._noted = answer.value
+        finally:
+            asked.close()
+
+    def of(self, error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str | None]:
+        """Code and details. That of no failure, or of a write alone, counts as a lost stream."""
+        code, details = self._noted or (error.code(), error.details())
+        broken = code is grpc.StatusCode.INTERNAL and details == _BROKEN_WRITE
+        if broken or code is grpc.StatusCode.OK:
+            return grpc.StatusCode.UNAVAILABLE, _BROKEN_WRITE
+        return code, details
+
+
+async def _code_and_details(call: Any) -> tuple[grpc.StatusCode, str | None]:
+    return await call.code(), await call.details()
 
 
 async def _each(requests: "asyncio.Queue[T | None]") -> AsyncIterator[T]:
@@ -195,6 +222,8 @@ async def _next(arrived: "asyncio.Queue[T]", state: StreamState, wait_s: float) 
     begun, left_s = time.monotonic(), wait_s
     while True:
         try:
-            return await asyncio.wait_for(arrived.get(), left_s)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with an answer.
+            async with asyncio.timeout(left_s):
+                return await arrived.get()
         except TimeoutError:
             left_s = state.left_s(begun, wait_s)

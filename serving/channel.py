@@ -78,7 +78,8 @@ def target_of(address: str) -> str:
         host, _, port = one.strip().rpartition(":")
         try:
             kinds.add(f"ipv{ipaddress.ip_address(host.strip('[]')).version}")
-            int(port)
+            if not 0 < int(port) < 2**16:
+                raise ValueError(f"no port has the number {port}")
         except ValueError as error:
             raise InvalidRequest(
                 "several servers are given as IP:PORT,IP:PORT (a name that has several addresses "

@@ -5,6 +5,7 @@ import asyncio
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -43,10 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
     if options.in_flight < 1:
         fail(f"--in-flight must be 1 or more, got {options.in_flight}")
-    if not options.timeout > 0:
-        fail(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
-    if options.shard is not None and options.out is None:
-        fail("--shard needs --out")
+    if not 0 < options.timeout < math.inf:
+        fail(f"--timeout must be more than 0 seconds and finite, got {options.timeout:g}")
+    if options.out is None:
+        if options.shard is not None:
+            fail("--shard needs --out")
+        if bucket := next((photo for photo in options.photos if "://" in photo), None):
+            fail(f"{bucket}: photos in a bucket need --out LOCATION")
+    elif options.json or options.csv:
+        fail("--out writes Parquet; --json and --csv are for answers on stdout")
     try:
         if options.out is not None:
             count, failed = asyncio.run(classify_to_parquet(options))

@@ -20,7 +20,7 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.access import Tls, authorised, open_channel
+from serving.access import Tls, authorised, open_channel, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
 from serving.client_messages import (
@@ -32,10 +32,11 @@ from serving.client_messages import (
     encoded,
     exception_of_call,
     models_of,
+    places_for,
     response_of,
     several,
 )
-from serving.client_stream import StreamState, ended_early
+from serving.client_stream import StreamState, ended_early, is_too_large
 from serving.hedging import hedged
 from serving.outbox import Outbox
 
@@ -66,6 +67,7 @@ class Client:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
+        token = sendable(token)
         self._channel = open_channel(address, tls)
         self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
 
@@ -134,7 +136,7 @@ class Client:
         outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
         outbox = Outbox(queue.SimpleQueue)
         arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
-        slots = threading.Semaphore(in_flight)
+        slots = threading.Semaphore(places_for(in_flight))
         ended = threading.Event()
         call: Any = None
 
@@ -167,9 +169,12 @@ class Client:
                         code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
                         code, lost = error.code(), exception_of_call(error, self.address)
+                    dropped = outbox.drop_largest() if is_too_large(code, lost) else None
+                    if dropped is not None:
+                        arrived.put(state.refuse(dropped, lost))
                     if outbox.finished:
                         break
-                    again_s = outbox.lose(code)
+                    again_s = outbox.lose(code) if dropped is None else 0.0
                     if again_s is None:
                         raise lost
                     ended.wait(again_s)

@@ -53,6 +53,13 @@ def several(photos: Iterable[Photo]) -> Iterable[Photo]:
     return photos
 
 
+def places_for(in_flight: int) -> int:
+    """The same. Raises InvalidRequest: with no place in flight a stream would wait for ever."""
+    if in_flight < 1:
+        raise InvalidRequest(f"in_flight must be 1 or more, got {in_flight}")
+    return in_flight
+
+
 def encoded(photo: Photo) -> bytes:
     """The bytes to send: a file as it is, a Pillow image, upright, as PNG. Raises OSError."""
     if isinstance(photo, bytes):

@@ -15,7 +15,8 @@ from serving.errors import (
     Unavailable,
 )
 
-# One message over the server's limit would end the whole stream: `serve --max-message-mib`, 64.
+# A message over the server's limit ends the stream, and all in flight is sent again: so what no
+# server takes unless told otherwise (`serve --max-message-mib`, 64) is not sent.
 MAX_PHOTO_BYTES = 64 * 1024 * 1024
 
 
@@ -29,6 +30,7 @@ class StreamState:
         self._top_k = top_k
         self._low_priority = low_priority
         self._sent_at: dict[int, float] = {}
+        self._too_large = MAX_PHOTO_BYTES + 1
 
     def send(self, index: int, photo: Photo) -> pb.ClassifyStreamRequest | StreamedResult:
         """The message for a photo, or its result at once if it can't be read here."""
@@ -36,6 +38,8 @@ class StreamState:
             data = encoded(photo)
             if len(data) > MAX_PHOTO_BYTES:
                 raise OSError(f"{len(data):,} bytes; at most {MAX_PHOTO_BYTES:,} can be streamed")
+            if len(data) >= self._too_large:
+                raise OSError(f"{len(data):,} bytes are more than the server takes")
         except OSError as error:
             return _refused(index, f"can't be read: {error}", 0.0)
         self._sent_at[index] = time.monotonic()
@@ -45,6 +49,13 @@ class StreamState:
                 [data], self._model, self._version, self._top_k, self._low_priority
             ),
         )
+
+    def refuse(self, request: pb.ClassifyStreamRequest, error: PawprintError) -> StreamedResult:
+        """The result of a photo that has ended a stream as too large. Further ones of its size are
+        not sent at all."""
+        index = request.request_id
+        self._too_large = min(self._too_large, len(request.request.images[0]))
+        return _refused(index, str(error), time.monotonic() - self._sent_at.pop(index))
 
     def left_s(self, begun: float, wait_s: float) -> float:
         """How much longer to wait for an answer: `wait_s` from `begun` on, or, if that is later,
@@ -75,6 +86,12 @@ class StreamState:
         if not isinstance(error, InvalidRequest | Overloaded):
             raise error
         return _refused(index, str(error), latency_s)
+
+
+def is_too_large(code: grpc.StatusCode, lost: PawprintError) -> bool:
+    """Whether a stream was ended by a message over the server's limit: the largest that has no
+    answer is one, maybe not the only one. See exception_of."""
+    return code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(lost, InvalidRequest)
 
 
 def ended_early(address: str) -> tuple[grpc.StatusCode, PawprintError]:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from serving import administration
@@ -14,6 +15,7 @@ from serving.errors import (
     BrokenVersion,
     DeadlineExceeded,
     InvalidRequest,
+    NotFound,
     Overloaded,
     PawprintError,
     Unavailable,
@@ -41,11 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(repository: Repository, options: argparse.Namespace) -> None:
-    rows = [
-        _summary(repository, name, version)
-        for name in repository.names()
-        for version in repository.versions(name)
-    ]
+    rows = []
+    for name, version in _all(repository):
+        with suppress(NotFound):  # removed since it was found
+            rows.append(_summary(repository, name, version))
     if options.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
@@ -121,16 +122,22 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _verify(repository: Repository, options: argparse.Namespace) -> None:
+    problems = {}
     if options.model:
-        wanted = [_named(repository, model) for model in options.model]
+        for name, version in [_named(repository, model) for model in options.model]:
+            problems[f"{name}/{version}"] = repository.verify(name, version)
     else:
-        wanted = [(n, version) for n in repository.names() for version in repository.versions(n)]
-    problems = {f"{name}/{version}": repository.verify(name, version) for name, version in wanted}
+        for name, version in _all(repository):
+            with suppress(NotFound):  # removed since it was found
+                found = repository.verify(name, version)
+                if found:
+                    repository.check_version(name, version)
+                problems[f"{name}/{version}"] = found
     if options.json:
         print(json.dumps(problems, indent=2, ensure_ascii=False))
     else:
-        for version, found in problems.items():
-            print(f"{version}: {'; '.join(found) or 'whole and unaltered'}")
+        for reference, found in problems.items():
+            print(f"{reference}: {'; '.join(found) or 'whole and unaltered'}")
     if any(problems.values()):
         sys.exit(1)
 
@@ -165,6 +172,10 @@ def _report(options: argparse.Namespace, name: str, version: int) -> None:
         print(json.dumps({"name": name, "alias": options.alias, "version": version}))
     else:
         print(f"{options.alias} of {name} is now version {version}")
+
+
+def _all(repository: Repository) -> list[tuple[str, int]]:
+    return [(name, version) for name in repository.names() for version in repository.versions(name)]
 
 
 def _named(repository: Repository, reference: str) -> tuple[str, int]:

@@ -50,6 +50,15 @@ class Outbox(Generic[Q]):
         with self._lock:
             del self._unanswered[request_id], self._losses[request_id]
 
+    def drop_largest(self) -> pb.ClassifyStreamRequest | None:
+        """Of those without an answer: it is not sent again. None where there is none."""
+        with self._lock:
+            unanswered = self._unanswered.values()
+            largest = max(unanswered, key=lambda request: request.ByteSize(), default=None)
+            if largest is not None:
+                del self._unanswered[largest.request_id], self._losses[largest.request_id]
+            return largest
+
     @property
     def finished(self) -> bool:
         with self._lock:

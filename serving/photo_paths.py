@@ -1,6 +1,7 @@
 """Which photos the arguments of `classify` name."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from serving.errors import InvalidRequest
@@ -10,7 +11,8 @@ from serving.preprocess import ENDINGS
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     """Files as given; of a folder all photos below it, sorted, told by the ends of their names.
 
-    Raises InvalidRequest for a path that is not there and for a folder without photos.
+    Raises InvalidRequest for a path that is not there, for a folder without photos and for one that
+    may not be read: its photos would be missing, and nobody would know.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -20,9 +22,7 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
             found.append(argument)
             continue
         photos = sorted(
-            path
-            for path in argument.rglob("*")
-            if path.suffix.lower() in ENDINGS and path.is_file()
+            path for path in _below(argument) if path.suffix.lower() in ENDINGS and path.is_file()
         )
         if not photos:
             raise InvalidRequest(
@@ -30,3 +30,19 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
             )
         found += photos
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every entry, however deep, that is no folder."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            return  # removed meanwhile
+        if isinstance(error, PermissionError):
+            raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        if "lost+found" in folders:  # of a disk that is mounted here; nobody but root may read it
+            folders.remove("lost+found")
+        yield from (Path(parent, name) for name in files)

@@ -84,6 +84,18 @@ def test_every_container_is_unprivileged_on_a_read_only_root(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_every_pod_is_one_that_a_restricted_namespace_takes(name: str) -> None:
+    """Pod Security Standards, "restricted": what the test above leaves out."""
+    kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+    for pod in pod_specs(rendered(name)):
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            context = pod.get("securityContext", {}) | container["securityContext"]
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all((volume.keys() - {"name"}) <= kinds for volume in pod["volumes"])
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
 def test_services_beside_a_pod_add_nothing_to_its_settings(name: str) -> None:
     resources = rendered(name)
     pods = [p for p in pod_specs(resources) if "kserve-container" not in str(p)]
@@ -120,6 +132,14 @@ def test_a_stopping_pod_has_time_to_drain(name: str) -> None:
     needed = server["lifecycle"]["preStop"]["sleep"]["seconds"]
     needed += float(settings_of(resources)["PAWPRINT_SERVE_DRAIN_S"])
     assert lasting["terminationGracePeriodSeconds"] > needed
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "kserve"])
+def test_a_pod_that_is_full_is_not_taken_for_one_that_is_gone(name: str) -> None:
+    """On a busy machine a server with all its calls answered the probe in up to 2.7 s."""
+    (server,) = next(pod_specs(rendered(name)))["containers"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert server[probe]["timeoutSeconds"] >= 5
 
 
 # docs/capacity.md, MiB.
@@ -190,6 +210,11 @@ def test_what_selects_pods_selects_the_server(name: str) -> None:
     assert len(found) == 4 and all(selector.items() <= labels.items() for selector in found)
     headless = [r for r in resources if r.get("spec", {}).get("clusterIP") == "None"]
     assert [r["metadata"]["name"] for r in headless] == ["pawprint-headless"]
+
+
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu", "kserve"])
+def test_connections_end_so_that_new_pods_get_calls(name: str) -> None:
+    assert settings_of(rendered(name))["PAWPRINT_SERVE_MAX_CONNECTION_AGE_S"] == "300"
 
 
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])

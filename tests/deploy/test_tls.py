@@ -65,3 +65,12 @@ async def test_the_probes_work_where_calls_are_encrypted(
         await running.server.drain()
         asked = server["livenessProbe"]["httpGet"]
         assert (await asyncio.to_thread(fetch, port, asked["path"]))[0] == 503
+
+
+@pytest.mark.parametrize("overlay", SERVERS)
+def test_what_balances_in_between_is_told_that_calls_are_encrypted(
+    overlay: str, tmp_path: Path
+) -> None:
+    services = [r for r in with_tls(overlay, tmp_path) if r["kind"] == "Service"]
+    ports = [port for r in services for port in r["spec"]["ports"] if port["name"] == "grpc"]
+    assert [port["appProtocol"] for port in ports] == ["https", "https"]

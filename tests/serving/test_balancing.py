@@ -201,7 +201,9 @@ def test_addresses(address: str, target: str) -> None:
     assert target_of(address) == target
 
 
-@pytest.mark.parametrize("wrong", ["a:1,b:2", "10.0.0.1,10.0.0.2:1", "10.0.0.1:1,[::1]:1"])
+@pytest.mark.parametrize(
+    "wrong", ["a:1,b:2", "10.0.0.1,10.0.0.2:1", "10.0.0.1:1,[::1]:1", "10.0.0.1:1,10.0.0.2:70000"]
+)
 def test_wrong_addresses_say_what_is_right(wrong: str) -> None:
     with pytest.raises(InvalidRequest, match="several servers are given as|all IPv4 or all IPv6"):
         target_of(wrong)

@@ -6,8 +6,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +143,41 @@ def test_each_unreadable_photo_is_reported_and_the_rest_answered(
     assert done.stderr == "error: 2 of 30 photos could not be classified\n"
 
 
+def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(server: ServerProcess) -> None:
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, to give up being root")
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    with tempfile.TemporaryDirectory(prefix="pawprint-open-") as name:
+        album = Path(name, "album")
+        for folder in ("closed", "open", "lost+found"):
+            (album / folder).mkdir(parents=True)
+            (album / folder / "1.jpg").write_bytes(jpeg())
+        Path(name).chmod(0o755)
+        for folder in ("closed", "lost+found"):
+            (album / folder).chmod(0)
+        command = [sys.executable, "-m", "serving.classify", "--address", server.address, album]
+
+        def ended(*flags: str) -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                [*(nobody if os.geteuid() == 0 else []), *command, *flags],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+
+        for flags in ((), ("--out", f"{name}/out")):
+            done = ended(*flags)
+            said = f"error: {album}/closed can't be read: Permission denied\n"
+            assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+        (album / "closed").chmod(0o755)
+        done = ended("--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == 2  # a disk's own lost+found is no album
+        for folder in ("closed", "lost+found"):
+            (album / folder).chmod(0o755)
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -152,6 +189,10 @@ def test_each_unreadable_photo_is_reported_and_the_rest_answered(
         (["{photo}", "--top-k", "x"], "error: argument --top-k: invalid int value"),
         (["{photo}", "--in-flight", "0"], "error: --in-flight must be 1 or more"),
         (["{photo}", "--timeout", "-1"], "error: --timeout must be more than 0"),
+        (["{photo}", "--timeout", "inf"], "error: --timeout must be more than 0 seconds and fin"),
+        (["{empty}", "--out", "{empty}/a", "--csv"], "error: --out writes Parquet; --json and"),
+        (["{empty}", "--out", "{empty}/a", "--json"], "error: --out writes Parquet; --json and"),
+        (["s3://bucket/photos"], "error: s3://bucket/photos: photos in a bucket need --out"),
         (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
     ],

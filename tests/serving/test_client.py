@@ -184,6 +184,17 @@ def test_a_stream_reads_no_further_than_is_in_flight(client: Client) -> None:
     assert threading.active_count() <= before
 
 
+async def test_a_stream_with_no_place_in_flight_is_refused(
+    client: Client, server: ServerProcess
+) -> None:
+    for in_flight in (0, -1):
+        with pytest.raises(InvalidRequest, match=f"in_flight must be 1 or more, got {in_flight}"):
+            next(client.stream([jpeg()], model="pets", in_flight=in_flight))
+        async with AsyncClient(server.address) as other:
+            with pytest.raises(InvalidRequest, match="in_flight must be 1 or more"):
+                await anext(other.stream([jpeg()], model="pets", in_flight=in_flight))
+
+
 def test_a_stream_for_an_unknown_model_raises(client: Client) -> None:
     with pytest.raises(NotFound, match="models here: pets"):
         list(client.stream([jpeg()] * 50, model="cars"))
@@ -213,6 +224,27 @@ async def test_an_async_stream_passes_errors_on(server: ServerProcess) -> None:
         async for _ in client.stream([jpeg()] * 50, model="pets"):
             break
         assert (await client.classify([jpeg()], model="pets")).version == 1
+
+
+async def test_a_task_that_takes_a_stream_can_be_cancelled_at_any_moment(
+    server: ServerProcess,
+) -> None:
+    async with AsyncClient(server.address) as client:
+        for answers in range(1, 21):
+            enough = asyncio.Event()
+
+            async def take(until: int, enough: asyncio.Event) -> None:
+                taken = 0
+                async for _ in client.stream((jpeg() for _ in range(10_000)), model="pets"):
+                    taken += 1
+                    if taken == until:
+                        enough.set()
+
+            task = asyncio.create_task(take(answers, enough))
+            await enough.wait()
+            task.cancel()
+            await asyncio.wait([task], timeout=20)
+            assert task.cancelled()
 
 
 def test_a_stream_waits_no_longer_than_its_timeout(client: Client) -> None:

@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from serving.models import main
+from serving.repository import Repository
 from tests.tiny import build_version
 
 
@@ -46,6 +48,24 @@ def test_list_shows_a_broken_version(models, root: Path) -> None:
     status, out, _ = models("list")
     assert status == 0 and "broken" in out.splitlines()[3]
     assert "does not match" in json.loads(models("list", "--json")[1])[2]["problem"]
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_a_version_that_is_removed_meanwhile_is_left_out(
+    command: str, models, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Losing(Repository):
+        def check_version(self, name: str, version: int) -> None:
+            if (name, version) == ("pets", 1):
+                shutil.rmtree(root / "pets/1", ignore_errors=True)  # as a job that cleans up does
+            super().check_version(name, version)
+
+    monkeypatch.setattr("serving.models.open_repository", lambda *_, **__: Losing(root))
+    build_version(root, "pets", seed=2)
+    status, out, err = models(command)
+    assert (status, err) == (0, "") and "3" in out and len(out.splitlines()) >= 3
+    monkeypatch.undo()
+    assert models(command)[1] == out
 
 
 def test_list_of_an_empty_repository(tmp_path: Path, capsys) -> None:

@@ -155,6 +155,23 @@ async def test_a_connection_that_is_too_old_is_replaced(kind, models: Path) -> N
     assert all(answer.result.labels for answer in answers) and way.connections > 1
 
 
+@both
+async def test_photos_larger_than_the_server_takes_leave_the_others_unharmed(
+    kind, models: Path
+) -> None:
+    """More of them than a request has attempts, several at once, in the middle and at the end."""
+    photos = [jpeg(seed=seed) for seed in range(40)]
+    large = {3, 4, 5, 6, 17, 18, 39}
+    for index in large:
+        photos[index] += bytes((4 + index % 3) * 2**20)
+    async with running_server(models, max_message_mib=2) as running:
+        answers = await answers_to(kind, running.address, photos, in_flight=5)
+    assert sorted(answer.index for answer in answers) == list(range(40))
+    refused = {answer.index: answer.result.error for answer in answers if answer.result.error}
+    assert refused.keys() == large
+    assert all("than the server takes" in error for error in refused.values())
+
+
 async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None:
     async with running_server(models, max_connection_age_s=0.2) as running:
         with cut_proxy(int(running.address.rpartition(":")[2])) as way:

@@ -14,11 +14,13 @@ import fsspec.config
 import numpy as np
 import pytest
 
+from serving.bucket import Bucket
 from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
 from serving.models import main as models_command
 from serving.page import render_page
+from serving.places import BucketPlace
 from serving.remote_repository import RemoteRepository
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -104,6 +106,17 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
     assert manifest == local.manifest("pets", 1)
     for file in manifest.files:
         assert remote.read_file(manifest, file) == local.read_file(manifest, file)
+
+
+# SeaweedFS, alone among stores, makes one slash of two.
+@pytest.mark.parametrize("store", ["gs", "az"], indirect=True)
+def test_names_that_no_folder_has_are_each_their_own(location: str, proxy: CutProxy) -> None:
+    place = BucketPlace(Bucket(location))
+    names = ["a.jpg", "/a.jpg", "b//c.jpg", "b/c.jpg", "d e+f%20.jpg", "[g]*.jpg", "h#1.jpg"]
+    for name in names:
+        place.write(name, name.encode())
+    assert sorted(place.photos()) == sorted(names)
+    assert [place.read(name).decode() for name in names] == names
 
 
 def test_a_copy_of_the_bucket_is_a_repository_and_back_again(

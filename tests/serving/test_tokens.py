@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.client import AsyncClient
+from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, Overloaded, Unauthenticated
 from serving.rate_limit import Bucket
 from serving.tokens import Tokens, read_tokens
@@ -59,6 +59,27 @@ async def test_only_a_known_token_may_call(models: Path, file: Path) -> None:
                     await client.list_models()
                 with pytest.raises(Unauthenticated):
                     _ = [result async for result in client.stream([jpeg()], model="pets")]
+
+
+@pytest.mark.parametrize("token", ["secret\n", "sécret", "secret\0"])
+def test_a_token_that_no_call_can_carry_is_told(token: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidRequest, match="such as the newline at the end of a file"):
+            kind("127.0.0.1:1", token=token)
+
+
+def test_a_secret_with_a_newline_is_one_line_to_its_user(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg())
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.classify", "photo.jpg", "--address", "127.0.0.1:1"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PAWPRINT_TOKEN": "secret\n"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: the token (PAWPRINT_TOKEN ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 async def test_the_other_protocol_wants_it_too_and_health_does_not(
