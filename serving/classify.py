@@ -2,9 +2,7 @@
 
 import argparse
 import asyncio
-import csv
 import io
-import json
 import math
 import os
 import sys
@@ -22,6 +20,7 @@ from rich.progress import (
 )
 
 from serving.access import access_of, add_access_flags, advised
+from serving.answer_text import TABLE_HEADER, csv_header, csv_lines, json_line, line, table_rows
 from serving.answers import StreamedResult
 from serving.batch_job import first_error, run_job
 from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
@@ -35,7 +34,6 @@ from serving.places import place
 
 DEFAULT_ADDRESS = "localhost:50051"
 TABLE_LIMIT = 20  # photos; more are printed line by line as they are answered
-CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,19 +88,19 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
         )
         failed = 0
         if options.csv:
-            print(_csv([CSV_HEADER]), end="")
-        table: list[tuple[object, ...]] = [("PHOTO", "LABEL", "PROBABILITY", "MS")]
+            print(csv_header(), end="")
+        table: list[tuple[object, ...]] = [TABLE_HEADER]
         with _progress(len(paths)) as advance:
             async for path, answer in _in_order(paths, answers):
                 failed += answer.result.error is not None
                 if options.csv:
-                    print(_csv(_csv_rows(path, answer)), end="")
+                    print(csv_lines(path, answer), end="")
                 elif options.json:
-                    print(json.dumps(_json_value(path, answer), ensure_ascii=False))
+                    print(json_line(path, answer))
                 elif len(paths) <= TABLE_LIMIT:
-                    table += _table_rows(path, answer)
+                    table += table_rows(path, answer)
                 else:
-                    print(_line(path, answer))
+                    print(line(path, answer))
                 advance(1)
         if len(table) > 1:
             print(aligned(table))
@@ -211,65 +209,6 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     with bar as progress:
         task = progress.add_task("", total=total)
         yield lambda photos: progress.advance(task, photos)
-
-
-def _table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
-    if answer.result.error is not None:
-        return [(path, f"error: {answer.result.error}", "", "")]
-    return [
-        (
-            path if rank == 0 else "",
-            label.name,
-            f"{label.probability:.4f}",
-            f"{1e3 * answer.latency_s:.1f}" if rank == 0 else "",
-        )
-        for rank, label in enumerate(answer.result.labels)
-    ]
-
-
-def _line(path: Path, answer: StreamedResult) -> str:
-    if answer.result.error is not None:
-        return f"{path}: error: {answer.result.error}"
-    labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
-    return f"{path}: {labels}"
-
-
-def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
-    if answer.result.error is not None or answer.response is None:
-        return {"photo": str(path), "error": answer.result.error}
-    return {
-        "photo": str(path),
-        "model": answer.response.model,
-        "version": answer.response.version,
-        "labels": [
-            {"name": label.name, "index": label.index, "probability": round(label.probability, 6)}
-            for label in answer.result.labels
-        ],
-        "latency_ms": round(1e3 * answer.latency_s, 3),
-    }
-
-
-def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
-    if answer.result.error is not None or answer.response is None:
-        return [(path, "", "", "", "", "", answer.result.error)]
-    return [
-        (
-            path,
-            answer.response.model,
-            answer.response.version,
-            rank,
-            label.name,
-            f"{label.probability:.6f}",
-            "",
-        )
-        for rank, label in enumerate(answer.result.labels, 1)
-    ]
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,84 @@
+"""An answer of the server about one photo, as text: rows of a table, a line, JSON, CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.answers import StreamedResult
+
+TABLE_HEADER = ("PHOTO", "LABEL", "PROBABILITY", "MS")
+_CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
+
+
+def table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
+    if answer.result.error is not None:
+        return [(path, f"error: {answer.result.error}", "", "")]
+    return [
+        (
+            path if rank == 0 else "",
+            label.name,
+            f"{label.probability:.4f}",
+            f"{1e3 * answer.latency_s:.1f}" if rank == 0 else "",
+        )
+        for rank, label in enumerate(answer.result.labels)
+    ]
+
+
+def line(path: Path, answer: StreamedResult) -> str:
+    if answer.result.error is not None:
+        return f"{path}: error: {answer.result.error}"
+    labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
+    return f"{path}: {labels}"
+
+
+def json_line(path: Path, answer: StreamedResult) -> str:
+    return json.dumps(_json_value(path, answer), ensure_ascii=False)
+
+
+def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
+    if answer.result.error is not None or answer.response is None:
+        return {"photo": str(path), "error": answer.result.error}
+    return {
+        "photo": str(path),
+        "model": answer.response.model,
+        "version": answer.response.version,
+        "labels": [
+            {"name": label.name, "index": label.index, "probability": round(label.probability, 6)}
+            for label in answer.result.labels
+        ],
+        "latency_ms": round(1e3 * answer.latency_s, 3),
+    }
+
+
+def csv_lines(path: Path, answer: StreamedResult) -> str:
+    """One line for each label, ended by a newline."""
+    return _csv(_csv_rows(path, answer))
+
+
+def csv_header() -> str:
+    return _csv([_CSV_HEADER])
+
+
+def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
+    if answer.result.error is not None or answer.response is None:
+        return [(path, "", "", "", "", "", answer.result.error)]
+    return [
+        (
+            path,
+            answer.response.model,
+            answer.response.version,
+            rank,
+            label.name,
+            f"{label.probability:.6f}",
+            "",
+        )
+        for rank, label in enumerate(answer.result.labels, 1)
+    ]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
