@@ -20,9 +20,10 @@ from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
 from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
 from serving.malformed import Parse
-from serving.shares import Shares
+from serving.shares import Held, Shares
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
+from serving.turns import Priority
 
 M = TypeVar("M")  # what comes
 T = TypeVar("T")  # what goes back
@@ -50,6 +51,7 @@ class Call:
     metadata: dict[str, str]
     request_id: str
     token: Token | None = None  # the caller's, where the server wants one
+    place: Held | None = None  # among the calls being answered, once it has one
     model: str = ""  # the one that answers, once it is found
     version: int = 0
     photos: int = 0
@@ -138,6 +140,11 @@ class Edge:
             await self._idle.wait()
             await asyncio.sleep(quiet_s)
 
+    def rank(self, call: Call, priority: Priority) -> None:
+        """Say what the priority of a call is, once it is known. Raises Overloaded."""
+        if priority is Priority.LOW and call.place is not None:
+            self._calls.lower(call.place)
+
     def charge(self, call: Call) -> None:
         """Count the photos of a call against its caller's rate. Raises Overloaded."""
         if self._tokens is not None and call.token is not None:
@@ -195,7 +202,7 @@ class Edge:
                 token=whole.token,
             )
             try:
-                with self._calls.one(call.turn):
+                with self._calls.one(call.turn) as call.place:
                     reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
             except Exception as error:
@@ -241,7 +248,7 @@ class Edge:
 
         Admitted before it is read: a message takes over twice its size here while it comes.
         """
-        with self._calls.one(call.turn):
+        with self._calls.one(call.turn) as call.place:
             data = await _message(context)
             call.start = time.monotonic()
             request = self._parsed(parse, data)

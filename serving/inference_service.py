@@ -152,13 +152,15 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         photos = photos_of(request, side, self._classifier.limits.max_photos)
         call.photos = len(photos)
         deadline = min(call.deadline, call.start + timeout_of(request))
+        priority = priority_of(request)
+        self._edge.rank(call, priority)
         call.inferred = await self._classifier.infer(
             served,
             photos,
             admitted=lambda: self._edge.charge(call),
             deadline=deadline,
             caller=call.turn or caller,
-            priority=priority_of(request),
+            priority=priority,
         )
         rows = []
         for index, answer in enumerate(call.inferred.answers):

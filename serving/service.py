@@ -66,6 +66,8 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         served = self._edge.catalogue().find(request.model, request.version, request.routing_key)
         call.found(served)
         call.photos = len(request.images)
+        priority = PRIORITIES.get(request.priority, Priority.HIGH)
+        self._edge.rank(call, priority)
         classified = await self._classifier.classify(
             served,
             request.images,
@@ -73,7 +75,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
             admitted=lambda: self._edge.charge(call),
             deadline=call.deadline,
             caller=call.turn or caller,
-            priority=PRIORITIES.get(request.priority, Priority.HIGH),
+            priority=priority,
         )
         call.inferred = classified.inferred
         return classify_response(classified, served, time.monotonic() - call.start)

@@ -315,6 +315,45 @@ async def test_the_calls_of_one_token_leave_as_many_free(models: Path, tokens: s
         assert len((await stub.Classify(request, metadata=OTHER)).results) == 1
 
 
+async def test_low_priority_leaves_half_of_the_places_of_calls(models: Path) -> None:
+    """In a stream, alone and over the other protocol; the others find room all the while."""
+    pixels = inference.ModelInferRequest(model_name="pets")
+    pixels.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
+        jpeg()
+    )
+    pixels.parameters["priority"].uint64_param = 2
+    async with (
+        running_server(models, max_calls=6) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        edge, held = running.server._edge, HeldModel(running.server)
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        low = pb.ClassifyRequest(model="pets", images=[jpeg()], priority=pb.PRIORITY_LOW)
+        stream = stub.ClassifyStream()
+        for number in range(2):
+            await stream.write(pb.ClassifyStreamRequest(request_id=number, request=low))
+        calls = [asyncio.ensure_future(stub.Classify(low))]
+        await until(lambda: edge.active == 3)
+        text = "3 of 3 calls are being answered that may be of low priority"
+        await stream.write(pb.ClassifyStreamRequest(request_id=9, request=low))
+        answer = await stream.read()
+        assert (answer.request_id, answer.error.code) == (9, Code.RESOURCE_EXHAUSTED.value[0])
+        assert text in answer.error.message and answer.error.retry_after_ms > 0
+        infer = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        for refused in (stub.Classify(low), infer(pixels)):
+            assert text in (await refusal(refused)).details()
+        high = pb.ClassifyRequest(model="pets", images=[jpeg()])
+        calls += [asyncio.ensure_future(stub.Classify(high)) for _ in range(3)]
+        await until(lambda: edge.active == 6)
+        held.release()
+        for call in calls:
+            assert len((await call).results) == 1
+        assert {(await stream.read()).request_id for _ in range(2)} == {0, 1}
+        await until(lambda: edge.active == 0)
+        assert len((await infer(pixels)).outputs) == 2, "the places are free again"
+        stream.cancel()
+
+
 async def test_the_streams_of_one_token_leave_as_many_free(models: Path, tokens: str) -> None:
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(
