@@ -231,6 +231,16 @@ def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, prob
     assert failed == {name}
 
 
+def test_what_a_check_finds_does_not_speak_of_a_fault_that_it_did_not_find():
+    name = "An undefended net has nothing left"
+    for worst, accused in ((0.0, False), (0.4, True)):
+        finding = next(c for c in check_all(report(worst=worst), GOOD) if c["name"] == name)
+        assert ("gradients are masked" in finding["finding"]) is accused
+    for left in (0.0, 0.5):
+        finding = check_all(report(), GOOD | {"huge_accuracy": left})[0]["finding"]
+        assert "More than 5.0 % means" in finding, "the bound, whatever is left"
+
+
 def test_one_photo_more_is_no_evidence_but_two_are():
     for turned, passed in ((1, True), (2, False)):
         probe = {"usual_accuracy": 0.5, "more_accuracy": 0.5 - turned / 16}
