@@ -78,6 +78,17 @@ def test_the_search_for_the_smallest_is_an_attack_of_the_report():
     assert [p["torch_accuracy"] for p in points] == [0.5, 0.5] and section["seconds"] == 2
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
+    """As `--fail-under corruptions=0.6` compares it."""
+    right = np.random.default_rng(seed).permutation(np.arange(15 * 5 * 20) < 15 * 5 * 20 * 0.6)
+    said = np.stack([right, ~right], axis=-1).reshape(15, 5, 20, 2).astype(np.float32)
+    scores = np.tile(np.float32(CAT), (20, 1))
+    photos = Clean(served=scores[None], torched=scores, labels=np.zeros(20, np.int64))
+    pieces = {str(kind): {"served": each} for kind, each in enumerate(said)}
+    assert assemble.corruption_section(pieces, photos, "")[0]["mean_accuracy"] == 0.6
+
+
 def test_a_targeted_attack_that_leads_elsewhere_has_not_reached_its_goal():
     led = attacked("pgd", ["ccd", "ccd"], targeted=True)  # targets: dog, cat, cat
     assert assemble.attack_section(led, clean(), ["fp32"])["points"][0]["correct"] == 2
