@@ -5,6 +5,7 @@ import pytest
 
 from trainer.analysis import assemble
 from trainer.analysis.assemble import Attacked, Clean
+from trainer.analysis.report import below
 from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import REFERENCE_EPSILON
@@ -87,6 +88,12 @@ def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
     photos = Clean(served=scores[None], torched=scores, labels=np.zeros(20, np.int64))
     pieces = {str(kind): {"served": each} for kind, each in enumerate(said)}
     assert assemble.corruption_section(pieces, photos, "")[0]["mean_accuracy"] == 0.6
+
+
+def test_a_net_that_does_better_on_corrupted_photos_is_not_said_to_be_below():
+    assert [below(drop) for drop in (0.0789, -0.0212, -1e-17, 0.0)] == [
+        "7.9 points below", "2.1 points above", "0.0 points below", "0.0 points below"
+    ]  # fmt: skip
 
 
 def test_a_targeted_attack_that_leads_elsewhere_has_not_reached_its_goal():
