@@ -141,6 +141,13 @@ def test_saved_pictures_fool_the_server_over_grpc_and_getmodel_has_the_summary(a
     )
 
 
+def test_the_words_of_the_report_say_of_which_photos_they_speak(analysed):
+    page = (analysed.models / "cartoon/1/analysis/report.html").read_text()
+    right = report_of(analysed)["clean"]["fp32"]["correct"]
+    assert page.count(f"of the {right} photos that are right as they are") == 3  # and the descent
+    assert "points below clean" in page or "points above clean" in page
+
+
 def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
     chromium = shutil.which("chromium")
     if chromium is None:

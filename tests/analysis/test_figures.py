@@ -5,6 +5,7 @@ import pytest
 
 from trainer.analysis import assemble
 from trainer.analysis.assemble import Attacked, Clean
+from trainer.analysis.report import below
 from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import REFERENCE_EPSILON
@@ -76,6 +77,23 @@ def test_the_search_for_the_smallest_is_an_attack_of_the_report():
     assert [p["correct"] for p in points] == [2, 1], "of a cat and two dogs, at 1/255 and 4/255"
     assert [p["by_precision"]["int8"] for p in points] == [0.5, 0.5], "int8 still sees a dog"
     assert [p["torch_accuracy"] for p in points] == [0.5, 0.5] and section["seconds"] == 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
+    """As `--fail-under corruptions=0.6` compares it."""
+    right = np.random.default_rng(seed).permutation(np.arange(15 * 5 * 20) < 15 * 5 * 20 * 0.6)
+    said = np.stack([right, ~right], axis=-1).reshape(15, 5, 20, 2).astype(np.float32)
+    scores = np.tile(np.float32(CAT), (20, 1))
+    photos = Clean(served=scores[None], torched=scores, labels=np.zeros(20, np.int64))
+    pieces = {str(kind): {"served": each} for kind, each in enumerate(said)}
+    assert assemble.corruption_section(pieces, photos, "")[0]["mean_accuracy"] == 0.6
+
+
+def test_a_net_that_does_better_on_corrupted_photos_is_not_said_to_be_below():
+    assert [below(drop) for drop in (0.0789, -0.0212, -1e-17, 0.0)] == [
+        "7.9 points below", "2.1 points above", "0.0 points below", "0.0 points below"
+    ]  # fmt: skip
 
 
 def test_a_targeted_attack_that_leads_elsewhere_has_not_reached_its_goal():
@@ -229,6 +247,16 @@ def test_a_sound_evaluation_passes_every_check():
 def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, probe, name):
     failed = {key for key, passed in verdicts(made, **probe).items() if passed is False}
     assert failed == {name}
+
+
+def test_what_a_check_finds_does_not_speak_of_a_fault_that_it_did_not_find():
+    name = "An undefended net has nothing left"
+    for worst, accused in ((0.0, False), (0.4, True)):
+        finding = next(c for c in check_all(report(worst=worst), GOOD) if c["name"] == name)
+        assert ("gradients are masked" in finding["finding"]) is accused
+    for left in (0.0, 0.5):
+        finding = check_all(report(), GOOD | {"huge_accuracy": left})[0]["finding"]
+        assert "More than 5.0 % means" in finding, "the bound, whatever is left"
 
 
 def test_one_photo_more_is_no_evidence_but_two_are():

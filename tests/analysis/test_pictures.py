@@ -4,7 +4,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from trainer.analysis import pictures
 from trainer.analysis.pictures import amplified, captioned, data_uri, png_bytes, save_animation
+from trainer.analysis.visions import ablation_captions
 
 
 def random_pixels(seed, side=32):
@@ -55,3 +57,17 @@ def test_an_animation_holds_every_frame_and_embeds_as_it_is(tmp_path):
     with Image.open(path) as animation:
         assert animation.n_frames == 5
     assert base64.b64decode(data_uri(path).partition(",")[2]) == path.read_bytes()
+
+
+def test_the_captions_of_the_ablation_are_not_cut(tmp_path, monkeypatch):
+    """The figures are what it is about: 99.77 % must not read 99.7..."""
+    cut = []
+    fitted = pictures._fitted
+
+    def watched(text, font, width):
+        cut.append(fitted(text, font, width) != text)
+        return fitted(text, font, width)
+
+    monkeypatch.setattr(pictures, "_fitted", watched)
+    captioned([random_pixels(0)] * 2, ablation_captions([0.9977, 0.9999]), side=320)
+    assert len(cut) == 4 and not any(cut)

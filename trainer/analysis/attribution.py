@@ -1,6 +1,6 @@
 """Where a classifier looks and what its layers see. Call these with the model as built.
 
-(`differentiable.prepare` rearranges modules, so that hooks on them may never be called.)
+(`folding.folded` rearranges modules, so that hooks on them may never be called.)
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -18,6 +18,7 @@ from trainer.analysis.photos import Photos, load_photos
 from trainer.analysis.report import k255, percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
+from trainer.analysis.study import CHUNK
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import surest
 from trainer.errors import InvalidData
@@ -102,8 +103,8 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
     right = subject.judge(photos.pixels)[0][0].argmax(axis=1) == photos.labels
     still, stands = right.copy(), {}
     for epsilon in budget.linf:
-        rows = np.flatnonzero(still)
-        if len(rows):
+        generator = torch.Generator().manual_seed(seed)
+        for rows in _chunks(np.flatnonzero(still)):
             result = pgd(
                 subject.model,
                 subject.images(photos.pixels[rows]),
@@ -111,14 +112,22 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
                 Ball(norm="linf", epsilon=epsilon),
                 steps=budget.pgd_steps,
                 restarts=budget.pgd_restarts,
-                generator=torch.Generator().manual_seed(seed),
+                generator=generator,
             )
             found = to_uint8(result.adversarial).cpu().numpy()
             said = subject.judge(found)[0][0].argmax(axis=1)
             still[rows] &= said == photos.labels[rows]
         stands[epsilon] = still.copy()
-    pictures = surest(subject, photos.pixels, photos.labels, budget.pgd_steps)["adversarial"]
-    return _Attacked(right=right, stands=stands, pictures=pictures)
+    parts = [
+        surest(subject, photos.pixels[rows], photos.labels[rows], budget.pgd_steps)["adversarial"]
+        for rows in _chunks(np.arange(len(right)))
+    ]
+    return _Attacked(right=right, stands=stands, pictures=np.concatenate(parts))
+
+
+def _chunks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Photos attacked together: the graph of all of them at once would not fit into memory."""
+    return [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
 
 
 def _figures(subject: Subject, attacked: _Attacked) -> dict[str, Any]:

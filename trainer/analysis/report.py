@@ -20,6 +20,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
     environment.filters |= {
         "percent": percent,
         "interval": lambda p: f"{percent(p['low'])} to {percent(p['high'])}, n = {p['photos']}",
+        "below": below,
         "k255": k255,
         "epsilon": epsilon_text,
         "norm": lambda norm: NORMS[norm],
@@ -46,6 +47,12 @@ def percent(share: float) -> str:
     if share < 5e-5 or share > 1 - 5e-5:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
+
+
+def below(drop: float) -> str:
+    """A difference of two shares in percentage points, negative where it is a rise."""
+    points = round(100 * drop, 1)
+    return f"{abs(points)} points {'above' if points < 0 else 'below'}"
 
 
 def verdict(probabilities: npt.NDArray[Any], labels: Sequence[str]) -> dict[str, Any]:

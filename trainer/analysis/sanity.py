@@ -41,8 +41,8 @@ def _huge(probe: Mapping[str, float]) -> dict[str, Any]:
     return _check(
         "A large perturbation leaves nothing",
         left <= _NOTHING,
-        f"At {k255(probe['huge_epsilon'])} the attack leaves {percent(left)}. More than that would "
-        "mean that it can't find what must be there.",
+        f"At {k255(probe['huge_epsilon'])} the attack leaves {percent(left)}. More than "
+        f"{percent(_NOTHING)} means that it can't find what must be there.",
     )
 
 
@@ -139,9 +139,11 @@ def _undefended(points: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -
             name, None, f"{left}; a net trained from scratch on pictures that are easy to tell "
             "apart may keep some, so the checks above have to do."
         )  # fmt: skip
+    if point["accuracy"] <= _NOTHING:
+        return _check(name, True, f"{left}, as is usual of a net trained without any defence.")
     return _check(
         name,
-        point["accuracy"] <= _NOTHING,
+        False,
         f"{left}. A net trained without any defence usually falls to about nothing there: either "
         "its classes are easy to tell apart, or its gradients are masked (see the checks above).",
     )

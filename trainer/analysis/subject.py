@@ -59,11 +59,13 @@ class Subject:
         """Probabilities for uint8 [n, S, S, 3]: (as served, [V, n, K]; by PyTorch, [n, K]).
 
         As served: saved as PNG, decoded by serving's preprocessing, run through each ONNX file.
+        Pictures of another size are judged as the preprocessing makes them, by PyTorch too.
         """
         spec = self.manifest.preprocessing
         decoded = np.stack([preprocess(png_bytes(picture), spec) for picture in pictures])
         served = np.stack([runner.run(decoded, _BATCH)[0] for runner in self.runners.values()])
-        logits = logits_of(self.model, self.images(pictures))
+        parts = np.split(decoded, range(_BATCH, len(decoded), _BATCH))  # memory for any number
+        logits = torch.cat([logits_of(self.model, self.images(part)) for part in parts])
         return served, torch.softmax(logits, dim=1).cpu().numpy()
 
 

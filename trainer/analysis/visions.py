@@ -133,8 +133,7 @@ class Visions:
         images = self._subject.images(piece["pictures"])
         variation = total_variation(images).tolist()
         probability = piece["served"][0][:, k].tolist()
-        words = ("without total variation", "with total variation")
-        captions = [f"{w}: {percent(p)}" for w, p in zip(words, probability, strict=True)]
+        captions = ablation_captions(probability)
         picture = "ideal/ablation.webp"
         captioned(list(piece["pictures"]), captions, side=320).save(folder / picture, quality=90)
         sides = [
@@ -147,3 +146,10 @@ class Visions:
             "without": sides[0],
             "with": sides[1],
         }
+
+
+def ablation_captions(probability: Sequence[float]) -> list[str]:
+    """Under the picture without total variation and the one with it; two lines, so that both fit
+    whole."""
+    words = ("without total variation", "with total variation")
+    return [f"{w}\n{percent(p)}" for w, p in zip(words, probability, strict=True)]

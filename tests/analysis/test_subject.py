@@ -1,0 +1,66 @@
+"""A version's verdict, and how much of the photos the net is shown at once."""
+
+import numpy as np
+import pytest
+import torch
+
+from serving.storage import open_repository
+from trainer.analysis import compare
+from trainer.analysis.subject import load_subject
+
+
+@pytest.fixture
+def subject(trained_once):
+    return load_subject(
+        open_repository(str(trained_once.models)), "cartoon", 1, torch.device("cpu")
+    )
+
+
+def batches_of(subject):
+    """The sizes of the batches that its PyTorch net sees from now on."""
+    seen = []
+    subject.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
+def test_any_number_of_pictures_is_judged_in_small_batches(subject):
+    pictures = np.random.default_rng(0).integers(0, 256, (75, 32, 32, 3), np.uint8)
+    seen = batches_of(subject)
+    served, torched = subject.judge(pictures)
+    assert served.shape[1:] == torched.shape == (75, 2) and max(seen) <= 16
+    assert np.abs(served[0] - torched).max() < 1e-4
+
+
+def test_a_picture_of_another_size_is_the_same_to_pytorch_as_to_the_served_file(subject):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 57, 57, 3), np.uint8)
+    pictures[0, :30] = 0
+    served, torched = subject.judge(pictures)
+    assert np.abs(served[0] - torched).max() < 1e-4
+
+
+def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch):
+    seen = []
+
+    def watched(*arguments):
+        subject = load_subject(*arguments)
+        subject.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        return subject
+
+    def compared(chunk):
+        monkeypatch.setattr(compare, "CHUNK", chunk)
+        monkeypatch.setattr(compare, "load_subject", watched)
+        return compare.compare(
+            open_repository(str(trained_once.models)),
+            [("cartoon", 1), ("cartoon", 1)],
+            str(trained_once.data),
+            budget="quick",
+            photos=12,
+            seed=0,
+            device="cpu",
+            workers=1,
+        )
+
+    whole = compared(32)
+    seen.clear()
+    assert compared(5) == whole and max(seen) <= 12
+    assert {5, 2} <= set(seen), "attacked five at a time"
