@@ -194,6 +194,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(server: Serve
         (["{empty}", "--out", "{empty}/a", "--csv"], "error: --out writes Parquet; --json and"),
         (["{empty}", "--out", "{empty}/a", "--json"], "error: --out writes Parquet; --json and"),
         (["s3://bucket/photos"], "error: s3://bucket/photos: photos in a bucket need --out"),
+        (["https://example.com/cat.jpg"], "error: no such file or folder: https:/example.com/cat"),
         (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
     ],
