@@ -24,6 +24,7 @@ from serving.answer_text import TABLE_HEADER, csv_header, csv_lines, json_line, 
 from serving.answers import StreamedResult
 from serving.batch_job import first_error, run_job
 from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
+from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
 from serving.commandline import Parser, aligned, fail
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is None:
         if options.shard is not None:
             fail("--shard needs --out")
-        if bucket := next((photo for photo in options.photos if "://" in photo), None):
+        schemes = tuple(f"{scheme}://" for scheme in SCHEMES)
+        if bucket := next((photo for photo in options.photos if photo.startswith(schemes)), None):
             fail(f"{bucket}: photos in a bucket need --out LOCATION")
     elif options.json or options.csv:
         fail("--out writes Parquet; --json and --csv are for answers on stdout")

@@ -33,15 +33,16 @@ class StreamState:
         self._too_large = MAX_PHOTO_BYTES + 1
 
     def send(self, index: int, photo: Photo) -> pb.ClassifyStreamRequest | StreamedResult:
-        """The message for a photo, or its result at once if it can't be read here."""
+        """The message for a photo, or its result at once if it can't be read, or is too large."""
         try:
             data = encoded(photo)
-            if len(data) > MAX_PHOTO_BYTES:
-                raise OSError(f"{len(data):,} bytes; at most {MAX_PHOTO_BYTES:,} can be streamed")
-            if len(data) >= self._too_large:
-                raise OSError(f"{len(data):,} bytes are more than the server takes")
         except OSError as error:
             return _refused(index, f"can't be read: {error}", 0.0)
+        if len(data) > MAX_PHOTO_BYTES:
+            said = f"{len(data):,} bytes; at most {MAX_PHOTO_BYTES:,} can be streamed"
+            return _refused(index, said, 0.0)
+        if len(data) >= self._too_large:
+            return _refused(index, f"{len(data):,} bytes are more than the server takes", 0.0)
         self._sent_at[index] = time.monotonic()
         return pb.ClassifyStreamRequest(
             request_id=index,

@@ -192,7 +192,7 @@ class Edge:
         sending = asyncio.Lock()  # gRPC allows one message on its way at a time
         wrong: InvalidRequest | None = None
 
-        async def answer(request: M) -> None:
+        async def answer(request: M, size: int) -> None:
             call = Call(
                 method=method,
                 start=time.monotonic(),
@@ -202,6 +202,7 @@ class Edge:
                 token=whole.token,
             )
             try:
+                self._check_size(size)
                 with self._calls.one(call.turn) as call.place:
                     reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
@@ -223,8 +224,8 @@ class Edge:
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as answering:
                         try:
-                            async for request in self._requests(context, parse, slots):
-                                answering.create_task(answer(request))
+                            async for request, size in self._requests(context, parse, slots):
+                                answering.create_task(answer(request, size))
                         except InvalidRequest as error:
                             wrong = error
                 if wrong:
@@ -251,14 +252,16 @@ class Edge:
         with self._calls.one(call.turn) as call.place:
             data = await _message(context)
             call.start = time.monotonic()
-            request = self._parsed(parse, data)
+            self._check_size(len(data))
+            request = parse(data)
             del data  # the photos are in the request
             return await work(request, call)
 
     async def _requests(
         self, context: Any, parse: Parse[M], slots: asyncio.Semaphore
-    ) -> AsyncIterator[M]:
-        """Raises InvalidRequest."""
+    ) -> AsyncIterator[tuple[M, int]]:
+        """Each with the bytes of its message: one that is too large is refused by itself, and the
+        stream goes on. Raises InvalidRequest for what can't be parsed."""
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             while not self._draining.is_set():
@@ -266,9 +269,9 @@ class Edge:
                 data = await _first(context.read(), draining)
                 if data is None or data is grpc.aio.EOF:
                     break
-                request = self._parsed(parse, data)
+                request, size = parse(data), len(data)
                 del data
-                yield request
+                yield request, size
         finally:
             draining.cancel()
 
@@ -276,13 +279,13 @@ class Edge:
         if self._tokens is not None:
             call.token = self._tokens.identify(call.metadata.get("authorization", ""))
 
-    def _parsed(self, parse: Parse[M], data: bytes) -> M:
-        if len(data) > self._limits.max_message_bytes:
+    def _check_size(self, size: int) -> None:
+        """Of a message, bytes. Raises InvalidRequest."""
+        if size > self._limits.max_message_bytes:
             raise InvalidRequest(
-                f"the message has {len(data):,} bytes; at most {self._limits.max_message_bytes:,} "
-                "are allowed: send fewer or smaller photos"
+                f"the message has {size:,} bytes; at most {self._limits.max_message_bytes:,} are "
+                "allowed: send fewer or smaller photos"
             )
-        return parse(data)
 
     @contextmanager
     def _present(self) -> Iterator[None]:

@@ -159,24 +159,14 @@ class ModelControl:
         self._check_control(name)
         async with self._changing:
             version = await asyncio.to_thread(self._repository.resolve, name, reference)
-            if not reference:
+            if reference:
+                await self._pin(name, version)
+            else:
                 await self._change(name)
-                if not self._models[name].versions:
-                    raise NotFound(self._why_none(name))
-                return tuple(self._models[name].versions)
-            with self._forgotten_if_it_fails():
-                self._pinned.add((name, version))
-                self._barred.pop((name, version), None)
-                await self._change(
-                    name,
-                    functools.partial(
-                        with_version, self._repository, name, version, self._load_engine
-                    ),
-                )
-                model = self._models[name]
-                if version in model.refused:
-                    raise BrokenVersion(model.refused[version].reason)
             self._say_unmet()
+            model = self._models[name]
+            if not (model.versions or model.restarting):
+                raise NotFound(self._why_none(name))
             return tuple(model.versions)
 
     async def unload_version(self, name: str, reference: str) -> tuple[int, ...]:
@@ -229,6 +219,19 @@ class ModelControl:
         except BaseException:
             self._pinned, self._barred = pinned, barred
             raise
+
+    async def _pin(self, name: str, version: int) -> None:
+        """Raises what the repository does, BrokenVersion."""
+        with self._forgotten_if_it_fails():
+            self._pinned.add((name, version))
+            self._barred.pop((name, version), None)
+            await self._change(
+                name,
+                functools.partial(with_version, self._repository, name, version, self._load_engine),
+            )
+            refused = self._models[name].refused
+            if version in refused:
+                raise BrokenVersion(refused[version].reason)
 
     async def _change(
         self, name: str, change: Callable[[LoadedModel], LoadedModel] | None = None

@@ -11,8 +11,8 @@ from serving.preprocess import ENDINGS
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     """Files as given; of a folder all photos below it, sorted, told by the ends of their names.
 
-    Raises InvalidRequest for a path that is not there, for a folder without photos and for one that
-    may not be read: its photos would be missing, and nobody would know.
+    Raises InvalidRequest for a path that is not there, for a folder without photos and for one
+    whose entries may not be read: its photos would be missing, and nobody would know.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -21,9 +21,14 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
         if not argument.is_dir():
             found.append(argument)
             continue
-        photos = sorted(
-            path for path in _below(argument) if path.suffix.lower() in ENDINGS and path.is_file()
-        )
+        try:
+            photos = sorted(
+                path
+                for path in _below(argument)
+                if path.suffix.lower() in ENDINGS and path.is_file()
+            )
+        except PermissionError as error:
+            raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
         if not photos:
             raise InvalidRequest(
                 f"no photos in {argument}; known endings: {' '.join(sorted(ENDINGS))}"
@@ -33,16 +38,17 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Every entry, however deep, that is no folder."""
+    """Every entry, however deep, that is no folder. Raises OSError for a folder that can't be read,
+    but for one that was removed meanwhile, and a disk's own lost+found, which is for root alone.
+    """
 
     def refuse(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError):
-            return  # removed meanwhile
-        if isinstance(error, PermissionError):
-            raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
+        of_the_disk = Path(error.filename).name == "lost+found"
+        if isinstance(error, FileNotFoundError) or (
+            isinstance(error, PermissionError) and of_the_disk
+        ):
+            return
         raise error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        if "lost+found" in folders:  # of a disk that is mounted here; nobody but root may read it
-            folders.remove("lost+found")
+    for parent, _, files in os.walk(folder, onerror=refuse):
         yield from (Path(parent, name) for name in files)

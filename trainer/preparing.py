@@ -77,6 +77,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     with repository.staging(config.name):
         repository.versions(config.name)
     classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
+    if config.dropout is None:
+        config = dataclasses.replace(config, dropout=classifier.dropout.p)
     drawn = torch.Generator().manual_seed(config.seed)
     initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)

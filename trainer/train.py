@@ -95,6 +95,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     values = dataclasses.asdict(config)
+    if config.dropout is None:  # which is not none at all
+        values["dropout"] = "the backbone's own"
     choices = {"name", "backbone", "size", "interpolation", "batch_size", "epochs", "workers"}
     chosen = choices - given.keys()
     return [(k, f"{v}  (chosen)" if k in chosen else str(v)) for k, v in values.items()]

@@ -149,11 +149,11 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(server: Serve
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     with tempfile.TemporaryDirectory(prefix="pawprint-open-") as name:
         album = Path(name, "album")
-        for folder in ("closed", "open", "lost+found"):
+        for folder in ("closed", "open", "disk/lost+found", "found/lost+found"):
             (album / folder).mkdir(parents=True)
             (album / folder / "1.jpg").write_bytes(jpeg())
         Path(name).chmod(0o755)
-        for folder in ("closed", "lost+found"):
+        for folder in ("closed", "disk/lost+found"):
             (album / folder).chmod(0)
         command = [sys.executable, "-m", "serving.classify", "--address", server.address, album]
 
@@ -166,16 +166,17 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(server: Serve
                 timeout=60,
             )
 
-        for flags in ((), ("--out", f"{name}/out")):
-            done = ended(*flags)
-            said = f"error: {album}/closed can't be read: Permission denied\n"
-            assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+        for mode, entry in ((0, "closed"), (0o444, "closed/1.jpg")):  # then its names alone
+            (album / "closed").chmod(mode)
+            for flags in ((), ("--out", f"{name}/out")):
+                done = ended(*flags)
+                said = f"error: {album}/{entry} can't be read: Permission denied\n"
+                assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
         (album / "closed").chmod(0o755)
         done = ended("--json")
         assert (done.returncode, done.stderr) == (0, "")
-        assert len(done.stdout.splitlines()) == 2  # a disk's own lost+found is no album
-        for folder in ("closed", "lost+found"):
-            (album / folder).chmod(0o755)
+        assert len(done.stdout.splitlines()) == 3  # not those of the closed lost+found
+        (album / "disk/lost+found").chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(server: Serve
         (["{empty}", "--out", "{empty}/a", "--csv"], "error: --out writes Parquet; --json and"),
         (["{empty}", "--out", "{empty}/a", "--json"], "error: --out writes Parquet; --json and"),
         (["s3://bucket/photos"], "error: s3://bucket/photos: photos in a bucket need --out"),
+        (["https://example.com/cat.jpg"], "error: no such file or folder: https:/example.com/cat"),
         (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
     ],

@@ -241,7 +241,8 @@ async def test_a_task_that_takes_a_stream_can_be_cancelled_at_any_moment(
                         enough.set()
 
             task = asyncio.create_task(take(answers, enough))
-            await enough.wait()
+            async with asyncio.timeout(60):
+                await enough.wait()
             task.cancel()
             await asyncio.wait([task], timeout=20)
             assert task.cancelled()

@@ -364,6 +364,17 @@ async def test_a_canary_that_the_operator_unloads_is_missed(
         assert "canary of pets: no version or alias 1 of it is served" in caplog.text
 
 
+async def test_a_canary_that_a_look_at_the_repository_takes_away_is_missed(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_version(models, "pets", seed=1)
+    Repository(models).promote("pets", 1, "canary")
+    async with running_server(models, control="explicit", canary="pets=canary:1") as running:
+        (models / "pets/aliases/canary").unlink()
+        assert await running.server.control.load_version("pets", "") == (2,)
+        assert "canary of pets: no version or alias canary of it is served" in caplog.text
+
+
 def scalar_input() -> bytes:
     """A graph that ONNX Runtime takes, whose input has no dimensions."""
     nodes = [
@@ -605,7 +616,7 @@ async def test_a_broken_engine_is_made_anew(models: Path) -> None:
 
 
 async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -> None:
-    async with running_server(models, control="none") as running:
+    async with running_server(models, control="explicit") as running:
         path = models / "pets/1/model.onnx"
         data = path.read_bytes()
         flip(path)  # so that it can't be made anew
@@ -616,6 +627,7 @@ async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -
         assert code is grpc.StatusCode.UNAVAILABLE and "restarting" in message
         (state,) = running.server.control.states()
         assert state.state == "restarting"
+        assert await running.server.control.load_version("pets", "") == ()  # it is on its way
         path.write_bytes(data)
         await until(lambda: running.server.catalogue.can_answer)
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING

@@ -68,6 +68,7 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
     assert metrics.accuracy_low < metrics.accuracy <= metrics.accuracy_high + 1e-9
     assert manifest.labels == ("discs", "squares")
     assert manifest.configuration["epochs"] == 10 and manifest.configuration["size"] == 32
+    assert manifest.configuration["dropout"] == 0.2  # the net's own, as it was not given
     assert manifest.variants["fp32"].parity.top1_agreement == 1.0
     assert {"plots/training.png", "plots/confusion.png", "plots/reliability.png"} <= set(
         manifest.files
@@ -88,6 +89,7 @@ def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
     said = trained.result.stderr
     for text in (
         "Configuration",
+        "the backbone's own",
         "Found 2 classes; photos: 84 train, 18 val, 18 test",
         "discs/broken.jpg: the photo is damaged or truncated",
         "Epoch 10/10: train loss",
