@@ -150,9 +150,7 @@ class Learner:
             photos = val[start : start + _ATTACKED_AT_ONCE]
             images = self._val.get(photos, [0] * len(photos)).to(self._device)
             labels = torch.tensor([photo.label for photo in photos], device=self._device)
-            # The same starts in every epoch, and however many processes there are.
-            seed = self.config.seed + start
-            stand += self.adversary.withstanding(self._model, images, labels, seed)
+            stand += self.adversary.withstanding(self._model, images, labels)
         return self.world.sum(stand)[0] / len(val)
 
 

@@ -78,8 +78,25 @@ def test_robust_accuracy_counts_what_is_out_of_reach():
     expected = float((margin > reach).float().mean())
     assert 0.2 < expected < 0.8
     adversary = Adversary(Defence(steps=1, epsilon=4 / 255), seed=0)
-    stand = adversary.withstanding(model, images, labels, seed=0)
+    stand = adversary.withstanding(model, images, labels)
     assert stand / 64 == pytest.approx(expected, abs=1 / 64)
+
+
+@pytest.mark.parametrize(("steps", "measured"), [(1, 10), (3, 10), (20, 40)])
+def test_what_measures_takes_more_steps_than_training(steps: int, measured: int):
+    class Counting(Linear):
+        gradients = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.gradients += images.requires_grad
+            return super().forward(images)
+
+    model = Counting().eval()
+    images = (0.5 + 0.4 * model.weight.detach().sign())[None]
+    label = model(images).argmax(dim=1)
+    adversary = Adversary(Defence(steps=steps, epsilon=1 / 255), seed=0)
+    assert adversary.withstanding(model, images, label) == 1, "out of reach: no step is left out"
+    assert model.gradients == measured
 
 
 def test_it_buys_robust_accuracy(photos: MakePhotos):
@@ -93,7 +110,7 @@ def test_it_buys_robust_accuracy(photos: MakePhotos):
         result = run()
         adversary = Adversary(Defence(steps=1, epsilon=size), seed=0)
         labels = torch.from_numpy(run.data.targets("val"))
-        stand = adversary.withstanding(run.classifier, run.val_images(), labels, seed=0)
+        stand = adversary.withstanding(run.classifier, run.val_images(), labels)
         withstood[adversarial] = stand / len(labels)
         assert (result.best.val_robust_accuracy is not None) == (adversarial is not None)
     assert result.best.val_robust_accuracy == withstood["pgd-2@8/255"]
