@@ -46,11 +46,14 @@ class Classifier(nn.Module):
         head: nn.Linear,
         head_name: str,
         normalisation: Normalisation = IMAGENET,
-        dropout: float = 0.0,
+        dropout: nn.Dropout | None = None,
     ) -> None:
+        """dropout: the one before the head, which may be one of the backbone's modules; None: a
+        new one that drops nothing."""
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout or nn.Dropout(0.0)
+        self._within = any(module is dropout for module in backbone.modules())
         self.head = head
         self.head_name = head_name  # where the head was in the backbone
         self.frozen: list[nn.Module] = []
@@ -68,8 +71,12 @@ class Classifier(nn.Module):
         pooled: torch.Tensor = self.backbone(self.normalise(images))
         return pooled
 
+    def top(self) -> nn.Sequential:
+        """What makes logits of `features`."""
+        return nn.Sequential(self.head) if self._within else nn.Sequential(self.dropout, self.head)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.dropout(self.features(images)))
+        logits: torch.Tensor = self.top()(self.features(images))
         return logits
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
@@ -128,7 +135,7 @@ def build(
         head_name = layers[-1]
     if weights not in ("imagenet", "none"):
         load_state(net, read_state(Path(weights)), ignore=f"{head_name}.", where=weights)
-    dropout = 0.0  # timm's nets have none unless they are asked to
+    dropout = None  # timm's nets have none unless they are asked to
     if of_timm:
         remove_timm_head(net, head_name, backbone)
     else:
@@ -194,27 +201,29 @@ def _strip_auxiliary(net: nn.Module) -> None:
             setattr(net, name, value)
 
 
-def _remove_head(net: nn.Module, name: str) -> float:
-    """Replace the last layer by the identity, a ReLU that follows it (in squeezenet), and a lone
-    dropout directly before it, whose share is returned: Classifier has its own. Those between vgg's
-    layers stay where they are.
+def _remove_head(net: nn.Module, name: str) -> nn.Dropout | None:
+    """Replace the last layer by the identity, and a ReLU that follows it (in squeezenet) too.
+    Returns a lone dropout directly before it; those between vgg's layers are no such.
 
-    What is left of squeezenet is its global pooling; as the head is linear, it may come after it.
+    It is taken out as well, to act on the features, but for that of squeezenet: there a convolution
+    was the head, and global pooling is left after it. As the head is linear, it may come after the
+    pooling; the dropout may not, for behind it a share drops far more.
     """
     path, _, child = name.rpartition(".")
     parent = net.get_submodule(path)
     siblings = list(parent.named_children())
     after = [n for n, _ in siblings].index(child)
     drops = [i for i, (_, module) in enumerate(siblings[:after]) if isinstance(module, nn.Dropout)]
-    share = 0.0
+    dropout: nn.Dropout | None = None
     if drops == [after - 1]:
         drop, module = siblings[after - 1]
-        share = cast(nn.Dropout, module).p
-        setattr(parent, drop, nn.Identity())
+        dropout = cast(nn.Dropout, module)
+        if isinstance(siblings[after][1], nn.Linear):
+            setattr(parent, drop, nn.Identity())
     for sibling, module in siblings[after:]:
         if sibling == child or isinstance(module, nn.ReLU):
             setattr(parent, sibling, nn.Identity())
-    return share
+    return dropout
 
 
 def version_state(classifier: Classifier) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ class Learner:
         self._classes = len(data.labels)
         if adversary is None:
             prefix, suffix = split_frozen(classifier.backbone, classifier.frozen, config.size)
-            self._model: nn.Module = nn.Sequential(suffix, classifier.dropout, classifier.head)
+            self._model: nn.Module = nn.Sequential(suffix, *classifier.top())
             ready: Callable[[torch.Tensor], torch.Tensor] = classifier.normalise
         else:  # it must see the pixels, and the whole net
             prefix, self._model, ready = nn.Identity(), classifier, nn.Identity()

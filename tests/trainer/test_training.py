@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import Dropout
 
 from serving.modelspec import Preprocessing
 from tests.trainer.conftest import MakePhotos
@@ -137,11 +138,14 @@ class Run:
             return self.classifier(self.val_images()).double().numpy()
 
 
-def test_dropout_is_the_nets_own_unless_it_is_given(photos: MakePhotos):
-    for given, share in (({}, 0.2), ({"dropout": 0.0}, 0.0), ({"dropout": 0.6}, 0.6)):
-        run = Run(photos, "tiny", per_class=4, **given)
-        run.learner()
+@pytest.mark.parametrize(("backbone", "own"), [("tiny", 0.2), ("squeezenet1_1", 0.5)])
+def test_dropout_is_the_nets_own_unless_it_is_given(photos: MakePhotos, backbone: str, own: float):
+    for given, share in (({}, own), ({"dropout": 0.0}, 0.0), ({"dropout": 0.6}, 0.6)):
+        run = Run(photos, backbone, per_class=4, **given)
+        model = run.learner()._model.train()
         assert run.classifier.dropout.p == share
+        drops = {id(module): module.p for module in model.modules() if isinstance(module, Dropout)}
+        assert list(drops.values()) == [share], "once, and in what is trained"
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
