@@ -60,6 +60,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("trained"))
 
 
+def test_every_user_may_read_it(trained: Trained) -> None:
+    version = trained.repository.root / "shapes/1"
+    assert [p for p in version.rglob("*") if not p.stat().st_mode & 0o004] == []
+
+
 def test_it_learns_and_publishes_a_whole_version(trained: Trained):
     assert trained.repository.verify("shapes", 1) == []
     manifest = trained.repository.manifest("shapes", 1)
