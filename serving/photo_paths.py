@@ -1,7 +1,8 @@
 """Which photos the arguments of `classify` name."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from serving.errors import InvalidRequest
 from serving.preprocess import ENDINGS
@@ -10,7 +11,8 @@ from serving.preprocess import ENDINGS
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     """Files as given; of a folder all photos below it, sorted, told by the ends of their names.
 
-    Raises InvalidRequest for a path that is not there and for a folder without photos.
+    Raises InvalidRequest for a path that is not there and for a folder without photos, OSError for
+    a folder that can't be read.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -19,14 +21,42 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
         if not argument.is_dir():
             found.append(argument)
             continue
-        photos = sorted(
-            path
-            for path in argument.rglob("*")
-            if path.suffix.lower() in ENDINGS and path.is_file()
-        )
+        photos = sorted(_photos_below(argument))
         if not photos:
             raise InvalidRequest(
                 f"no photos in {argument}; known endings: {' '.join(sorted(ENDINGS))}"
             )
         found += photos
     return found
+
+
+def is_photo(path: PurePosixPath) -> bool:
+    """By its name, relative to where it was looked for. Hidden ones are passed over, as `train`
+    does: macOS lays a ._one.jpg, which is no photo, beside each one.jpg."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in ENDINGS
+
+
+def _photos_below(root: Path) -> Iterator[Path]:
+    """Links to folders are followed, but not in circles; each folder is looked through once."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # its photos would be missing, and nobody would know
+
+    seen = {_identity(folder) for folder in (root, *root.resolve().parents)}
+    for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        unseen = []
+        for name in sorted(folders):
+            identity = _identity(Path(parent, name))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
+                unseen.append(name)
+        folders[:] = unseen
+        for path in (Path(parent, name) for name in files if is_photo(PurePosixPath(name))):
+            if path.is_file():
+                yield path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
