@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="classify",
         description="Classify photos with a running server (see `serve`). Folders are searched "
-        "for photos and streamed.",
+        "for photos, behind links too, but for hidden ones, and streamed.",
         epilog="Status 0: every photo was classified; with --out: every part is written, and "
         "photos that could not be classified are rows with an error. 1: some could not be, or the "
         "server does not answer, is full or fails. 2: wrong arguments, or no such model.",

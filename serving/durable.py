@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def new_folder(parent: Path, prefix: str) -> Path:
             folder.chmod(0o755)
             break
     return folder
+
+
+def open_to_readers(folder: Path) -> None:
+    """Let every user read what lies below, as a server often is another one than who trained:
+    safetensors, for one, makes files that are their owner's alone."""
+    for path in folder.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        wanted = mode | (0o555 if path.is_dir() else 0o444)
+        if mode != wanted:
+            path.chmod(wanted)
 
 
 def sync_tree(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from serving.errors import InvalidRequest
 from serving.preprocess import ENDINGS
@@ -22,11 +22,7 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
             found.append(argument)
             continue
         try:
-            photos = sorted(
-                path
-                for path in _below(argument)
-                if path.suffix.lower() in ENDINGS and path.is_file()
-            )
+            photos = sorted(_photos_below(argument))
         except PermissionError as error:
             raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
         if not photos:
@@ -37,9 +33,18 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Every entry, however deep, that is no folder. Raises OSError for a folder that can't be read,
-    but for one that was removed meanwhile, and a disk's own lost+found, which is for root alone.
+def is_photo(path: PurePosixPath) -> bool:
+    """By its name, relative to where it was looked for. Hidden ones are passed over, as `train`
+    does: macOS lays a ._one.jpg, which is no photo, beside each one.jpg."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in ENDINGS
+
+
+def _photos_below(root: Path) -> Iterator[Path]:
+    """Links to folders are followed, but not in circles; each folder is looked through once.
+
+    Raises OSError for a folder that can't be read, but for one that was removed meanwhile, and a
+    disk's own lost+found, which is for root alone.
     """
 
     def refuse(error: OSError) -> None:
@@ -50,5 +55,24 @@ def _below(folder: Path) -> Iterator[Path]:
             return
         raise error
 
-    for parent, _, files in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in files)
+    seen = {_identity(folder) for folder in (root, *root.resolve().parents)} | {None}
+    for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        unseen = []
+        for name in sorted(folders):
+            identity = _identity(Path(parent, name))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
+                unseen.append(name)
+        folders[:] = unseen
+        for path in (Path(parent, name) for name in files if is_photo(PurePosixPath(name))):
+            if path.is_file():
+                yield path
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """None if it was removed meanwhile."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

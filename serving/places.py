@@ -1,13 +1,12 @@
 """Where a batch job reads photos and writes its parts: a folder, or a prefix of a bucket."""
 
 import errno
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from serving.bucket import Bucket
 from serving.errors import InvalidRequest, Unavailable
-from serving.photo_paths import photo_paths
-from serving.preprocess import ENDINGS
+from serving.photo_paths import is_photo, photo_paths
 from serving.whole_file import created, is_temporary, replaced
 
 # Why S3 refuses one object, not the caller: it may not be read, or lies in an archive.
@@ -103,7 +102,7 @@ class BucketPlace:
         found = {
             key: f"{stored.size} {stored.stamp}"
             for key, stored in sorted(self._bucket.stored(deep=True).items())
-            if Path(key).suffix.lower() in ENDINGS
+            if is_photo(PurePosixPath(key))
         }
         if not found:
             raise InvalidRequest(f"no photos in {self._bucket.location}")

@@ -22,8 +22,10 @@ Image.init()
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# How the names of their files end, in lower case.
-ENDINGS = frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
+# How the names of their files end, in lower case; an MPO is a JPEG that others follow.
+ENDINGS = frozenset(
+    end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
+)
 MAX_PIXELS = 64_000_000
 
 # Decoding takes up to 16 bytes a pixel (WebP), so pictures of more pixels than this, as they lie in

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.durable import exchange, new_folder, replace_file, sync, sync_tree
+from serving.durable import (
+    exchange,
+    new_folder,
+    open_to_readers,
+    replace_file,
+    sync,
+    sync_tree,
+)
 from serving.errors import (
     BrokenVersion,
     InvalidRequest,
@@ -255,6 +262,7 @@ class Repository:
             data = manifest.to_json().encode()
             (staging / MANIFEST).write_bytes(data)
             (staging / MANIFEST_DIGEST).write_bytes(digest_line(data))
+            open_to_readers(staging)
             sync_tree(staging)
             try:
                 os.rename(staging, self.root / name / str(version))
@@ -305,6 +313,7 @@ class Repository:
             f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
         }
         (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
+        open_to_readers(staging)
         sync_tree(staging)
         if (folder / ANALYSIS).exists():
             exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder

@@ -84,7 +84,13 @@ def _csv(table: Path) -> list[Mapping[str, Any]]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            _require(reader.fieldnames or (), table)
+            columns = list(reader.fieldnames or ())
+            if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
+                raise InvalidData(
+                    f"{table} has no commas between its columns: {columns[0]!r}; save it with "
+                    "commas"
+                )
+            _require(columns, table)
             return list(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidData(f"{table} can't be read as CSV: {error}") from error

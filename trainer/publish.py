@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from serving.errors import Unavailable
 from serving.modelspec import (
@@ -64,7 +64,8 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         require_parity(fp32.parity, fp32.differ, [photo.file for photo in sample])
         save_golden(folder / "golden.npz", fp32.runner, images)
         variants = as_variants(add_precisions(bench, folder, fp32, config), images[:1])
-        save_file(version_state(run.classifier), folder / WEIGHTS)
+        # Not save_file: its error where the disk is full is no OSError.
+        (folder / WEIGHTS).write_bytes(save(version_state(run.classifier)))
         (folder / SPLIT).write_text(data.split_json(), encoding="utf-8")
         targets = data.targets("test")
         uncalibrated = softmax(fp32.logits * fitted.temperature)

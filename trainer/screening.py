@@ -1,6 +1,7 @@
 """Open every file whole before the training starts: what can't be used is named and left out."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
             return LeftOut(file=found.file, reason=found.fault)
         try:
             if isinstance(found.path, Path) and not found.path.is_file():
-                return LeftOut(file=found.file, reason="not a regular file, or a dangling link")
+                return LeftOut(file=found.file, reason=why_no_file(found.path))
             if photo_size(found.path) > _MAX_BYTES:
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
             data = found.path.read_bytes()
@@ -53,6 +54,13 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
             yield from pool.map(look, files)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def why_no_file(path: Path) -> str:
+    """A table may name what is not there: then it must be said where that was looked for."""
+    if os.path.lexists(path):
+        return "not a regular file, or a dangling link"
+    return f"there is no file {path.absolute()}"
 
 
 def photo_size(path: Path | Member) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from serving.preprocess import ENDINGS
-from trainer.screening import LeftOut, photo_size
+from trainer.screening import LeftOut, photo_size, why_no_file
 from trainer.tree import SPLITS, Found
 
 _BLOCK = 512
@@ -41,7 +41,7 @@ def name_entries(found: Sequence[Found]) -> tuple[list[Entry], list[LeftOut]]:
         if fault is None and path.suffix.lower() not in ENDINGS:
             fault = "its name does not end as a photo's does"
         if fault is None and isinstance(each.path, Path) and not each.path.is_file():
-            fault = "not a regular file, or a dangling link"
+            fault = why_no_file(each.path)
         if fault is not None:
             left_out.append(LeftOut(file=each.file, reason=fault))
             continue

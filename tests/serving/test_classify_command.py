@@ -19,6 +19,7 @@ from serving.client import Client
 from tests.conftest import ROOT, ServerProcess, start_server
 from tests.photos import drawing, jpeg
 from tests.tiny import build_version
+from trainer.tree import find_files
 
 README = (ROOT / "README.md").read_text()
 
@@ -89,6 +90,25 @@ def test_a_folder_is_answered_line_by_line_in_order(server: ServerProcess, album
     assert (done.returncode, done.stderr) == (0, "")
     paths = [line.split(":")[0] for line in done.stdout.splitlines()]
     assert paths == [str(p) for p in sorted((album).rglob("*")) if p.suffix in (".jpg", ".PNG")]
+
+
+def test_a_folder_has_the_photos_that_train_finds_there(
+    server: ServerProcess, album: Path, tmp_path: Path
+) -> None:
+    """Behind links too, but not in circles; no hidden ones, such as macOS makes of each photo."""
+    (album / "a/._01.jpg").write_bytes(b"\0\5\x16\7")
+    (album / ".thumbnails").mkdir()
+    drawing(seed=40).save(album / ".thumbnails/01.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    drawing(seed=41).save(tmp_path / "elsewhere/three_d.mpo", save_all=True, append_images=[])
+    (album / "a/elsewhere").symlink_to(tmp_path / "elsewhere")
+    trained_on = {str(found.path) for found in find_files(album)}
+    (album / "a/circle").symlink_to(album)
+    (album / "a/above").symlink_to(tmp_path)
+    done = classify(server, album)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.split(":")[0] for line in done.stdout.splitlines()} == trained_on
+    assert len(trained_on) == 31
 
 
 def test_json_lines(server: ServerProcess, album: Path) -> None:

@@ -1,6 +1,7 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,28 @@ def test_publishers_that_come_and_go_do_not_disturb_each_other(repository: Repos
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(publisher, range(8)))
     assert not (repository.root / "birds").exists()
+
+
+def test_who_serves_need_not_be_who_trained(repository: Repository) -> None:
+    """safetensors, for one, makes files that no other user may read."""
+    with repository.staging("pets") as folder:
+        manifest = repository.manifest("pets", 1)
+        for file in manifest.files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(repository.read_file(manifest, file))
+        (folder / "plots").mkdir(mode=0o700)
+        (folder / "plots/curves.png").touch(mode=0o600)
+        repository.publish(
+            "pets", folder, lambda n, files: replace(manifest, version=n, files=files)
+        )
+    with repository.staging("pets") as folder:
+        (folder / "ideal").mkdir(mode=0o700)
+        (folder / "ideal/cat.png").touch(mode=0o600)
+        repository.attach_analysis("pets", 4, folder)
+    assert repository.verify("pets", 4) == []
+    for path in (repository.root / "pets/4").rglob("*"):
+        needed = 0o555 if path.is_dir() else 0o444
+        assert path.stat().st_mode & needed == needed, path
 
 
 def test_a_failed_publication_leaves_nothing(repository: Repository) -> None:

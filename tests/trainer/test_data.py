@@ -14,14 +14,15 @@ from tests.trainer.conftest import MakePhotos, draw
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
-from trainer.tree import SPLITS, find_files
+from trainer.listing import find_photos
+from trainer.tree import SPLITS
 
 SPEC = Preprocessing(size=32, interpolation="bilinear")
 
 
 def load(folder: Path, **settings: object) -> PhotoData:
     config = TrainConfig(data=str(folder), name="x", size=32, **settings)
-    return load_data(config, find_files(folder), SPEC, lambda items, title, total: items)
+    return load_data(config, find_photos(folder), SPEC, lambda items, title, total: items)
 
 
 def reasons(data: PhotoData) -> dict[str, str]:
@@ -103,6 +104,17 @@ def test_what_cannot_be_read_is_named_with_its_reason_and_left_out(photos: MakeP
     assert sum(map(len, data.splits.values())) == 12
     with pytest.raises(InvalidData, match=r"5 files can't be used \(--strict\): discs/cut.jpg"):
         load(folder, strict=True)
+
+
+def test_a_table_that_names_what_is_not_there_is_told_where_that_was_sought(photos: MakePhotos):
+    folder = photos(per_class=6)
+    named = [f.file for f in find_photos(folder)]
+    rows = [f"{file},{file.split('/')[0]}" for file in named]
+    rows += ["photos/discs/000.jpg,discs"]  # relative to another folder than the table's own
+    (folder / "photos.csv").write_text("\n".join(["path,label", *rows]))
+    data = load(folder / "photos.csv")
+    missing = folder / "photos/discs/000.jpg"
+    assert reasons(data) == {"photos/discs/000.jpg": f"there is no file {missing}"}
 
 
 def test_a_photo_in_train_and_test_stays_in_test_alone(photos: MakePhotos):

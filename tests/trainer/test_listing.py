@@ -64,6 +64,7 @@ def test_labels_may_be_numbers_and_0_is_one(tmp_path: Path, labels: list, expect
     [
         ("file,label\na,x\n", "has no column path; it has file, label"),
         ("", "has no column path or label; it has none"),
+        ("path;label\na;x\n", "no commas between its columns: 'path;label'; save it with commas"),
         ("path,label\n", "has no rows; expected two labels"),
         ("path,label\na,x\nb,x\n", r"one label \(x\)"),
         ("path,label\na,x\nb,\n", "row 2 of .* has no label"),

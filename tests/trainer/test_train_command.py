@@ -1,6 +1,7 @@
 """The command `train`, whole: real photos in, a version out, and every way to be stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
-from trainer.backbones import build, load_version, version_state
+from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.config import TrainConfig
 from trainer.data import load_data
 from trainer.optimizers import OPTIMIZERS
@@ -58,6 +59,31 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("trained"))
+
+
+def test_every_user_may_read_it(trained: Trained) -> None:
+    version = trained.repository.root / "shapes/1"
+    assert [p for p in version.rglob("*") if not p.stat().st_mode & 0o004] == []
+
+
+def test_a_disk_that_is_full_at_the_weights_is_told_in_a_line(trained: Trained, tmp_path: Path):
+    version = trained.repository.root / "shapes/1"
+    fits, not_all = ((version / file).stat().st_size for file in ("model.onnx", WEIGHTS))
+    room = fits + (version / "golden.npz").stat().st_size + not_all // 2
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no small disk here: mounting one is not allowed")
+    try:
+        done = run(
+            *("--data", trained.photos, "--name", "shapes", "--out", disk / "models", *SCRATCH),
+            *("--epochs", "1", "--checkpoints", "none", "--logs", tmp_path / "logs"),
+        )
+        assert Repository(disk / "models").names() == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert done.returncode == 75 and done.stderr == "error: No space left on device\n"
 
 
 def test_it_learns_and_publishes_a_whole_version(trained: Trained):
