@@ -80,9 +80,11 @@ class Classifier(nn.Module):
         return logits
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Freeze these stages, and nothing else but what lies before all of them."""
+        """Freeze these stages, and nothing else but what lies before all of them; one that holds
+        the dropout before the head, as the last of squeezenet, has no weights and stays as it is.
+        """
         self.requires_grad_(True)
-        self.frozen = list(modules)
+        self.frozen = [m for m in modules if all(part is not self.dropout for part in m.modules())]
         for module in modules:
             module.requires_grad_(False)
         if any(True for module in modules for _ in module.parameters()):
