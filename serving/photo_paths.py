@@ -11,17 +11,18 @@ from serving.preprocess import ENDINGS
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     """Files as given; of a folder all photos below it, sorted, told by the ends of their names.
 
-    Raises InvalidRequest for a path that is not there, for a folder without photos and for one
-    whose entries may not be read: its photos would be missing, and nobody would know.
+    Raises InvalidRequest for a path that is not there, or lies where nobody may look, for a folder
+    without photos and for one whose entries may not be read: its photos would be missing, and
+    nobody would know.
     """
     found: list[Path] = []
     for argument in arguments:
-        if not argument.exists():
-            raise InvalidRequest(f"no such file or folder: {argument}")
-        if not argument.is_dir():
-            found.append(argument)
-            continue
         try:
+            if not argument.exists():
+                raise InvalidRequest(f"no such file or folder: {argument}")
+            if not argument.is_dir():
+                found.append(argument)
+                continue
             photos = sorted(_photos_below(argument))
         except PermissionError as error:
             raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Where a batch job reads photos and writes its parts: a folder, or a prefix of a bucket."""
 
 import errno
+import os
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -77,7 +78,8 @@ class Folder:
         return created(self._root / key, data, mode=0o644)
 
     def _check(self) -> None:
-        if self._root.exists() and not self._root.is_dir():
+        # Not those of Path, which raise where one may not look: what comes next says that.
+        if os.path.exists(self._root) and not os.path.isdir(self._root):
             raise InvalidRequest(f"{self._root} is a file; with --out it must be a folder")
 
     def _key(self, path: Path) -> str:

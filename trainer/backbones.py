@@ -71,18 +71,22 @@ class Classifier(nn.Module):
         pooled: torch.Tensor = self.backbone(self.normalise(images))
         return pooled
 
-    def top(self) -> nn.Sequential:
-        """What makes logits of `features`."""
-        return nn.Sequential(self.head) if self._within else nn.Sequential(self.dropout, self.head)
+    def top(self) -> tuple[nn.Module, ...]:
+        """The layers that make logits of `features`."""
+        return (self.head,) if self._within else (self.dropout, self.head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.top()(self.features(images))
-        return logits
+        values = self.features(images)
+        for layer in self.top():  # torch.fx can trace no module that is made here
+            values = layer(values)
+        return values
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Freeze these stages, and nothing else but what lies before all of them."""
+        """Freeze these stages, and nothing else but what lies before all of them; one that holds
+        the dropout before the head, as the last of squeezenet, has no weights and stays as it is.
+        """
         self.requires_grad_(True)
-        self.frozen = list(modules)
+        self.frozen = [m for m in modules if all(part is not self.dropout for part in m.modules())]
         for module in modules:
             module.requires_grad_(False)
         if any(True for module in modules for _ in module.parameters()):

@@ -59,7 +59,7 @@ def tune(
             if todo > 0:
                 if config.probes:
                     start_from_probe(run)
-                with mlflow_run(config, console, f"{config.name} tuning") as recorded:
+                with mlflow_run(run.config, console, f"{config.name} tuning") as recorded:
                     for _ in range(todo):
                         _try(study, run, names, trials, recorded)
             done = _finished(study)

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from tests.analysis.nets import convnet, pictures
 from trainer.analysis.differentiable import input_gradient, logits_of
+from trainer.backbones import Calibrated, build
 from trainer.folding import folded
 
 
@@ -46,3 +48,13 @@ def test_the_gradient_is_there_even_where_gradients_are_off():
         _, _, gradient = input_gradient(model, images, lambda z: z[:, 0])
     assert gradient.abs().max() > 0 and not images.requires_grad
     assert not logits_of(model, images).requires_grad
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenet_v2", "squeezenet1_1"])
+def test_what_is_analysed_can_be_traced_and_folded(backbone):
+    net = Calibrated(build(backbone, 3, 64), temperature=1.5).eval()
+    ready, images = folded(net), torch.rand(2, 3, 64, 64)
+    assert isinstance(ready, torch.fx.GraphModule)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in ready.modules())
+    with torch.no_grad():
+        assert torch.allclose(ready(images), net(images), atol=1e-4)

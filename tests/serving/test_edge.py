@@ -333,7 +333,7 @@ async def test_low_priority_leaves_half_of_the_places_of_calls(models: Path) -> 
         for number in range(2):
             await stream.write(pb.ClassifyStreamRequest(request_id=number, request=low))
         calls = [asyncio.ensure_future(stub.Classify(low))]
-        await until(lambda: edge.active == 3)
+        await held.admitted(3)  # a call has its place before its priority is known
         text = "3 of 3 calls are being answered that may be of low priority"
         await stream.write(pb.ClassifyStreamRequest(request_id=9, request=low))
         answer = await stream.read()

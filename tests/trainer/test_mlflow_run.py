@@ -107,6 +107,7 @@ def test_each_trial_of_a_search_is_a_run_below_the_search(
             1,
             2,
         ]
+    assert {run.data.params["dropout"] for run in runs.values()} == {"0.2"}  # the net's own
     rates = [runs[f"Trial {i}/2"].data.params["learning_rate"] for i in (1, 2)]
     assert rates[0] != rates[1]
 

@@ -140,10 +140,14 @@ class Run:
 
 @pytest.mark.parametrize(("backbone", "own"), [("tiny", 0.2), ("squeezenet1_1", 0.5)])
 def test_dropout_is_the_nets_own_unless_it_is_given(photos: MakePhotos, backbone: str, own: float):
-    for given, share in (({}, own), ({"dropout": 0.0}, 0.0), ({"dropout": 0.6}, 0.6)):
+    for given, share in (
+        *(({}, own), ({"dropout": 0.0}, 0.0), ({"dropout": 0.6}, 0.6)),
+        ({"thaw": 0.0}, own),  # nothing but the head learns
+    ):
         run = Run(photos, backbone, per_class=4, **given)
         model = run.learner()._model.train()
-        assert run.classifier.dropout.p == share
+        run.classifier.train()  # as before each step
+        assert run.classifier.dropout.p == share and run.classifier.dropout.training
         drops = {id(module): module.p for module in model.modules() if isinstance(module, Dropout)}
         assert list(drops.values()) == [share], "once, and in what is trained"
 
