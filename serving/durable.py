@@ -28,8 +28,8 @@ def new_folder(parent: Path, prefix: str) -> Path:
 
 
 def open_to_readers(folder: Path) -> None:
-    """Let every user read what lies below, as a server often is another one than who trained:
-    safetensors, for one, makes files that are their owner's alone."""
+    """Let every user read what lies below, as a server often is another one than who trained;
+    some libraries make files that are their owner's alone."""
     for path in folder.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
         wanted = mode | (0o555 if path.is_dir() else 0o444)
