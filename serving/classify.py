@@ -27,7 +27,7 @@ from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
-from serving.commandline import Parser, aligned, fail
+from serving.commandline import Parser, aligned, fail, reader_may_leave
 from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
@@ -54,16 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.json or options.csv:
         fail("--out writes Parquet; --json and --csv are for answers on stdout")
     try:
-        if options.out is not None:
-            count, failed = asyncio.run(classify_to_parquet(options))
-        else:
-            paths = photo_paths(map(Path, options.photos))
-            count, failed = len(paths), asyncio.run(classify(paths, options))
+        with reader_may_leave():
+            if options.out is not None:
+                count, failed = asyncio.run(classify_to_parquet(options))
+            else:
+                paths = photo_paths(map(Path, options.photos))
+                count, failed = len(paths), asyncio.run(classify(paths, options))
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except BrokenPipeError:  # `classify ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (InvalidRequest, NotFound, Unauthenticated) as error:  # the same again would be in vain
         fail(advised(error, options))
     except (PawprintError, OSError) as error:  # a server that is full or fails, a full disk, ...

@@ -1,8 +1,10 @@
 """What our commands have in common: a user's mistake is one line on stderr, and status 2."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -18,6 +20,19 @@ class Parser(argparse.ArgumentParser):
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Whoever reads what is printed, as in `... | head`: the command then ends, without a word."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def aligned(rows: Sequence[Sequence[object]]) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from serving import administration
-from serving.commandline import Parser, aligned, fail
+from serving.commandline import Parser, aligned, fail, reader_may_leave
 from serving.copying import copy_version
 from serving.errors import (
     BrokenVersion,
@@ -29,10 +29,11 @@ from serving.storage import open_repository
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parsed(arguments)
     try:
-        if "server" in options:
-            options.command(options)
-        else:
-            options.command(open_repository(options.models, must_exist=True), options)
+        with reader_may_leave():
+            if "server" in options:
+                options.command(options)
+            else:
+                options.command(open_repository(options.models, must_exist=True), options)
     except (BrokenVersion, Unavailable, DeadlineExceeded, Overloaded, OSError) as error:
         fail(str(error), status=1)
     except PawprintError as error:

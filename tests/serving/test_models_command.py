@@ -1,11 +1,14 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serving.models import main
 from serving.repository import Repository
+from tests.conftest import ROOT
 from tests.tiny import build_version
 
 
@@ -30,6 +33,19 @@ def models(root: Path, capsys: pytest.CaptureFixture[str]):
         return (status, *capsys.readouterr())
 
     return run
+
+
+@pytest.mark.parametrize("asked", ["list", "verify"])
+def test_a_reader_that_leaves_ends_it_without_a_word(root: Path, asked: str) -> None:
+    """`verify` with something to complain of, too."""
+    (root / "birds/1/model.onnx").write_bytes(b"damaged")
+    command = (sys.executable, "-m", "serving.models", asked, "--models", root)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == ""
 
 
 def test_list(models) -> None:
