@@ -105,12 +105,11 @@ def update_model(
         if earlier is not None and time.monotonic() < earlier.retry_at:
             refused[version] = earlier
             return False
-        try:
-            versions[version] = load_version(repository, name, version, load)
-        except Unavailable:
-            raise
-        except Exception as error:  # what a damaged file or a full memory brings, nobody can say
-            refused[version] = _refusal(name, version, error, stamp, earlier)
+        outcome = _load_or_refuse(repository, name, version, load, stamp, earlier)
+        if isinstance(outcome, Refusal):
+            refused[version] = outcome
+        else:
+            versions[version] = outcome
         return version in versions
 
     sound = 0
@@ -170,14 +169,11 @@ def with_version(
         versions[version] = _refreshed(repository, name, version, versions[version], load)
     elif version not in before.restarting:
         stamp = repository.stamp(name, version)
-        try:
-            versions[version] = load_version(repository, name, version, load)
-            refused.pop(version, None)
-        except Unavailable:
-            raise
-        except Exception as error:  # what a damaged file or a full memory brings, nobody can say
-            refused[version] = _refusal(name, version, error, stamp, None)
-            return replace(before, refused=refused)
+        outcome = _load_or_refuse(repository, name, version, load, stamp, None)
+        if isinstance(outcome, Refusal):
+            return replace(before, refused=refused | {version: outcome})
+        versions[version] = outcome
+        refused.pop(version, None)
     named, _ = _aliases(repository, name, [version], before)
     aliases = before.aliases | {alias: v for alias, v in named.items() if v == version}
     return replace(
@@ -206,6 +202,23 @@ def _default(
     versions: Collection[int], restarting: Collection[int], aliases: Mapping[str, int]
 ) -> int:
     return aliases.get(DEFAULT_ALIAS, max({*versions, *restarting}, default=0))
+
+
+def _load_or_refuse(
+    repository: Repository,
+    name: str,
+    version: int,
+    load: Load,
+    stamp: Hashable,
+    earlier: Refusal | None,
+) -> LoadedVersion | Refusal:
+    """stamp: of the files before they are loaded. earlier: see _refusal. Raises Unavailable."""
+    try:
+        return load_version(repository, name, version, load)
+    except Unavailable:
+        raise
+    except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+        return _refusal(name, version, error, stamp, earlier)
 
 
 def _refusal(

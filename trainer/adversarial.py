@@ -10,7 +10,7 @@ from trainer.analysis.attacks.gradient import pgd
 from trainer.defence import Defence
 
 _FULL = 0.5  # share of the training at which epsilon is whole
-_CHECK_STEPS = 10  # of the attack that measures, at least, and twice training's: its own flatters
+_CHECK_STEPS = 10  # of the attack that measures, or twice training's: by its own a net looks better
 
 
 def epsilon_at(progress: float, target: float) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from serving.storage import open_repository
-from trainer.analysis import compare
+from trainer.analysis import compare, study
 from trainer.analysis.subject import load_subject
 
 
@@ -47,7 +47,7 @@ def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch
         return subject
 
     def compared(chunk):
-        monkeypatch.setattr(compare, "CHUNK", chunk)
+        monkeypatch.setattr(study, "CHUNK", chunk)
         monkeypatch.setattr(compare, "load_subject", watched)
         return compare.compare(
             open_repository(str(trained_once.models)),

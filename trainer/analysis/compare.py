@@ -18,7 +18,7 @@ from trainer.analysis.photos import Photos, load_photos
 from trainer.analysis.report import k255, percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
-from trainer.analysis.study import CHUNK
+from trainer.analysis.study import chunks_of
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import surest
 from trainer.errors import InvalidData
@@ -104,7 +104,7 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
     still, stands = right.copy(), {}
     for epsilon in budget.linf:
         generator = torch.Generator().manual_seed(seed)
-        for rows in _chunks(np.flatnonzero(still)):
+        for rows in chunks_of(np.flatnonzero(still)):
             result = pgd(
                 subject.model,
                 subject.images(photos.pixels[rows]),
@@ -120,14 +120,9 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
         stands[epsilon] = still.copy()
     parts = [
         surest(subject, photos.pixels[rows], photos.labels[rows], budget.pgd_steps)["adversarial"]
-        for rows in _chunks(np.arange(len(right)))
+        for rows in chunks_of(np.arange(len(right)))
     ]
     return _Attacked(right=right, stands=stands, pictures=np.concatenate(parts))
-
-
-def _chunks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Photos attacked together: the graph of all of them at once would not fit into memory."""
-    return [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
 
 
 def _figures(subject: Subject, attacked: _Attacked) -> dict[str, Any]:

@@ -25,6 +25,12 @@ CHUNK = 32  # photos attacked together
 LESSON_STEP_SIZE = 1.0
 
 
+def chunks_of(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """[n] -> parts that are attacked together: the graph of all at once would not fit into
+    memory."""
+    return [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+
+
 class Study:
     """Attacks, smallest perturbations, corruptions and probes of one version on given photos."""
 
@@ -33,7 +39,7 @@ class Study:
         served, torched = subject.judge(photos.pixels)
         self.clean = Clean(served=served, torched=torched, labels=photos.labels)
         self.rows = np.flatnonzero(self.clean.right)  # the photos to attack
-        self.chunks = [self.rows[i : i + CHUNK] for i in range(0, len(self.rows), CHUNK)]
+        self.chunks = chunks_of(self.rows)
         self.targets = sweep.choose_targets(photos.labels, len(subject.labels), seed)
         self.plans = plans(budget)
 
