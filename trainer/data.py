@@ -3,30 +3,27 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.errors import InvalidData
-from trainer.near_duplicates import NearDuplicate, near_duplicates
+from trainer.near_duplicates import Progress, groups_alike
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.split import Ints, hold_out
+from trainer.split import Ints, hold_out, units_of
 from trainer.tree import SPLITS, Found, labels_of
 
-T = TypeVar("T")
 
-_COMPARED_AT_ONCE = 1024  # photos of a split with all of another, which are cut each time
+@dataclass(frozen=True, kw_only=True)
+class NearDuplicate:
+    """Two photos of different splits that show the same picture."""
 
-
-class Progress(Protocol):
-    """Passes the items on, and shows how many of all have come."""
-
-    def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
+    one: Photo
+    other: Photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +31,18 @@ class PhotoData:
     labels: tuple[str, ...]  # sorted; a photo's label is an index into it
     splits: dict[str, tuple[Photo, ...]]  # train, val, test
     left_out: tuple[LeftOut, ...]
+    groups: dict[str, int]  # digest -> of the photos that show the same picture
+    together: int  # photos that are in one split with another that looks like them, by our choice
     alike: tuple[NearDuplicate, ...]  # across splits
     squares: Pictures  # as the server would see them
 
     def targets(self, split: str) -> Ints:
         """int64 [n]."""
         return np.array([photo.label for photo in self.splits[split]], dtype=np.int64)
+
+    def units(self, photos: Sequence[Photo]) -> Ints:
+        """int64 [n]: the same number for those that may not be dealt out apart."""
+        return _units(photos, self.groups)
 
     def describe(self) -> Dataset:
         counts = {}
@@ -92,22 +95,37 @@ def load_data(
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
-    splits = _split(photos, labels, config, left_out, {file.split for file in files})
-    thumbnails = {item.digest: item.thumbnail for item in kept}
-    parts = [
-        (splits[one][i : i + _COMPARED_AT_ONCE], splits[other])
-        for one, other in (("test", "train"), ("test", "val"), ("val", "train"))
-        for i in range(0, len(splits[one]), _COMPARED_AT_ONCE)
-    ]
-    compared = (near_duplicates(ones, others, thumbnails) for ones, others in parts)
-    alike = [p for pairs in progress(compared, "Comparing splits", len(parts)) for p in pairs]
+    found = groups_alike(np.stack([item.thumbnail for item in kept]), progress)
+    groups = {item.digest: int(group) for item, group in zip(kept, found, strict=True)}
+    given = {file.split for file in files}
+    splits, together = _split(photos, labels, config, left_out, given, groups)
     return PhotoData(
         labels=labels,
         splits=splits,
         left_out=tuple(left_out),
-        alike=tuple(alike),
+        groups=groups,
+        together=together,
+        alike=tuple(_across(splits, groups)),
         squares=squares,
     )
+
+
+def _across(
+    splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
+) -> Iterator[NearDuplicate]:
+    """Each photo that looks like one of another split, with the first of those."""
+    for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
+        first: dict[int, Photo] = {}
+        for photo in splits[other]:
+            first.setdefault(groups[photo.digest], photo)
+        for photo in splits[one]:
+            if (like := first.get(groups[photo.digest])) is not None:
+                yield NearDuplicate(one=photo, other=like)
+
+
+def _units(photos: Sequence[Photo], groups: dict[str, int]) -> Ints:
+    labels = np.array([photo.label for photo in photos], np.int64)
+    return units_of(labels, np.array([groups[photo.digest] for photo in photos], np.int64))
 
 
 def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:
@@ -129,8 +147,10 @@ def _split(
     config: TrainConfig,
     left_out: list[LeftOut],
     found: set[str | None],
-) -> dict[str, tuple[Photo, ...]]:
-    """Given splits as they are; what is missing is held out from train, test first."""
+    groups: dict[str, int],
+) -> tuple[dict[str, tuple[Photo, ...]], int]:
+    """Given splits as they are; what is missing is held out from train, test first, and what looks
+    alike stays together: that many photos."""
     train = photos[None] or photos["train"]
     given: dict[str, list[Photo]] = {s: photos[s] for s in ("val", "test") if s in found}
     missing: list[str] = [split for split in ("test", "val") if split not in given]
@@ -140,14 +160,18 @@ def _split(
     generator = np.random.default_rng(config.seed)
     shares = {"test": config.test_fraction, "val": config.val_fraction}
     remaining = 1.0
+    units = _units(train, groups)
+    together = int(np.sum(np.bincount(units)[units] > 1)) if missing else 0
     for taken, split in enumerate(missing):
         targets = np.array([photo.label for photo in train])
         share, leave = shares[split] / remaining, len(missing) - taken
-        held = set(hold_out(targets, share, generator, leave).tolist())
-        given[split] = [photo for i, photo in enumerate(train) if i in held]
-        train = [photo for i, photo in enumerate(train) if i not in held]
+        held = hold_out(targets, share, generator, leave, units)
+        given[split] = [train[i] for i in held]
+        kept = np.setdiff1d(np.arange(len(train)), held)
+        train, units = [train[i] for i in kept], units[kept]
         remaining -= shares[split]
-    return {"train": tuple(train), "val": tuple(given["val"]), "test": tuple(given["test"])}
+    splits = {"train": tuple(train), "val": tuple(given["val"]), "test": tuple(given["test"])}
+    return splits, together
 
 
 def _require(

@@ -124,7 +124,10 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     generator = np.random.default_rng(config.seed)
     weights = photo_weights(targets, config.balance)
     solve = _solver(config)
-    probe = fit_probe(features, targets, classes, generator, weights=weights, solve=solve)
+    units = data.units(photos)
+    probe = fit_probe(
+        features, targets, classes, generator, weights=weights, solve=solve, units=units
+    )
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
     figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
     said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"

@@ -1,17 +1,22 @@
-"""Photos in two splits that show the same picture, though their bytes differ.
+"""Photos that show the same picture, though their bytes differ.
 
-Resized, recompressed, mirrored or cropped: a test on such photos is easier than it looks.
+Resized, recompressed, mirrored or cropped, or one after another of a burst: a test on such photos
+is easier than it looks.
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from heapq import nlargest
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.pictures import Photo, Pixels
+from trainer.pictures import Pixels
+from trainer.split import Ints
+
+T = TypeVar("T")
 
 _SIDE = 32
 _COARSE, _FINE = 8, 16  # sides at which pictures are looked for, and then compared
@@ -21,7 +26,12 @@ _HOPE = 0.8  # correlation, fine, from which moving the crop may lead to
 _ALIKE = 0.97  # correlation, fine, of one picture with the crop that fits it best
 _MAX_LEVELS = 12.0  # and mean difference, of 255: the same drawing in other colours is another
 _PLAIN = 1.0  # level of contrast below which there is only noise
-_BLOCK = 512  # photos compared at once
+_NEAREST = 2  # earlier photos that one is looked at closely with, at most
+# Photos compared at once: many, for small products of matrices take seven times as long.
+_AT_ONCE, _ROWS, _BLOCK = 1024, 64, 512
+# Photos from which on only whole pictures are looked for: crops of 50,000 take two cores four
+# minutes, and the time grows with the square.
+_MANY = 50_000
 
 Thumbnail = npt.NDArray[np.uint8]  # [32, 32], grey
 Floats = npt.NDArray[np.float32]
@@ -38,10 +48,10 @@ _BOXES: Floats = np.array(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicate:
-    one: Photo
-    other: Photo
+class Progress(Protocol):
+    """Passes the items on, and shows how many of all have come."""
+
+    def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
 
 
 def thumbnail(picture: Pixels) -> Thumbnail:
@@ -50,47 +60,63 @@ def thumbnail(picture: Pixels) -> Thumbnail:
     return np.asarray(small)
 
 
-def near_duplicates(
-    ones: Sequence[Photo],
-    others: Sequence[Photo],
-    thumbnails: dict[str, Thumbnail],
-) -> list[NearDuplicate]:
-    """Each of `ones` with the most alike of `others`, where that is near; thumbnails by digest.
+def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
+    """For each of [n, 32, 32] the first that shows the same picture: itself, where none does.
 
     A perceptual hash in real numbers: the grey levels of a few large pixels, of the whole picture
     and of crops of it, correlated with those of the other as it is and mirrored, both ways. Where
     that is high, the crop is moved and scaled until it fits best, and compared in more pixels.
-    Thumbnails are of centre squares, so crops far from the middle of long photos are missed.
+    Thumbnails are of centre squares, so crops far from the middle of long photos are missed, and
+    of more than 50,000 photos most crops.
+
+    What is alike to the same one is in one group, so each is compared with the nearest before it.
     """
-    of_ones, of_others = (
-        np.stack([thumbnails[photo.digest] for photo in photos]) for photos in (ones, others)
-    )
-    correlations, nearest = _most_correlated(of_ones, of_others)
-    return [
-        NearDuplicate(one=photo, other=others[at])
-        for photo, small, correlation, at in zip(ones, of_ones, correlations, nearest, strict=True)
-        if correlation >= _CANDIDATE and _is_near(small, of_others[at])
-    ]
+    first = np.arange(len(pictures))
+
+    def first_of(i: int) -> int:
+        while first[i] != i:
+            i = int(first[i])
+        return i
+
+    starts = range(0, len(pictures), _AT_ONCE)
+    for start in progress(starts, "Comparing photos", len(starts)):
+        for one, other in _candidates(pictures, start):
+            low, high = sorted((first_of(one), first_of(other)))
+            if low != high and _is_near(pictures[one], pictures[other]):
+                first[high] = low
+    return np.array([first_of(i) for i in range(len(pictures))], np.int64)
 
 
-def _most_correlated(ones: Thumbnail, others: Thumbnail) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """For each of [n, 32, 32] the highest correlation with any of [m, 32, 32], and which it is."""
-    best = np.full(len(ones), -1, np.float32)
-    nearest = np.zeros(len(ones), np.int64)
-    whole, crops = _both_ways(ones), _cut(ones, _BOXES, _COARSE)  # [2, n, 64], [37, n, 64]
-    for start in range(0, len(others), _BLOCK):
-        block = others[start : start + _BLOCK]
-        block_whole = _both_ways(block).reshape(-1, _COARSE**2).T
-        block_crops = _cut(block, _BOXES, _COARSE).reshape(-1, _COARSE**2).T
-        for i in range(len(ones)):
-            found = np.maximum(
-                (crops[:, i] @ block_whole).reshape(-1, len(block)).max(axis=0),
-                (whole[:, i] @ block_crops).reshape(-1, len(block)).max(axis=0),
-            )
-            at = int(found.argmax())
-            if found[at] > best[i]:
-                best[i], nearest[i] = found[at], start + at
-    return best, nearest
+def _candidates(pictures: Thumbnail, start: int) -> Iterator[tuple[int, int]]:
+    """Each of _AT_ONCE pictures with the most correlated before it, the most alike first."""
+    boxes = _BOXES if len(pictures) <= _MANY else _BOXES[:1]
+    ones = pictures[start : start + _AT_ONCE]
+    nearest: list[list[tuple[float, int]]] = [[] for _ in ones]
+    whole, crops = _both_ways(ones), _cut(ones, boxes, _COARSE)  # [2, n, 64], [b, n, 64]
+    for before in range(0, start + len(ones), _BLOCK):
+        block = pictures[before : min(before + _BLOCK, start + len(ones))]
+        theirs = _both_ways(block), _cut(block, boxes, _COARSE)
+        for row in range(0, len(ones), _ROWS):
+            rows = slice(row, row + _ROWS)
+            found = _highest(whole[:, rows], theirs[1])
+            np.maximum(found, _highest(crops[:, rows], theirs[0]), out=found)
+            later = before + np.arange(len(block)) >= start + row + np.arange(len(found))[:, None]
+            found[later] = 0
+            for i in np.flatnonzero(found.max(axis=1) >= _CANDIDATE).tolist():
+                at = np.argsort(found[i])[-_NEAREST:].tolist()
+                nearest[row + i] += [(float(found[i, j]), before + j) for j in at]
+    for one, near in enumerate(nearest, start):
+        for correlation, other in nlargest(_NEAREST, near):
+            if correlation >= _CANDIDATE:
+                yield one, other
+
+
+def _highest(ones: Floats, others: Floats) -> Floats:
+    """[a, n, 64], [b, m, 64] -> [n, m]: the highest correlation of any with any."""
+    (a, n, width), (b, m, _) = ones.shape, others.shape
+    products = ones.reshape(-1, width) @ others.reshape(-1, width).T
+    highest: Floats = products.reshape(a, n, b * m).max(axis=0).reshape(n, b, m).max(axis=1)
+    return highest
 
 
 def _is_near(one: Thumbnail, other: Thumbnail) -> bool:
@@ -104,13 +130,17 @@ def _fits(cropped: Thumbnail, whole: Thumbnail) -> bool:
     highest, box = _best_of(_BOXES, cropped, whole)
     step = 0.04
     while highest >= _HOPE and step > 0.004:
+        if highest >= _ALIKE and _levels_agree(cropped, box, whole):
+            return True
         correlation, beside = _best_of(_beside(box, step), cropped, whole)
         if correlation > highest:
             highest, box = correlation, beside
         else:
             step /= 2
-    if highest < _ALIKE:
-        return False
+    return highest >= _ALIKE and _levels_agree(cropped, box, whole)
+
+
+def _levels_agree(cropped: Thumbnail, box: Floats, whole: Thumbnail) -> bool:
     cut, goal = (_levels(p[None], b[None], _FINE) for p, b in ((cropped, box), (whole, _BOXES[0])))
     return bool(np.abs(cut - goal).mean() <= _MAX_LEVELS)
 

@@ -176,6 +176,10 @@ def _say_what_was_found(data: PhotoData, console: Console) -> None:
         console.line(f"Left out {len(data.left_out)} files:")
         for item in data.left_out:
             console.line(f"  {item.file}: {item.reason}")
+    if data.together:
+        console.line(
+            f"{data.together} photos look like others of their class: such stay in one split"
+        )
     if data.alike:
         console.line(f"{len(data.alike)} photos look like one in another split, which flatters:")
         for pair in data.alike[:_NAMED]:

@@ -134,13 +134,15 @@ def fit_probe(
     penalties: Sequence[float] = PENALTIES,
     weights: Floats | None = None,
     solve: Solver = fit_head,
+    units: Ints | None = None,
 ) -> Probe:
     """The head with the penalty of lowest out-of-fold loss, fitted to all photos.
 
     `penalties`: from strong to weak; the search ends where the loss rises again.
     features [n, views, F]: the views of a photo stay in one fold, and are all trained on; judged is
     the first, which is what the server sees. labels [n]. weights [n]: of the photos in the loss
-    that is lowered, and in that which chooses the penalty; None for equal ones.
+    that is lowered, and in that which chooses the penalty; None for equal ones. units [n]: of
+    photos that stay in one fold, as those of one scene must; None for each by itself.
 
     Where there are fewer rows than columns, fit_head works in the space that the rows span: the
     penalised weights lie in it, so the heads are the same, and each step costs less. Other solvers
@@ -150,7 +152,7 @@ def fit_probe(
     shares = np.ones(len(labels)) if weights is None else weights
     basis = _span(_rows(features)) if solve is fit_head else None
     features = features @ basis if basis is not None else features
-    folds = stratified_folds(labels, _FOLDS, generator)
+    folds = stratified_folds(labels, _FOLDS, generator, units)
     heads: list[Head | None] = [None] * _FOLDS
     best_loss, best_penalty, best_logits = math.inf, penalties[0], np.empty((0, 0))
     for penalty in penalties:

@@ -1,32 +1,77 @@
 """Stratified splits, and even samples: pure functions."""
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
 
-def hold_out(labels: Ints, fraction: float, generator: np.random.Generator, leave: int = 1) -> Ints:
+def units_of(labels: Ints, groups: Ints) -> Ints:
+    """For each item the number of the unit that it is dealt out with: those of its group and class.
+
+    A group that makes up more than a third of a class is taken apart there: else there might be
+    nothing of the class left, or a fold would have to tell what no other one has seen.
+    """
+    _, units, sizes = np.unique(
+        np.column_stack([labels, groups]), axis=0, return_inverse=True, return_counts=True
+    )
+    units = units.reshape(-1)  # NumPy 2.0 alone gives it another shape
+    large = 3 * sizes[units] > np.bincount(labels)[labels]
+    return np.where(large, len(sizes) + np.arange(len(labels)), units)
+
+
+def hold_out(
+    labels: Ints,
+    fraction: float,
+    generator: np.random.Generator,
+    leave: int = 1,
+    units: Ints | None = None,
+) -> Ints:
     """Ascending indices of about `fraction` of each class: at least one, and `leave` are left.
 
-    Every class in `labels` must occur at least 1 + `leave` times.
+    Every class in `labels` must occur at least 1 + `leave` times. Of `units` [n], where they are
+    given, a class must have as many: they are taken whole, those that fit, or else the smallest.
     """
     held = []
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+        members = generator.permutation(np.flatnonzero(labels == label))
         count = min(max(1, round(len(members) * fraction)), len(members) - leave)
-        held.append(generator.permutation(members)[:count])
+        if units is None:
+            held.append(members[:count])
+            continue
+        taken = _whole(units[members].tolist(), count, leave)
+        held.append(members[np.isin(units[members], taken)])
     return np.sort(np.concatenate(held))
 
 
-def stratified_folds(labels: Ints, folds: int, generator: np.random.Generator) -> Ints:
-    """The fold 0 ... folds-1 of each item; a class is spread evenly, and so is the remainder."""
+def _whole(units: list[int], count: int, leave: int) -> list[int]:
+    """Units in the order in which they come, of `count` items in all at most; `leave` are left."""
+    sizes = Counter(units)  # in the order in which they come
+    taken: list[int] = []
+    for unit, size in sizes.items():
+        if size <= count and len(taken) < len(sizes) - leave:
+            taken.append(unit)
+            count -= size
+    return taken or [min(sizes, key=sizes.__getitem__)]
+
+
+def stratified_folds(
+    labels: Ints, folds: int, generator: np.random.Generator, units: Ints | None = None
+) -> Ints:
+    """The fold 0 ... folds-1 of each item; a class is spread evenly, and so is the remainder.
+
+    units [n]: what stays in one fold; None for each item by itself.
+    """
     fold = np.empty(len(labels), dtype=np.int64)
     dealt = 0
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
-        fold[members] = (dealt + np.arange(len(members))) % folds
-        dealt += len(members)
+        of = members if units is None else units[members]
+        order = {unit: i for i, unit in enumerate(dict.fromkeys(of.tolist()))}
+        fold[members] = (dealt + np.array([order[unit] for unit in of.tolist()])) % folds
+        dealt += len(order)
     return fold
 
 

@@ -1,25 +1,30 @@
-"""The same picture in other bytes is found across splits; other pictures are not."""
+"""The same picture in other bytes is found, and kept together; other pictures are not."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
-from trainer import data
+from trainer import near_duplicates
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
-from trainer.data import PhotoData, Progress, load_data
-from trainer.near_duplicates import near_duplicates, thumbnail
-from trainer.pictures import Photo
+from trainer.data import PhotoData, load_data
+from trainer.near_duplicates import Progress, groups_alike, thumbnail
 from trainer.tree import find_files
 
 
-def load(folder: Path, progress: Progress = lambda items, *_: items) -> PhotoData:
-    config = TrainConfig(data=str(folder), name="x", size=64)
+def as_they_come(items, *_):
+    return items
+
+
+def load(folder: Path, progress: Progress = as_they_come, seed: int = 0) -> PhotoData:
+    config = TrainConfig(data=str(folder), name="x", size=64, seed=seed)
     spec = Preprocessing(size=64, interpolation="bilinear")
     return load_data(config, find_files(folder), spec, progress)
 
@@ -70,7 +75,7 @@ def test_crops_are_found_on_either_side(tmp_path: Path, share: float, mirrored: 
 def test_a_long_search_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn = cartoons(tmp_path)
     drawn["train/dogs/1.jpg"].save(tmp_path / "test/dogs/again.jpg", quality=70)
-    monkeypatch.setattr(data, "_COMPARED_AT_ONCE", 2)
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", 20)
     said: list[tuple[str, int, int]] = []
 
     def progress(items, title, total):
@@ -80,7 +85,7 @@ def test_a_long_search_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 
     (pair,) = load(tmp_path, progress).alike
     assert (pair.one.file, pair.other.file) == ("test/dogs/again.jpg", "train/dogs/1.jpg")
-    assert [title for title, _, _ in said] == ["Opening photos", "Comparing splits"]
+    assert [title for title, _, _ in said] == ["Opening photos", "Comparing photos"]
     assert all(came == total for _, came, total in said) and said[1][2] > 3
 
 
@@ -108,20 +113,69 @@ def test_real_photos_cropped_and_mirrored_are_found_and_others_are_not(shared_da
         buffer = io.BytesIO()
         ImageOps.mirror(cut.convert("RGB")).save(buffer, "JPEG", quality=85)
         cropped.append(preprocess(buffer.getvalue(), spec))
-    small = {
-        f"{kind} {i}": thumbnail(picture)
-        for kind, pictures in (*squares.items(), ("crop", cropped))
-        for i, picture in enumerate(pictures)
+    kinds = (*squares.items(), ("crop", cropped))
+    names = [f"{kind} {i}" for kind, pictures in kinds for i in range(len(pictures))]
+    small = np.stack([thumbnail(picture) for _, pictures in kinds for picture in pictures])
+    alike = {
+        name: names[first]
+        for name, first in zip(names, groups_alike(small, as_they_come), strict=True)
+        if name != names[first]
     }
-    photos = [Photo(path=Path(name), file=name, label=0, digest=name) for name in small]
-    of = {
-        kind: [photo for photo in photos if photo.file.startswith(kind)]
-        for kind in ("train", "test", "crop")
-    }
-    found = near_duplicates(of["crop"], of["train"], small)
-    right = [p for p in found if int(p.other.file[6:]) == 7 * int(p.one.file[5:])]
-    assert len(right) == len(found) >= 0.9 * len(cropped)
-    assert near_duplicates(of["test"], of["train"], small) == []
+    right = [n for n, first in alike.items() if first == f"train {7 * int(n.split()[1])}"]
+    assert sorted(alike) == sorted(right)
+    assert len(right) >= 0.9 * len(cropped)
+
+
+def bursts(folder: Path, *, of: int, each: int) -> None:
+    """Per class `of` drawings, each saved in `each` sizes and qualities."""
+    for species in ("cats", "dogs"):
+        (folder / species).mkdir(parents=True)
+        for n in range(of):
+            drawn = draw_cartoon(species, Random(f"{species} {n}"))
+            for k in range(each):
+                smaller = drawn.resize((drawn.width - 9 * k, drawn.height - 9 * k))
+                smaller.save(folder / species / f"{n}-{k}.jpg", quality=90 - 7 * k)
+
+
+def in_one_split(data: PhotoData) -> Iterator[bool]:
+    """For each drawing."""
+    splits: dict[str, set[str]] = {}
+    for split, photos in data.splits.items():
+        for photo in photos:
+            splits.setdefault(photo.file.partition("-")[0], set()).add(split)
+    return (len(of) == 1 for of in splits.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pictures_that_are_alike_stay_in_one_split_and_in_one_fold(tmp_path: Path, seed: int):
+    bursts(tmp_path, of=12, each=3)
+    data = load(tmp_path, seed=seed)
+    assert all(in_one_split(data))
+    assert data.alike == () and data.together == 72
+    assert all(len(photos) >= 6 for photos in data.splits.values())
+    dealt = data.splits["train"] + data.splits["val"]
+    of_unit: dict[int, set[str]] = {}
+    for photo, unit in zip(dealt, data.units(dealt).tolist(), strict=True):
+        of_unit.setdefault(unit, set()).add(photo.file.partition("-")[0])
+    assert all(len(drawings) == 1 for drawings in of_unit.values())
+    assert len(of_unit) == len(dealt) / 3
+
+
+def test_a_class_of_one_picture_is_split_all_the_same_and_that_is_told(tmp_path: Path):
+    bursts(tmp_path, of=1, each=8)
+    data = load(tmp_path)
+    assert all(data.splits.values())
+    assert data.together == 0
+    held_out = len(data.splits["test"]) + len(data.splits["val"])
+    assert len({pair.one.file for pair in data.alike}) == held_out
+
+
+def test_among_very_many_photos_whole_pictures_are_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bursts(tmp_path, of=12, each=2)
+    monkeypatch.setattr(near_duplicates, "_MANY", 10)
+    assert all(in_one_split(load(tmp_path)))
 
 
 def test_different_pictures_are_not(tmp_path: Path):

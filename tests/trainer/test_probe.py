@@ -116,6 +116,21 @@ def test_views_are_trained_on_and_the_first_is_judged():
     assert np.mean(probe.out_of_fold.argmax(1) == labels) > 0.8
 
 
+def test_photos_of_one_scene_are_judged_by_a_head_that_has_seen_none_of_it():
+    """Else each row would be told by its twin, whatever is to be learnt."""
+    generator = np.random.default_rng(0)
+    x = np.repeat(generator.normal(0, 1, (40, 1, 200)), 2, axis=0)
+    labels = np.repeat(generator.permutation(np.arange(40) % 2), 2)
+    scenes = np.arange(40).repeat(2)
+
+    def accuracy(units: np.ndarray | None) -> float:
+        found = fit_probe(x, labels, 2, np.random.default_rng(0), (1e-4,), units=units)
+        return float(np.mean(found.out_of_fold.argmax(1) == labels))
+
+    assert accuracy(None) > 0.8
+    assert accuracy(scenes) < 0.7
+
+
 def test_with_fewer_photos_than_columns_the_head_is_the_same():
     generator = np.random.default_rng(0)
     labels = np.arange(24) % 3
