@@ -1,6 +1,7 @@
 """From files to labelled splits of photos: the data set of one training run."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from trainer.tree import SPLITS, Found, labels_of
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicate:
-    """Two photos of different splits that show the same picture."""
+    """Two photos of different splits or labels that show the same picture."""
 
     one: Photo
     other: Photo
@@ -34,6 +35,7 @@ class PhotoData:
     groups: dict[str, int]  # digest -> of the photos that show the same picture
     together: int  # photos that are in one split with another that looks like them, by our choice
     alike: tuple[NearDuplicate, ...]  # across splits
+    at_odds: tuple[NearDuplicate, ...]  # under two labels
     squares: Pictures  # as the server would see them
 
     def targets(self, split: str) -> Ints:
@@ -106,6 +108,7 @@ def load_data(
         groups=groups,
         together=together,
         alike=tuple(_across(splits, groups)),
+        at_odds=tuple(_at_odds(splits, groups)),
         squares=squares,
     )
 
@@ -121,6 +124,17 @@ def _across(
         for photo in splits[one]:
             if (like := first.get(groups[photo.digest])) is not None:
                 yield NearDuplicate(one=photo, other=like)
+
+
+def _at_odds(
+    splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
+) -> Iterator[NearDuplicate]:
+    """Each photo that looks like one of another class, with the first of that picture."""
+    first: dict[int, Photo] = {}
+    for photo in itertools.chain(*splits.values()):
+        like = first.setdefault(groups[photo.digest], photo)
+        if like.label != photo.label:
+            yield NearDuplicate(one=photo, other=like)
 
 
 def _units(photos: Sequence[Photo], groups: dict[str, int]) -> Ints:

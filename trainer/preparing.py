@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.compiler import require_compiler
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.data import PhotoData, load_data
+from trainer.data import NearDuplicate, PhotoData, load_data
 from trainer.distributed import World
 from trainer.exporter import Exporter
 from trainer.heads import initialise_head
@@ -180,9 +181,15 @@ def _say_what_was_found(data: PhotoData, console: Console) -> None:
         console.line(
             f"{data.together} photos look like others of their class: such stay in one split"
         )
-    if data.alike:
-        console.line(f"{len(data.alike)} photos look like one in another split, which flatters:")
-        for pair in data.alike[:_NAMED]:
-            console.line(f"  {pair.one.file} and {pair.other.file}")
-        if len(data.alike) > _NAMED:
-            console.line(f"  and {len(data.alike) - _NAMED} more; training.json will name them all")
+    _name(data.alike, "look like one in another split, which flatters:", console)
+    _name(data.at_odds, "look like one of another class, so one label may be wrong:", console)
+
+
+def _name(pairs: Sequence[NearDuplicate], what: str, console: Console) -> None:
+    if not pairs:
+        return
+    console.line(f"{len(pairs)} photos {what}")
+    for pair in pairs[:_NAMED]:
+        console.line(f"  {pair.one.file} and {pair.other.file}")
+    if len(pairs) > _NAMED:
+        console.line(f"  and {len(pairs) - _NAMED} more; training.json will name them all")

@@ -130,7 +130,8 @@ def _publish_or_keep(
 def training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> str:
     """How the weights came about, epoch by epoch; null where a figure is no number."""
     value = dataclasses.asdict(fitted) | {"ece_without_temperature": uncalibrated_ece}
-    value["alike"] = [[pair.one.file, pair.other.file] for pair in data.alike]  # across splits
+    for key, pairs in (("alike", data.alike), ("at_odds", data.at_odds)):
+        value[key] = [[pair.one.file, pair.other.file] for pair in pairs]
     # Before any step there is no loss, and one too large for a number is none; JSON has no nan.
     value["history"] = [
         {k: v if v is None or math.isfinite(v) else None for k, v in epoch.items()}

@@ -170,6 +170,13 @@ def test_a_class_of_one_picture_is_split_all_the_same_and_that_is_told(tmp_path:
     assert len({pair.one.file for pair in data.alike}) == held_out
 
 
+def test_the_same_picture_under_two_labels_is_told(tmp_path: Path):
+    drawn = cartoons(tmp_path)
+    drawn["train/cats/5.jpg"].save(tmp_path / "train/dogs/again.jpg", quality=70)
+    (pair,) = load(tmp_path).at_odds
+    assert {pair.one.file, pair.other.file} == {"train/cats/5.jpg", "train/dogs/again.jpg"}
+
+
 def test_among_very_many_photos_whole_pictures_are_still_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

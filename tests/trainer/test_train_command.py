@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,7 @@ from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
 from trainer.backbones import WEIGHTS, build, load_version, version_state
+from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
 from trainer.data import load_data
 from trainer.optimizers import OPTIMIZERS
@@ -202,6 +204,29 @@ def test_weights_of_a_version_that_knows_the_test_photos_are_said(
     assert main(["--data", str(trained.photos), "--seed", str(seed), *flags]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert ("of 18 test photos have the names of photos that the net in" in said) == (seed == 1)
+
+
+def test_photos_that_look_alike_are_kept_together_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    photos = tmp_path / "photos"
+    for species in ("cats", "dogs"):
+        (photos / species).mkdir(parents=True)
+        for n in range(8):
+            drawn = draw_cartoon(species, Random(f"{species} {n}"))
+            drawn.save(photos / species / f"{n}.jpg")
+            if species == "cats" and n < 2:
+                drawn.save(photos / "cats" / f"{n}-again.jpg", quality=60)
+    drawn.save(photos / "cats" / "wrong.jpg", quality=60)
+    flags = ("--name", "pets", *SCRATCH, "--epochs", "1", "--checkpoints", "none")
+    assert main(["--data", str(photos), "--out", str(tmp_path / "models"), *flags]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 photos look like others of their class: such stay in one split" in said
+    assert "1 photos look like one of another class, so one label may be wrong:" in said
+    training = json.loads((tmp_path / "models/pets/1/training.json").read_text())
+    (odd,) = training["at_odds"]
+    assert sorted(odd) == ["cats/wrong.jpg", "dogs/7.jpg"]
+    assert training["alike"] in ([], [odd], [odd[::-1]])
 
 
 def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
