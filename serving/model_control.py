@@ -17,11 +17,10 @@ from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThreads
+from serving.loaded_version import LoadedVersion, load_version
 from serving.loading import (
     LoadedModel,
-    LoadedVersion,
     Wanted,
-    load_version,
     update_model,
     with_version,
     without_versions,

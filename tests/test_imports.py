@@ -50,6 +50,7 @@ CORE = {
     "golden",
     "gpu_settings",
     "inference_thread",
+    "loaded_version",
     "loading",
     "observed_run",
     "onnxfile",
