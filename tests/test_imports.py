@@ -64,6 +64,7 @@ CORE = {
     "turns",
     "version_policy",
     "wire_format",
+    "wishes",
     *CONTRACTS,
 }
 SERVING_NEEDS = {
