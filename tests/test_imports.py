@@ -14,6 +14,7 @@ CONTRACTS = {
     *(
         "durable",
         "errors",
+        "folders",
         "jpeg_scans",
         "layout",
         "modelspec",
@@ -27,6 +28,7 @@ CONTRACTS = {
 CONTRACT_ARROWS = {
     "durable": {"whole_file"},
     "errors": set(),
+    "folders": set(),
     "jpeg_scans": set(),
     "layout": {"errors", "modelspec"},
     "modelspec": {"errors"},
