@@ -43,7 +43,7 @@ def update_model(
 
     What is loaded is not loaded again, and stays if its files are altered or gone, or if nothing
     that is wanted can be served: it goes only when others take its place. A refused version,
-    whatever was raised, is tried again once its files have changed, and after RETRY_WAITS_S.
+    whatever was raised, is tried again once its files have changed, and from time to time.
     Raises Unavailable or OSError where the repository can't be read.
     """
     look = _Look(repository, name, load, wanted, before)
