@@ -27,7 +27,7 @@ from serving.client_messages import (
     retry_after_s,
     several,
 )
-from serving.client_stream import StreamState, ended_early, is_too_large
+from serving.client_stream import StreamState, after_end, ended_early
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
@@ -141,14 +141,11 @@ class AsyncClient:
                         lost = exception_of(code, details, self.address, retry_after_s(error))
                     finally:
                         call.cancel()
-                    dropped = outbox.drop_largest() if is_too_large(code, lost) else None
-                    if dropped is not None:
-                        arrived.put_nowait(state.refuse(dropped, lost))
-                    if outbox.finished:
-                        break
-                    again_s = outbox.lose(code) if dropped is None else 0.0
+                    refused, again_s = after_end(outbox, state, code, lost)
+                    if refused is not None:
+                        arrived.put_nowait(refused)
                     if again_s is None:
-                        raise lost
+                        break
                     await asyncio.sleep(again_s)
                 arrived.put_nowait(None)
             except Exception as error:

@@ -36,7 +36,7 @@ from serving.client_messages import (
     response_of,
     several,
 )
-from serving.client_stream import StreamState, ended_early, is_too_large
+from serving.client_stream import StreamState, after_end, ended_early
 from serving.hedging import hedged
 from serving.outbox import Outbox
 
@@ -169,14 +169,11 @@ class Client:
                         code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
                         code, lost = error.code(), exception_of_call(error, self.address)
-                    dropped = outbox.drop_largest() if is_too_large(code, lost) else None
-                    if dropped is not None:
-                        arrived.put(state.refuse(dropped, lost))
-                    if outbox.finished:
-                        break
-                    again_s = outbox.lose(code) if dropped is None else 0.0
+                    refused, again_s = after_end(outbox, state, code, lost)
+                    if refused is not None:
+                        arrived.put(refused)
                     if again_s is None:
-                        raise lost
+                        break
                     ended.wait(again_s)
                 arrived.put(None)
             except Exception as error:

@@ -1,6 +1,7 @@
 """The bookkeeping of a stream of photos, shared by the blocking and the asyncio client."""
 
 import time
+from typing import Any
 
 import grpc
 
@@ -14,6 +15,7 @@ from serving.errors import (
     PawprintError,
     Unavailable,
 )
+from serving.outbox import Outbox
 
 # A message over the server's limit ends the stream, and all in flight is sent again: so what no
 # server takes unless told otherwise (`serve --max-message-mib`, 64) is not sent.
@@ -89,10 +91,24 @@ class StreamState:
         return _refused(index, str(error), latency_s)
 
 
-def is_too_large(code: grpc.StatusCode, lost: PawprintError) -> bool:
-    """Whether a stream was ended by a message over the server's limit: the largest that has no
-    answer is one, maybe not the only one. See exception_of."""
-    return code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(lost, InvalidRequest)
+def after_end(
+    outbox: Outbox[Any], state: StreamState, code: grpc.StatusCode, lost: PawprintError
+) -> tuple[StreamedResult | None, float | None]:
+    """A stream has ended: the result of a photo that has ended it, as too large, if one has; and in
+    how many seconds to open the next one, None: all is answered.
+
+    Raises `lost` where there is no sense in another.
+    """
+    # Then the largest that has no answer is over the server's limit, maybe not it alone.
+    too_large = code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(lost, InvalidRequest)
+    dropped = outbox.drop_largest() if too_large else None
+    refused = None if dropped is None else state.refuse(dropped, lost)
+    if outbox.finished:
+        return refused, None
+    again_s = 0.0 if refused is not None else outbox.lose(code)
+    if again_s is None:
+        raise lost
+    return refused, again_s
 
 
 def ended_early(address: str) -> tuple[grpc.StatusCode, PawprintError]:

@@ -27,19 +27,15 @@ def new_folder(parent: Path, prefix: str) -> Path:
     return folder
 
 
-def open_to_readers(folder: Path) -> None:
-    """Let every user read what lies below, as a server often is another one than who trained;
-    some libraries make files that are their owner's alone."""
+def make_ready(folder: Path) -> None:
+    """For the rename that publishes it: all that lies below is on the disk, and every user may read
+    it, as a server often is another one than who trained; some libraries make files that are their
+    owner's alone."""
     for path in folder.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
         wanted = mode | (0o555 if path.is_dir() else 0o444)
         if mode != wanted:
             path.chmod(wanted)
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below, so that the rename that follows publishes all."""
-    for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 

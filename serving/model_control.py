@@ -8,8 +8,8 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from serving.batching import Batcher
@@ -17,11 +17,10 @@ from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
 from serving.inference_thread import InferenceThreads
+from serving.loaded_version import LoadedVersion, load_version
 from serving.loading import (
     LoadedModel,
-    LoadedVersion,
     Wanted,
-    load_version,
     update_model,
     with_version,
     without_versions,
@@ -35,6 +34,7 @@ from serving.unmet import unmet
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
+from serving.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ class ModelControl:
         self._changing = asyncio.Lock()
         self._models: dict[str, LoadedModel] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
-        self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
-        # Unloaded by the operator, with the digest of what it was, "" where that is not known.
-        self._barred: dict[tuple[str, int], str] = {}
+        self._wishes = Wishes(repository)
         self.troubles = Troubles()
         self._unmet: list[str] = []
         self._restarts: set[asyncio.Task[None]] = set()
@@ -184,11 +182,10 @@ class ModelControl:
                 here &= {int(reference) if reference.isdecimal() else 0}
             if not here:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
-            with self._forgotten_if_it_fails():
+            with self._wishes.forgotten_if_it_fails():
                 for version in here:
                     loaded = model.versions.get(version)
-                    self._barred[name, version] = loaded.digest if loaded else ""
-                    self._pinned.discard((name, version))
+                    self._wishes.bar(name, version, loaded.digest if loaded else "")
                 await self._change(name, functools.partial(without_versions, here, name))
             self._say_unmet()
             return tuple(self._models[name].versions)
@@ -210,21 +207,10 @@ class ModelControl:
 
     # --- one change at a time: the lock is held
 
-    @contextmanager
-    def _forgotten_if_it_fails(self) -> Iterator[None]:
-        """An operator's wish that has failed is not fulfilled later, unasked."""
-        pinned, barred = set(self._pinned), dict(self._barred)
-        try:
-            yield
-        except BaseException:
-            self._pinned, self._barred = pinned, barred
-            raise
-
     async def _pin(self, name: str, version: int) -> None:
         """Raises what the repository does, BrokenVersion."""
-        with self._forgotten_if_it_fails():
-            self._pinned.add((name, version))
-            self._barred.pop((name, version), None)
+        with self._wishes.forgotten_if_it_fails():
+            self._wishes.pin(name, version)
             await self._change(
                 name,
                 functools.partial(with_version, self._repository, name, version, self._load_engine),
@@ -347,7 +333,7 @@ class ModelControl:
 
     def _why_none(self, name: str) -> str:
         """Why nothing of a model is loaded."""
-        barred = sorted(version for model, version in self._barred if model == name)
+        barred = sorted(self._wishes.barred(name))
         unloaded = f"unloaded: {', '.join(map(str, barred))}; load them by number" if barred else ""
         refused = [refusal.reason for refusal in self._models[name].refused.values()]
         asked = f"the version policy is {self.settings.versions}"
@@ -385,26 +371,13 @@ class ModelControl:
             for kind, text in (("canary", self.settings.canary), ("shadow", self.settings.shadow))
         ]
         numbers = {int(s.reference) for s in splits if s and s.reference.isdecimal()}
-        pinned = {version for model, version in self._pinned if model == name}
-        barred = {
-            version
-            for (model, version), digest in self._barred.items()
-            if model == name and not self._is_another(name, version, digest)
-        }
         wanted = Wanted(
             policy=read_policy(self.settings.versions),
-            also=frozenset(numbers | pinned),
-            never=frozenset(barred),
+            also=frozenset(numbers | self._wishes.pinned(name)),
+            never=frozenset(self._wishes.barred_now(name)),
         )
         now = before or self._models.get(name, LoadedModel())
         return update_model(self._repository, name, self._load_engine, wanted, now)
-
-    def _is_another(self, name: str, version: int, digest: str) -> bool:
-        """Whether a version is not the one of that digest, but published under its number since."""
-        try:
-            return digest not in ("", self._repository.manifest_digest(name, version))
-        except (PawprintError, OSError):  # it is gone, or half there
-            return False
 
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings

@@ -1,10 +1,10 @@
 """Which photos the arguments of `classify` name."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from serving.errors import InvalidRequest
+from serving.folders import walk
 from serving.preprocess import ENDINGS
 
 
@@ -42,9 +42,7 @@ def is_photo(path: PurePosixPath) -> bool:
 
 
 def _photos_below(root: Path) -> Iterator[Path]:
-    """Links to folders are followed, but not in circles; each folder is looked through once.
-
-    Raises OSError for a folder that can't be read, but for one that was removed meanwhile, and a
+    """Raises OSError for a folder that can't be read, but for one that was removed meanwhile, and a
     disk's own lost+found, which is for root alone.
     """
 
@@ -56,24 +54,6 @@ def _photos_below(root: Path) -> Iterator[Path]:
             return
         raise error
 
-    seen = {_identity(folder) for folder in (root, *root.resolve().parents)} | {None}
-    for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        unseen = []
-        for name in sorted(folders):
-            identity = _identity(Path(parent, name))
-            if not name.startswith(".") and identity not in seen:
-                seen.add(identity)
-                unseen.append(name)
-        folders[:] = unseen
-        for path in (Path(parent, name) for name in files if is_photo(PurePosixPath(name))):
-            if path.is_file():
-                yield path
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """None if it was removed meanwhile."""
-    try:
-        status = folder.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+    for path in walk(root, refuse, upwards=lambda folder: None):
+        if is_photo(PurePosixPath(path.name)) and path.is_file():
+            yield path

@@ -9,14 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.durable import (
-    exchange,
-    new_folder,
-    open_to_readers,
-    replace_file,
-    sync,
-    sync_tree,
-)
+from serving.durable import exchange, make_ready, new_folder, replace_file, sync
 from serving.errors import (
     BrokenVersion,
     InvalidRequest,
@@ -262,8 +255,7 @@ class Repository:
             data = manifest.to_json().encode()
             (staging / MANIFEST).write_bytes(data)
             (staging / MANIFEST_DIGEST).write_bytes(digest_line(data))
-            open_to_readers(staging)
-            sync_tree(staging)
+            make_ready(staging)
             try:
                 os.rename(staging, self.root / name / str(version))
             except OSError:
@@ -313,8 +305,7 @@ class Repository:
             f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
         }
         (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
-        open_to_readers(staging)
-        sync_tree(staging)
+        make_ready(staging)
         if (folder / ANALYSIS).exists():
             exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
         else:

@@ -23,8 +23,6 @@ TIMEOUT_S = 30.0
 Answers = Sequence[Answer | InvalidImage]
 Ask = Callable[[ServedVersion, float], Awaitable[Answers]]  # version, deadline -> answers
 
-OUTCOMES = ("agreed", "differed", "failed", "skipped")
-
 
 class Shadowing:
     """Its methods belong to the event loop; `counts` may be read from any thread.

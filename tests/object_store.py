@@ -34,6 +34,11 @@ class ObjectStore:
     def environment(self) -> dict[str, str]:
         return self.environment_at(self.port)
 
+    def put_into(self, environment: pytest.MonkeyPatch) -> None:
+        """Into that of this process."""
+        for key, value in self.environment.items():
+            environment.setenv(key, value)
+
 
 def s3_environment(port: int) -> dict[str, str]:
     return {

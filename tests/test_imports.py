@@ -14,6 +14,7 @@ CONTRACTS = {
     *(
         "durable",
         "errors",
+        "folders",
         "jpeg_scans",
         "layout",
         "modelspec",
@@ -27,6 +28,7 @@ CONTRACTS = {
 CONTRACT_ARROWS = {
     "durable": {"whole_file"},
     "errors": set(),
+    "folders": set(),
     "jpeg_scans": set(),
     "layout": {"errors", "modelspec"},
     "modelspec": {"errors"},
@@ -50,6 +52,7 @@ CORE = {
     "golden",
     "gpu_settings",
     "inference_thread",
+    "loaded_version",
     "loading",
     "observed_run",
     "onnxfile",
@@ -63,6 +66,7 @@ CORE = {
     "turns",
     "version_policy",
     "wire_format",
+    "wishes",
     *CONTRACTS,
 }
 SERVING_NEEDS = {

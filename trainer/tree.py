@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.folders import walk
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
 
@@ -130,25 +131,15 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below, sorted, links to folders followed, but not in circles; a folder that can't
-    be read is an error, not an empty one."""
+    """All files below, sorted; a folder that can't be read is an error, not an empty one."""
 
     def refuse(error: OSError) -> None:
         raise InvalidData(f"{error.filename} can't be read: {error.strerror}")
 
-    paths: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    above = folder.resolve().parents
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        if Path(parent).resolve() in above:
-            raise InvalidData(f"{parent} leads back to a folder that it is a part of")
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(parent, name) for name in files if not name.startswith(".")]
+    def upwards(link: Path) -> None:
+        raise InvalidData(f"{link} leads back to a folder that it is a part of")
+
+    paths = sorted(walk(folder, refuse, upwards))
     for path in paths:
         try:
             str(path.relative_to(folder.parent)).encode()
@@ -157,4 +148,4 @@ def _files(folder: Path) -> list[Path]:
                 f"the name {os.fsencode(path)!r} is not UTF-8, and can't be written down with "
                 "the version; rename it"
             ) from error
-    return sorted(paths)
+    return paths

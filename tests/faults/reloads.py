@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from serving.client import AsyncClient  # noqa: E402
 from tests.conftest import start_server  # noqa: E402
+from tests.faults.process import resident_mib  # noqa: E402
 from tests.photos import jpeg  # noqa: E402
 from tests.tiny import build_version  # noqa: E402
 
@@ -48,11 +49,6 @@ def publisher(root: Path, model: Path | None) -> Callable[[int], int]:
     golden = {"images": images, "probabilities": probabilities, "logits": logits}
     labels = [f"label-{index}" for index in range(logits.shape[1])]
     return lambda seed: build_version(root, NAME, labels, side, model=data, golden=golden)
-
-
-def resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
 
 
 class Callers:

@@ -102,8 +102,7 @@ def store(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A bucket whose copies would lie on the small disk."""
     (tmp_path / "store").mkdir()
     with running_store(tmp_path / "store") as running:
-        for key, value in running.environment.items():
-            monkeypatch.setenv(key, value)
+        running.put_into(monkeypatch)
         monkeypatch.setenv("PAWPRINT_CACHE", str(disk / "cache"))
         yield running
 

@@ -13,13 +13,14 @@ import pyarrow.parquet as parquet
 import pytest
 
 from serving.batch_job import run_job
-from serving.batch_plan import Plan, Share, digest_of
+from serving.batch_plan import Plan, Share
 from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder, place
 from tests.conftest import ROOT, Running, ServerProcess
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
+from tests.serving.batch_jobs import plan_of, rows_of
 
 PHOTOS = 11
 
@@ -33,17 +34,6 @@ def photos(tmp_path: Path) -> Path:
     (folder / "07-broken.jpg").write_bytes(b"\xff\xd8 not a photo")
     (folder / "notes.txt").write_text("no photo")
     return folder
-
-
-def plan_of(source: Folder, part_photos: int = 4, **changes) -> Plan:
-    photos = source.photos()
-    settings = {"photos": "here", "model": "pets", "version": 1, "top_k": 2} | changes
-    return Plan(count=len(photos), digest=digest_of(photos), part_photos=part_photos, **settings)
-
-
-def rows_of(out: Path) -> list[dict]:
-    files = sorted(out.glob("part-*.parquet"))
-    return [row for file in files for row in parquet.read_table(file).to_pylist()]
 
 
 class Dying(Folder):
@@ -113,8 +103,7 @@ async def test_machines_share_the_parts(running: Running, photos: Path, tmp_path
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     (tmp_path / "store").mkdir()
     with running_store(tmp_path / "store") as running:
-        for key, value in running.environment.items():
-            monkeypatch.setenv(key, value)
+        running.put_into(monkeypatch)
         yield running
 
 

@@ -10,17 +10,17 @@ from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-import pyarrow.parquet as parquet
 import pytest
 
 from serving.batch_job import first_error, run_job
-from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
+from serving.batch_plan import PART_PHOTOS, Share, agree
 from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder
 from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
+from tests.serving.batch_jobs import plan_of, rows_of
 from tests.serving.held_model import HeldModel
 from tests.tiny import build_version
 
@@ -34,29 +34,11 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def plan_of(source: Folder, version: int = 1, part_photos: int = 4) -> Plan:
-    photos = source.photos()
-    return Plan(
-        photos=source.location,
-        count=len(photos),
-        digest=digest_of(photos),
-        model="pets",
-        version=version,
-        top_k=1,
-        part_photos=part_photos,
-    )
-
-
-def rows_of(out: Path) -> list[dict]:
-    files = sorted(out.glob("part-*.parquet"))
-    return [row for file in files for row in parquet.read_table(file).to_pylist()]
-
-
 async def job(address: str, source: Folder, out: Path, patience_s: float, version: int = 1) -> int:
     async with AsyncClient(address) as client:
         keys, share = list(source.photos()), Share()
         return await run_job(
-            *(client, plan_of(source, version), share, keys, source, Folder(out)),
+            *(client, plan_of(source, version=version), share, keys, source, Folder(out)),
             *(3, lambda photos: None),
             patience_s=patience_s,
         )
@@ -138,7 +120,7 @@ def test_a_version_that_is_no_longer_served_is_named_with_the_way_out(
 ) -> None:
     build_version(models, "pets", seed=2)
     source, out = Folder(photos), tmp_path / "out"
-    plan = plan_of(source, part_photos=PART_PHOTOS)
+    plan = plan_of(source, part_photos=PART_PHOTOS, top_k=1)
     agree(plan, Folder(out), version_given=True, labels=2)
     command = [sys.executable, "-m", "serving.classify", photos, "--out", out, "--address"]
     newer = start(models)  # the newest alone: version 2

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.batch_plan import PLAN, Plan, agree, digest_of
+from serving.batch_plan import PLAN, Plan, agree
 from serving.errors import InvalidRequest
 from serving.places import Folder, Place, place
 from serving.whole_file import replaced
 from tests.photos import jpeg
+from tests.serving.batch_jobs import plan_of
 
 LABELS = 3
 
@@ -22,12 +23,6 @@ def photos(tmp_path: Path) -> Folder:
     for n in range(3):
         (tmp_path / f"photos/{n}.jpg").write_bytes(jpeg(seed=n))
     return Folder(tmp_path / "photos")
-
-
-def plan_of(source: Place, **changes) -> Plan:
-    photos = source.photos()
-    settings = {"photos": "here", "model": "pets", "version": 1, "top_k": 2, "part_photos": 2}
-    return Plan(count=len(photos), digest=digest_of(photos), **settings | changes)
 
 
 def begin(wanted: Plan, out: Place, version_given: bool = False) -> Plan:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import loading
+from serving import loaded_version
 from serving.client import AsyncClient
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, NotFound
@@ -245,7 +245,7 @@ def test_a_refusal_that_passes_is_tried_again_with_the_same_files(
     assert list(now.versions) == [1] and reason in now.refused[2].reason
     assert update_model(repository, "pets", load, wanted, now) == now
     assert attempts == [2, 1]  # the wait is not over
-    monkeypatch.setattr(loading, "RETRY_WAITS_S", (0.0,))
+    monkeypatch.setattr(loaded_version, "RETRY_WAITS_S", (0.0,))
     now = update_model(repository, "pets", load, wanted, LoadedModel(versions=now.versions))
     assert now.refused[2].attempts == 1
     now = update_model(repository, "pets", load, wanted, now)
@@ -264,7 +264,7 @@ def test_a_refusal_is_said_once_and_waits_longer_each_time(
     def load(name: str, version: int) -> Engine:
         return load_engine(repository, name, version, device="cpu", cores=1)
 
-    monkeypatch.setattr(loading, "RETRY_WAITS_S", (0.0, 0.0, 100.0))
+    monkeypatch.setattr(loaded_version, "RETRY_WAITS_S", (0.0, 0.0, 100.0))
     now = LoadedModel()
     for attempt in (1, 2, 3, 3, 3):
         now = update_model(repository, "pets", load, wanted, now)

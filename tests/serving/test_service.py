@@ -24,7 +24,7 @@ from tests.serving.test_preprocess import bomb
 from tests.tiny import build_version, logits_of, softmax
 
 Code = grpc.StatusCode
-KIB, MIB = 1024, 1024 * 1024
+MIB = 1024 * 1024
 
 
 @pytest.fixture

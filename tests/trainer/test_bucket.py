@@ -26,8 +26,7 @@ def test_train_and_analyze_in_a_bucket(
 
     place = f"s3://{BUCKET}/trained"
     with running_store(tmp_path) as store:
-        for key, value in store.environment.items():
-            monkeypatch.setenv(key, value)
+        store.put_into(monkeypatch)
         monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
         data = f"s3://{BUCKET}/photos"
         assert make_shards(["--data", str(photos(per_class=12)), "--out", data]) == 0

@@ -133,8 +133,7 @@ def test_the_table_of_a_bucket_lies_where_it_is_said(
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     place = f"s3://{BUCKET}/compared"
     with running_store(tmp_path) as store:
-        for key, value in store.environment.items():
-            monkeypatch.setenv(key, value)
+        store.put_into(monkeypatch)
         monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
         arguments = [
             *("--data", photos(per_class=12), "--name", "shapes", "--out", place, "--size", 32),

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from serving.repository import Repository
-from tests.tiny import build_version
+from tests.tiny import build_version, softmax
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.backbones import build, version_state
@@ -21,11 +21,6 @@ from trainer.train import main
 SCRATCH = ("--backbone", "tiny", "--weights", "none", "--size", "32", "--epochs", "1")
 
 LABELS = ("discs", "squares")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def test_the_loss_is_that_of_hinton():

@@ -32,8 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for i in range(5):
         (photos / "discs" / f"large{i}.jpg").write_bytes(os.urandom(400_000))
     with running_store(folder) as store, pytest.MonkeyPatch.context() as patch:
-        for key, value in store.environment.items():
-            patch.setenv(key, value)
+        store.put_into(patch)
         command = ["--data", str(photos), "--out", _SHARDS, "--shard-mb", "1"]
         assert make_shards(command) == 0
         yield photos

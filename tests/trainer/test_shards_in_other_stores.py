@@ -27,8 +27,7 @@ def test_photos_are_those_of_the_folder_until_a_shard_is_replaced(
         "az": lambda: running_azure_store(tmp_path, pytestconfig.cache),
     }
     with starting[scheme]() as store:
-        for key, value in store.environment.items():
-            monkeypatch.setenv(key, value)
+        store.put_into(monkeypatch)
         monkeypatch.setattr(fsspec.config, "conf", {})  # as a new process has it
         fsspec.config.set_conf_env(fsspec.config.conf)
         assert make_shards(["--data", str(photos), "--out", place]) == 0

@@ -1,0 +1,40 @@
+"""The files below a folder: their names, nothing is opened."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def walk(
+    root: Path, refuse: Callable[[OSError], None], upwards: Callable[[Path], None]
+) -> Iterator[Path]:
+    """In no order, but for hidden ones. Links to folders are followed, not in circles: each folder
+    is looked through once, by the first of its names.
+
+    refuse: told of a folder that can't be read; upwards: of a link to a folder that `root` lies in.
+    What they raise ends it; else such a folder is passed over.
+    """
+    above = {_identity(folder) for folder in root.resolve().parents}
+    seen: set[tuple[int, int] | None] = {None}
+    for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        shown = [Path(parent, name) for name in sorted(folders) if not name.startswith(".")]
+        folders.clear()
+        identity = _identity(Path(parent))
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for folder in shown:
+            if _identity(folder) in above:
+                upwards(folder)
+            else:
+                folders.append(folder.name)
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """None if it was removed meanwhile."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

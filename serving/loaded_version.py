@@ -1,0 +1,122 @@
+"""Loads one version of a model, or says why it is refused."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+
+from serving.engine import Engine
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
+from serving.modelspec import RobustnessSummary, read_strictly
+from serving.repository import Repository
+
+log = logging.getLogger(__name__)
+
+# Until a refused version is tried again, though its files are the same; the last one ever after.
+# What stood against it may have passed: no descriptor was free, or no memory.
+RETRY_WAITS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
+
+Load = Callable[[str, int], Engine]  # name, version -> engine; raises BrokenVersion, NotFound
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedVersion:
+    engine: Engine
+    robustness: RobustnessSummary | None
+    stamp: Hashable  # see Repository.stamp
+    digest: str  # of its manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    reason: str
+    stamp: Hashable
+    attempts: int = field(default=1, compare=False)  # with this stamp
+    retry_at: float = field(compare=False)  # on the monotonic clock
+
+
+def load_version(repository: Repository, name: str, version: int, load: Load) -> LoadedVersion:
+    """Raises BrokenVersion, NotFound, Unavailable."""
+    repository.check_version(name, version)
+    # Before it is loaded: another that comes meanwhile must not pass for it.
+    stamp, digest = repository.stamp(name, version), repository.manifest_digest(name, version)
+    return LoadedVersion(
+        engine=load(name, version),
+        robustness=read_robustness(repository, name, version),
+        stamp=stamp,
+        digest=digest,
+    )
+
+
+def load_or_refuse(
+    repository: Repository, name: str, version: int, load: Load, earlier: Refusal | None
+) -> LoadedVersion | Refusal:
+    """earlier: of the version; it stays for as long as its files do and its time has not come.
+
+    Raises Unavailable or OSError where the repository can't be read.
+    """
+    stamp = repository.stamp(name, version)
+    if earlier is not None and earlier.stamp != stamp:
+        earlier = None
+    if earlier is not None and time.monotonic() < earlier.retry_at:
+        return earlier
+    try:
+        return load_version(repository, name, version, load)
+    except Unavailable:
+        raise
+    except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+        return _refusal(name, version, error, stamp, earlier)
+
+
+def _refusal(
+    name: str, version: int, error: Exception, stamp: Hashable, earlier: Refusal | None
+) -> Refusal:
+    """earlier: of the same files. Logged, unless that gave the same reason."""
+    expected = isinstance(error, (PawprintError, OSError))  # such as descriptors that ran out
+    told = isinstance(error, PawprintError)
+    reason = str(error) if told else f"{name}/{version} can't be loaded: {error!r}"
+    if earlier is None or earlier.reason != reason:
+        log.error("not served: %s", reason, exc_info=None if expected else error)
+    attempts = earlier.attempts + 1 if earlier else 1
+    wait_s = RETRY_WAITS_S[min(attempts, len(RETRY_WAITS_S)) - 1]
+    return Refusal(
+        reason=reason, stamp=stamp, attempts=attempts, retry_at=time.monotonic() + wait_s
+    )
+
+
+def read_robustness(repository: Repository, name: str, version: int) -> RobustnessSummary | None:
+    """The summary of a version's analysis; None if there is none, or none that can be read."""
+    try:
+        data = repository.read_analysis(name, version, "summary.json")
+        if data is None:
+            return None
+        return read_strictly(RobustnessSummary, json.loads(data), "summary.json")
+    except (BrokenVersion, ValueError) as error:
+        log.warning("%s/%d is served without its robustness summary: %s", name, version, error)
+        return None
+
+
+def refreshed(
+    repository: Repository, name: str, version: int, loaded: LoadedVersion, load: Load
+) -> LoadedVersion:
+    """With the analysis that has come since it was loaded; or another version, whole, that has
+    taken its number."""
+    stamp = repository.stamp(name, version)
+    if stamp in (loaded.stamp, ()):  # the same, or gone
+        return loaded
+    try:
+        if repository.manifest_digest(name, version) != loaded.digest:
+            log.warning("%s/%d is another one than before: it is loaded anew", name, version)
+            return load_version(repository, name, version, load)
+    except Unavailable:
+        raise
+    except Exception as error:  # what a damaged file or a full memory brings, nobody can say
+        log.error("%s/%d stays as it was loaded: %s", name, version, error)
+        broken = isinstance(error, BrokenVersion)  # all else may pass: it is tried again
+        return replace(loaded, stamp=stamp) if broken else loaded
+    try:
+        robustness = read_robustness(repository, name, version)
+    except NotFound:
+        robustness = None
+    return replace(loaded, robustness=robustness or loaded.robustness, stamp=stamp)
