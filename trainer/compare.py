@@ -49,6 +49,8 @@ def compare(
             published = train(config, console, world)
             if published is not None:
                 rows.append(_row(way, published.manifest, published.how))
+                done = rows[-1]  # said at once: what comes may fail
+                console.line(f"Published {done.version}: {done.trained}")
     if rows:
         _say(rows, console)
         path = root / f"{settings['name']}-comparison.json"

@@ -90,7 +90,8 @@ def extract(
             advance(len(batch), "")
     new = world.join(np.concatenate(parts))
     known.update(zip((p.digest for p in todo), new, strict=True))
-    advance(len(todo) - len(mine), "")
+    if others := len(todo) - len(mine):
+        advance(others, "")
     if todo and world.leads:
         cache.save(known)
     features = np.stack([known[photo.digest] for photo in photos])

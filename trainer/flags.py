@@ -38,7 +38,8 @@ examples:
 Every flag may also be set in the environment (PAWPRINT_TRAIN_EPOCHS=3) or in a TOML file given by
 --config; a flag wins over the environment, and that over the file.
 exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input or a place that can't
-be used, 75 a trouble that may pass (a bucket, a download, a full disk: try again), 130 interrupted
+be used, 75 a trouble that may pass (a bucket, a download, a full disk: try again), 130 interrupted;
+with --compare the ways that came before stay published
 """
 _HELP = {
     "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "

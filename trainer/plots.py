@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trainer.lettering import any_script, short_label
 from trainer.metrics import Floats, Ints, confusion_matrix, expected_calibration_error, reliability
@@ -34,7 +35,7 @@ def save_plots(
     """
     folder.mkdir()
     if len(history) > 1:
-        _save(_training(history), folder / "training.png")
+        _save(draw_training(history), folder / "training.png")
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
     _save(_confusion(matrix, labels), folder / "confusion.png")
     _save(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
@@ -44,7 +45,8 @@ def save_plots(
         _save(figure, folder / "mistakes.png")
 
 
-def _training(history: Sequence[Epoch]) -> Figure:
+def draw_training(history: Sequence[Epoch]) -> Figure:
+    """Losses, and all by which epochs are chosen."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, right = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
@@ -52,11 +54,15 @@ def _training(history: Sequence[Epoch]) -> Figure:
     loss.plot(epochs, [e.val_loss for e in history], "o-", label="val")
     right.plot(epochs[1:], [e.train_accuracy for e in history[1:]], "o-", label="train (augmented)")
     right.plot(epochs, [e.val_accuracy for e in history], "o-", label="val")
+    recall = [e.val_mean_recall for e in history if e.val_mean_recall is not None]
+    if recall:
+        right.plot(epochs, recall, "o-", label="val, mean recall")
     withstood = [e.val_robust_accuracy for e in history if e.val_robust_accuracy is not None]
     if withstood:
         right.plot(epochs, withstood, "o-", label="val, under attack")
-    _label(loss, "epoch", "loss, nats")
-    _label(right, "epoch", "accuracy")
+    for axes, name in ((loss, "loss, nats"), (right, "accuracy")):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
+        _label(axes, "epoch", name)
     return figure
 
 

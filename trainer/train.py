@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from trainer.results import Published
 
 _INTERRUPTED = "error: interrupted; nothing was published"
+_INTERRUPTED_AMONG_WAYS = "error: interrupted; what is done of the comparison stays published"
 
 
-@ends_when_interrupted(_INTERRUPTED)
 def main(arguments: Sequence[str] | None = None) -> int:
+    flags = vars(parser().parse_args(arguments))
+    last_words = _INTERRUPTED_AMONG_WAYS if flags["compare"] else _INTERRUPTED
+    with ends_when_interrupted(last_words):
+        return _train(flags, last_words)
+
+
+def _train(flags: dict[str, Any], last_words: str) -> int:
     # Threads of OpenMP that wait must sleep, not spin: on a machine that does other work as well,
     # spinning was measured to make training six times slower. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    flags = vars(parser().parse_args(arguments))
     as_json, file = (flags.pop(name) for name in ("json", "config"))
     as_comparison, rate_only = (flags.pop(name) for name in ("compare", "find_rate"))
     trials = flags.pop("tune")
@@ -77,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return status_of(error)
     except KeyboardInterrupt:
-        print(_INTERRUPTED, file=sys.stderr)
+        print(last_words, file=sys.stderr)
         return INTERRUPTED
     if published is None:
         return 0

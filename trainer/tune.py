@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from serving.errors import InvalidRequest, to_install
 from trainer.alone import alone
@@ -244,6 +245,7 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
     numbers, shares = zip(*sorted((at[n], share) for n, share in judged.items()), strict=True)
     axes.plot(numbers, shares, "o", label="trial")
     axes.step(numbers, np.maximum.accumulate(shares), where="post", label="best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=f"{_measure(run.config)} on val")
     axes.grid(alpha=0.3)
     axes.legend()

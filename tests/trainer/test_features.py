@@ -11,6 +11,7 @@ from tests.trainer.conftest import MakePhotos
 from trainer.activations import Activations
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
+from trainer.console import Console
 from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
 from trainer.features import extract, plain
@@ -51,6 +52,15 @@ def test_views_are_the_photo_as_served_and_its_mirror_image(
     assert features[:, 1] == pytest.approx(mirrored.numpy(), rel=1e-4, abs=1e-5)
     after = classifier.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())  # running statistics too
+
+
+def test_a_log_says_once_that_the_features_are_there(
+    data: PhotoData, classifier: Classifier, capsys: pytest.CaptureFixture[str]
+):
+    members = data.splits["train"]
+    with Console(to_stderr=False).bar("Features", len(members)) as advance:
+        extract(classifier, members, data.squares, no_cache(), advance)
+    assert capsys.readouterr().out.count(f"Features: {len(members)}/{len(members)}") == 1
 
 
 def test_plain_is_the_pixels_of_the_server_over_255(data: PhotoData):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.plots import save_plots
+from trainer.plots import draw_training, save_plots
+from trainer.training import Epoch
 
 LONG = "a very long name of a class that goes on and on"
 
@@ -38,3 +39,15 @@ def test_every_class_keeps_its_row_and_the_terminal_stays_quiet(
     rows = np.flatnonzero(blue.any(axis=1))
     assert rows[-1] - rows[0] > least / 2, "the matrix is not squeezed by its names"
     assert (tmp_path / "plots/mistakes.png").exists()
+
+
+def test_what_chose_the_epoch_is_drawn_too_at_whole_epochs():
+    history = [
+        Epoch(0, float("nan"), float("nan"), 1.1, 0.5, 0.25, 0.375),
+        Epoch(1, 0.9, 0.6, 1.0, 0.75, 0.5, 0.625),
+    ]
+    loss, right = draw_training(history).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    assert drawn["val"] == [0.5, 0.75] and drawn["val, under attack"] == [0.25, 0.5]
+    assert drawn["val, mean recall"] == [0.375, 0.625]
+    assert all(tick == int(tick) for axes in (loss, right) for tick in axes.get_xticks())

@@ -370,12 +370,12 @@ def test_a_net_that_has_learnt_nothing_from_scratch_is_called_so(
     assert "give it more of them, more --epochs or pre-trained --weights" in said.replace("\n", " ")
 
 
-def start(out: Path, data: Path, *, epochs: int, code: str) -> subprocess.Popen[str]:
+def start(out: Path, data: Path, *flags: str, epochs: int, code: str) -> subprocess.Popen[str]:
     """`train` in a process of its own, after `code`."""
     arguments = [*("--data", str(data), "--name", "shapes", "--out", str(out)), *SCRATCH]
     return subprocess.Popen(
         [sys.executable, "-c", f"{code}\nimport sys; from trainer.train import main\n"
-         "sys.exit(main(sys.argv[1:]))", *arguments, "--epochs", str(epochs)],
+         "sys.exit(main(sys.argv[1:]))", *arguments, "--epochs", str(epochs), *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -408,6 +408,23 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
     assert said == "error: interrupted; nothing was published\n"
     assert Repository(out).names() == [] and not list(out.glob("shapes/*"))
     assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
+
+
+def test_ctrl_c_does_not_deny_what_a_comparison_has_published(photos: MakePhotos, tmp_path: Path):
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out, weights = tmp_path / "models", ["--weights", str(tmp_path / "tiny.pth"), "--compare"]
+    with start(out, photos(per_class=8), *weights, code="", epochs=500) as process:
+        try:
+            for line in process.stdout:
+                if line.startswith("Epoch 1/"):
+                    break
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert said == "error: interrupted; what is done of the comparison stays published\n"
+    assert Repository(out).names() == ["shapes-frozen"]
 
 
 def test_killed_before_the_rename_nothing_is_there_to_be_served(photos: MakePhotos, tmp_path: Path):
