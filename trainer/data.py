@@ -12,6 +12,7 @@ import numpy as np
 from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.errors import InvalidData
+from trainer.known_photos import DIGESTS, short_digest
 from trainer.near_duplicates import Progress, groups_alike
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
@@ -59,14 +60,15 @@ class PhotoData:
         return Dataset(digest=digest.hexdigest(), counts=counts)
 
     def split_json(self) -> str:
-        """split -> label -> files, relative to the folder of photos."""
-        files = {
+        """split -> label -> files, relative to the folder of photos; and the photos' digests."""
+        files: dict[str, dict[str, list[str]]] = {
             split: {
                 label: [photo.file for photo in self.splits[split] if photo.label == i]
                 for i, label in enumerate(self.labels)
             }
             for split in SPLITS
         }
+        files[DIGESTS] = {split: [short_digest(p) for p in self.splits[split]] for split in SPLITS}
         return json.dumps(files, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -23,9 +23,9 @@ from trainer.data import NearDuplicate, PhotoData, load_data
 from trainer.distributed import World
 from trainer.exporter import Exporter
 from trainer.heads import initialise_head
+from trainer.known_photos import Split, count_known, split_beside
 from trainer.listing import find_photos
 from trainer.mlflow_run import MlflowRun
-from trainer.namesakes import Split, namesakes, split_beside
 from trainer.shards import is_shards
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
@@ -161,11 +161,11 @@ def decisive_settings(
 
 
 def _say_what_is_known(whom: str, split: Split, data: PhotoData, console: Console) -> None:
-    known = namesakes([photo.file for photo in data.splits["test"]], split)
+    known = count_known(data.splits["test"], split)
     if known:
         console.line(
-            f"Warning: {known} of {len(data.splits['test'])} test photos have the names of photos "
-            f"that {whom} learnt from; if they are those, the test flatters: "
+            f"Warning: {known} of {len(data.splits['test'])} test photos have the content or the "
+            f"names of photos that {whom} learnt from; if they are those, the test flatters: "
             "give both the same photos and --seed, or folders train, val and test"
         )
 

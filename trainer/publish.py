@@ -25,8 +25,8 @@ from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
+from trainer.known_photos import SPLIT
 from trainer.metrics import expected_calibration_error, softmax
-from trainer.namesakes import SPLIT
 from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.preparing import Run

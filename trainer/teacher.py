@@ -13,7 +13,7 @@ from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
 from trainer.backbones import load_version
-from trainer.namesakes import SPLIT, Split
+from trainer.known_photos import SPLIT, Split
 from trainer.pictures import Photo
 
 

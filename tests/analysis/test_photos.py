@@ -1,5 +1,6 @@
 """The photos that a version is judged on."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -53,7 +54,19 @@ def test_photos_that_the_version_may_have_been_trained_on_are_counted(tmp_path, 
 
     split = {"train": in_folder("train", trained), "val": {}, "test": in_folder("test", files[:3])}
     photos = load(tmp_path, tmp_path / "photos", split)
-    assert len(photos.files) == 12 and photos.namesakes == 6
+    assert len(photos.files) == 12 and photos.known == 6
+
+
+def test_photos_that_the_version_was_trained_on_are_known_under_other_names(tmp_path, files):
+    digests = [hashlib.sha256((tmp_path / "photos" / n).read_bytes()).hexdigest() for n in files]
+    split = split_of(files[:3], files[3:]) | {"digests": {"train": [d[:16] for d in digests[3:]]}}
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    for name in files:
+        photo = tmp_path / "moved" / name
+        photo.rename(photo.with_name(f"copy-{photo.name}"))
+    assert load(tmp_path, tmp_path / "moved", split).known == 9
+    before = split_of(files[:3], files[3:])  # of a version that has no digests
+    assert load(tmp_path / "before", tmp_path / "moved", before).known == 0
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

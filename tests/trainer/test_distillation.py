@@ -87,7 +87,7 @@ def test_a_published_version_teaches_and_the_manifest_says_so(photos: MakePhotos
     out = ("--out", str(models), *SCRATCH)
     assert main(["--data", str(folder), "--name", "small", "--teacher", "large", *out]) == 0
     assert (
-        "2 of 2 test photos have the names of photos that the teacher large/1 learnt"
+        "2 of 2 test photos have the content or the names of photos that the teacher large/1 learnt"
         in " ".join(capsys.readouterr().out.split())
     )
     configuration = Repository(models).manifest("small", 1).configuration

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from serving.modelspec import Manifest
 from serving.repository import Repository
 from trainer.errors import InvalidData
+from trainer.known_photos import SPLIT, count_known
 from trainer.listing import find_photos
-from trainer.namesakes import SPLIT, namesakes
 from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.tree import Found
@@ -28,7 +28,7 @@ class Photos:
     labels: npt.NDArray[np.int64]  # [n]
     digest: str  # sha256 over name, label and content of each
     left_out: tuple[LeftOut, ...]
-    namesakes: int  # photos with the name of one that the version was trained on
+    known: int  # photos that the version was trained on, as their content or names say
 
 
 def load_photos(
@@ -78,7 +78,7 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
-        namesakes=namesakes([photo.file for photo in photos], split),
+        known=count_known(photos, split),
     )
 
 

@@ -169,10 +169,10 @@ def _say_what_was_found(study: Study, console: Console) -> None:
         f"{len(photos.labels)} photos of {photos.folder}: {len(study.rows)} are attacked, {wrong} "
         "are wrong from the start and count as not robust"
     )
-    if photos.namesakes:
+    if photos.known:
         console.line(
-            f"Warning: {photos.namesakes} have the names of photos that the version was trained "
-            "on; if they are those, every figure flatters: give photos that it has not seen"
+            f"Warning: {photos.known} have the content or the names of photos that the version was "
+            "trained on; if they are those, every figure flatters: give photos that it has not seen"
         )
     for item in photos.left_out:
         console.line(f"left out: {item.file}: {item.reason}")
