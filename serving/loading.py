@@ -53,7 +53,7 @@ class LoadedModel:
 class Wanted:
     policy: VersionPolicy
     also: frozenset[int] = frozenset()  # whatever the policy says
-    never: frozenset[int] = frozenset()
+    never: frozenset[int] = frozenset()  # to be loaded from the repository
 
 
 def load_version(repository: Repository, name: str, version: int, load: Load) -> LoadedVersion:
@@ -85,10 +85,13 @@ def update_model(
     restarting: set[int] = set()
 
     def attempt(version: int) -> bool:
-        if version in wanted.never or version in refused:
-            return False
         if version in versions or version in restarting:
             return True
+        if version in wanted.never and version in before.versions:
+            versions[version] = before.versions[version]  # another, that had taken its number
+            return True
+        if version in wanted.never or version in refused:
+            return False
         if version in before.restarting and version in present:
             restarting.add(version)
             return True

@@ -496,6 +496,25 @@ async def test_an_unloaded_version_that_is_gone_bars_no_other_one_of_its_number(
         assert await versions(client) == (3,)
 
 
+async def test_what_took_the_number_of_an_unloaded_version_stays_where_its_files_go(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    third, away = models / "pets" / "3", models / "pets" / ".3"
+    third.rename(away)
+    assert build_version(models, "pets", seed=7) == 3
+    async with AsyncClient(running.address) as client:
+        await running.server.control.rescan()
+        shutil.rmtree(third)
+        await running.server.control.rescan()
+        assert await versions(client) == (3,) and await answering(client) == 3
+        answer = (await client.classify([jpeg()], model="pets")).results[0].labels
+        away.rename(third)  # the one that was unloaded is there again, and is not served
+        await running.server.control.rescan()
+        assert (await client.classify([jpeg()], model="pets")).results[0].labels == answer
+
+
 async def test_an_alias_of_an_unloaded_version_is_said(
     admin, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
