@@ -187,7 +187,11 @@ class ModelControl:
             with self._forgotten_if_it_fails():
                 for version in here:
                     loaded = model.versions.get(version)
-                    self._barred[name, version] = loaded.digest if loaded else ""
+                    self._barred[name, version] = (
+                        loaded.digest
+                        if loaded
+                        else await asyncio.to_thread(self._digest, name, version)
+                    )
                     self._pinned.discard((name, version))
                 await self._change(name, functools.partial(without_versions, here, name))
             self._say_unmet()
@@ -402,10 +406,15 @@ class ModelControl:
     def _is_another(self, name: str, version: int, digest: str) -> bool:
         """Whether a version is not the one of that digest, but published under its number since."""
         try:
-            return digest not in ("", self._repository.manifest_digest(name, version))
-        except (PawprintError, OSError):  # it is gone, or half there
-            return False
+            return self._repository.manifest_digest(name, version)
+        except (PawprintError, OSError):
+            return ""
 
+        there = self._digest(name, version)
+        return there != "" and digest not in ("", there)
+
+    def _digest(self, name: str, version: int) -> str:
+        """Of the version in the repository; "" if that can't be said."""
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings
         return load_engine(

@@ -515,6 +515,23 @@ async def test_what_took_the_number_of_an_unloaded_version_stays_where_its_files
         assert (await client.classify([jpeg()], model="pets")).results[0].labels == answer
 
 
+async def test_a_version_that_is_unloaded_while_it_restarts_bars_no_other_one_of_its_number(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    flip(models / "pets/3/model.onnx")  # so that it can't be made anew
+    running.server.control._restart_soon("pets", 3)
+    await until_served(running)
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    await running.server.control.rescan()
+    assert "pets" not in running.server.catalogue.models
+    shutil.rmtree(models / "pets/3")
+    assert build_version(models, "pets", seed=7) == 3
+    await running.server.control.rescan()
+    async with AsyncClient(running.address) as client:
+        assert await versions(client) == (3,) and await answering(client) == 3
+
+
 async def test_an_alias_of_an_unloaded_version_is_said(
     admin, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
