@@ -197,6 +197,11 @@ class ModelControl:
             self._say_unmet()
             return tuple(self._models[name].versions)
 
+    def close(self) -> None:
+        """Make no engine anew any longer."""
+        for restart in self._restarts:
+            restart.cancel()
+
     def states(self) -> list[VersionState]:
         """What has become of every version that was tried, by model and version."""
         return [
@@ -405,16 +410,16 @@ class ModelControl:
 
     def _is_another(self, name: str, version: int, digest: str) -> bool:
         """Whether a version is not the one of that digest, but published under its number since."""
-        try:
-            return self._repository.manifest_digest(name, version)
-        except (PawprintError, OSError):
-            return ""
-
         there = self._digest(name, version)
         return there != "" and digest not in ("", there)
 
     def _digest(self, name: str, version: int) -> str:
         """Of the version in the repository; "" if that can't be said."""
+        try:
+            return self._repository.manifest_digest(name, version)
+        except (PawprintError, OSError):
+            return ""
+
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings
         return load_engine(

@@ -671,6 +671,15 @@ async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -
             assert await answering(client) == 1
 
 
+async def test_an_engine_is_no_longer_made_anew_once_the_server_is_closed(models: Path) -> None:
+    async with running_server(models, control="explicit") as running:
+        flip(models / "pets/1/model.onnx")  # so that it can't be made anew
+        running.server.control._restart_soon("pets", 1)
+        await until(lambda: not running.server.catalogue.can_answer)
+    restarts = [task for task in asyncio.all_tasks() if "_restart" in repr(task)]
+    assert not restarts
+
+
 async def test_a_broken_engine_whose_version_is_gone_makes_room_for_an_older_one(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
