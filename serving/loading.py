@@ -41,7 +41,8 @@ class Refusal:
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     versions: dict[int, LoadedVersion] = field(default_factory=dict)  # ascending
-    restarting: frozenset[int] = frozenset()  # those whose engine is being made anew
+    # Those whose engine is being made anew, with the digest of what was loaded.
+    restarting: dict[int, str] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)  # to versions that are here
     default_version: int = 0  # 0: there is none
     refused: dict[int, Refusal] = field(default_factory=dict)
@@ -82,7 +83,7 @@ def update_model(
     present = repository.versions(name)
     versions: dict[int, LoadedVersion] = {}
     refused: dict[int, Refusal] = {}
-    restarting: set[int] = set()
+    restarting: dict[int, str] = {}
 
     def attempt(version: int) -> bool:
         if version in versions or version in restarting:
@@ -93,7 +94,7 @@ def update_model(
         if version in wanted.never or version in refused:
             return False
         if version in before.restarting and version in present:
-            restarting.add(version)
+            restarting[version] = before.restarting[version]
             return True
         if version in before.versions:
             loaded = before.versions[version]
@@ -150,7 +151,7 @@ def update_model(
         log.warning("%s: calls that name no version are answered by %d", name, default)
     return LoadedModel(
         versions=dict(sorted(versions.items())),
-        restarting=frozenset(restarting),
+        restarting=restarting,
         aliases=aliases,
         default_version=default,
         refused=refused,
@@ -191,7 +192,7 @@ def with_version(
 def without_versions(gone: Collection[int], name: str, before: LoadedModel) -> LoadedModel:
     """`before`, and all of it that stays."""
     versions = {v: loaded for v, loaded in before.versions.items() if v not in gone}
-    restarting = before.restarting.difference(gone)
+    restarting = {v: digest for v, digest in before.restarting.items() if v not in gone}
     aliases = {alias: v for alias, v in before.aliases.items() if v not in gone}
     default = _default(versions, restarting, aliases)
     if DEFAULT_ALIAS in before.aliases.keys() - aliases.keys():

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -67,7 +67,7 @@ class ModelControl:
         self._models: dict[str, LoadedModel] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._pinned: set[tuple[str, int]] = set()  # loaded by the operator
-        # Unloaded by the operator, with the digest of what it was, "" where that is not known.
+        # Unloaded by the operator, with the digest of what it was.
         self._barred: dict[tuple[str, int], str] = {}
         self.troubles = Troubles()
         self._unmet: list[str] = []
@@ -185,13 +185,9 @@ class ModelControl:
             if not here:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
             with self._forgotten_if_it_fails():
+                digests = model.restarting | {v: it.digest for v, it in model.versions.items()}
                 for version in here:
-                    loaded = model.versions.get(version)
-                    self._barred[name, version] = (
-                        loaded.digest
-                        if loaded
-                        else await asyncio.to_thread(self._digest, name, version)
-                    )
+                    self._barred[name, version] = digests[version]
                     self._pinned.discard((name, version))
                 await self._change(name, functools.partial(without_versions, here, name))
             self._say_unmet()
@@ -297,10 +293,9 @@ class ModelControl:
             if version not in model.versions:
                 return
             log.error("the engine of %s/%d fails again and again: it is made anew", name, version)
-            others = {v: loaded for v, loaded in model.versions.items() if v != version}
-            self._models[name] = replace(
-                model, versions=others, restarting=model.restarting | {version}
-            )
+            others = dict(model.versions)
+            restarting = model.restarting | {version: others.pop(version).digest}
+            self._models[name] = replace(model, versions=others, restarting=restarting)
             del model, others
             await self._publish()
         for wait_s in itertools.chain(RESTART_WAITS_S, itertools.repeat(RESTART_WAITS_S[-1])):
@@ -320,7 +315,7 @@ class ModelControl:
                     self._models[name] = replace(
                         model,
                         versions=dict(sorted({**model.versions, version: loaded}.items())),
-                        restarting=model.restarting - {version},
+                        restarting=_without(version, model.restarting),
                     )
                     await self._publish()
                     log.info("the engine of %s/%d runs again", name, version)
@@ -334,7 +329,7 @@ class ModelControl:
         and where those who name no version get none that is newer.
         """
         before = self._models[name]
-        without = replace(before, restarting=before.restarting - {version})
+        without = replace(before, restarting=_without(version, before.restarting))
         try:
             if isinstance(error, NotFound):
                 await self._change(name)
@@ -410,15 +405,13 @@ class ModelControl:
 
     def _is_another(self, name: str, version: int, digest: str) -> bool:
         """Whether a version is not the one of that digest, but published under its number since."""
-        there = self._digest(name, version)
-        return there != "" and digest not in ("", there)
-
-    def _digest(self, name: str, version: int) -> str:
-        """Of the version in the repository; "" if that can't be said."""
         try:
-            return self._repository.manifest_digest(name, version)
-        except (PawprintError, OSError):
-            return ""
+            if self._repository.manifest_digest(name, version) == digest:
+                return False
+            self._repository.manifest(name, version)
+        except (PawprintError, OSError):  # it is gone, half there or damaged
+            return False
+        return True
 
     def _load_engine(self, name: str, version: int) -> Engine:
         settings = self.settings
@@ -441,6 +434,10 @@ class ModelControl:
         only = self.settings.model_names
         if only and name not in only:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
+
+
+def _without(version: int, restarting: Mapping[int, str]) -> dict[int, str]:
+    return {other: digest for other, digest in restarting.items() if other != version}
 
 
 def _described(model: LoadedModel) -> str:

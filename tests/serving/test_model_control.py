@@ -519,12 +519,14 @@ async def test_a_version_that_is_unloaded_while_it_restarts_bars_no_other_one_of
     admin, models: Path
 ) -> None:
     running, stub = admin
-    flip(models / "pets/3/model.onnx")  # so that it can't be made anew
+    flip(models / "pets/3/manifest.json")  # so that it can't be made anew
     running.server.control._restart_soon("pets", 3)
     await until_served(running)
     await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
-    await running.server.control.rescan()
-    assert "pets" not in running.server.catalogue.models
+    for _ in range(2):
+        await running.server.control.rescan()
+        assert "pets" not in running.server.catalogue.models
+        flip(models / "pets/3/manifest.json")  # it is whole again, and stays unloaded
     shutil.rmtree(models / "pets/3")
     assert build_version(models, "pets", seed=7) == 3
     await running.server.control.rescan()
