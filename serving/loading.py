@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     versions: dict[int, LoadedVersion] = field(default_factory=dict)  # ascending
-    restarting: frozenset[int] = frozenset()  # those whose engine is being made anew
+    # Those whose engine is being made anew, with the digest of what was loaded.
+    restarting: dict[int, str] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)  # to versions that are here
     refused: dict[int, Refusal] = field(default_factory=dict)
     alias_problem: str = ""
@@ -33,7 +34,7 @@ class LoadedModel:
 class Wanted:
     policy: VersionPolicy
     also: frozenset[int] = frozenset()  # whatever the policy says
-    never: frozenset[int] = frozenset()
+    never: frozenset[int] = frozenset()  # to be loaded from the repository
 
 
 def update_model(
@@ -61,7 +62,7 @@ def update_model(
         aliases = {alias: v for alias, v in before.aliases.items() if v in look.served}
     after = LoadedModel(
         versions=dict(sorted(look.versions.items())),
-        restarting=frozenset(look.restarting),
+        restarting=look.restarting,
         aliases=aliases,
         refused=look.refused,
         alias_problem=alias_problem,
@@ -83,7 +84,7 @@ class _Look:
         self._wanted, self._before = wanted, before
         self.present = repository.versions(name)
         self.versions: dict[int, LoadedVersion] = {}
-        self.restarting: set[int] = set()
+        self.restarting: dict[int, str] = {}
         self.refused: dict[int, Refusal] = {}
 
     @property
@@ -126,12 +127,15 @@ class _Look:
     def _try(self, version: int) -> bool:
         """Whether it is served."""
         name, before = self._name, self._before
-        if version in self._wanted.never or version in self.refused:
-            return False
         if version in self.served:
             return True
+        if version in self._wanted.never and version in before.versions:
+            self.versions[version] = before.versions[version]  # another, that had taken its number
+            return True
+        if version in self._wanted.never or version in self.refused:
+            return False
         if version in before.restarting and version in self.present:
-            self.restarting.add(version)
+            self.restarting[version] = before.restarting[version]
             return True
         if version in before.versions:
             loaded = before.versions[version]
@@ -180,7 +184,7 @@ def without_versions(gone: Collection[int], name: str, before: LoadedModel) -> L
     after = replace(
         before,
         versions={v: loaded for v, loaded in before.versions.items() if v not in gone},
-        restarting=before.restarting.difference(gone),
+        restarting={v: digest for v, digest in before.restarting.items() if v not in gone},
         aliases={alias: v for alias, v in before.aliases.items() if v not in gone},
     )
     if DEFAULT_ALIAS in before.aliases.keys() - after.aliases.keys():

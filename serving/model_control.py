@@ -8,7 +8,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -183,12 +183,17 @@ class ModelControl:
             if not here:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
             with self._wishes.forgotten_if_it_fails():
+                digests = model.restarting | {v: it.digest for v, it in model.versions.items()}
                 for version in here:
-                    loaded = model.versions.get(version)
-                    self._wishes.bar(name, version, loaded.digest if loaded else "")
+                    self._wishes.bar(name, version, digests[version])
                 await self._change(name, functools.partial(without_versions, here, name))
             self._say_unmet()
             return tuple(self._models[name].versions)
+
+    def close(self) -> None:
+        """Make no engine anew any longer."""
+        for restart in self._restarts:
+            restart.cancel()
 
     def states(self) -> list[VersionState]:
         """What has become of every version that was tried, by model and version."""
@@ -274,10 +279,9 @@ class ModelControl:
             if version not in model.versions:
                 return
             log.error("the engine of %s/%d fails again and again: it is made anew", name, version)
-            others = {v: loaded for v, loaded in model.versions.items() if v != version}
-            self._models[name] = replace(
-                model, versions=others, restarting=model.restarting | {version}
-            )
+            others = dict(model.versions)
+            restarting = model.restarting | {version: others.pop(version).digest}
+            self._models[name] = replace(model, versions=others, restarting=restarting)
             del model, others
             await self._publish()
         for wait_s in itertools.chain(RESTART_WAITS_S, itertools.repeat(RESTART_WAITS_S[-1])):
@@ -297,7 +301,7 @@ class ModelControl:
                     self._models[name] = replace(
                         model,
                         versions=dict(sorted({**model.versions, version: loaded}.items())),
-                        restarting=model.restarting - {version},
+                        restarting=_without(version, model.restarting),
                     )
                     await self._publish()
                     log.info("the engine of %s/%d runs again", name, version)
@@ -311,7 +315,7 @@ class ModelControl:
         and where those who name no version get none that is newer.
         """
         before = self._models[name]
-        without = replace(before, restarting=before.restarting - {version})
+        without = replace(before, restarting=_without(version, before.restarting))
         try:
             if isinstance(error, NotFound):
                 await self._change(name)
@@ -400,6 +404,10 @@ class ModelControl:
         only = self.settings.model_names
         if only and name not in only:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
+
+
+def _without(version: int, restarting: Mapping[int, str]) -> dict[int, str]:
+    return {other: digest for other, digest in restarting.items() if other != version}
 
 
 def _described(model: LoadedModel) -> str:

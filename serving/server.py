@@ -233,6 +233,7 @@ class Server:
         await self._grpc.stop(0)
         if self._admin:
             await self._admin.stop(0)
+        self.control.close()
         self._classifier.close()
         if self._metrics_server:
             self._metrics_server.close()

@@ -55,7 +55,7 @@ def _served_model(
         versions=versions,
         default_version=model.default_version,
         aliases=model.aliases,
-        restarting=model.restarting,
+        restarting=frozenset(model.restarting),
         canary=Canary(version=version_of(canary, model), share=canary.share)
         if canary and version_of(canary, model) in versions
         else None,

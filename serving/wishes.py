@@ -19,7 +19,7 @@ class Wishes:
         self._barred.pop((name, version), None)
 
     def bar(self, name: str, version: int, digest: str) -> None:
-        """It is not served until it is pinned. digest: of its manifest; "": not known."""
+        """It is not served until it is pinned. digest: of its manifest."""
         self._barred[name, version] = digest
         self._pinned.discard((name, version))
 
@@ -44,8 +44,10 @@ class Wishes:
         return {v for v in self.barred(name) if not self._is_another(name, v)}
 
     def _is_another(self, name: str, version: int) -> bool:
-        digest = self._barred[name, version]
         try:
-            return digest not in ("", self._repository.manifest_digest(name, version))
-        except (PawprintError, OSError):  # it is gone, or half there
+            if self._repository.manifest_digest(name, version) == self._barred[name, version]:
+                return False
+            self._repository.manifest(name, version)
+        except (PawprintError, OSError):  # it is gone, half there or damaged
             return False
+        return True

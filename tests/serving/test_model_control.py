@@ -496,6 +496,44 @@ async def test_an_unloaded_version_that_is_gone_bars_no_other_one_of_its_number(
         assert await versions(client) == (3,)
 
 
+async def test_what_took_the_number_of_an_unloaded_version_stays_where_its_files_go(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    third, away = models / "pets" / "3", models / "pets" / ".3"
+    third.rename(away)
+    assert build_version(models, "pets", seed=7) == 3
+    async with AsyncClient(running.address) as client:
+        await running.server.control.rescan()
+        shutil.rmtree(third)
+        await running.server.control.rescan()
+        assert await versions(client) == (3,) and await answering(client) == 3
+        answer = (await client.classify([jpeg()], model="pets")).results[0].labels
+        away.rename(third)  # the one that was unloaded is there again, and is not served
+        await running.server.control.rescan()
+        assert (await client.classify([jpeg()], model="pets")).results[0].labels == answer
+
+
+async def test_a_version_that_is_unloaded_while_it_restarts_bars_no_other_one_of_its_number(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    flip(models / "pets/3/manifest.json")  # so that it can't be made anew
+    running.server.control._restart_soon("pets", 3)
+    await until_served(running)
+    await stub.UnloadModel(admin_pb2.UnloadModelRequest(model="pets", version="3"))
+    for _ in range(2):
+        await running.server.control.rescan()
+        assert "pets" not in running.server.catalogue.models
+        flip(models / "pets/3/manifest.json")  # it is whole again, and stays unloaded
+    shutil.rmtree(models / "pets/3")
+    assert build_version(models, "pets", seed=7) == 3
+    await running.server.control.rescan()
+    async with AsyncClient(running.address) as client:
+        assert await versions(client) == (3,) and await answering(client) == 3
+
+
 async def test_an_alias_of_an_unloaded_version_is_said(
     admin, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -633,6 +671,15 @@ async def test_while_no_engine_is_left_the_server_is_not_serving(models: Path) -
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
         async with AsyncClient(running.address) as client:
             assert await answering(client) == 1
+
+
+async def test_an_engine_is_no_longer_made_anew_once_the_server_is_closed(models: Path) -> None:
+    async with running_server(models, control="explicit") as running:
+        flip(models / "pets/1/model.onnx")  # so that it can't be made anew
+        running.server.control._restart_soon("pets", 1)
+        await until(lambda: not running.server.catalogue.can_answer)
+    restarts = [task for task in asyncio.all_tasks() if "_restart" in repr(task)]
+    assert not restarts
 
 
 async def test_a_broken_engine_whose_version_is_gone_makes_room_for_an_older_one(
