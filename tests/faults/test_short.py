@@ -8,6 +8,7 @@ from tests.faults.cancelled import cancelled
 from tests.faults.connections import connections
 from tests.faults.fuzz import fuzz
 from tests.faults.killed_worker import killed_worker
+from tests.faults.model_control import controlled
 from tests.faults.soak import soak
 
 
@@ -21,6 +22,10 @@ async def test_half_of_the_callers_leave_and_the_others_are_answered(tmp_path: P
 
 async def test_a_soak_of_twelve_seconds_counts_every_answer(tmp_path: Path) -> None:
     assert await soak(tmp_path, seconds=12, rate=20)
+
+
+async def test_operations_under_callers_are_as_the_rules_say(tmp_path: Path) -> None:
+    assert await controlled(tmp_path, operations=25, seed=1)
 
 
 @pytest.mark.slow
