@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.pictures import Pixels
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
 from trainer.split import Ints
 
 T = TypeVar("T")
 
 _SIDE = 32
+# Of the photos themselves, not of what a net of some --size sees of them: the split rests on it.
+_SEEN = Preprocessing(size=2 * _SIDE, interpolation="bilinear")
 _COARSE, _FINE = 8, 16  # sides at which pictures are looked for, and then compared
 _SMALLEST = 0.75  # side of a crop, of the picture's
 _CANDIDATE = 0.9  # correlation, coarse, from which a pair is looked at closely
@@ -54,10 +57,10 @@ class Progress(Protocol):
     def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
 
 
-def thumbnail(picture: Pixels) -> Thumbnail:
-    """Of a picture uint8 [h, w, 3], whatever its size and compression."""
-    small = Image.fromarray(picture).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(small)
+def thumbnail(data: bytes) -> Thumbnail:
+    """Of a photo's bytes, the same for every training. Raises InvalidImage."""
+    square = Image.fromarray(preprocess(data, _SEEN)).convert("L")
+    return np.asarray(square.resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
