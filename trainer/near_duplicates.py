@@ -5,7 +5,7 @@ is easier than it looks.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from typing import Protocol, TypeVar
 
@@ -81,13 +81,19 @@ def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
             i = int(first[i])
         return i
 
-    starts = range(0, len(pictures), _AT_ONCE)
+    starts = _evenly(range(0, len(pictures), _AT_ONCE))
     for start in progress(starts, "Comparing photos", len(starts)):
         for one, other in _candidates(pictures, start):
             low, high = sorted((first_of(one), first_of(other)))
             if low != high and _is_near(pictures[one], pictures[other]):
                 first[high] = low
     return np.array([first_of(i) for i in range(len(pictures))], np.int64)
+
+
+def _evenly(starts: Sequence[int]) -> list[int]:
+    """First and last by turns: the later ones are compared with more, and the time left is told."""
+    turns = zip(starts, reversed(starts), strict=True)
+    return list(itertools.chain.from_iterable(turns))[: len(starts)]
 
 
 def _candidates(pictures: Thumbnail, start: int) -> Iterator[tuple[int, int]]:

@@ -90,6 +90,15 @@ def test_a_long_search_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(came == total for _, came, total in said) and said[1][2] > 3
 
 
+@pytest.mark.parametrize("count", [1, 2, 9, 10])
+def test_half_of_the_steps_of_a_search_are_half_of_its_work(count: int):
+    """Each start is compared with all before it: in their order half took a quarter of the time."""
+    order = near_duplicates._evenly(range(0, 20 * count, 20))
+    assert sorted(order) == list(range(0, 20 * count, 20))
+    for steps in range(2, count + 1, 2):
+        assert sum(order[:steps]) / sum(order) == pytest.approx(steps / count, abs=0.06)
+
+
 def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: Path):
     drawn = cartoons(tmp_path)
     for n, split in enumerate(("train", "test")):
