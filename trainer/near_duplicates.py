@@ -6,6 +6,7 @@ is easier than it looks.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from heapq import nlargest
 from typing import Protocol, TypeVar
 
@@ -26,7 +27,7 @@ _COARSE, _FINE = 8, 16  # sides at which pictures are looked for, and then compa
 _SMALLEST = 0.75  # side of a crop, of the picture's
 _CANDIDATE = 0.9  # correlation, coarse, from which a pair is looked at closely
 _HOPE = 0.8  # correlation, fine, from which moving the crop may lead to
-_ALIKE = 0.97  # correlation, fine, of one picture with the crop that fits it best
+_ALIKE = 0.96  # correlation, fine, of one picture with the crop that fits it best
 _MAX_LEVELS = 12.0  # and mean difference, of 255: the same drawing in other colours is another
 _PLAIN = 1.0  # level of contrast below which there is only noise
 _NEAREST = 2  # earlier photos that one is looked at closely with, at most
@@ -178,12 +179,25 @@ def _both_ways(pictures: Thumbnail) -> Floats:
 
 
 def _cut(pictures: Thumbnail, boxes: Floats, side: int) -> Floats:
-    """[n, 32, 32], [b, 3] -> [b, n, side * side] without their mean, of length 1; plain ones 0."""
+    """[n, 32, 32], [b, 3] -> [b, n, side * side] without mean and slope, of length 1; plain ones 0.
+
+    The slope is the light: of a texture there is little else in so few pixels, and others have it.
+    """
     flat = _levels(pictures, boxes, side).reshape(len(boxes), len(pictures), -1)
-    centred = flat - flat.mean(axis=-1, keepdims=True)
+    plane = _plane(side)
+    centred = flat - flat @ plane.T @ plane
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     centred[(length < _PLAIN * side)[..., 0]] = 0
     unit: Floats = centred / np.maximum(length, _PLAIN)
+    return unit
+
+
+@cache
+def _plane(side: int) -> Floats:
+    """[3, side * side], orthonormal: pictures that are even, or rise to the right or downwards."""
+    ramp = np.arange(side) - (side - 1) / 2
+    rows = np.stack([np.ones((side, side)), *np.meshgrid(ramp, ramp)]).reshape(3, -1)
+    unit: Floats = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 

@@ -109,6 +109,16 @@ def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: P
     assert load(tmp_path).alike == ()
 
 
+def test_textures_in_the_same_light_are_not(tmp_path: Path):
+    cartoons(tmp_path)
+    light = np.linspace(60, 190, 256)[:, None]
+    for n, split in enumerate(("train", "val", "test")):
+        grain = np.random.default_rng(n).normal(0, 40, (256, 256))
+        texture = Image.fromarray((light + grain).clip(0, 255).astype(np.uint8))
+        texture.save(tmp_path / split / "cats/texture.png")
+    assert load(tmp_path).alike == ()
+
+
 def test_real_photos_cropped_and_mirrored_are_found_and_others_are_not(shared_data: Path):
     """Recall of a tenth cut off a corner, and false alarms between train and test."""
     photos = {}
