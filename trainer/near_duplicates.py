@@ -5,7 +5,8 @@ is easier than it looks.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from heapq import nlargest
 from typing import Protocol, TypeVar
 
@@ -13,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.pictures import Pixels
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
 from trainer.split import Ints
 
 T = TypeVar("T")
 
 _SIDE = 32
+# Of the photos themselves, not of what a net of some --size sees of them: the split rests on it.
+_SEEN = Preprocessing(size=2 * _SIDE, interpolation="bilinear")
 _COARSE, _FINE = 8, 16  # sides at which pictures are looked for, and then compared
 _SMALLEST = 0.75  # side of a crop, of the picture's
 _CANDIDATE = 0.9  # correlation, coarse, from which a pair is looked at closely
 _HOPE = 0.8  # correlation, fine, from which moving the crop may lead to
-_ALIKE = 0.97  # correlation, fine, of one picture with the crop that fits it best
+_ALIKE = 0.96  # correlation, fine, of one picture with the crop that fits it best
 _MAX_LEVELS = 12.0  # and mean difference, of 255: the same drawing in other colours is another
 _PLAIN = 1.0  # level of contrast below which there is only noise
 _NEAREST = 2  # earlier photos that one is looked at closely with, at most
@@ -54,10 +58,10 @@ class Progress(Protocol):
     def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
 
 
-def thumbnail(picture: Pixels) -> Thumbnail:
-    """Of a picture uint8 [h, w, 3], whatever its size and compression."""
-    small = Image.fromarray(picture).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(small)
+def thumbnail(data: bytes) -> Thumbnail:
+    """Of a photo's bytes, the same for every training. Raises InvalidImage."""
+    square = Image.fromarray(preprocess(data, _SEEN)).convert("L")
+    return np.asarray(square.resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
@@ -78,13 +82,19 @@ def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
             i = int(first[i])
         return i
 
-    starts = range(0, len(pictures), _AT_ONCE)
+    starts = _evenly(range(0, len(pictures), _AT_ONCE))
     for start in progress(starts, "Comparing photos", len(starts)):
         for one, other in _candidates(pictures, start):
             low, high = sorted((first_of(one), first_of(other)))
             if low != high and _is_near(pictures[one], pictures[other]):
                 first[high] = low
     return np.array([first_of(i) for i in range(len(pictures))], np.int64)
+
+
+def _evenly(starts: Sequence[int]) -> list[int]:
+    """First and last by turns: the later ones are compared with more, and the time left is told."""
+    turns = zip(starts, reversed(starts), strict=True)
+    return list(itertools.chain.from_iterable(turns))[: len(starts)]
 
 
 def _candidates(pictures: Thumbnail, start: int) -> Iterator[tuple[int, int]]:
@@ -169,12 +179,25 @@ def _both_ways(pictures: Thumbnail) -> Floats:
 
 
 def _cut(pictures: Thumbnail, boxes: Floats, side: int) -> Floats:
-    """[n, 32, 32], [b, 3] -> [b, n, side * side] without their mean, of length 1; plain ones 0."""
+    """[n, 32, 32], [b, 3] -> [b, n, side * side] without mean and slope, of length 1; plain ones 0.
+
+    The slope is the light: of a texture there is little else in so few pixels, and others have it.
+    """
     flat = _levels(pictures, boxes, side).reshape(len(boxes), len(pictures), -1)
-    centred = flat - flat.mean(axis=-1, keepdims=True)
+    plane = _plane(side)
+    centred = flat - flat @ plane.T @ plane
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     centred[(length < _PLAIN * side)[..., 0]] = 0
     unit: Floats = centred / np.maximum(length, _PLAIN)
+    return unit
+
+
+@cache
+def _plane(side: int) -> Floats:
+    """[3, side * side], orthonormal: pictures that are even, or rise to the right or downwards."""
+    ramp = np.arange(side) - (side - 1) / 2
+    rows = np.stack([np.ones((side, side)), *np.meshgrid(ramp, ramp)]).reshape(3, -1)
+    unit: Floats = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from serving.errors import InvalidRequest
@@ -21,6 +22,7 @@ from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import NearDuplicate, PhotoData, load_data
 from trainer.distributed import World
+from trainer.errors import InvalidData
 from trainer.exporter import Exporter
 from trainer.heads import initialise_head
 from trainer.known_photos import Split, count_known, split_beside
@@ -89,6 +91,7 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         teacher = load_teacher(repository, config.teacher, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
     data = load_data(config, files, spec, console.track)
+    _require_same(data, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_was_found(data, console)
@@ -109,6 +112,19 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
         world=world,
         exporter=Exporter(config.size, console),
     )
+
+
+def _require_same(data: PhotoData, world: World) -> None:
+    """Raises InvalidData, in every process, unless all have the same photos in the same splits."""
+    if world.size == 1:
+        return
+    first, *others = world.join(np.array([data.describe().digest])).tolist()
+    differ = [str(rank) for rank, digest in enumerate(others, 1) if digest != first]
+    if differ:
+        raise InvalidData(
+            f"the photos of process {', '.join(differ[:10])} are not those of process 0, or not "
+            "split in the same way; give all of them the same photos and settings"
+        )
 
 
 def _check_places(config: TrainConfig) -> None:

@@ -42,8 +42,8 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
             data = found.path.read_bytes()
             digest = hashlib.sha256(data).hexdigest()
-            small = thumbnail(pictures.decode(data, digest))
-            return Usable(found=found, digest=digest, thumbnail=small)
+            pictures.decode(data, digest)
+            return Usable(found=found, digest=digest, thumbnail=thumbnail(data))
         except InvalidImage as error:
             return LeftOut(file=found.file, reason=str(error))
         except OSError as error:

@@ -32,7 +32,7 @@ def hold_out(
     """Ascending indices of about `fraction` of each class: at least one, and `leave` are left.
 
     Every class in `labels` must occur at least 1 + `leave` times. Of `units` [n], where they are
-    given, a class must have as many: they are taken whole, those that fit, or else the smallest.
+    given, a class must have as many: they are taken whole, which may be more or less than asked.
     """
     held = []
     for label in np.unique(labels):
@@ -47,14 +47,22 @@ def hold_out(
 
 
 def _whole(units: list[int], count: int, leave: int) -> list[int]:
-    """Units in the order in which they come, of `count` items in all at most; `leave` are left."""
+    """Units in the order in which they come, of `count` items in all at most; `leave` are left.
+
+    Where that is less than half of it, the smallest other one as well.
+    """
     sizes = Counter(units)  # in the order in which they come
+    most = len(sizes) - leave
     taken: list[int] = []
+    missing = count
     for unit, size in sizes.items():
-        if size <= count and len(taken) < len(sizes) - leave:
+        if size <= missing and len(taken) < most:
             taken.append(unit)
-            count -= size
-    return taken or [min(sizes, key=sizes.__getitem__)]
+            missing -= size
+    if 2 * missing > count and len(taken) < most:
+        others = sizes.keys() - set(taken)
+        taken.append(min((unit for unit in sizes if unit in others), key=sizes.__getitem__))
+    return taken
 
 
 def stratified_folds(

@@ -133,6 +133,32 @@ def test_processes_that_a_scheduler_starts_need_no_torchrun():
     assert [one.communicate(timeout=120)[0] for one in both] == ["0 [2.0, 4.0]\n", "1 [2.0, 4.0]\n"]
 
 
+def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, tmp_path: Path):
+    """One would learn from what the first tests on."""
+    folders = [photos(name, per_class=6) for name in ("here", "there")]
+    (folders[1] / "discs" / "003.jpg").unlink()
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1])}
+    settings = ["--name", "shapes", "--out", str(tmp_path / "models"), "--epochs", "1"]
+    net = ["--backbone", "tiny", "--weights", "none", "--size", "32", "--checkpoints", "none"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer.train", "--data", str(folder), *settings, *net],
+            cwd=ROOT,
+            env={**os.environ, **given, "WORLD_SIZE": "2", "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "error: the photos of process 1 are not those of process 0" in said
+
+
 @pytest.mark.slow
 def test_a_first_process_that_dies_while_it_publishes_is_started_again_with_the_others(
     photos: MakePhotos, tmp_path: Path

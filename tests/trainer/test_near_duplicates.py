@@ -7,10 +7,9 @@ from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from serving.modelspec import Preprocessing
-from serving.preprocess import preprocess
 from trainer import near_duplicates
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
@@ -23,9 +22,11 @@ def as_they_come(items, *_):
     return items
 
 
-def load(folder: Path, progress: Progress = as_they_come, seed: int = 0) -> PhotoData:
-    config = TrainConfig(data=str(folder), name="x", size=64, seed=seed)
-    spec = Preprocessing(size=64, interpolation="bilinear")
+def load(
+    folder: Path, progress: Progress = as_they_come, seed: int = 0, size: int = 64
+) -> PhotoData:
+    config = TrainConfig(data=str(folder), name="x", size=size, seed=seed)
+    spec = Preprocessing(size=size, interpolation="bilinear")
     return load_data(config, find_files(folder), spec, progress)
 
 
@@ -89,6 +90,15 @@ def test_a_long_search_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(came == total for _, came, total in said) and said[1][2] > 3
 
 
+@pytest.mark.parametrize("count", [1, 2, 9, 10])
+def test_half_of_the_steps_of_a_search_are_half_of_its_work(count: int):
+    """Each start is compared with all before it: in their order half took a quarter of the time."""
+    order = near_duplicates._evenly(range(0, 20 * count, 20))
+    assert sorted(order) == list(range(0, 20 * count, 20))
+    for steps in range(2, count + 1, 2):
+        assert sum(order[:steps]) / sum(order) == pytest.approx(steps / count, abs=0.06)
+
+
 def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: Path):
     drawn = cartoons(tmp_path)
     for n, split in enumerate(("train", "test")):
@@ -99,23 +109,32 @@ def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: P
     assert load(tmp_path).alike == ()
 
 
+def test_textures_in_the_same_light_are_not(tmp_path: Path):
+    cartoons(tmp_path)
+    light = np.linspace(60, 190, 256)[:, None]
+    for n, split in enumerate(("train", "val", "test")):
+        grain = np.random.default_rng(n).normal(0, 40, (256, 256))
+        texture = Image.fromarray((light + grain).clip(0, 255).astype(np.uint8))
+        texture.save(tmp_path / split / "cats/texture.png")
+    assert load(tmp_path).alike == ()
+
+
 def test_real_photos_cropped_and_mirrored_are_found_and_others_are_not(shared_data: Path):
     """Recall of a tenth cut off a corner, and false alarms between train and test."""
-    squares = {}
-    spec = Preprocessing(size=224, interpolation="bilinear")
+    photos = {}
     for split in ("train", "test"):
         files = sorted((shared_data / "pets" / split).glob("*/*.jpg"))
-        squares[split] = [preprocess(file.read_bytes(), spec) for file in files]
+        photos[split] = [file.read_bytes() for file in files]
     cropped = []
     for file in sorted((shared_data / "pets/train").glob("*/*.jpg"))[::7]:
         with Image.open(file) as photo:
             cut = photo.crop((0, 0, round(photo.width * 0.9), round(photo.height * 0.9)))
         buffer = io.BytesIO()
         ImageOps.mirror(cut.convert("RGB")).save(buffer, "JPEG", quality=85)
-        cropped.append(preprocess(buffer.getvalue(), spec))
-    kinds = (*squares.items(), ("crop", cropped))
-    names = [f"{kind} {i}" for kind, pictures in kinds for i in range(len(pictures))]
-    small = np.stack([thumbnail(picture) for _, pictures in kinds for picture in pictures])
+        cropped.append(buffer.getvalue())
+    kinds = (*photos.items(), ("crop", cropped))
+    names = [f"{kind} {i}" for kind, of_kind in kinds for i in range(len(of_kind))]
+    small = np.stack([thumbnail(photo) for _, of_kind in kinds for photo in of_kind])
     alike = {
         name: names[first]
         for name, first in zip(names, groups_alike(small, as_they_come), strict=True)
@@ -159,6 +178,23 @@ def test_pictures_that_are_alike_stay_in_one_split_and_in_one_fold(tmp_path: Pat
         of_unit.setdefault(unit, set()).add(photo.file.partition("-")[0])
     assert all(len(drawings) == 1 for drawings in of_unit.values())
     assert len(of_unit) == len(dealt) / 3
+
+
+def test_photos_are_split_the_same_way_whatever_the_size_of_the_net(tmp_path: Path):
+    """Turned and darkened until some are found and others just not: a teacher may be of another
+    size, and must not know the test photos."""
+    generator = Random(0)
+    for species in ("cats", "dogs"):
+        (tmp_path / species).mkdir()
+        for n in range(12):
+            drawn = draw_cartoon(species, Random(f"{species} {n}"))
+            for k in range(3):
+                turned = drawn.rotate(generator.uniform(-4, 4), Image.Resampling.BILINEAR)
+                darker = ImageEnhance.Brightness(turned).enhance(generator.uniform(0.85, 1))
+                darker.save(tmp_path / species / f"{n}-{k}.jpg", quality=85)
+    small, large = (load(tmp_path, size=size) for size in (32, 160))
+    assert 10 < small.together < 72
+    assert small.splits == large.splits
 
 
 def test_a_class_of_one_picture_is_split_all_the_same_and_that_is_told(tmp_path: Path):

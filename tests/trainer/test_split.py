@@ -60,6 +60,16 @@ def test_units_are_held_out_whole_and_each_split_gets_one(fraction: float, leave
             assert len(set(units[left][labels[left] == label])) >= leave
 
 
+@pytest.mark.parametrize(
+    "sizes", [(333, 333, 333, 1), (250, 250, 250, 250, 1, 1), (20,) * 5 + (3,)]
+)
+def test_a_few_photos_alone_are_not_all_that_is_held_out(sizes: tuple[int, ...]):
+    """Of a class of three films and a photo, that photo was the test."""
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    held = hold_out(np.zeros_like(units), 0.15, np.random.default_rng(0), 2, units)
+    assert 0.075 <= len(held) / len(units) <= 0.34
+
+
 def test_units_of_one_change_nothing():
     alone = np.arange(len(LABELS))
     for fraction, leave in ((0.15, 1), (0.5, 2)):
