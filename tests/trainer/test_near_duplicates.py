@@ -205,7 +205,7 @@ def test_a_class_of_one_picture_is_split_all_the_same_and_that_is_told(tmp_path:
     assert all(data.splits.values())
     assert data.together == 0
     held_out = len(data.splits["test"]) + len(data.splits["val"])
-    assert len({pair.one.file for pair in data.alike}) == held_out
+    assert len(data.alike) == len({pair.one.file for pair in data.alike}) == held_out
 
 
 def test_the_same_picture_under_two_labels_is_told(tmp_path: Path):
