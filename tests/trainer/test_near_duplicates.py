@@ -182,6 +182,19 @@ def test_pictures_that_are_alike_stay_in_one_split_and_in_one_fold(
     assert len(of_unit) == len(dealt) / 3
 
 
+def test_a_picture_between_two_others_joins_them():
+    """The first and the last of a film, whatever their names, are one scene."""
+    scene = np.random.default_rng(0).integers(0, 256, (4, 10, 3), dtype=np.uint8)
+    wide = Image.fromarray(scene).resize((250, 100), Image.Resampling.BICUBIC)
+    small = []
+    for left in (0, 12, 6):
+        buffer = io.BytesIO()
+        wide.crop((left, 0, left + 100, 100)).save(buffer, "PNG")
+        small.append(thumbnail(buffer.getvalue()))
+    assert groups_alike(np.stack(small[:2]), as_they_come).tolist() == [0, 1]
+    assert groups_alike(np.stack(small), as_they_come).tolist() == [0, 0, 0]
+
+
 def test_photos_are_split_the_same_way_whatever_the_size_of_the_net(tmp_path: Path):
     """Turned and darkened until some are found and others just not: a teacher may be of another
     size, and must not know the test photos."""
