@@ -44,8 +44,12 @@ class PhotoData:
         return np.array([photo.label for photo in self.splits[split]], dtype=np.int64)
 
     def units(self, photos: Sequence[Photo]) -> Ints:
-        """int64 [n]: the same number for those that may not be dealt out apart."""
-        return _units(photos, self.groups)
+        """int64 [n]: the same number for those that are to be in one fold.
+
+        Two parts are enough for that. What a split has kept together stays so, though it is a
+        larger share of the photos without those in test.
+        """
+        return _units(photos, self.groups, 2)
 
     def describe(self) -> Dataset:
         counts = {}
@@ -119,9 +123,9 @@ def _across(
     splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
 ) -> Iterator[NearDuplicate]:
     """Each photo that looks like one of another split, with the first of those."""
-    for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
+    for one, others in (("test", ("train", "val")), ("val", ("train",))):
         first: dict[int, Photo] = {}
-        for photo in splits[other]:
+        for photo in itertools.chain(*(splits[other] for other in others)):
             first.setdefault(groups[photo.digest], photo)
         for photo in splits[one]:
             if (like := first.get(groups[photo.digest])) is not None:
@@ -139,9 +143,9 @@ def _at_odds(
             yield NearDuplicate(one=photo, other=like)
 
 
-def _units(photos: Sequence[Photo], groups: dict[str, int]) -> Ints:
+def _units(photos: Sequence[Photo], groups: dict[str, int], parts: int) -> Ints:
     labels = np.array([photo.label for photo in photos], np.int64)
-    return units_of(labels, np.array([groups[photo.digest] for photo in photos], np.int64))
+    return units_of(labels, np.array([groups[photo.digest] for photo in photos], np.int64), parts)
 
 
 def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:
@@ -176,7 +180,7 @@ def _split(
     generator = np.random.default_rng(config.seed)
     shares = {"test": config.test_fraction, "val": config.val_fraction}
     remaining = 1.0
-    units = _units(train, groups)
+    units = _units(train, groups, len(SPLITS))
     together = int(np.sum(np.bincount(units)[units] > 1)) if missing else 0
     for taken, split in enumerate(missing):
         targets = np.array([photo.label for photo in train])

@@ -8,17 +8,17 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def units_of(labels: Ints, groups: Ints) -> Ints:
+def units_of(labels: Ints, groups: Ints, parts: int) -> Ints:
     """For each item the number of the unit that it is dealt out with: those of its group and class.
 
-    A group that makes up more than a third of a class is taken apart there: else there might be
-    nothing of the class left, or a fold would have to tell what no other one has seen.
+    A group that makes up more than one of `parts` of a class is taken apart there: else one might
+    have nothing of the class, or a fold would have to tell what no other one has seen.
     """
     _, units, sizes = np.unique(
         np.column_stack([labels, groups]), axis=0, return_inverse=True, return_counts=True
     )
     units = units.reshape(-1)  # NumPy 2.0 alone gives it another shape
-    large = 3 * sizes[units] > np.bincount(labels)[labels]
+    large = parts * sizes[units] > np.bincount(labels)[labels]
     return np.where(large, len(sizes) + np.arange(len(labels)), units)
 
 

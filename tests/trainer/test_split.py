@@ -40,7 +40,7 @@ def test_folds_are_even_in_size_and_in_each_class():
 def test_units_are_of_one_group_and_class_and_no_more_than_a_third_of_it():
     labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
     groups = np.array([4, 4, 5, 5, 6, 7, 4, 8, 8])
-    units = units_of(labels, groups).tolist()
+    units = units_of(labels, groups, 3).tolist()
     assert units[0] == units[1] and units[2] == units[3]
     assert len(set(units)) == 7  # 4 of the other class is another; 8 is taken apart
 
@@ -51,7 +51,7 @@ def test_units_are_held_out_whole_and_each_split_gets_one(fraction: float, leave
     for seed in range(50):
         generator = np.random.default_rng(seed)
         labels = np.repeat(np.arange(3), [3, 12, 60])
-        units = units_of(labels, generator.integers(0, 9, len(labels)))
+        units = units_of(labels, generator.integers(0, 9, len(labels)), 3)
         held = hold_out(labels, fraction, generator, leave, units)
         left = np.setdiff1d(np.arange(len(labels)), held)
         assert not set(units[held]) & set(units[left])
@@ -76,7 +76,7 @@ def test_units_of_one_change_nothing():
         labels = LABELS[2:]
         held = [
             hold_out(labels, fraction, np.random.default_rng(0), leave, units).tolist()
-            for units in (None, units_of(labels, alone[2:]))
+            for units in (None, units_of(labels, alone[2:], 3))
         ]
         assert held[0] == held[1]
     folds = [

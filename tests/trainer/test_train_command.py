@@ -1,6 +1,7 @@
 """The command `train`, whole: real photos in, a version out, and every way to be stopped."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -229,6 +231,27 @@ def test_photos_that_look_alike_are_kept_together_and_told(
     (odd,) = training["at_odds"]
     assert sorted(odd) == ["cats/wrong.jpg", "dogs/7.jpg"]
     assert training["alike"] in ([], [odd], [odd[::-1]])
+
+
+def test_the_probe_is_cross_validated_on_pictures_that_it_has_not_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of blots there is nothing to learn, but each is there twice."""
+    photos, generator = tmp_path / "photos", np.random.default_rng(0)
+    for n in range(36):
+        folder = photos / ("even", "odd")[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        blots = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        for side in (80, 96):
+            blots.resize((side, side), Image.Resampling.BILINEAR).save(folder / f"{n}-{side}.png")
+    torch.manual_seed(0)
+    net = tmp_path / "tiny.pth"
+    torch.save(build("tiny", 2, 32, "none").backbone.state_dict(), net)
+    flags = ["--backbone", "tiny", "--weights", str(net), "--size", "32", "--epochs", "0"]
+    out = str(tmp_path / "models")
+    assert main(["--data", str(photos), "--name", "blots", "--out", out, *flags]) == 0
+    found = re.search(r"cross-validated accuracy ([\d.]+)", capsys.readouterr().out)
+    assert found is not None and float(found[1]) < 0.75
 
 
 def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
