@@ -19,6 +19,10 @@ from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.split import Ints, hold_out, units_of
 from trainer.tree import SPLITS, Found, labels_of
 
+# Photos that look like one of another class, and their part of all, above which it is no wrong
+# labels: digits, or parts with small defects, are told apart by more than likeness goes by.
+_SHARED, _SHARED_PART = 20, 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicate:
@@ -34,6 +38,7 @@ class PhotoData:
     splits: dict[str, tuple[Photo, ...]]  # train, val, test
     left_out: tuple[LeftOut, ...]
     groups: dict[str, int]  # digest -> of the photos that show the same picture
+    indistinct: bool  # photos of different classes look alike so often that this tells nothing
     together: int  # photos that are in one split with another that looks like them, by our choice
     alike: tuple[NearDuplicate, ...]  # across splits
     at_odds: tuple[NearDuplicate, ...]  # under two labels
@@ -103,8 +108,7 @@ def load_data(
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
-    found = groups_alike(np.stack([item.thumbnail for item in kept]), progress)
-    groups = {item.digest: int(group) for item, group in zip(kept, found, strict=True)}
+    groups, indistinct = _groups(kept, progress)
     given = {file.split for file in files}
     splits, together = _split(photos, labels, config, left_out, given, groups)
     return PhotoData(
@@ -112,11 +116,24 @@ def load_data(
         splits=splits,
         left_out=tuple(left_out),
         groups=groups,
+        indistinct=indistinct,
         together=together,
         alike=tuple(_across(splits, groups)),
         at_odds=tuple(_at_odds(splits, groups)),
         squares=squares,
     )
+
+
+def _groups(kept: Sequence[Usable], progress: Progress) -> tuple[dict[str, int], bool]:
+    """By digest; and whether likeness tells nothing here: then each photo is one by itself."""
+    found = groups_alike(np.stack([item.thumbnail for item in kept]), progress).tolist()
+    classes: dict[int, set[str]] = {}
+    for item, group in zip(kept, found, strict=True):
+        classes.setdefault(group, set()).add(item.found.label)
+    shared = sum(len(classes[group]) > 1 for group in found)
+    indistinct = shared > max(_SHARED, _SHARED_PART * len(kept))
+    groups = range(len(kept)) if indistinct else found
+    return {item.digest: group for item, group in zip(kept, groups, strict=True)}, indistinct
 
 
 def _across(

@@ -193,6 +193,11 @@ def _say_what_was_found(data: PhotoData, console: Console) -> None:
         console.line(f"Left out {len(data.left_out)} files:")
         for item in data.left_out:
             console.line(f"  {item.file}: {item.reason}")
+    if data.indistinct:
+        console.line(
+            "Photos of different classes look alike, so copies and bursts can't be told from them: "
+            "photos are split one by one"
+        )
     if data.together:
         console.line(
             f"{data.together} photos look like others of their class: such stay in one split"

@@ -221,10 +221,27 @@ def test_a_class_of_one_picture_is_split_all_the_same_and_that_is_told(tmp_path:
     assert len(data.alike) == len({pair.one.file for pair in data.alike}) == held_out
 
 
+def test_where_photos_of_different_classes_look_alike_likeness_is_not_gone_by(tmp_path: Path):
+    """Parts of which some have a scratch: each looks like the others."""
+    for label in ("scratched", "sound"):
+        (tmp_path / label).mkdir()
+        for n in range(15):
+            part = draw_cartoon("cats", Random("the part"))
+            part.putpixel((n, 3), (200, 0, 0) if label == "sound" else (0, 0, 200))
+            part.save(tmp_path / label / f"{n}.png")
+    data = load(tmp_path)
+    assert data.indistinct and data.together == 0
+    assert data.alike == data.at_odds == ()
+    everything = [photo for photos in data.splits.values() for photo in photos]
+    assert len(set(data.units(everything).tolist())) == 30
+
+
 def test_the_same_picture_under_two_labels_is_told(tmp_path: Path):
     drawn = cartoons(tmp_path)
     drawn["train/cats/5.jpg"].save(tmp_path / "train/dogs/again.jpg", quality=70)
-    (pair,) = load(tmp_path).at_odds
+    data = load(tmp_path)
+    (pair,) = data.at_odds
+    assert not data.indistinct
     assert {pair.one.file, pair.other.file} == {"train/cats/5.jpg", "train/dogs/again.jpg"}
 
 
