@@ -118,10 +118,11 @@ def load_data(
 def _across(
     splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
 ) -> Iterator[NearDuplicate]:
-    """Each photo that looks like one of another split, with the first of those."""
-    for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
+    """Each test photo that looks like one of train or val, and each of val that looks like one of
+    train, with the first of those."""
+    for one, others in (("test", ("train", "val")), ("val", ("train",))):
         first: dict[int, Photo] = {}
-        for photo in splits[other]:
+        for photo in itertools.chain(*(splits[other] for other in others)):
             first.setdefault(groups[photo.digest], photo)
         for photo in splits[one]:
             if (like := first.get(groups[photo.digest])) is not None:
