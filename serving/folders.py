@@ -14,7 +14,7 @@ def walk(
     refuse: told of a folder that can't be read; upwards: of a link to a folder that `root` lies in.
     What they raise ends it; else such a folder is passed over.
     """
-    above = {_identity(folder) for folder in root.resolve().parents}
+    above = {_identity(folder) for folder in root.resolve().parents} - {None}
     seen: set[tuple[int, int] | None] = {None}
     for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         shown = [Path(parent, name) for name in sorted(folders) if not name.startswith(".")]
@@ -32,9 +32,9 @@ def walk(
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """None if it was removed meanwhile."""
+    """None if it was removed meanwhile, or may not be looked at: then it can't be read either."""
     try:
         status = folder.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return status.st_dev, status.st_ino

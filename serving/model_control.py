@@ -319,7 +319,8 @@ class ModelControl:
         try:
             if isinstance(error, NotFound):
                 await self._change(name)
-                return True
+                # Back by now, it still waits for its engine.
+                return version not in self._models[name].restarting
             if self.settings.control != "poll" or not isinstance(error, BrokenVersion):
                 return False
             if not await asyncio.to_thread(self._repository.verify_to_load, name, version):

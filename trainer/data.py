@@ -139,7 +139,8 @@ def _groups(kept: Sequence[Usable], progress: Progress) -> tuple[dict[str, int],
 def _across(
     splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
 ) -> Iterator[NearDuplicate]:
-    """Each photo that looks like one of another split, with the first of those."""
+    """Each test photo that looks like one of train or val, and each of val that looks like one of
+    train, with the first of those."""
     for one, others in (("test", ("train", "val")), ("val", ("train",))):
         first: dict[int, Photo] = {}
         for photo in itertools.chain(*(splits[other] for other in others)):

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -21,6 +22,7 @@ from protos.pawprint.v1 import admin_pb2, admin_pb2_grpc, classifier_pb2_grpc
 from serving import model_control
 from serving.client import AsyncClient
 from serving.errors import BrokenVersion, NotFound, Unavailable
+from serving.loading import LoadedModel
 from serving.observed_run import FAILURES_IN_A_ROW
 from serving.repository import Repository
 from serving.server import SERVICE
@@ -772,6 +774,30 @@ async def test_a_broken_engine_whose_version_is_gone_is_gone_for_callers(
         assert running.server.catalogue.models["pets"].restarting == frozenset()
         with pytest.raises(NotFound):
             await answering(client, 1)
+
+
+async def test_a_broken_engine_whose_version_was_gone_for_a_moment_runs_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not there when it is to be loaded, and there again at the look that follows."""
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.1,))
+    async with (
+        running_server(models, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        there, away = models / "pets/1", models / "pets/.1"
+        update = model_control.update_model
+
+        def come_back_first(*arguments: Any) -> LoadedModel:
+            away.rename(there)
+            return update(*arguments)
+
+        monkeypatch.setattr(model_control, "update_model", come_back_first)
+        there.rename(away)
+        running.server.control._restart_soon("pets", 1)
+        await until(there.exists)
+        await until_served(running, 1)
+        assert await answering(client) == 1
 
 
 async def test_a_broken_engine_whose_model_is_no_longer_wanted_is_let_go(

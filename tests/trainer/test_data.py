@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, draw
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
@@ -17,6 +20,16 @@ from trainer.errors import InvalidData
 from trainer.listing import find_photos
 from trainer.tree import SPLITS
 
+LOOK = """
+import sys
+from pathlib import Path
+from trainer.errors import InvalidData
+from trainer.tree import find_files
+try:
+    find_files(Path(sys.argv[1]))
+except InvalidData as error:
+    print(error)
+"""
 SPEC = Preprocessing(size=32, interpolation="bilinear")
 
 
@@ -235,6 +248,25 @@ def test_a_link_upwards_is_no_class_of_everything(photos: MakePhotos):
     folder = photos()
     (folder / "discs/up").symlink_to("..")
     expect(folder, "discs/up leads back to a folder that it is a part of")
+
+
+@pytest.mark.parametrize(("mode", "entry"), [(0, "discs/in"), (0o444, "discs/in/a")])
+def test_a_folder_that_may_not_be_read_is_told_by_name(photos: MakePhotos, mode: int, entry: str):
+    without: list[str] = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, to give privileges up")
+        # The same user: another one may not read this checkout.
+        without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    folder = photos()
+    (folder / "discs/in/a").mkdir(parents=True)
+    (folder / "discs/in").chmod(mode)
+    look = [sys.executable, "-c", LOOK, str(folder)]
+    try:
+        done = subprocess.run([*without, *look], cwd=ROOT, capture_output=True, text=True)
+    finally:
+        (folder / "discs/in").chmod(0o755)
+    assert done.stdout == f"{folder}/{entry} can't be read: Permission denied\n", done.stderr
 
 
 def test_a_name_that_can_not_be_written_down_is_told_before_the_training(photos: MakePhotos):

@@ -56,6 +56,19 @@ def test_copies_of_another_size_and_quality_are_found(tmp_path: Path):
     }
 
 
+def test_a_photo_that_is_like_one_of_either_other_split_is_told_once(tmp_path: Path):
+    picture = cartoons(tmp_path)["train/cats/3.jpg"]
+    for file in ("val/cats/copy.png", "test/cats/copy.png", "test/cats/other.png"):
+        smaller = picture.resize((picture.width - len(file), picture.height - len(file)))
+        smaller.save(tmp_path / file)
+    pairs = [(pair.one.file, pair.other.file) for pair in load(tmp_path).alike]
+    assert pairs == [
+        ("test/cats/copy.png", "train/cats/3.jpg"),
+        ("test/cats/other.png", "train/cats/3.jpg"),
+        ("val/cats/copy.png", "train/cats/3.jpg"),
+    ]
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("share", [0.02, 0.05])
 def test_crops_are_found_on_either_side(tmp_path: Path, share: float, mirrored: bool):
