@@ -33,8 +33,8 @@ _PLAIN = 1.0  # level of contrast below which there is only noise
 _NEAREST = 2  # earlier photos that one is looked at closely with, at most
 # Photos compared at once: many, for small products of matrices take seven times as long.
 _AT_ONCE, _ROWS, _BLOCK = 1024, 64, 512
-# Photos from which on only whole pictures are looked for: crops of 50,000 take two cores three to ten
-# minutes, and the time grows with the square.
+# Photos from which on only whole pictures are looked for: crops of 50,000 take two cores three
+# minutes, ten where many are alike, and the time grows with the square.
 _MANY = 50_000
 
 Thumbnail = npt.NDArray[np.uint8]  # [32, 32], grey
