@@ -176,7 +176,7 @@ async def looks(running: Running, count: int) -> None:
 
 def engines() -> int:
     gc.collect()
-    return sum(isinstance(thing, Engine) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), Engine) for thing in gc.get_objects())
 
 
 def threads() -> set[str]:

@@ -148,7 +148,8 @@ def test_the_metrics_are_those_of_the_file_and_the_servers_preprocessing(trained
             total += 1
     metrics = manifest.variants["fp32"].metrics
     assert (metrics.correct, metrics.photos) == (right, total)
-    everywhere = [f for labels in split.values() for files in labels.values() for f in files]
+    of_splits = [split[part] for part in ("train", "val", "test")]
+    everywhere = [f for labels in of_splits for files in labels.values() for f in files]
     assert len(everywhere) == len(set(everywhere)) == 120
 
 
