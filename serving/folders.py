@@ -14,25 +14,26 @@ def walk(
     refuse: told of a folder that can't be read; upwards: of a link to a folder that `root` lies in.
     What they raise ends it; else such a folder is passed over.
     """
-    above = {_identity(folder) for folder in root.resolve().parents} - {None}
+    above = {identity(folder) for folder in root.resolve().parents} - {None}
     seen: set[tuple[int, int] | None] = {None}
     for parent, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         shown = [Path(parent, name) for name in sorted(folders) if not name.startswith(".")]
         folders.clear()
-        identity = _identity(Path(parent))
-        if identity in seen:
+        this = identity(Path(parent))
+        if this in seen:
             continue
-        seen.add(identity)
+        seen.add(this)
         for folder in shown:
-            if _identity(folder) in above:
+            if identity(folder) in above:
                 upwards(folder)
             else:
                 folders.append(folder.name)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """None if it was removed meanwhile, or may not be looked at: then it can't be read either."""
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Another one where something else is mounted there; None if it was removed meanwhile, or may
+    not be looked at: then it can't be read either."""
     try:
         status = folder.stat()
     except OSError:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from serving.bucket import Bucket
 from serving.errors import InvalidRequest, Unavailable
+from serving.folders import identity
 from serving.photo_paths import is_photo, photo_paths
 from serving.whole_file import created, is_temporary, replaced
 
@@ -52,14 +53,14 @@ class Folder:
 
     def photos(self) -> dict[str, str]:
         self._check()
-        self._found = _identity(self._root)
+        self._found = identity(self._root)
         return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
     def read(self, key: str) -> bytes:
         try:
             return (self._root / key).read_bytes()
         except OSError as error:
-            moved = self._found is not None and self._found != _identity(self._root)
+            moved = self._found is not None and self._found != identity(self._root)
             if moved or error.errno not in _OF_ONE_FILE:
                 why = "it is gone, or another" if moved else str(error)
                 raise Unavailable(f"{self._root} can't be read now: {why}") from error
@@ -140,15 +141,6 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Another one where something else is mounted there, or nothing any more."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _stamp_of(path: Path) -> str:

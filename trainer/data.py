@@ -13,7 +13,7 @@ from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.errors import InvalidData
 from trainer.known_photos import DIGESTS, short_digest
-from trainer.near_duplicates import Progress, groups_alike
+from trainer.near_duplicates import Progress, Thumbnail, groups_alike, thumbnail
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.split import Ints, hold_out, units_of
@@ -90,9 +90,15 @@ def load_data(
     has to be left out.
     """
     squares = as_served(spec, workers=config.workers)
+    thumbnails: dict[str, Thumbnail] = {}  # by digest
+
+    def decode(data: bytes, digest: str) -> None:
+        squares.decode(data, digest)
+        thumbnails[digest] = thumbnail(data)
+
     usable: list[Usable] = []
     left_out: list[LeftOut] = []
-    results = screen(files, squares, config.workers)
+    results = screen(files, decode, config.workers)
     for result in progress(results, "Opening photos", len(files)):
         if isinstance(result, Usable):
             usable.append(result)
@@ -108,7 +114,7 @@ def load_data(
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
-    groups, indistinct = _groups(kept, progress)
+    groups, indistinct = _groups(kept, thumbnails, progress)
     given = {file.split for file in files}
     splits, together = _split(photos, labels, config, left_out, given, groups)
     return PhotoData(
@@ -124,9 +130,11 @@ def load_data(
     )
 
 
-def _groups(kept: Sequence[Usable], progress: Progress) -> tuple[dict[str, int], bool]:
+def _groups(
+    kept: Sequence[Usable], thumbnails: dict[str, Thumbnail], progress: Progress
+) -> tuple[dict[str, int], bool]:
     """By digest; and whether likeness tells nothing here: then each photo is one by itself."""
-    found = groups_alike(np.stack([item.thumbnail for item in kept]), progress).tolist()
+    found = groups_alike(np.stack([thumbnails[item.digest] for item in kept]), progress).tolist()
     classes: dict[int, set[str]] = {}
     for item, group in zip(kept, found, strict=True):
         classes.setdefault(group, set()).add(item.found.label)

@@ -2,14 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InvalidImage
-from trainer.near_duplicates import Thumbnail, thumbnail
-from trainer.pictures import Pictures
 from trainer.shard_places import Member
 from trainer.tree import Found
 
@@ -26,11 +24,15 @@ class LeftOut:
 class Usable:
     found: Found
     digest: str  # sha256 of its bytes, hex
-    thumbnail: Thumbnail
 
 
-def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator[Usable | LeftOut]:
-    """Read and decode each file, in order; `pictures` keeps what fits in memory."""
+def screen(
+    files: Sequence[Found], decode: Callable[[bytes, str], object], workers: int
+) -> Iterator[Usable | LeftOut]:
+    """Read and decode each file, in order.
+
+    decode: called by `workers` threads with the bytes and the digest of each; raises InvalidImage.
+    """
 
     def look(found: Found) -> Usable | LeftOut:
         if found.fault is not None:
@@ -42,8 +44,8 @@ def screen(files: Sequence[Found], pictures: Pictures, workers: int) -> Iterator
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")
             data = found.path.read_bytes()
             digest = hashlib.sha256(data).hexdigest()
-            pictures.decode(data, digest)
-            return Usable(found=found, digest=digest, thumbnail=thumbnail(data))
+            decode(data, digest)
+            return Usable(found=found, digest=digest)
         except InvalidImage as error:
             return LeftOut(file=found.file, reason=str(error))
         except OSError as error:

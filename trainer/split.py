@@ -38,11 +38,8 @@ def hold_out(
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         count = min(max(1, round(len(members) * fraction)), len(members) - leave)
-        if units is None:
-            held.append(members[:count])
-            continue
-        taken = _whole(units[members].tolist(), count, leave)
-        held.append(members[np.isin(units[members], taken)])
+        of = members if units is None else units[members]
+        held.append(members[np.isin(of, _whole(of.tolist(), count, leave))])
     return np.sort(np.concatenate(held))
 
 
@@ -60,8 +57,9 @@ def _whole(units: list[int], count: int, leave: int) -> list[int]:
             taken.append(unit)
             missing -= size
     if 2 * missing > count and len(taken) < most:
-        others = sizes.keys() - set(taken)
-        taken.append(min((unit for unit in sizes if unit in others), key=sizes.__getitem__))
+        for unit in taken:
+            del sizes[unit]
+        taken.append(min(sizes, key=sizes.__getitem__))
     return taken
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from serving.layout import alias_lines
 from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
+from tests.faults.test_broken_versions import truncate
+from tests.serving.test_loading import flip
 from tests.tiny import golden_of, manifest_of, tiny_model
 
 SIZE = 32
@@ -109,16 +111,6 @@ class Publisher:
         of = [file for file in self._whole_elsewhere if file.parent.parent == self.root / name]
         self._whole |= {file: self._whole_elsewhere.pop(file) for file in of}
         return "OK"
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:100])
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {

@@ -1,10 +1,6 @@
 """`train --compare`: four ways, one table."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +8,9 @@ import pytest
 import torch
 
 from serving.repository import Repository
-from tests.conftest import ROOT
 from tests.object_store import BUCKET, running_store
 from tests.trainer.conftest import MakePhotos
+from tests.trainer.processes import together
 from trainer.compare import configurations
 from trainer.defaults import with_defaults
 from trainer.tiny import Tiny
@@ -52,25 +48,13 @@ def test_processes_that_a_scheduler_starts_compare_too(photos: MakePhotos, tmp_p
     """The others wait for what the first publishes alone, and say nothing."""
     torch.manual_seed(0)
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": one.getsockname()[1]}
-    arguments = [
+    train = [
+        *("-m", "trainer.train"),
         *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
         *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 1),
         *("--batch-size", 8, "--compare", "--json"),
     ]
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer.train", *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **{k: str(v) for k, v in given.items()}, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    both = together(train, train)
     (first, said), (other, _) = (one.communicate(timeout=300) for one in both)
     assert [one.returncode for one in both] == [0, 0], said
     assert len(json.loads(first)) == 4 and other == ""

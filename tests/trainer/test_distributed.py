@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
+from tests.trainer.processes import together
 from trainer.distributed import SyncedBatchNorm2d, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,21 +115,8 @@ def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):
 
 def test_processes_that_a_scheduler_starts_need_no_torchrun():
     """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are all that deploy/training gives them."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        free_port = one.getsockname()[1]
     code = "from trainer.distributed import joined\nwith joined() as w: print(w.rank, w.sum(1, 2))"
-    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **given, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    both = together(*2 * [["-c", code]])
     assert [one.communicate(timeout=120)[0] for one in both] == ["0 [2.0, 4.0]\n", "1 [2.0, 4.0]\n"]
 
 
@@ -137,23 +124,10 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
     """One would learn from what the first tests on."""
     folders = [photos(name, per_class=6) for name in ("here", "there")]
     (folders[1] / "discs" / "003.jpg").unlink()
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1])}
     settings = ["--name", "shapes", "--out", str(tmp_path / "models"), "--epochs", "1"]
     net = ["--backbone", "tiny", "--weights", "none", "--size", "32", "--checkpoints", "none"]
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer.train", "--data", str(folder), *settings, *net],
-            cwd=ROOT,
-            env={**os.environ, **given, "WORLD_SIZE": "2", "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, folder in enumerate(folders)
-    ]
-    for process in both:
+    train = [["-m", "trainer.train", "--data", folder, *settings, *net] for folder in folders]
+    for process in together(*train):
         _, said = process.communicate(timeout=120)
         assert process.returncode == 2
         assert "error: the photos of process 1 are not those of process 0" in said
@@ -164,29 +138,12 @@ def test_a_first_process_that_dies_while_it_publishes_is_started_again_with_the_
     photos: MakePhotos, tmp_path: Path
 ):
     """As pods of an indexed Job: one that has ended well is never started again."""
-    arguments = [
-        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
-        *("--backbone", "tiny", "--weights", "none", "--size", 32, "--epochs", 1),
-        *("--batch-size", 8, "--checkpoints", tmp_path / "c"),
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=12), "--name", "shapes"),
+        *("--out", tmp_path / "models", "--backbone", "tiny", "--weights", "none", "--size", 32),
+        *("--epochs", 1, "--batch-size", 8, "--checkpoints", tmp_path / "c"),
     ]
-
-    def both() -> list[subprocess.Popen[str]]:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1])}
-        return [
-            subprocess.Popen(
-                [sys.executable, "-m", "trainer.train", *map(str, arguments)],
-                cwd=ROOT,
-                env={**os.environ, **given, "WORLD_SIZE": "2", "RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-
-    first, other = both()
+    first, other = together(train, train)
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith("Exporting"):
@@ -195,7 +152,7 @@ def test_a_first_process_that_dies_while_it_publishes_is_started_again_with_the_
     first.communicate()
     _, said = other.communicate(timeout=60)
     assert other.returncode == 1 and "error: the first process has ended" in said
-    again = both()
+    again = together(train, train)
     assert [one.communicate(timeout=120)[1] for one in again] == ["", ""]
     assert [one.returncode for one in again] == [0, 0]
     assert Repository(tmp_path / "models").versions("shapes") == [1]

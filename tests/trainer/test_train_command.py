@@ -416,21 +416,27 @@ SummaryWriter.close = lambda writer: threading.Event().wait()
 """
 
 
-@pytest.mark.parametrize("code", ["", _HANGS], ids=["", "hangs on the way out"])
-def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
-    photos: MakePhotos, tmp_path: Path, code: str
-):
-    out = tmp_path / "models"
-    with start(out, photos(per_class=8), code=code, epochs=500) as process:
+def interrupted(process: subprocess.Popen[str], at: str) -> str:
+    """Its last words, after Ctrl-C at the line that begins so."""
+    with process:
         try:
             for line in process.stdout:
-                if line.startswith("Epoch 2/"):
+                if line.startswith(at):
                     break
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130
+    return said
+
+
+@pytest.mark.parametrize("code", ["", _HANGS], ids=["", "hangs on the way out"])
+def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
+    photos: MakePhotos, tmp_path: Path, code: str
+):
+    out = tmp_path / "models"
+    said = interrupted(start(out, photos(per_class=8), code=code, epochs=500), "Epoch 2/")
     assert said == "error: interrupted; nothing was published\n"
     assert Repository(out).names() == [] and not list(out.glob("shapes/*"))
     assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
@@ -439,16 +445,8 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
 def test_ctrl_c_does_not_deny_what_a_comparison_has_published(photos: MakePhotos, tmp_path: Path):
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     out, weights = tmp_path / "models", ["--weights", str(tmp_path / "tiny.pth"), "--compare"]
-    with start(out, photos(per_class=8), *weights, code="", epochs=500) as process:
-        try:
-            for line in process.stdout:
-                if line.startswith("Epoch 1/"):
-                    break
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+    process = start(out, photos(per_class=8), *weights, code="", epochs=500)
+    said = interrupted(process, "Epoch 1/")
     assert said == "error: interrupted; what is done of the comparison stays published\n"
     assert Repository(out).names() == ["shapes-frozen"]
 

@@ -51,7 +51,7 @@ def load_photos(
     split = json.loads(repository.read_file(manifest, SPLIT))
     chosen = _spread(_tests_of(found, split), limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
-    results = list(screen(chosen, squares, workers))
+    results = list(screen(chosen, squares.decode, workers))
     usable = [result for result in results if isinstance(result, Usable)]
     kept, duplicates = drop_duplicates(usable)
     left_out = [result for result in results if isinstance(result, LeftOut)] + duplicates
