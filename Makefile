@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Images of Python set it; each of the many processes of the tests would compile torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow lint protos clean
 
 demo: $(VENV)/.installed
