@@ -117,7 +117,10 @@ class AsyncClient:
             try:
                 for index, photo in enumerate(several(photos)):
                     await slots.acquire()
-                    request = await asyncio.to_thread(state.send, index, photo)
+                    if isinstance(photo, bytes):
+                        request = state.send(index, photo)
+                    else:  # a file is read, or a picture encoded
+                        request = await asyncio.to_thread(state.send, index, photo)
                     if isinstance(request, StreamedResult):
                         arrived.put_nowait(request)
                     else:

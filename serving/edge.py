@@ -8,7 +8,7 @@ each call in further coroutines and can't see what a call was about.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -99,7 +99,8 @@ class Edge:
         )
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = asyncio.Event()
+        self._draining = False
+        self._reading: set[asyncio.Timeout] = set()  # of open streams: ends when the server drains
 
     def serve(self, catalogue: Catalogue) -> None:
         """From now on, answer with these models."""
@@ -119,7 +120,7 @@ class Edge:
     def ready(self) -> bool:
         """Whether there is a version to answer with, as health says too."""
         here = self._catalogue is not None and self._catalogue.can_answer
-        return here and not self._draining.is_set()
+        return here and not self._draining
 
     def catalogue(self) -> Catalogue:
         """Raises Unavailable while there is none."""
@@ -133,7 +134,10 @@ class Edge:
         A moment without one is not enough: a call that gRPC has accepted may not be here yet, and
         the last answers may still be on their way.
         """
-        self._draining.set()
+        self._draining = True
+        for reading in self._reading:
+            if not reading.expired():
+                reading.reschedule(0)
         seen = -1
         while seen != self._begun or self._here:
             seen = self._begun
@@ -222,21 +226,22 @@ class Edge:
                 self._identify(whole)
                 with self._streams.one(whole.turn):
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
-                    async with asyncio.TaskGroup() as answering:
+                    async with asyncio.TaskGroup() as group:
                         try:
-                            async for request, size in self._requests(context, parse, slots):
-                                answering.create_task(answer(request, size))
+                            await self._read(
+                                context, parse, slots, lambda *one: group.create_task(answer(*one))
+                            )
                         except InvalidRequest as error:
                             wrong = error
                 if wrong:
                     raise wrong
-                if self._draining.is_set():
+                if self._draining:
                     raise Unavailable("the server is shutting down")
                 return
             except PawprintError as error:
                 failure = _failure(error)
-            except ExceptionGroup as group:  # of a task: its answer was not read
-                failure = _failure(group.exceptions[0])
+            except ExceptionGroup as errors:  # of a task: its answer was not read
+                failure = _failure(errors.exceptions[0])
             whole.code = failure.code
             self._tell(whole)
         await _abort(context, whole, failure)
@@ -257,23 +262,35 @@ class Edge:
             del data  # the photos are in the request
             return await work(request, call)
 
-    async def _requests(
-        self, context: Any, parse: Parse[M], slots: asyncio.Semaphore
-    ) -> AsyncIterator[tuple[M, int]]:
-        """Each with the bytes of its message: one that is too large is refused by itself, and the
-        stream goes on. Raises InvalidRequest for what can't be parsed."""
-        draining = asyncio.ensure_future(self._draining.wait())
+    async def _read(
+        self,
+        context: Any,
+        parse: Parse[M],
+        slots: asyncio.Semaphore,
+        begin: Callable[[M, int], object],
+    ) -> None:
+        """`begin` each request of a stream, once there is a slot for it, until no more come or the
+        server drains.
+
+        With the bytes of its message: one that is too large is refused by itself, and the stream
+        goes on. Raises InvalidRequest for what can't be parsed.
+        """
+        # One for all of them: a race of each against the event is four tasks and futures a request.
+        reading = asyncio.timeout(0 if self._draining else None)
+        self._reading.add(reading)
         try:
-            while not self._draining.is_set():
-                await _first(slots.acquire(), draining)
-                data = await _first(context.read(), draining)
-                if data is None or data is grpc.aio.EOF:
-                    break
-                request, size = parse(data), len(data)
-                del data
-                yield request, size
+            async with reading:
+                while True:
+                    await slots.acquire()
+                    data = await context.read()
+                    if data is None or data is grpc.aio.EOF:
+                        return
+                    begin(parse(data), len(data))
+                    del data
+        except TimeoutError:
+            assert self._draining
         finally:
-            draining.cancel()
+            self._reading.remove(reading)
 
     def _identify(self, call: Call) -> None:
         if self._tokens is not None:
@@ -372,13 +389,3 @@ def _request_id(given: str | None) -> str:
     if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
         return given
     return uuid4().hex
-
-
-async def _first(wanted: Awaitable[T], other: "asyncio.Future[Any]") -> T | None:
-    """The result of `wanted`, or None if `other` is done first."""
-    task = asyncio.ensure_future(wanted)
-    try:
-        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        task.cancel()

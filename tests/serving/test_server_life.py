@@ -96,7 +96,7 @@ async def test_drain_lets_calls_finish_and_refuses_new_ones(running: Running) ->
         await stream.write(pb.ClassifyStreamRequest(request_id=5, request=request(jpeg())))
         await held.admitted(6)
         draining = asyncio.ensure_future(running.server.drain())
-        await until(lambda: running.server._edge._draining.is_set())
+        await until(lambda: not running.server._edge.ready)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Classify(request(jpeg()), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
