@@ -5,10 +5,10 @@
 The limit is what plain loops reach with no server (limit.py). Other tenants of a machine come and
 go, so it is measured again before and after every row, and the row's share is of the mean of these
 two; all rows are taken `--rounds` times, and their medians are told. Callers and servers share the
-cores. Clients: ours, in a process of its own, and NVIDIA's tritonclient (`pip install
-tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels (UINT8). Other
-servers get the same tritonclient (LitServe, which has HTTP alone, aiohttp), where an environment
-that has them is named: see peers.py.
+cores. Clients: ours, in a process of its own, by calls and by one stream with as many photos in
+flight, and NVIDIA's tritonclient (`pip install tritonclient[grpc]` in an environment of its own)
+with photos (BYTES) and with pixels (UINT8). Other servers get the same tritonclient (LitServe,
+which has HTTP alone, aiohttp), where an environment that has them is named: see peers.py.
 `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would hide the package of
 that name from every script in this folder.)
 """
@@ -21,13 +21,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import uvloop
-from callers import measured
+from callers import WARM, measured
 from limit import CORES, alone_ms, engine_of, limits, rate, read_photos
 from started import started
 
@@ -39,7 +40,8 @@ from serving.preprocess import preprocess
 HERE = Path(__file__).parent
 SOME = 240  # photos for a look at the limit
 COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
-CLIENTS = ("ours", "triton-bytes", "triton-pixels")
+CLIENTS = ("ours", "ours-stream", "triton-bytes", "triton-pixels")
+OURS = CLIENTS[:2]
 PEERS = ("pytriton", "mlserver", "litserve")
 
 
@@ -74,6 +76,22 @@ async def our_callers(address: str, name: str, photos: list[bytes], callers: int
         return await measured(lambda photo: client.classify([photo], model=name), photos, callers)
 
 
+async def our_stream(address: str, name: str, photos: list[bytes], in_flight: int) -> dict:
+    """As what `measured` returns."""
+    async with AsyncClient(address) as client:
+
+        async def taken_ms(some: list[bytes]) -> list[float]:
+            results = client.stream(some, model=name, in_flight=in_flight)
+            return [1e3 * result.latency_s async for result in results]
+
+        await taken_ms(photos[:WARM])
+        begin = time.perf_counter()
+        taken = await taken_ms(photos)
+        photos_s = len(photos) / (time.perf_counter() - begin)
+        p50, p99 = (float(np.quantile(taken, q)) for q in (0.5, 0.99))
+        return {"photos_s": photos_s, "p50_ms": p50, "p99_ms": p99}
+
+
 class Load:
     """Callers in a process of their own; each asks for the next photo when it has its answer."""
 
@@ -82,10 +100,10 @@ class Load:
 
     def __call__(self, client: str, address: str, callers: int) -> dict:
         given = self._options
-        if client == "ours":
+        if client in OURS:
             command = [sys.executable, __file__, str(given.models), given.name, str(given.photos)]
             command += ["--count", str(given.count), "--callers", str(callers)]
-            command += ["--address", address]
+            command += ["--address", address, "--clients", client]
         elif client == "litserve":
             command = [sys.executable, str(HERE / "http_load.py"), address, given.name]
             command += [str(self._files()), str(callers)]
@@ -155,7 +173,7 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
     print(f"{CORES} cores, load {os.getloadavg()[0]:.1f}, {options.precision}")
     alone = alone_ms(options.models, options.name, photos[:64], options.precision)
     print(f"one photo alone: {alone:.1f} ms")
-    clients = [c for c in options.clients if options.triton or c == "ours"]
+    clients = [c for c in options.clients if options.triton or c in OURS]
     limit = Yardstick(options, photos, decoded=False)
     of = dict.fromkeys((*clients, *PEERS), limit)
     if "triton-pixels" in clients:
@@ -220,7 +238,8 @@ def main() -> None:
     options = parser.parse_args()
     photos = read_photos(options.photos, options.count)
     if options.address:
-        run = our_callers(options.address, options.name, photos, options.callers)
+        callers = our_stream if "ours-stream" in options.clients else our_callers
+        run = callers(options.address, options.name, photos, options.callers)
         print(json.dumps(uvloop.run(run)))
     else:
         measure(options, photos)
