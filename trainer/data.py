@@ -114,7 +114,7 @@ def load_data(
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
-    groups, indistinct = _groups(kept, thumbnails, progress)
+    groups, indistinct = _groups(kept, thumbnails, progress, config.workers)
     given = {file.split for file in files}
     splits, together = _split(photos, labels, config, left_out, given, groups)
     return PhotoData(
@@ -131,10 +131,14 @@ def load_data(
 
 
 def _groups(
-    kept: Sequence[Usable], thumbnails: dict[str, Thumbnail], progress: Progress
+    kept: Sequence[Usable],
+    thumbnails: dict[str, Thumbnail],
+    progress: Progress,
+    workers: int,
 ) -> tuple[dict[str, int], bool]:
     """By digest; and whether likeness tells nothing here: then each photo is one by itself."""
-    found = groups_alike(np.stack([thumbnails[item.digest] for item in kept]), progress).tolist()
+    pictures = np.stack([thumbnails[item.digest] for item in kept])
+    found = groups_alike(pictures, progress, workers).tolist()
     classes: dict[int, set[str]] = {}
     for item, group in zip(kept, found, strict=True):
         classes.setdefault(group, set()).add(item.found.label)

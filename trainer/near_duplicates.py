@@ -5,8 +5,9 @@ is easier than it looks.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from heapq import nlargest
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from trainer.blas import one_blas_thread
 from trainer.split import Ints
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ def thumbnail(data: bytes) -> Thumbnail:
     return np.asarray(square.resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
+def groups_alike(pictures: Thumbnail, progress: Progress, workers: int = 1) -> Ints:
     """For each of [n, 32, 32] the first that shows the same picture: itself, where none does.
 
     A perceptual hash in real numbers: the grey levels of a few large pixels, of the whole picture
@@ -83,11 +85,16 @@ def groups_alike(pictures: Thumbnail, progress: Progress) -> Ints:
         return i
 
     starts = _evenly(range(0, len(pictures), _AT_ONCE))
-    for start in progress(starts, "Comparing photos", len(starts)):
-        for one, other in _candidates(pictures, start):
-            low, high = sorted((first_of(one), first_of(other)))
-            if low != high and _is_near(pictures[one], pictures[other]):
-                first[high] = low
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        try:
+            found = pool.map(partial(_candidates, pictures), starts)
+            for pairs in progress(found, "Comparing photos", len(starts)):
+                for one, other in pairs:
+                    low, high = sorted((first_of(one), first_of(other)))
+                    if low != high and _is_near(pictures[one], pictures[other]):
+                        first[high] = low
+        finally:
+            pool.shutdown(cancel_futures=True)
     return np.array([first_of(i) for i in range(len(pictures))], np.int64)
 
 
@@ -97,7 +104,7 @@ def _evenly(starts: Sequence[int]) -> list[int]:
     return list(itertools.chain.from_iterable(turns))[: len(starts)]
 
 
-def _candidates(pictures: Thumbnail, start: int) -> Iterator[tuple[int, int]]:
+def _candidates(pictures: Thumbnail, start: int) -> list[tuple[int, int]]:
     """Each of _AT_ONCE pictures with the most correlated before it, the most alike first."""
     boxes = _BOXES if len(pictures) <= _MANY else _BOXES[:1]
     ones = pictures[start : start + _AT_ONCE]
@@ -109,16 +116,19 @@ def _candidates(pictures: Thumbnail, start: int) -> Iterator[tuple[int, int]]:
         for row in range(0, len(ones), _ROWS):
             rows = slice(row, row + _ROWS)
             found = _highest(whole[:, rows], theirs[1])
-            np.maximum(found, _highest(crops[:, rows], theirs[0]), out=found)
+            if len(boxes) > 1:  # whole pictures are compared with whole ones above
+                np.maximum(found, _highest(crops[:, rows], theirs[0]), out=found)
             later = before + np.arange(len(block)) >= start + row + np.arange(len(found))[:, None]
             found[later] = 0
             for i in np.flatnonzero(found.max(axis=1) >= _CANDIDATE).tolist():
                 at = np.argsort(found[i])[-_NEAREST:].tolist()
                 nearest[row + i] += [(float(found[i, j]), before + j) for j in at]
-    for one, near in enumerate(nearest, start):
-        for correlation, other in nlargest(_NEAREST, near):
-            if correlation >= _CANDIDATE:
-                yield one, other
+    return [
+        (one, other)
+        for one, near in enumerate(nearest, start)
+        for correlation, other in nlargest(_NEAREST, near)
+        if correlation >= _CANDIDATE
+    ]
 
 
 def _highest(ones: Floats, others: Floats) -> Floats:

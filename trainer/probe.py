@@ -1,8 +1,7 @@
 """A linear head on frozen features: logistic regression, its penalty cross-validated."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
-from threadpoolctl import ThreadpoolController
 from torch.nn.functional import nll_loss, one_hot
 
+from trainer.blas import one_blas_thread
 from trainer.metrics import nll
 from trainer.split import Ints, stratified_folds
 
@@ -22,7 +21,6 @@ PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 _FOLDS = 5
 _ITERATIONS = 300
 _ROUGH = 1e-6  # relative decrease of the loss at which a fit ends: enough to compare penalties
-_BLAS = ThreadpoolController().select(user_api="blas")  # NumPy's and SciPy's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +38,6 @@ class Probe:
     penalty: float
     head: Head  # fitted to all photos
     out_of_fold: Floats  # [n, K]: logits of each photo by a head that has not seen it
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Its threads and PyTorch's each spin while the other works: a probe took 2.7 to 3.5 times as
-    long with both, on 2 cores."""
-    with _BLAS.limit(limits=1):
-        yield
 
 
 class Solver(Protocol):
@@ -72,7 +62,7 @@ def standardised(features: Floats) -> tuple[torch.Tensor, Floats, float]:
     return torch.from_numpy(((features - centre) / scale).astype(np.float32)), centre, scale
 
 
-@_one_blas_thread()
+@one_blas_thread()
 def fit_head(
     features: Floats,
     labels: Ints,
@@ -125,7 +115,7 @@ def fit_head(
     return Head(weight=weight, bias=table[:, width] - weight @ centre)
 
 
-@_one_blas_thread()
+@one_blas_thread()
 def fit_probe(
     features: Floats,
     labels: Ints,

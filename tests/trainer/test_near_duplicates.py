@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from threadpoolctl import ThreadpoolController
 
 from serving.modelspec import Preprocessing
 from trainer import near_duplicates
@@ -206,6 +207,27 @@ def test_a_picture_between_two_others_joins_them():
         small.append(thumbnail(buffer.getvalue()))
     assert groups_alike(np.stack(small[:2]), as_they_come).tolist() == [0, 1]
     assert groups_alike(np.stack(small), as_they_come).tolist() == [0, 0, 0]
+
+
+def test_the_groups_are_the_same_however_many_threads_look_for_them():
+    """Each by itself: the threads of BLAS would spin for each other, and for whatever else runs."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (1500, 4, 4), dtype=np.uint8)
+    pictures = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    of_another = generator.integers(0, 1500, 600)
+    pictures = np.concatenate([pictures, pictures[of_another]])
+    threads = set()
+
+    def progress(items, *_):
+        for item in items:
+            threads.update(pool["num_threads"] for pool in blas.info())
+            yield item
+
+    blas = ThreadpoolController().select(user_api="blas")
+    alone = groups_alike(pictures, progress, workers=1)
+    assert alone.tolist() == [*range(1500), *of_another]
+    assert groups_alike(pictures, progress, workers=4).tolist() == alone.tolist()
+    assert threads == {1}
 
 
 def test_photos_are_split_the_same_way_whatever_the_size_of_the_net(tmp_path: Path):
