@@ -21,7 +21,7 @@ from trainer.learner import Learner
 from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.pictures import for_augmentation
 from trainer.preparing import Run
-from trainer.probe import Head, Probe, Solver, fit_head, fit_probe
+from trainer.probe import MOST_FITS, Head, Probe, Solver, fit_head, fit_probe
 from trainer.results import Fitted
 from trainer.split import Ints
 from trainer.stages import frozen_stages
@@ -125,9 +125,17 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     weights = photo_weights(targets, config.balance)
     solve = _solver(config)
     units = data.units(photos)
-    probe = fit_probe(
-        features, targets, classes, generator, weights=weights, solve=solve, units=units
-    )
+    with console.bar("Heads of the linear probe", MOST_FITS) as advance:
+        probe = fit_probe(
+            features,
+            targets,
+            classes,
+            generator,
+            weights=weights,
+            solve=solve,
+            units=units,
+            advance=advance,
+        )
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
     figures = {"accuracy/cross-validated": right, "penalty/probe": probe.penalty}
     said = f"Linear probe: penalty {probe.penalty:g}, cross-validated accuracy {right:.4f}"

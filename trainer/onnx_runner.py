@@ -6,13 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from trainer.threads import onnx_threads
+
 Floats = npt.NDArray[np.float32]
 
 
 def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """`model` on all cores of this machine."""
+    """`model` on all cores that may be used."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = onnx_threads()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -43,6 +43,9 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
     try:
         given = read_settings(flags, os.environ, file)
         config = with_defaults(given, console)
+        from trainer.threads import keep_to_cores  # torch takes seconds to import: --help does not
+
+        keep_to_cores()
         if as_comparison:
             from trainer.compare import compare
 
@@ -62,7 +65,7 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
             from trainer.tune import tune
 
             config = tune(given, config, trials, console)
-        from trainer.pipeline import train  # torch takes seconds to import; --help does not wait
+        from trainer.pipeline import train
 
         published = train(config, console)
     except PawprintError as error:

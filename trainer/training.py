@@ -18,14 +18,13 @@ from trainer.balance import make_order, repeats_of
 from trainer.batches import batch_count
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
+from trainer.console import Advance
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.learner import Learner
 from trainer.metrics import accuracy, mean_recall, nll
 from trainer.schedules import SCHEDULES
 from trainer.stages import make_thawing
-
-Advance = Callable[[int, str], None]  # photos done since the last call, and a note
 
 
 @dataclass(frozen=True)

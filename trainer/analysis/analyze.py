@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from serving.access import access_of, add_access_flags, advised
+from serving.cores import usable_cores
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError
 from serving.layout import ANALYSIS
 from serving.repository import Repository
@@ -26,6 +27,7 @@ from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.console import Console
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.threads import keep_to_cores
 
 _OF_ONE_VERSION = ("fail_under", "linf", "l2", "ideal", "recipe", "over_grpc")
 _INTERRUPTED = "interrupted; the same command goes on from what is finished"
@@ -48,6 +50,7 @@ examples:
 @ends_when_interrupted(f"error: {_INTERRUPTED}")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    keep_to_cores()
     try:
         return _compare(options) if options.compare else _analyse(options)
     except KeyboardInterrupt:
@@ -81,7 +84,7 @@ def _analyse(options: argparse.Namespace) -> int:
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
         recipe=options.recipe or "fourier",
         device=_device(options.device),
-        workers=len(os.sched_getaffinity(0)),
+        workers=usable_cores(),
     )
     for condition in conditions:  # now, and not after hours
         check(condition, config.thoroughness())
@@ -131,7 +134,7 @@ def _compare(options: argparse.Namespace) -> int:
         photos=options.photos,
         seed=options.seed,
         device=_device(options.device),
-        workers=len(os.sched_getaffinity(0)),
+        workers=usable_cores(),
         datasets=options.datasets,
     )
     stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])

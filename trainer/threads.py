@@ -1,0 +1,19 @@
+"""No more threads than cores that may be used: a container's quota of them is seen by none else."""
+
+import os
+
+import torch
+
+from serving.cores import usable_cores
+
+
+def keep_to_cores() -> None:
+    """PyTorch starts a thread for each core of the machine. Where a quota leaves fewer, they use it
+    up while they wait for each other, and all are halted until the next period."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
+def onnx_threads() -> int:
+    """For a session of ONNX Runtime that has the machine to itself; 0: as many as it sees fit."""
+    cores = usable_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0
