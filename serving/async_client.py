@@ -39,7 +39,7 @@ _BROKEN_WRITE = "Internal error from Core"  # of _StreamRequestMixin._write in g
 
 
 class AsyncClient:
-    """The same as Client, for asyncio."""
+    """The same as Client, for asyncio; made in the event loop that uses it."""
 
     def __init__(
         self,
