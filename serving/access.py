@@ -55,8 +55,10 @@ def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
 
 
-def sendable(token: str) -> str:
-    """The same. Raises InvalidRequest for one that no call can carry."""
+def sendable(token: str | None) -> str:
+    """The same, "" for none. Raises InvalidRequest for one that no call can carry."""
+    if not token:
+        return ""
     if token.isascii() and token.isprintable():
         return token
     raise InvalidRequest(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,8 +26,10 @@ from serving.client_messages import (
     response_of,
     retry_after_s,
     several,
+    wait_s,
 )
 from serving.client_stream import StreamState, after_end, ended_early
+from serving.errors import Unavailable
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
@@ -37,7 +39,7 @@ _BROKEN_WRITE = "Internal error from Core"  # of _StreamRequestMixin._write in g
 
 
 class AsyncClient:
-    """The same as Client, for asyncio."""
+    """The same as Client, for asyncio; made in the event loop that uses it."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
         tls: Tls | None = None,
-        token: str = "",
+        token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
@@ -67,6 +69,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """What still runs raises Unavailable."""
         await self._channel.close()
 
     async def classify(
@@ -106,7 +109,7 @@ class AsyncClient:
         low_priority: bool = False,
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[StreamedResult]:
+    ) -> AsyncGenerator[StreamedResult, None]:
         """See Client.stream."""
         state = StreamState(self.address, model, version, top_k, low_priority)
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
@@ -142,6 +145,9 @@ class AsyncClient:
                     except grpc.aio.AioRpcError as error:
                         code, details = end.of(error)
                         lost = exception_of(code, details, self.address, retry_after_s(error))
+                    except asyncio.CancelledError:
+                        _raise_if_closed()
+                        raise
                     finally:
                         call.cancel()
                     refused, again_s = after_end(outbox, state, code, lost)
@@ -155,9 +161,9 @@ class AsyncClient:
                 arrived.put_nowait(error)
 
         tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        longest_s = wait_s(timeout_s, self.timeout_s)
         try:
-            while (result := await _next(arrived, state, wait_s)) is not None:
+            while (result := await _next(arrived, state, longest_s)) is not None:
                 if isinstance(result, BaseException):
                     raise result
                 slots.release()
@@ -174,13 +180,24 @@ class AsyncClient:
         timeout_s: float | None,
         hedge_after_s: float | None = None,
     ) -> Any:
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        within_s = wait_s(timeout_s, self.timeout_s)
         try:
-            if hedge_after_s is not None and hedge_after_s < wait_s:
-                return await hedged_async(method, request, wait_s, hedge_after_s)
-            return await method(request, timeout=wait_s)
+            if hedge_after_s is not None and hedge_after_s < within_s:
+                return await hedged_async(method, request, within_s, hedge_after_s)
+            return await method(request, timeout=within_s)
         except grpc.aio.AioRpcError as error:
             raise exception_of_call(error, self.address) from None
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
+
+
+def _raise_if_closed() -> None:
+    """Raises Unavailable where a call was cancelled and its task was not: grpc.aio cancels so what
+    still runs when its channel is closed."""
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise Unavailable("the client was closed before the answer came") from None
 
 
 class _End:

@@ -71,7 +71,12 @@ def target_of(address: str) -> str:
 
     Several are IP addresses with ports, separated by commas. Raises InvalidRequest.
     """
+    if not address:
+        raise InvalidRequest("a server's address is HOST:PORT; got an empty one")
     if "," not in address:
+        port = address.rpartition(":")[2]
+        if port.isdecimal() and not 0 < int(port) < 2**16:  # gRPC would take another for it
+            raise InvalidRequest(f"no port has the number {port}: {address}")
         return address
     kinds = set()
     for one in address.split(","):

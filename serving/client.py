@@ -12,7 +12,7 @@ Overloaded, DeadlineExceeded, Unavailable; PawprintError for a fault of the serv
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -35,6 +35,7 @@ from serving.client_messages import (
     places_for,
     response_of,
     several,
+    wait_s,
 )
 from serving.client_stream import StreamState, after_end, ended_early
 from serving.hedging import hedged
@@ -62,7 +63,7 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
         tls: Tls | None = None,
-        token: str = "",
+        token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
@@ -125,7 +126,7 @@ class Client:
         low_priority: bool = False,
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
-    ) -> Iterator[StreamedResult]:
+    ) -> Generator[StreamedResult, None, None]:
         """Classify any number of photos, `in_flight` at a time; each result comes once it is ready.
 
         A photo that can't be read, here or there, has its error in its result. What a server that
@@ -152,7 +153,7 @@ class Client:
                     else:
                         outbox.put(request)
                 outbox.close()
-            except Exception as error:  # of the caller's own iterable: raised where it waits
+            except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put(error)
 
         def receive() -> None:
@@ -184,9 +185,9 @@ class Client:
         threading.Thread(target=send, daemon=True).start()
         receiver = threading.Thread(target=receive, daemon=True)
         receiver.start()
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        longest_s = wait_s(timeout_s, self.timeout_s)
         try:
-            while (result := _next(arrived, state, wait_s)) is not None:
+            while (result := _next(arrived, state, longest_s)) is not None:
                 if isinstance(result, BaseException):
                     raise result
                 slots.release()
@@ -205,11 +206,11 @@ class Client:
         timeout_s: float | None,
         hedge_after_s: float | None = None,
     ) -> Any:
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        within_s = wait_s(timeout_s, self.timeout_s)
         try:
-            if hedge_after_s is not None and hedge_after_s < wait_s:
-                return hedged(method, request, wait_s, hedge_after_s)
-            return method(request, timeout=wait_s)
+            if hedge_after_s is not None and hedge_after_s < within_s:
+                return hedged(method, request, within_s, hedge_after_s)
+            return method(request, timeout=within_s)
         except grpc.RpcError as error:
             raise exception_of_call(error, self.address) from None
 

@@ -28,6 +28,9 @@ from serving.modelspec import RobustAccuracy, RobustnessSummary
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
 
+# About 30 years: more than gRPC counts to would come out as a deadline that has passed.
+_LONGEST_S = 1e9
+
 Photo = bytes | str | os.PathLike[str] | Image.Image
 
 EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
@@ -42,13 +45,14 @@ EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
 }
 _NO_PNG = ("CMYK", "YCbCr", "HSV", "RGBX")  # modes of Pillow that a JPEG may have
 _MAX_MESSAGE_BYTES = 2**31 - 2**20  # protobuf's own limit, and room for all but the photos
+_NO_ANSWER = "Deadline Exceeded"  # gRPC's own words
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def several(photos: Iterable[Photo]) -> Iterable[Photo]:
     """The same. Raises TypeError for a single photo, which could be gone through too: a path by its
     letters."""
-    if isinstance(photos, bytes | str | os.PathLike | Image.Image):
+    if isinstance(photos, bytes | bytearray | memoryview | str | os.PathLike | Image.Image):
         raise TypeError("photos is a sequence of photos; a single one goes in a list: [photo]")
     return photos
 
@@ -60,18 +64,44 @@ def places_for(in_flight: int) -> int:
     return in_flight
 
 
+def wait_s(timeout_s: float | None, default_s: float) -> float:
+    """How long to wait, in seconds: what is left may have become less than none, or be endless."""
+    return min(max(0.0, default_s if timeout_s is None else timeout_s), _LONGEST_S)
+
+
 def encoded(photo: Photo) -> bytes:
-    """The bytes to send: a file as it is, a Pillow image, upright, as PNG. Raises OSError."""
+    """The bytes to send: a file as it is, a Pillow image, upright, as PNG.
+
+    Raises OSError for a file or an image that can't be read, TypeError for what is no photo.
+    """
     if isinstance(photo, bytes):
         return photo
     if isinstance(photo, Image.Image):
-        upright = ImageOps.exif_transpose(photo)  # as the server turns a file
+        return _png(photo)
+    if not isinstance(photo, str | os.PathLike):
+        raise TypeError(
+            "a photo is a path, the bytes of a file or a Pillow image, got "
+            f"{type(photo).__name__} (bytes(...) of other bytes, Image.fromarray(...) of an array)"
+        )
+    try:
+        return Path(photo).read_bytes()
+    except ValueError as error:  # a zero byte, say, that no path can have
+        raise OSError(f"{os.fspath(photo)!r} is no path: {error}") from error
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(image)  # as the server turns a file
         if upright.mode in _NO_PNG:
             upright = upright.convert("RGB")
-        buffer = io.BytesIO()
         upright.save(buffer, "PNG")
-        return buffer.getvalue()
-    return Path(photo).read_bytes()
+    except OSError:
+        raise
+    # Pillow reads a file only here, and is not of one mind: SyntaxError, ValueError (no pixels) ...
+    except Exception as error:
+        raise OSError(str(error)) from error
+    return buffer.getvalue()
 
 
 def classify_request(
@@ -125,6 +155,8 @@ def exception_of(
     details = details or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return InvalidRequest(f"the message is larger than the server takes ({details})")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _NO_ANSWER:
+        details = f"the server at {address} gave no answer in the time allowed"
     if code is grpc.StatusCode.UNAVAILABLE:
         details = f"the server at {address} does not answer: {details}"
     kind = EXCEPTIONS.get(code)

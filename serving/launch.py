@@ -20,6 +20,14 @@ def serve() -> int:
     return _start("serving.serve", "serve")
 
 
+def classify() -> int:
+    return _start("serving.classify", "client")
+
+
+def models() -> int:
+    return _start("serving.models", "client")
+
+
 def _start(module: str, extra: str) -> int:
     try:
         return int(importlib.import_module(module).main() or 0)

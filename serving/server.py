@@ -109,7 +109,7 @@ class Server:
                     settings.max_calls + settings.max_streams + MORE_STREAMS,
                 ),
                 # Our clients ping an answer that is long in coming; gRPC would call that abuse.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 # Identity alone: a thousandth of it on the network would make a message in memory,
                 # for health and reflection without a token. Photos are compressed already.
                 ("grpc.compression_enabled_algorithms_bitset", 1),

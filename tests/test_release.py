@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -69,6 +71,59 @@ def test_the_wheel_is_that_of_the_commit_and_the_same_from_every_checkout(tmp_pa
     ).stdout.split()
     kinds = (".py", ".pyi", ".proto", ".html", "py.typed")
     assert names == {name for name in tracked if name.endswith(kinds)}
+
+
+CALLER = """
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import assert_type
+
+from protos.pawprint.v1.classifier_pb2 import ClassifyRequest
+from serving.answers import Label, Model, ModelDescription, Response, StreamedResult
+from serving.client import AsyncClient, Client, Tls
+from serving.errors import Overloaded
+
+
+def call(client: Client, photos: list[Path]) -> float | None:
+    try:
+        assert_type(client.classify(photos, model="pets", version=1), Response)
+    except Overloaded as error:
+        return error.retry_after_s
+    assert_type(client.classify(["a.jpg"], model="pets").results[0].label, Label)
+    assert_type(client.list_models(), tuple[Model, ...])
+    assert_type(client.get_model("pets", "stable").digests, dict[str, str])
+    assert_type(client.stream(photos, model="pets"), Generator[StreamedResult, None, None])
+    return None
+
+
+async def wait(photos: list[Path]) -> None:
+    async with AsyncClient("localhost:1", tls=Tls(ca="ca.pem"), token=None) as client:
+        assert_type(await client.get_model("pets"), ModelDescription)
+        assert_type(client.stream(photos, model="pets"), AsyncGenerator[StreamedResult, None])
+
+
+assert_type(ClassifyRequest(model="pets").model, str)
+"""
+
+
+def test_a_program_against_the_wheel_sees_our_types(tmp_path: Path) -> None:
+    if not shutil.which("uv", path=PATH):
+        pytest.skip("no uv beside this Python; `make test` installs it")
+    wheel = wheel_of(cloned(tmp_path / "clone"), umask=0o022)
+    venv.create(tmp_path / "environment", symlinks=True)
+    (packages,) = (tmp_path / "environment").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    (tmp_path / "caller.py").write_text(CALLER)
+    python = tmp_path / "environment/bin/python"
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "caller.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None:

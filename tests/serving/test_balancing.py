@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,14 +11,23 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.channel import CHANNEL_OPTIONS, RETRY_BUFFER_BYTES, target_of
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
-from tests.conftest import ServerProcess, running_server
+from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import jpeg
+
+
+def test_grpc_knows_every_option_that_it_is_given() -> None:
+    """One that it does not know, such as a misspelt one, it passes over."""
+    text = "".join(path.read_text() for path in (ROOT / "serving").glob("*.py"))
+    given = set(re.findall(r'"(grpc\.[a-z0-9_.]+)"', text))
+    library = Path(cygrpc.__file__).read_bytes()
+    assert given and not [name for name in given if name.encode() not in library]
 
 
 class Scripted(classifier_pb2_grpc.ClassifierServiceServicer):

@@ -1,6 +1,8 @@
 """Both clients against a server in a process of its own."""
 
 import asyncio
+import io
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -21,8 +23,9 @@ from serving.errors import (
 )
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
-from tests.conftest import ServerProcess, start_server
+from tests.conftest import Running, ServerProcess, start_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
+from tests.serving.held_model import HeldModel
 from tests.tiny import build_version, logits_of
 
 
@@ -79,11 +82,69 @@ def test_what_no_message_can_hold_is_told(client: Client) -> None:
         client.classify([bytes(2**31)], model="pets")
 
 
-@pytest.mark.parametrize("photo", [b"bytes", "cat.jpg", Path("cat.jpg"), noise(8)])
+@pytest.mark.parametrize(
+    "photo", [b"bytes", bytearray(b"b"), memoryview(b"b"), "cat.jpg", Path("cat.jpg"), noise(8)]
+)
 def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
         with pytest.raises(TypeError, match=r"a single one goes in a list: \[photo\]"):
             ask(photo, model="pets")
+
+
+@pytest.mark.parametrize("photo", [bytearray(b"b"), np.zeros((8, 8, 3), np.uint8), None, 3])
+def test_what_is_no_photo_is_told(client: Client, photo: object) -> None:
+    for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
+        with pytest.raises(TypeError, match=f"a Pillow image, got {type(photo).__name__}"):
+            ask([photo], model="pets")
+
+
+def test_photos_that_cannot_be_read_are_errors_of_their_own(client: Client) -> None:
+    """Whatever Python and Pillow raise for them."""
+    cut, closed = Image.open(io.BytesIO(jpeg()[:-100])), noise(8)
+    closed.close()
+    bad = [Image.new("RGB", (0, 0)), "zero\0byte.jpg", "\ud800.jpg", closed, cut]
+    answers = {a.index: a.result for a in client.stream([*bad, jpeg()], model="pets")}
+    assert [answers[i].error is None for i in range(6)] == [False] * 5 + [True]
+    for photo in bad:
+        with pytest.raises(OSError):
+            client.classify([photo], model="pets")
+
+
+@pytest.mark.parametrize("timeout_s", [1e10, 1e300, math.inf])
+async def test_a_timeout_may_be_endless(server: ServerProcess, timeout_s: float) -> None:
+    with Client(server.address, timeout_s=timeout_s) as client:
+        assert client.classify([jpeg()], model="pets").version == 1
+        assert len(list(client.stream([jpeg()], model="pets"))) == 1
+    async with AsyncClient(server.address, timeout_s=timeout_s) as other:
+        assert (await other.classify([jpeg()], model="pets")).version == 1
+        assert len([answer async for answer in other.stream([jpeg()], model="pets")]) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, math.nan])
+async def test_a_timeout_of_less_than_none_is_over(server: ServerProcess, timeout_s: float) -> None:
+    with Client(server.address) as client, pytest.raises(DeadlineExceeded, match="no answer"):
+        list(client.stream([slow_png()], model="pets", timeout_s=timeout_s))
+    async with AsyncClient(server.address) as other:
+        with pytest.raises(DeadlineExceeded, match="no answer"):
+            async for _ in other.stream([slow_png()], model="pets", timeout_s=timeout_s):
+                pass
+
+
+def test_no_answer_in_time_names_the_server(client: Client, server: ServerProcess) -> None:
+    with pytest.raises(DeadlineExceeded, match=f"{server.address} gave no answer in the time"):
+        client.classify([jpeg()], model="pets", timeout_s=1e-6)
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_no_token_is_none_or_empty(server: ServerProcess, token: str | None) -> None:
+    with Client(server.address, token=token) as client:
+        assert client.list_models()
+
+
+@pytest.mark.parametrize(("address", "said"), [("", "HOST:PORT"), ("localhost:99999", "99999")])
+def test_an_address_that_is_none_is_refused(address: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        Client(address)
 
 
 def test_errors_have_their_exceptions(client: Client) -> None:
@@ -209,6 +270,15 @@ def test_an_error_of_the_callers_own_iterable_is_raised(client: Client) -> None:
         list(client.stream(photos(), model="pets"))
 
 
+def test_so_is_what_is_no_ordinary_exception(client: Client) -> None:
+    def photos() -> Iterator[bytes]:
+        yield jpeg()
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        list(client.stream(photos(), model="pets"))
+
+
 async def test_an_async_stream_passes_errors_on(server: ServerProcess) -> None:
     def photos() -> Iterator[bytes]:
         yield jpeg()
@@ -273,6 +343,32 @@ async def test_async_calls_and_errors(server: ServerProcess) -> None:
         assert (await client.get_model("pets", 1)).version == 1
         with pytest.raises(InvalidRequest):
             await client.classify([b"junk"], model="pets")
+
+
+async def test_calls_of_a_client_that_is_closed_are_not_taken_for_cancelled(
+    running: Running,
+) -> None:
+    held = HeldModel(running.server)
+    client, hedging = AsyncClient(running.address), AsyncClient(running.address, hedge_after_s=0.0)
+
+    async def take() -> None:
+        async for _ in client.stream([jpeg()], model="pets"):
+            pass
+
+    calls = [
+        asyncio.create_task(call)
+        for call in (
+            client.classify([jpeg()], model="pets"),
+            hedging.classify([jpeg()], model="pets"),
+            take(),
+        )
+    ]
+    await held.admitted(4)
+    await client.close()
+    await hedging.close()
+    held.release()
+    for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
+        assert isinstance(ended, Unavailable) and "the client was closed" in str(ended)
 
 
 async def test_nobody_there_is_unavailable() -> None:

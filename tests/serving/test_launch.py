@@ -10,7 +10,12 @@ from tests.conftest import ROOT
 
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
-    [("serve", "onnxruntime", "serve"), ("analyze", "torch", "train")],
+    [
+        ("serve", "onnxruntime", "serve"),
+        ("analyze", "torch", "train"),
+        ("classify", "grpc", "client"),
+        ("models", "grpc", "client"),
+    ],
 )
 def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
     code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['{command}', '--help']\n"
