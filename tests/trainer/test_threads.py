@@ -1,0 +1,41 @@
+"""Threads are as many as cores that may be used."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving import cores
+from trainer.threads import keep_to_cores, onnx_threads
+
+
+@pytest.fixture
+def quota_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a container with `cpu: 1`: the machine's cores are all there to see."""
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "self").write_text("0::/\n")
+    monkeypatch.setattr(cores, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(cores, "CGROUP_OF_SELF", tmp_path / "self")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_quota_of_cores_counts(quota_of_one: None) -> None:
+    torch.set_num_threads(4)
+    keep_to_cores()
+    assert torch.get_num_threads() == 1
+    assert onnx_threads() == (1 if (os.cpu_count() or 1) > 1 else 0)
+
+
+def test_fewer_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.threads.usable_cores", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as torchrun does
+        keep_to_cores()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
