@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -218,6 +219,26 @@ def test_logs_that_lead_nowhere_are_said_and_the_training_goes_on(tmp_path: Path
     with tracked(tmp_path / "logs", "shapes", said.append) as track:
         track({"loss/val": 1.0}, 0)
     assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
+
+
+def test_a_full_disk_ends_the_figures_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    of_threads: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", of_threads.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may be larger
+    try:
+        with tracked(tmp_path, "shapes", said.append) as track:
+            for epoch in range(3):
+                track({"loss/val": 1.0}, epoch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
+    assert not of_threads, "TensorBoard's own would print a traceback"
 
 
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
