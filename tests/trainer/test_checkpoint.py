@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the same end, and says clearly where it can't."""
 
 import dataclasses
+import errno
 import os
 import resource
 import signal
@@ -239,6 +240,22 @@ def test_a_full_disk_ends_the_figures_with_one_line(
         signal.signal(signal.SIGXFSZ, handler)
     assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
     assert not of_threads, "TensorBoard's own would print a traceback"
+
+
+def test_a_checkpoint_that_can_not_be_removed_costs_no_published_version(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(self: Checkpoints) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self.path))
+
+    monkeypatch.setattr(Checkpoints, "delete", refused)
+    assert main(command(photos(per_class=10), tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "can't be removed (Read-only file system); delete it, or the same training" in said
+    assert "test accuracy" in said and Repository(tmp_path / "out").versions("shapes") == [1]
 
 
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
