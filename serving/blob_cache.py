@@ -44,7 +44,8 @@ class BlobCache:
             for folder in (whole.parent, part.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             with _lock(part.with_name(f"{entry.sha256}.lock")):
-                here = _is_whole(whole, entry)
+                # Marked first: another process that prunes leaves alone what is being checked here.
+                here = _used_now(whole) and _is_whole(whole, entry) and _used_now(whole)
                 if not here:
                     resumed = part.exists()
                     sound = _completed(part, entry, download)
@@ -52,8 +53,8 @@ class BlobCache:
                         sound = _completed(part, entry, download)
                     if not sound:
                         raise BrokenVersion(f"{where} is altered: it does not match its digest")
+                    os.utime(part)
                     os.replace(part, whole)
-                os.utime(whole)  # used now
             if not here:  # a server may run for longer than a month
                 self.prune()
         return whole
@@ -137,6 +138,15 @@ def _completed(part: Path, entry: FileEntry, download: Download) -> bool:
         return True
     part.unlink()
     return False
+
+
+def _used_now(path: Path) -> bool:
+    """Marks it so; False if it is not there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:

@@ -1,12 +1,15 @@
 """What appears in one step, or takes another's place, and lies on the disk when that is told."""
 
 import ctypes
+import logging
 import os
 import stat
 import tempfile
 from pathlib import Path
 
 from serving.whole_file import replaced
+
+log = logging.getLogger(__name__)
 
 _TRIES = 100  # to make a folder that others may remove at any moment
 
@@ -49,11 +52,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def settle(folder: Path) -> None:
+    """fsync the entries of a folder after a rename. Where that fails it is logged: what was renamed
+    is seen, and an error would look as if it were not."""
+    try:
+        sync(folder)
+    except OSError as error:
+        log.warning(
+            "what was just written in %s is there, but a loss of power may undo it: %s",
+            folder, error,
+        )  # fmt: skip
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Its old content or the new, never half, for every user to read."""
     with replaced(path, mode=0o644) as file:
         file.write(data)
-    sync(path.parent)
+    settle(path.parent)
 
 
 def exchange(one: Path, other: Path) -> None:

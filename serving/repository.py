@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.durable import exchange, make_ready, new_folder, replace_file, sync
+from serving.durable import exchange, make_ready, new_folder, replace_file, settle
 from serving.errors import (
     BrokenVersion,
     InvalidRequest,
@@ -262,7 +262,7 @@ class Repository:
                 if not (self.root / name / str(version)).exists():
                     raise
                 continue
-            sync(self.root / name)
+            settle(self.root / name)
             self._describe_to_triton(name, version)
             return manifest
 
@@ -310,7 +310,7 @@ class Repository:
             exchange(staging, folder / ANALYSIS)  # the old one goes with the staging folder
         else:
             os.rename(staging, folder / ANALYSIS)
-        sync(folder)
+        settle(folder)
 
     def read_analysis(self, name: str, version: int, file: str) -> bytes | None:
         """One file of a version's analysis, checked against its digest; None if there is none.

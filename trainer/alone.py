@@ -2,8 +2,10 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from serving.errors import InvalidRequest
 
 
 @contextmanager
@@ -13,4 +15,15 @@ def alone(file: Path, *, wait: bool = True) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextmanager
+def only_one(file: Path, doing: str) -> Iterator[None]:
+    """As `alone`, but raises InvalidRequest if another process is `doing` that."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(file, wait=False))
+        except BlockingIOError as error:
+            raise InvalidRequest(f"another process is {doing}; wait for it") from error
         yield

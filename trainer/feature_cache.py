@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.whole_file import replaced
+from serving.whole_file import replaced, sweep
 
 Features = dict[str, npt.NDArray[np.float32]]  # sha256 of a photo's bytes -> [views, F]
 
@@ -47,6 +47,7 @@ class FeatureCache:
         if self.path is None:
             return
         try:
+            sweep(self.path)
             with replaced(self.path) as file:
                 digests, vectors = np.array(list(features)), np.stack(list(features.values()))
                 np.savez(file, digests=digests, features=vectors)

@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.determinism import deterministic
@@ -49,10 +50,21 @@ def _fit_and_publish(run: Run, started: float) -> Published:
     earlier_s = run.checkpoints.earlier_s if run.checkpoints is not None else 0.0
     published = publish(run, fitted, started - earlier_s)
     if run.checkpoints is not None:
-        run.checkpoints.delete()
+        _delete(run.checkpoints, run.console)
     if run.track is not None:
         metrics = published.manifest.variants["fp32"].metrics
         run.track(figures_on_test(metrics), run.config.epochs)
     if run.recorded is not None:
         run.recorded.published(published)
     return published
+
+
+def _delete(checkpoints: Checkpoints, console: Console) -> None:
+    """The version is published; that stays so, whatever becomes of its checkpoint."""
+    try:
+        checkpoints.delete()
+    except OSError as error:
+        console.line(
+            f"Warning: the checkpoint {checkpoints.path} can't be removed ({error.strerror}); "
+            "delete it, or the same training publishes the same again"
+        )

@@ -1,5 +1,6 @@
 """The figures of a training while it runs, for TensorBoard."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -9,6 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from serving.modelspec import Metrics
 from trainer.training import Epoch
+
+_ENDS_WITHIN_S = 1.0
 
 Track = Callable[[Mapping[str, float], int], None]  # figures by name, and the epoch
 
@@ -53,16 +56,40 @@ def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Tra
         except OSError as error:
             end(error)
 
+    with _without_tracebacks():
+        try:
+            writer = SummaryWriter(str(_new_run(folder / name)))
+        except OSError as error:
+            end(error)
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                with suppress(OSError):
+                    writer.close()
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """What TensorBoard's own thread fails with, the next call of its writer raises as well."""
+    others, there = threading.excepthook, threading.enumerate()
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (_of_tensorboard(failed.thread) and issubclass(failed.exc_type, OSError)):
+            others(failed)
+
+    threading.excepthook = hook
     try:
-        writer = SummaryWriter(str(_new_run(folder / name)))
-    except OSError as error:
-        end(error)
-    try:
-        yield write
+        yield
     finally:
-        if writer is not None:
-            with suppress(OSError):
-                writer.close()
+        for thread in threading.enumerate():
+            if _of_tensorboard(thread) and thread not in there:
+                thread.join(_ENDS_WITHIN_S)  # one that has failed may not have come to the hook
+        threading.excepthook = others
+
+
+def _of_tensorboard(thread: threading.Thread | None) -> bool:
+    return type(thread).__module__.startswith("tensorboard.")
 
 
 def _new_run(folder: Path) -> Path:

@@ -7,10 +7,11 @@ it, so a search that was stopped goes on as if it had not been. Needs the extra 
 
 import copy
 import dataclasses
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from serving.errors import InvalidRequest, to_install
-from trainer.alone import alone
+from trainer.alone import only_one
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -118,19 +119,16 @@ def _check(config: TrainConfig, trials: int, names: tuple[str, ...]) -> None:
         raise InvalidRequest("every setting that --tune searches is given; leave some out")
 
 
-@contextmanager
-def searching(folder: Path, name: str) -> Iterator[None]:
+def searching(folder: Path, name: str) -> AbstractContextManager[None]:
     """While no other process searches: a trial that still runs is then one of a killed process."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder / f"{name}.lock", wait=False))
-        except BlockingIOError as error:
-            raise InvalidRequest(f"another process is tuning {name}; wait for it") from error
-        yield
+    return only_one(folder / f"{name}.lock", f"tuning {name}")
 
 
-def _end_with_a_whole_line(path: Path) -> None:
-    """Optuna would trip for ever over what a full disk has left of the last one."""
+def _mend(path: Path) -> None:
+    """For a journal that no process has open: what a killed one has left beside it would hold up
+    Optuna, for ever where the path is relative, and so would half of the last line."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.lock*"):
+        left.unlink()
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
@@ -139,7 +137,7 @@ def _end_with_a_whole_line(path: Path) -> None:
 def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
     """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ."""
     optuna = _optuna()
-    _end_with_a_whole_line(path)
+    _mend(path)
     journal = optuna.storages.journal
     epochs = run.config.epochs
     study = optuna.create_study(
@@ -155,17 +153,18 @@ def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
     known = study.user_attrs.get("settings")
     if known is None:
         study.set_user_attr("settings", json.loads(json.dumps(settings)))
-        study.enqueue_trial(start(names, run.config))
     elif different := differences(settings, known):
         raise InvalidRequest(
             f"the search in {path} is of other settings: {'; '.join(different)}; give those, or "
             "delete it to start anew"
         )
+    states = optuna.trial.TrialState
     for trial in study.trials:
-        if trial.state == optuna.trial.TrialState.RUNNING:
+        if trial.state == states.RUNNING:  # the next one draws the same
             study.set_user_attr(_KILLED, [*study.user_attrs.get(_KILLED, []), trial.number])
-            study.enqueue_trial(trial.params)
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial.number, state=states.FAIL)
+    if not _finished(study) and not any(trial.state == states.WAITING for trial in study.trials):
+        study.enqueue_trial(start(names, run.config))
     return study
 
 

@@ -221,6 +221,22 @@ def test_two_processes_give_the_same_report(trained, tmp_path):
     assert together["corruptions"] == alone["corruptions"]
 
 
+def test_the_same_analysis_twice_at_once_is_refused(trained, monkeypatch):
+    said = []
+
+    def another_meanwhile(tasks, *arguments, **named):
+        run_tasks(tasks[:9], *arguments, **named)
+        with monkeypatch.context() as patch:
+            patch.setattr(analysis_run, "run_tasks", run_tasks)
+            said.append(analyze(trained, *SMALL, status=2))
+        run_tasks(tasks[9:], *arguments, **named)
+
+    monkeypatch.setattr(analysis_run, "run_tasks", another_meanwhile)
+    analyze(trained, *SMALL)
+    assert "error: another process is analysing cartoon/1 in the same way; wait for it" in said[0]
+    assert not list(trained.models.glob("cartoon/.analysis-*"))
+
+
 def test_fail_under_is_a_gate(trained):
     said = analyze(trained, *SMALL, "--fail-under", "clean=0.1", "--fail-under", "pgd@8/255=1.0",
                    status=1)  # fmt: skip

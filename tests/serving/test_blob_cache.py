@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_what_has_just_been_fetched_stays_however_small_the_bound(tmp_path: Path
         os.utime(path, (0, 0))
     store.cache.prune()
     assert not any(path.exists() for path in kept)
+
+
+def test_what_is_being_checked_is_not_pruned_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(BlobCache(tmp_path, 0))
+    path = store.fetch(FILES[0], age_s=900)
+    digest = hashlib.file_digest
+
+    def slow(*arguments: Any) -> Any:
+        store.cache.prune()  # as another server does meanwhile
+        return digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    assert store.fetch(FILES[0]) == path and path.read_bytes() == FILES[0]
+    assert store.asked == [b"a"]
 
 
 def test_the_bound_is_read_from_the_environment() -> None:

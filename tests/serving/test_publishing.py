@@ -1,5 +1,7 @@
 """Publishing under the worst conditions: two at once, and killed before the rename."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -68,6 +70,29 @@ def test_a_version_is_published_though_no_config_can_be_written_beside_it(
     assert build_version(tmp_path, "pets") == 1
     assert Repository(tmp_path).verify("pets", 1) == []
     assert "pets/1 is published, but config.pbtxt beside it can't be written: " in caplog.text
+
+
+def test_what_a_rename_has_shown_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever repeats a rollback that seemed to fail would go back twice."""
+    repository, fsync = Repository(tmp_path), os.fsync
+
+    def broken(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}") in (
+            str(tmp_path / "pets"),
+            str(tmp_path / "pets/aliases"),
+        ):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    assert [build_version(tmp_path, "pets") for _ in range(2)] == [1, 2]
+    repository.promote("pets", 1)
+    repository.promote("pets", 2)
+    assert repository.rollback("pets") == 1 and repository.aliases("pets") == {"stable": 1}
+    said = f"what was just written in {tmp_path / 'pets/aliases'} is there, but a loss of power"
+    assert caplog.text.count(said) == 3
 
 
 def test_publishers_at_once_leave_the_config_of_the_newest(

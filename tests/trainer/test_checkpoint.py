@@ -1,11 +1,13 @@
 """A training that was stopped goes on to the same end, and says clearly where it can't."""
 
 import dataclasses
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -218,6 +220,42 @@ def test_logs_that_lead_nowhere_are_said_and_the_training_goes_on(tmp_path: Path
     with tracked(tmp_path / "logs", "shapes", said.append) as track:
         track({"loss/val": 1.0}, 0)
     assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
+
+
+def test_a_full_disk_ends_the_figures_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    of_threads: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", of_threads.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may be larger
+    try:
+        with tracked(tmp_path, "shapes", said.append) as track:
+            for epoch in range(3):
+                track({"loss/val": 1.0}, epoch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(said) == 1 and said[0].startswith("Warning: no more figures for TensorBoard")
+    assert not of_threads, "TensorBoard's own would print a traceback"
+
+
+def test_a_checkpoint_that_can_not_be_removed_costs_no_published_version(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(self: Checkpoints) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self.path))
+
+    monkeypatch.setattr(Checkpoints, "delete", refused)
+    assert main(command(photos(per_class=10), tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "can't be removed (Read-only file system); delete it, or the same training" in said
+    assert "test accuracy" in said and Repository(tmp_path / "out").versions("shapes") == [1]
 
 
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(

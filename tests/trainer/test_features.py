@@ -1,5 +1,6 @@
 """Frozen features: what they are of, and that the cache never changes them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_a_cache_that_can_not_be_written_is_a_warning(
     features = extract(classifier, members, data.squares, cache, lambda *_: None)
     assert len(features) == len(members)
     assert "can't be kept" in said[-1] and "the next run computes them again" in said[-1]
+
+
+def test_what_a_killed_process_has_left_in_the_cache_is_removed(tmp_path: Path):
+    cache = FeatureCache(tmp_path, {}, pytest.fail)
+    assert cache.path is not None
+    left, of_others = (tmp_path / f".{name}-x.tmp" for name in (cache.path.name, "features-0.npz"))
+    for path in (left, of_others):
+        path.touch()
+        os.utime(path, (0, 0))
+    cache.save({"0" * 64: np.zeros((2, 3), np.float32)})
+    assert sorted(tmp_path.iterdir()) == sorted([of_others, cache.path])
 
 
 class Tight(torch.nn.Linear):

@@ -1,6 +1,7 @@
 """`train --tune`: settings searched on val, resumed, refused, and trained with in the end."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,6 +115,41 @@ def test_killed_it_goes_on_to_the_trials_in_all_and_publishes_the_best(
     assert main(arguments(data, out, 5, "--label-smoothing", 0.1)) == 2
     said = capsys.readouterr().err
     assert "is of other settings: label_smoothing is 0.1, there 0.0; searched is" in said
+
+
+KILLED_WRITING = """
+import os, signal, sys
+from trainer.train import main
+fsync, left = os.fsync, int(sys.argv[1])
+def dying(descriptor):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = dying
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("line", [2, 5])  # before there is a trial; within the draw of the first
+def test_killed_while_it_writes_its_journal_it_goes_on_from_the_defaults(
+    photos: MakePhotos, tmp_path: Path, line: int
+):
+    search = arguments(photos(per_class=10), Path("models"), 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for code in (["-c", KILLED_WRITING, str(line)], ["-m", "trainer.train"]):
+        done = subprocess.run(
+            [sys.executable, *code, *search],
+            cwd=tmp_path, env=environment, capture_output=True, timeout=100,
+        )  # fmt: skip
+        if "-c" in code:
+            assert done.returncode == -signal.SIGKILL
+            assert (tmp_path / "models/.tune/shapes.journal.lock").is_symlink()
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "models/shapes-tuning.json").read_text())
+    defaults = {"learning_rate": 3e-3, "label_smoothing": 0.0, "mixup": 0.0}
+    assert defaults.items() <= row["settings"].items()
 
 
 def study(journal: Path) -> Any:

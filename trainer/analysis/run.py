@@ -19,6 +19,7 @@ import torch
 from serving import preprocess
 from serving.errors import PawprintError
 from serving.repository import Repository
+from trainer.alone import only_one
 from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import show_to_server, write_adversarial, write_fragile
 from trainer.analysis.inside import write_looks, write_sees
@@ -112,40 +113,42 @@ def analyse(
     if rank != 0:
         run_tasks(tasks, workspace, rank=rank, processes=processes, done=lambda _: None)
         return None
-    _say_what_was_found(study, console)
-    if server is not None:  # now, and not after hours
-        server.verdicts([png_bytes(photos.pixels[0])])
-    earlier_s = sum(workspace.seconds(task.name) for task in tasks if workspace.has(task.name))
-    with console.bar("Analysing", len(tasks)) as advance:
-        finished = 0
+    # Another process that does the same would take the pieces away when it is done.
+    with only_one(workspace.folder / "lock", f"analysing {name}/{version} in the same way"):
+        _say_what_was_found(study, console)
+        if server is not None:  # now, and not after hours
+            server.verdicts([png_bytes(photos.pixels[0])])
+        earlier_s = sum(workspace.seconds(task.name) for task in tasks if workspace.has(task.name))
+        with console.bar("Analysing", len(tasks)) as advance:
+            finished = 0
 
-        def look(note: str) -> None:
-            """Count what is on disk: pieces of an earlier run and of other processes, too."""
-            nonlocal finished
-            now = sum(workspace.has(task.name) for task in tasks)
-            advance(now - finished, note)
-            finished = now
+            def look(note: str) -> None:
+                """Count what is on disk: pieces of an earlier run and of other processes, too."""
+                nonlocal finished
+                now = sum(workspace.has(task.name) for task in tasks)
+                advance(now - finished, note)
+                finished = now
 
-        look("")
-        run_tasks(
-            tasks,
-            workspace,
-            rank=rank,
-            processes=processes,
-            done=lambda task: look(task.name),
-        )
-        while finished < len(tasks):
-            time.sleep(_WAIT_S)
-            look("waiting for the other processes")
-    with repository.staging(name) as folder:
-        made = _report(repository, study, visions, workspace, folder, config)
-        made["run"]["seconds"] = time.monotonic() - start + earlier_s
-        failed = _shown(folder, made["adversarial"], server)
-        _write_json(folder / "report.json", made)
-        _write_json(folder / "summary.json", summary(made))
-        (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
-        repository.attach_analysis(name, version, folder)
-    workspace.remove()
+            look("")
+            run_tasks(
+                tasks,
+                workspace,
+                rank=rank,
+                processes=processes,
+                done=lambda task: look(task.name),
+            )
+            while finished < len(tasks):
+                time.sleep(_WAIT_S)
+                look("waiting for the other processes")
+        with repository.staging(name) as folder:
+            made = _report(repository, study, visions, workspace, folder, config)
+            made["run"]["seconds"] = time.monotonic() - start + earlier_s
+            failed = _shown(folder, made["adversarial"], server)
+            _write_json(folder / "report.json", made)
+            _write_json(folder / "summary.json", summary(made))
+            (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
+            repository.attach_analysis(name, version, folder)
+        workspace.remove()
     if failed is not None:
         raise ServerFailed(f"{failed}; the report is stored, without the server's verdicts")
     return made
