@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 CONTRACTS = {
     *(
+        "cores",
         "durable",
         "errors",
         "folders",
@@ -26,6 +27,7 @@ CONTRACTS = {
 }
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
+    "cores": set(),
     "durable": {"whole_file"},
     "errors": set(),
     "folders": set(),
@@ -45,7 +47,6 @@ CORE = {
     "bound_runs",
     "catalogue",
     "classification",
-    "cores",
     "decoding",
     "device",
     "engine",
@@ -161,7 +162,6 @@ def test_the_batcher_knows_no_onnx_runtime() -> None:
 def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
     """And what opens a repository or shards wherever they are, where it is given their place."""
     also = {
-        "trainer.auto": {"cores"},
         "trainer.compare": {"storage"},
         "trainer.preparing": {"storage"},
         "trainer.analysis.analyze": {"access", "storage"},

@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from serving.durable import replace_file
 from serving.errors import InvalidRequest, to_install
 from trainer.alone import only_one
 from trainer.checkpoint import differences
@@ -236,7 +237,7 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
     ]
     Path(f"{place}-tuning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     toml = "".join(f"{name} = {_toml(value)}\n" for name, value in found.items())
-    Path(f"{place}-tuned.toml").write_text(toml, encoding="utf-8")
+    replace_file(Path(f"{place}-tuned.toml"), toml.encode())  # half of it would be settings, too
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     at = {trial.number: i + 1 for i, trial in enumerate(done)}
