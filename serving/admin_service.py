@@ -8,7 +8,7 @@ import grpc
 
 from protos.pawprint.v1 import admin_pb2 as pb
 from protos.pawprint.v1 import admin_pb2_grpc
-from serving.malformed import Registrar, checked
+from serving.malformed import Open, Registrar
 from serving.model_control import ModelControl
 from serving.settings import ServerSettings
 from serving.status import Failure, failure_of
@@ -80,7 +80,7 @@ def admin_server(control: ModelControl, address: str) -> grpc.aio.Server:
     """Not started yet. Raises RuntimeError if the address can't be had."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
-        AdminService(control), Registrar(server, checked)
+        AdminService(control), Registrar(server, Open().checked)
     )
     server.add_insecure_port(address)
     return server

@@ -19,7 +19,7 @@ import grpc
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
 from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
-from serving.malformed import Parse
+from serving.malformed import ARRIVES_S, Parse
 from serving.shares import Held, Shares
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
@@ -37,8 +37,6 @@ _SAME_S = 0.02
 # A caller of a stream that reads at all makes room for an answer sooner; one that does not holds
 # a place among the open streams, and the memory of its answers.
 STALLED_S = 30.0
-# A message that is on its way holds a place among the calls.
-ARRIVES_S = 60.0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import warnings
 from datetime import UTC, datetime
 
 from serving.edge import Call
@@ -51,7 +52,10 @@ def configure_logging(kind: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.captureWarnings(True)  # Pillow's, of odd photos: dated lines like all others
+    logging.captureWarnings(True)
+    # Of each tag in a photo's EXIF block that it skips: callers could fill the log, and the memory,
+    # as Python keeps every text that it has shown.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def log_access(call: Call) -> None:

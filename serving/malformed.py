@@ -4,6 +4,7 @@ Of a message that can't be parsed gRPC itself would tell the caller the name of 
 would also parse whatever comes, before anybody has looked at the caller's token.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,10 @@ Parse = Callable[[bytes], M]  # raises InvalidRequest
 
 # Health, reflection and AdminService ask for no token; their messages hold a name.
 OPEN_BYTES = 4096
+# A message that is on its way holds what has come of it.
+ARRIVES_S = 60.0
+# So many may take that long; who comes while they do has less, enough for a message of that size.
+_WAITED_FOR, SOON_S = 4, 1.0
 
 
 class Registrar:
@@ -72,38 +77,66 @@ def unread(method: Any) -> Any:
     return grpc.stream_unary_rpc_method_handler(answer, None, serialize)
 
 
-def checked(method: Any) -> Any:
-    """For a service that does not go through Edge: a message that is too long or
-    can't be parsed ends the call as the caller's mistake."""
-    parse = method.request_deserializer
+class Open:
+    """The methods of a server that do not go through Edge and ask for no token: a message that is
+    too long or can't be parsed ends the call as the caller's mistake.
 
-    async def parsed(data: bytes, context: Any) -> Any:
+    gRPC fetches a message whole, up to the size of those with photos, before it can be refused. So
+    of those that do not come at once only a few are waited for. Belongs to the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._coming = 0
+
+    def checked(self, method: Any) -> Any:
+        """As `unread`: else gRPC would wait for the message, for ever."""
+        parse, serialize = method.request_deserializer, method.response_serializer
+        if method.request_streaming:
+            serve = method.stream_stream
+
+            async def answer_stream(_: Any, context: Any) -> AsyncIterator[Any]:
+                async def messages() -> AsyncIterator[Any]:
+                    while (data := await self._message(context)) is not grpc.aio.EOF:
+                        yield await _parsed(data, parse, context)
+
+                async for answer in serve(messages(), context):
+                    yield answer
+
+            return grpc.stream_stream_rpc_method_handler(answer_stream, None, serialize)
+        serve_one = method.unary_stream if method.response_streaming else method.unary_unary
+
+        async def answer(_: Any, context: Any) -> Any:
+            data = await self._message(context)
+            if data is grpc.aio.EOF:  # a caller that has gone, too, whom this does not reach
+                data = None
+            return await serve_one(await _parsed(data, parse, context), context)
+
+        if method.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(answer, None, serialize)
+        return grpc.stream_unary_rpc_method_handler(answer, None, serialize)
+
+    async def _message(self, context: Any) -> Any:
+        within_s = ARRIVES_S if self._coming < _WAITED_FOR else SOON_S
+        self._coming += 1
         try:
-            if len(data) <= OPEN_BYTES:
-                return parse(data)
-        except DecodeError:
-            pass
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, TEXT)
+            async with asyncio.timeout(within_s):
+                return await context.read()
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the message did not arrive within {within_s:g} s",
+            )
+        finally:
+            self._coming -= 1
 
-    if method.request_streaming:
-        serve = method.stream_stream
 
-        async def answer_stream(requests: Any, context: Any) -> AsyncIterator[Any]:
-            async def messages() -> AsyncIterator[Any]:
-                async for data in requests:
-                    yield await parsed(data, context)
-
-            async for answer in serve(messages(), context):
-                yield answer
-
-        return method._replace(request_deserializer=None, stream_stream=answer_stream)
-    kind = "unary_stream" if method.response_streaming else "unary_unary"
-    serve_one = getattr(method, kind)
-
-    async def answer(data: bytes, context: Any) -> Any:
-        return await serve_one(await parsed(data, context), context)
-
-    return method._replace(request_deserializer=None, **{kind: answer})
+async def _parsed(data: bytes | None, parse: Callable[[bytes], Any], context: Any) -> Any:
+    try:
+        if data is not None and len(data) <= OPEN_BYTES:
+            return parse(data)
+    except DecodeError:
+        pass
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, TEXT)
 
 
 def _parse_of(method: Any) -> Parse[Any]:

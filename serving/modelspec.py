@@ -5,6 +5,7 @@ Every field is required and no other is allowed: a missing one is an error, neve
 
 import dataclasses
 import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ T = TypeVar("T")
 class FileEntry:
     sha256: str  # hex
     size: int  # bytes
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):  # names a file in a cache
+            raise ValueError(f"sha256 must be 64 lower-case hex digits, got {self.sha256[:80]!r}")
+        if self.size < 0:
+            raise ValueError(f"size must be 0 or more, got {self.size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +191,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: {error}") from error
     if origin is dict:
         _expect(isinstance(value, Mapping), where, "an object", value)
+        for key in value:
+            _check_text(key, where)
         return {k: _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is tuple:
         _expect(isinstance(value, list), where, "a list", value)
@@ -192,10 +201,22 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return tuple(
             _read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
         )
+    if type(value) is int:
+        _expect(-(2**63) <= value < 2**63, where, "a number of at most 64 bits", value)
     if kind is float and type(value) is int:
         return float(value)
     _expect(type(value) is kind, where, kind.__name__, value)
+    if kind is str:
+        _check_text(value, where)
     return value
+
+
+def _check_text(value: str, where: str) -> None:
+    """JSON can write half of a character, which no message can carry."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: expected text, got {value[:80]!r}") from error
 
 
 def _expect(condition: bool, where: str, expected: str, got: Any) -> None:

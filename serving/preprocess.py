@@ -3,7 +3,6 @@
 An S×S RGB PNG passes through to the bit, so an adversarial image saved as PNG is judged as made.
 """
 
-import io
 import threading
 from contextlib import nullcontext
 
@@ -15,6 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from serving.errors import InvalidImage
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
+from serving.photo_parts import PhotoParts
 
 # Pillow would load its format plugins with the first photo, which would wait for them.
 Image.init()
@@ -32,7 +32,7 @@ MAX_PIXELS = 64_000_000
 # memory, are decoded one at a time, whatever the number of threads.
 _LARGE = 12_000_000
 _one_large = threading.Lock()
-_BAND = 256  # rows
+_BAND = 1_000_000  # pixels
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -72,13 +72,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
     if not data:
         raise InvalidImage("the photo is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(PhotoParts(data), formats=FORMATS)
         pixels = image.width * image.height
         if pixels > max_pixels:
             raise InvalidImage(
                 f"the photo has {image.width} x {image.height} pixels; "
                 f"at most {max_pixels:,} are allowed"
             )
+        if image.tile and image.tile[0][0] == "bmp_rle":  # a loop in Python, with a turn a pixel
+            raise InvalidImage("a BMP that is run-length encoded is not read; save it as PNG")
         jpeg = isinstance(image, JpegImageFile)  # one of several pictures (MPO), too
         if jpeg and too_many_scans(data):
             raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans")
@@ -126,9 +128,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     """In bands, as a whole picture would be copied four times."""
     result = Image.new("RGB", image.size)
-    for top in range(0, image.height, _BAND):
-        box = (0, top, image.width, min(top + _BAND, image.height))
-        part = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", part.size, "white")
-        result.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    width = min(image.width, _BAND)
+    height = _BAND // width
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            right, bottom = min(left + width, image.width), min(top + height, image.height)
+            part = image.crop((left, top, right, bottom)).convert("RGBA")
+            white = Image.new("RGBA", part.size, "white")
+            result.paste(Image.alpha_composite(white, part).convert("RGB"), (left, top))
     return result

@@ -25,7 +25,7 @@ from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
 from serving.log_format import log_access
-from serving.malformed import Registrar, checked, unread
+from serving.malformed import Open, Registrar, unread
 from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
@@ -141,7 +141,7 @@ class Server:
             ),
             registrar,
         )
-        registrar = Registrar(self._grpc, checked)
+        registrar = Registrar(self._grpc, Open().checked)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registrar)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(

@@ -261,6 +261,36 @@ async def test_messages_on_their_way_are_bounded_and_do_not_wait_for_ever(
         assert len((await stub.Classify(request)).results) == 1
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_only_a_few_messages_without_a_token_are_waited_for(
+    running: Running, channel: grpc.aio.Channel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC takes each up to 65 MiB: without a token many of them would fill the memory."""
+    monkeypatch.setattr("serving.malformed.SOON_S", 0.5)
+    monkeypatch.setattr("serving.malformed.ARRIVES_S", 5.0)
+    stub = health_pb2_grpc.HealthStub(channel)
+    slow = [channel.stream_stream(method)() for _ in range(10)]
+    told = []
+    for number, ended in enumerate(asyncio.as_completed([refusal(call) for call in slow])):
+        error = await ended
+        told.append((error.code(), error.details()))
+        if number == 5:  # while four are waited for
+            answer = await stub.Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    late = "the message did not arrive within"
+    assert told == [
+        *[(Code.DEADLINE_EXCEEDED, f"{late} 0.5 s")] * 6,
+        *[(Code.DEADLINE_EXCEEDED, f"{late} 5 s")] * 4,
+    ]
+
+
 async def test_streams_that_are_not_read_lock_nobody_out(models: Path) -> None:
     """Three of them hold 48 answered requests back, where 32 may be answered at once."""
     async with (

@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -268,3 +269,17 @@ def test_text_logs_name_the_fields(start: Callable[..., ServerProcess], models: 
     assert ' request_id="a code=OK" ' in forged
     assert " INFO serving.access: call method=Classify code=OK request_id=" in line
     assert " photos=1 " in line and " inference_ms=" in line
+
+
+def test_photos_fill_no_log(start: Callable[..., ServerProcess], models: Path) -> None:
+    """Pillow warns of each tag of an EXIF block that claims more than there is: 12 bytes of it were
+    three lines in the log."""
+    tags = range(1000, 5000)
+    entries = b"".join(struct.pack("<HHII", tag, 2, 10**9, 8) for tag in tags)
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries
+    photo = jpeg()[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2) + block + jpeg()[2:]
+    server = start(models)
+    with Client(server.address) as client:
+        assert client.classify([photo], model="pets").results[0].labels
+    _, _, err = server.stop()
+    assert "Skipping tag" not in err and len(err.splitlines()) < 10

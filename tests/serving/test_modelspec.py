@@ -66,6 +66,12 @@ def test_every_missing_field_is_an_error(manifest: Manifest) -> None:
         ({"files": {}}, "not listed in files"),
         ({"configuration": []}, "manifest.configuration: expected an object"),
         ({"temperature": None}, "manifest.temperature: expected float"),
+        ({"temperature": 10**400}, "manifest.temperature: expected a number of at most 64 bits"),
+        ({"version": 2**63}, "manifest.version: expected a number of at most 64 bits"),
+        ({"labels": ["cat", "\ud800"]}, r"manifest.labels\[1\]: expected text"),
+        ({"software": {"\ud800": "1"}}, "manifest.software: expected text"),
+        ({"files": {"a": {"sha256": "../../../a", "size": 1}}}, "files.a: sha256 must be 64"),
+        ({"files": {"a": {"sha256": "0" * 64, "size": -1}}}, "files.a: size must be 0 or more"),
     ],
 )
 def test_a_malformed_field_is_named(manifest: Manifest, change: dict, place: str) -> None:

@@ -2,6 +2,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -244,14 +245,12 @@ def test_a_flipped_byte_in_a_png_is_noticed() -> None:
         preprocess(bytes(data), SPEC)
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few hundred bytes that claims any size."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" * 1000)
     start = b"\x89PNG\r\n\x1a\n"
@@ -312,6 +311,74 @@ def test_what_a_thumbnail_or_a_film_behind_the_picture_holds_are_no_scans() -> N
     thumbnail = b"\xff\xe5" + (len(scans) + 2).to_bytes(2) + scans
     for data in (photo + scans, photo[:2] + thumbnail + photo[2:]):
         assert np.array_equal(preprocess(data, SPEC), whole)
+
+
+def run_length_encoded(width: int, height: int, runs: bytes) -> bytes:
+    """A BMP of 256 colours."""
+    start = 14 + 40 + 4 * 256
+    sizes = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<III", start + len(runs), 0, start) + sizes + bytes(1024) + runs
+
+
+def with_exif(size: int, segments: int) -> bytes:
+    """A JPEG whose EXIF block is cut into segments."""
+    segment = b"\xff\xe1" + (size + 8).to_bytes(2) + b"Exif\0\0" + bytes(size)
+    return jpeg()[:2] + segments * segment + jpeg()[2:]
+
+
+PNG, GIF = encode(drawing(), "PNG"), encode(drawing(), "GIF")
+HEAD = 8 + 25  # bytes of a PNG up to its second chunk
+PROFILE = b"name\0\0" + zlib.compress(bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (run_length_encoded(64_000_000, 1, b"\1\0\0\0"), "run-length encoded"),
+        (run_length_encoded(1, 64_000_000, b"\xff\1" * 5_000_000), "run-length encoded"),
+        (PNG[:HEAD] + chunk(b"aaAa", b"") * 1_000_000 + PNG[HEAD:], "too many parts"),
+        (PNG[:HEAD] + chunk(b"IDAT", b"") * 1_000_000 + PNG[HEAD:], "too many parts"),
+        (PNG[:HEAD] + chunk(b"iCCP", PROFILE) * 10_000 + PNG[HEAD:], "100 colour profiles"),
+        (jpeg()[:2] + b"\xff\xfe\0\2" * 5_000_000 + jpeg()[2:], "too many parts"),
+        (with_exif(10, 1_000_000), "100 EXIF segments"),
+        (with_exif(4000, 4000), "100 EXIF segments"),
+        (GIF[:781] + b"!\xfe" + b"\1a" * 5_000_000 + b"\0" + GIF[781:], "too many parts"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else value,
+)
+def test_a_photo_of_very_many_parts_is_refused_at_once(data: bytes, reason: str) -> None:
+    """Pillow would take 1 to 60 s for each, most of them with the interpreter locked."""
+    assert len(data) < 20 * 2**20
+    begun = time.thread_time()
+    with pytest.raises(InvalidImage, match=reason):
+        preprocess(data, SPEC)
+    assert time.thread_time() - begun < 0.5
+
+
+def test_photos_of_many_parts_are_read() -> None:
+    """A PNG in chunks of 4 KiB, a JPEG whose EXIF block has several segments."""
+    size = 16 * 2**20
+    idat = b"".join(chunk(b"IDAT", bytes(4096)) for _ in range(size // 4096))
+    with pytest.raises(InvalidImage, match="damaged"):  # and not of too many parts
+        preprocess(PNG[:HEAD] + chunk(b"tEXt", b"a\0b") * 1000 + idat + PNG[HEAD:], SPEC)
+    assert np.array_equal(preprocess(with_exif(60_000, 99), SPEC), preprocess(jpeg(), SPEC))
+
+
+@pytest.mark.parametrize("size", [(1, 2_500_000), (2_500_000, 1)])
+def test_a_narrow_picture_is_blended_in_few_parts(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Image.Image] = []
+    blend = Image.alpha_composite
+
+    def counted(below: Image.Image, above: Image.Image) -> Image.Image:
+        parts.append(above)
+        return blend(below, above)
+
+    monkeypatch.setattr(Image, "alpha_composite", counted)
+    seen = decode(encode(Image.new("RGBA", size, (0, 0, 0, 128)), "PNG"))
+    assert seen.size == size and set(np.unique(seen)) == {127}
+    assert len(parts) == 3 and max(part.width * part.height for part in parts) == 1_000_000
 
 
 def test_real_photos(shared_data) -> None:
