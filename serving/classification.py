@@ -17,6 +17,7 @@ from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
 from serving.errors import InvalidImage, InvalidRequest
 from serving.modelspec import Preprocessing
+from serving.preprocess import Postponed
 from serving.shadowing import Shadowing
 from serving.turns import Priority
 
@@ -172,6 +173,7 @@ def _decode(
     limits: Limits,
     place: Place,
     decoded: list[tuple[float, float]],
+    before_large: Callable[[], object],
 ) -> None:
     """Fill `place`, unless the answer would come too late or to nobody."""
     begun = time.monotonic()
@@ -186,7 +188,9 @@ def _decode(
         decoded.append((now - begun, now))
 
     try:
-        pixels = decode(photo, spec, limits)
+        pixels = decode(photo, spec, limits, before_large)
+    except Postponed:
+        raise
     except InvalidImage as error:
         done()
         # Without the frames that it came through: they hold the photo and the place, and the place

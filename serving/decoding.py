@@ -7,6 +7,7 @@ is not woken for it.
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy.typing as npt
 
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
-from serving.preprocess import preprocess
+from serving.preprocess import Postponed, preprocess
 from serving.thread_priority import go_behind_the_event_loop
 from serving.turns import Priority, PriorityTurns
 
-Job = Callable[[], object]  # may not raise
+# Calls what it is given before it decodes a large picture, and comes again later if that raises
+# Postponed; it may raise nothing else.
+Job = Callable[[Callable[[], object]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +31,34 @@ class Limits:
     max_pixels: int  # a photo
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    job: Job
+    caller: Hashable
+    priority: Priority
+
+
 class Decoders:
-    """Callers take turns, photo by photo, as they do for inference."""
+    """Callers take turns, photo by photo, as they do for inference.
+
+    Of large pictures one is decoded at a time, and no thread waits for that: what is postponed is
+    done, by turns again, by the thread that has the large one before it.
+    """
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=go_behind_the_event_loop
         )
         self._lock = threading.Lock()
-        self._waiting: PriorityTurns[Job] = PriorityTurns()
+        self._waiting: PriorityTurns[_Waiting] = PriorityTurns()
+        self._postponed: PriorityTurns[_Waiting] = PriorityTurns()
+        self._large = False  # one is being decoded
 
     def start(self, jobs: Sequence[Job], caller: Hashable, priority: Priority) -> None:
         """Run the jobs of one call, in their order."""
         with self._lock:
             for job in jobs:
-                self._waiting.put(priority, caller, job)
+                self._waiting.put(priority, caller, _Waiting(job, caller, priority))
         for _ in jobs:
             self._pool.submit(self._next)
 
@@ -51,15 +67,36 @@ class Decoders:
 
     def _next(self) -> None:
         """Whose turn it is when a thread is free, whoever asked for it."""
+        mine = False  # the one large picture is this thread's
+
+        def before_large() -> None:
+            nonlocal mine
+            with self._lock:
+                if self._large and not mine:
+                    self._postponed.put(one.priority, one.caller, one)
+                    raise Postponed
+                self._large = mine = True
+
         with self._lock:
-            job = self._waiting.pop()
-        job()
+            one = self._waiting.pop()
+        while True:
+            with suppress(Postponed):
+                one.job(before_large)
+            if not mine:
+                return
+            with self._lock:
+                if not self._postponed:
+                    self._large = False
+                    return
+                one = self._postponed.pop()
 
 
-def decode(photo: bytes, spec: Preprocessing, limits: Limits) -> npt.NDArray[np.uint8]:
-    """uint8 [S, S, 3]. Raises InvalidImage."""
+def decode(
+    photo: bytes, spec: Preprocessing, limits: Limits, before_large: Callable[[], object]
+) -> npt.NDArray[np.uint8]:
+    """uint8 [S, S, 3]. before_large: see preprocess. Raises InvalidImage."""
     if len(photo) > limits.max_photo_bytes:
         raise InvalidImage(
             f"the photo has {len(photo):,} bytes; at most {limits.max_photo_bytes:,} are allowed"
         )
-    return preprocess(photo, spec, max_pixels=limits.max_pixels)
+    return preprocess(photo, spec, max_pixels=limits.max_pixels, before_large=before_large)

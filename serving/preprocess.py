@@ -4,6 +4,7 @@ An S×S RGB PNG passes through to the bit, so an adversarial image saved as PNG 
 """
 
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -52,18 +53,36 @@ _UPRIGHT: dict[object, Image.Transpose] = {
 }
 
 
+class Postponed(Exception):
+    """What `before_large` raises where a large picture is to be decoded later."""
+
+
 def preprocess(
-    data: bytes, spec: Preprocessing, *, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    spec: Preprocessing,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    before_large: Callable[[], object] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode one photo and return uint8 [S, S, 3]: upright, RGB, shorter side S, centre crop.
+
+    before_large: called before a picture is decoded of which there may be one at a time, and raises
+    Postponed if that is not now; None waits.
 
     Raises InvalidImage with a sentence fit for the caller if the bytes are not a whole image of an
     allowed format within `max_pixels`.
     """
-    return np.asarray(_square(decode(data, max_pixels=max_pixels, draft=spec.size), spec))
+    image = decode(data, max_pixels=max_pixels, draft=spec.size, before_large=before_large)
+    return np.asarray(_square(image, spec))
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    draft: int | None = None,
+    before_large: Callable[[], object] | None = None,
+) -> Image.Image:
     """Decode one photo to an upright RGB picture, each side at least `draft` px if it was before.
 
     A JPEG much larger than `draft` is decoded at a half, a quarter or an eighth of its size
@@ -88,12 +107,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = Non
             image.draft("RGB", (draft, draft))
             if "progressive" not in image.info:  # which is read whole, whatever comes of it
                 pixels = image.width * image.height
-        with _one_large if pixels > _LARGE else nullcontext():
+        large = pixels > _LARGE
+        if large and before_large is not None:
+            before_large()
+        with _one_large if large and before_large is None else nullcontext():
             image.load()
             upright = _upright(image)
             del image
             return _rgb(upright)
-    except InvalidImage:
+    except (InvalidImage, Postponed):
         raise
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error

@@ -8,6 +8,7 @@ import pytest
 
 from serving.decoding import Decoders, Job
 from serving.turns import LOW_EVERY, Priority
+from tests.waiting import until
 
 LONG_S = 10.0
 THREADS = 2
@@ -28,8 +29,10 @@ class Jobs:
         self.begun: list[str] = []
         self.done = threading.Semaphore(0)
 
-    def make(self, name: str) -> Job:
-        def job() -> None:
+    def make(self, name: str, *, large: bool = False) -> Job:
+        def job(before_large: Callable[[], object]) -> None:
+            if large:
+                before_large()
             self.begun.append(name)
             assert self.gate.wait(LONG_S)
             self.done.release()
@@ -72,6 +75,14 @@ def test_nor_do_the_many_calls_of_one_caller(decoders: Decoders, jobs: Jobs) -> 
     assert jobs.finish(31).index("one") <= THREADS + 1
 
 
+def test_large_pictures_hold_up_one_thread_and_no_other(decoders: Decoders, jobs: Jobs) -> None:
+    decoders.start([jobs.make("large", large=True) for _ in range(5)], "a", Priority.HIGH)
+    decoders.start([jobs.make("small")], "b", Priority.HIGH)
+    until(lambda: len(jobs.begun) == THREADS)
+    assert sorted(jobs.begun) == ["large", "small"]
+    assert jobs.finish(6).count("large") == 5
+
+
 def test_low_priority_waits_for_high_and_never_stands_still(jobs: Jobs) -> None:
     one = Decoders(1)
     one.start([jobs.make("first")], "a", Priority.HIGH)
@@ -89,8 +100,10 @@ def test_low_priority_waits_for_high_and_never_stands_still(jobs: Jobs) -> None:
 def test_each_job_runs_once_whoever_starts_them(decoders: Decoders) -> None:
     lock, ran, done = threading.Lock(), [0] * 600, threading.Semaphore(0)
 
-    def job(number: int) -> Callable[[], None]:
-        def run() -> None:
+    def job(number: int) -> Job:
+        def run(before_large: Callable[[], object]) -> None:
+            if number % 2:
+                before_large()
             with lock:
                 ran[number] += 1
             done.release()

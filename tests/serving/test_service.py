@@ -70,6 +70,16 @@ async def test_photos_are_answered_in_order(stub) -> None:
     assert timings.total_ms >= max(timings.queue_ms, timings.inference_ms)
 
 
+async def test_large_photos_among_small_ones_are_answered(stub) -> None:
+    """Of those of more than 12 million pixels one is decoded at a time, and no thread waits."""
+    large = [encode(drawing(3600, 3400, seed), "PNG") for seed in range(3)]
+    photos = [jpeg(seed=9), *large, jpeg(seed=10)]
+    calls = [stub.Classify(request(*photos[n:], *photos[:n], top_k=2)) for n in range(3)]
+    for n, call in enumerate(calls):
+        for result, photo in zip((await call).results, photos[n:] + photos[:n], strict=True):
+            check(result, photo)
+
+
 async def test_top_k_defaults_to_one(stub) -> None:
     response = await stub.Classify(request(jpeg()))
     assert len(response.results[0].classification.labels) == 1
