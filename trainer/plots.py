@@ -1,5 +1,6 @@
 """Pictures of a training run: curves, confusion matrix, reliability diagram."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from trainer.pictures import Pixels
 from trainer.training import Epoch
 
 _DPI = 110
+_MAX_SIDE = 48.0  # inches of the confusion matrix
+_MAX_NAMES = 225  # that have room beside it
 _MAX_NUMBERS = 20  # classes up to which each cell of the confusion matrix has its number
 
 
@@ -37,7 +40,7 @@ def save_plots(
     if len(history) > 1:
         _save(draw_training(history), folder / "training.png")
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
-    _save(_confusion(matrix, labels), folder / "confusion.png")
+    _save(draw_confusion(matrix, labels), folder / "confusion.png")
     _save(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
     worst = most_wrong(probabilities, targets)
     if len(worst):
@@ -66,19 +69,21 @@ def draw_training(history: Sequence[Epoch]) -> Figure:
     return figure
 
 
-def _confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
+def draw_confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
     names = [short_label(label) for label in labels]
     room = 0.09 * max(map(len, names))  # inches that the names take
-    side = min(48.0, 2.5 + (0.4 if len(labels) <= _MAX_NUMBERS else 0.2) * len(labels))
+    side = min(_MAX_SIDE, 2.5 + (0.4 if len(labels) <= _MAX_NUMBERS else 0.2) * len(labels))
     figure = Figure(figsize=(side + room + 1, side + room), layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, names, rotation=90, parse_math=False)  # a $ is no formula
-    axes.set_yticks(ticks, names, parse_math=False)
-    axes.set(xlabel="taken for", ylabel="is")
+    step = math.ceil(len(labels) / _MAX_NAMES)
+    ticks, named = range(0, len(labels), step), names[::step]
+    axes.set_xticks(ticks, named, rotation=90, parse_math=False)  # a $ is no formula
+    axes.set_yticks(ticks, named, parse_math=False)
+    those = f" (one class in {step} is named)" if step > 1 else ""
+    axes.set(xlabel=f"taken for{those}", ylabel=f"is{those}")
     if len(labels) <= _MAX_NUMBERS:
         for row, column in np.argwhere(matrix):
             colour = "white" if shares[row, column] > 0.5 else "black"

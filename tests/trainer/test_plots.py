@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.plots import draw_training, save_plots
+from trainer.plots import draw_confusion, draw_training, save_plots
 from trainer.training import Epoch
 
 LONG = "a very long name of a class that goes on and on"
@@ -39,6 +39,13 @@ def test_every_class_keeps_its_row_and_the_terminal_stays_quiet(
     rows = np.flatnonzero(blue.any(axis=1))
     assert rows[-1] - rows[0] > least / 2, "the matrix is not squeezed by its names"
     assert (tmp_path / "plots/mistakes.png").exists()
+
+
+def test_names_of_very_many_classes_do_not_lie_over_each_other():
+    axes = draw_confusion(np.eye(1000, dtype=np.int64), [str(k) for k in range(1000)]).axes[0]
+    named = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert named[:2] == ["0", "5"] and len(named) == 200
+    assert axes.get_ylabel() == "is (one class in 5 is named)"
 
 
 def test_what_chose_the_epoch_is_drawn_too_at_whole_epochs():
