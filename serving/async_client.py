@@ -129,7 +129,7 @@ class AsyncClient:
                     else:
                         outbox.put(request)
                 outbox.close()
-            except Exception as error:
+            except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put_nowait(error)
 
         async def receive() -> None:

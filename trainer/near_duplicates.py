@@ -5,6 +5,7 @@ is easier than it looks.
 """
 
 import itertools
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -85,15 +86,17 @@ def groups_alike(pictures: Thumbnail, progress: Progress, workers: int = 1) -> I
         return i
 
     starts = _evenly(range(0, len(pictures), _AT_ONCE))
+    ended = threading.Event()
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         try:
-            found = pool.map(partial(_candidates, pictures), starts)
+            found = pool.map(partial(_candidates, pictures, ended), starts)
             for pairs in progress(found, "Comparing photos", len(starts)):
                 for one, other in pairs:
                     low, high = sorted((first_of(one), first_of(other)))
                     if low != high and _is_near(pictures[one], pictures[other]):
                         first[high] = low
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
     return np.array([first_of(i) for i in range(len(pictures))], np.int64)
 
@@ -104,13 +107,16 @@ def _evenly(starts: Sequence[int]) -> list[int]:
     return list(itertools.chain.from_iterable(turns))[: len(starts)]
 
 
-def _candidates(pictures: Thumbnail, start: int) -> list[tuple[int, int]]:
-    """Each of _AT_ONCE pictures with the most correlated before it, the most alike first."""
+def _candidates(pictures: Thumbnail, ended: threading.Event, start: int) -> list[tuple[int, int]]:
+    """Each of _AT_ONCE pictures with the most correlated before it, the most alike first. That
+    takes seconds, and so it looks no further once it is `ended`: nobody waits for it any more."""
     boxes = _BOXES if len(pictures) <= _MANY else _BOXES[:1]
     ones = pictures[start : start + _AT_ONCE]
     nearest: list[list[tuple[float, int]]] = [[] for _ in ones]
     whole, crops = _both_ways(ones), _cut(ones, boxes, _COARSE)  # [2, n, 64], [b, n, 64]
     for before in range(0, start + len(ones), _BLOCK):
+        if ended.is_set():
+            break
         block = pictures[before : min(before + _BLOCK, start + len(ones))]
         theirs = _both_ways(block), _cut(block, boxes, _COARSE)
         for row in range(0, len(ones), _ROWS):

@@ -296,6 +296,23 @@ async def test_an_async_stream_passes_errors_on(server: ServerProcess) -> None:
         assert (await client.classify([jpeg()], model="pets")).version == 1
 
 
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, SystemExit])
+async def test_so_does_it_what_is_no_ordinary_exception(
+    server: ServerProcess, kind: type[BaseException]
+) -> None:
+    """Such as what the result of a cancelled task raises, within an iterable that asks for it."""
+
+    def photos() -> Iterator[bytes]:
+        yield jpeg()
+        raise kind
+
+    async with AsyncClient(server.address) as client, asyncio.timeout(20) as within:
+        with pytest.raises(kind):
+            async for _ in client.stream(photos(), model="pets"):
+                pass
+    assert not within.expired()
+
+
 async def test_a_task_that_takes_a_stream_can_be_cancelled_at_any_moment(
     server: ServerProcess,
 ) -> None:

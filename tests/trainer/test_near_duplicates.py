@@ -1,6 +1,7 @@
 """The same picture in other bytes is found, and kept together; other pictures are not."""
 
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -228,6 +229,27 @@ def test_the_groups_are_the_same_however_many_threads_look_for_them():
     assert alone.tolist() == [*range(1500), *of_another]
     assert groups_alike(pictures, progress, workers=4).tolist() == alone.tolist()
     assert threads == {1}
+
+
+def test_an_interrupt_does_not_wait_for_the_photos_that_are_being_compared(monkeypatch):
+    """Those of 30,000 took four seconds."""
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 32, 32), np.uint8).repeat(2, axis=0)
+    begun, look, found = threading.Event(), near_duplicates._candidates, []
+
+    def late(pictures, ended, start):
+        begun.set()
+        assert ended.wait(20)
+        found.append(look(pictures, ended, start))
+
+    def progress(*_):
+        assert begun.wait(20)
+        raise KeyboardInterrupt
+
+    assert look(pictures, threading.Event(), 0) == [(1, 0)]
+    monkeypatch.setattr(near_duplicates, "_candidates", late)
+    with pytest.raises(KeyboardInterrupt):
+        groups_alike(pictures, progress)
+    assert found == [[]]
 
 
 def test_photos_are_split_the_same_way_whatever_the_size_of_the_net(tmp_path: Path):
