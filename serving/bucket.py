@@ -55,16 +55,6 @@ class Bucket:
         with self._refused():
             self._files = _filesystem(scheme)
 
-    def folders(self, prefix: str = "") -> list[str]:
-        """The names directly below the prefix that have something below them."""
-        root = self._path(prefix)
-        with self._refused():
-            try:
-                entries = self._files.ls(root, detail=True)
-            except FileNotFoundError:
-                return []
-        return [e["name"].rstrip("/").rpartition("/")[2] for e in entries if _is_folder(e)]
-
     def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
         """The objects below the prefix, however deep or right below it: their keys below it."""
         root = self._path(prefix)
