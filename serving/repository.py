@@ -127,8 +127,12 @@ class Repository:
 
     def manifest(self, name: str, version: int) -> Manifest:
         """Raises NotFound or BrokenVersion (altered or malformed)."""
-        self.check_version(name, version)
-        data = self._read(name, version, MANIFEST)
+        check_name(name)
+        try:
+            data = self._read(name, version, MANIFEST)
+        except BrokenVersion:
+            self.check_version(name, version)
+            raise
         if self._read(name, version, MANIFEST_DIGEST) != digest_line(data):
             raise BrokenVersion(f"{name}/{version}: {MANIFEST} does not match {MANIFEST_DIGEST}")
         manifest = Manifest.from_json(data)

@@ -311,6 +311,24 @@ async def test_a_look_at_models_that_are_as_they_were_is_one_listing(
         assert "birds" not in {state.model for state in control.states()}
 
 
+@only_s3
+def test_the_list_reads_two_files_of_each_version_more(
+    location: str, models: Path, proxy: CutProxy
+) -> None:
+    def requests() -> int:
+        proxy.reset()
+        models_command(["list", "--models", location])
+        return proxy.requests
+
+    counted = []
+    for versions in ((1, 2), (3, 4, 5)):
+        for version in versions:
+            build_version(models, "pets", seed=version)
+            copy_version(Repository(models), "pets", version, open_repository(location))
+        counted.append(requests())
+    assert counted[1] - counted[0] == 3 * 2 * 2  # s3fs asks for the size of each before
+
+
 async def test_a_version_that_was_mended_is_served_without_a_restart(
     remote: RemoteRepository, models: Path
 ) -> None:
