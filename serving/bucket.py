@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,7 @@ class Bucket:
         self._scheme = scheme
         with self._refused():
             self._files = _filesystem(scheme)
-
-    def folders(self, prefix: str = "") -> list[str]:
-        """The names directly below the prefix that have something below them."""
-        root = self._path(prefix)
-        with self._refused():
-            try:
-                entries = self._files.ls(root, detail=True)
-            except FileNotFoundError:
-                return []
-        return [e["name"].rstrip("/").rpartition("/")[2] for e in entries if _is_folder(e)]
+        self._whole = _whole(scheme, self._files)
 
     def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
         """The objects below the prefix, however deep or right below it: their keys below it."""
@@ -90,7 +82,7 @@ class Bucket:
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
         with self._refused():
-            data: bytes = self._files.cat_file(self._path(key))
+            data: bytes = self._files.cat_file(self._path(key), **self._whole)
         return data
 
     def chunks(self, key: str, start: int, size: int) -> Iterator[bytes]:
@@ -185,6 +177,13 @@ def _filesystem(scheme: str) -> Any:
     import fsspec  # type: ignore[import-untyped,unused-ignore]
 
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+
+
+def _whole(scheme: str, files: Any) -> dict[str, int]:
+    """What makes the read of an object one request: a newer s3fs asks for the size first, to read
+    large ones in parts."""
+    parts = scheme == "s3" and "max_concurrency" in signature(files._cat_file).parameters
+    return {"max_concurrency": 1} if parts else {}
 
 
 def _is_taken(error: Exception) -> bool:

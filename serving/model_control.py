@@ -8,7 +8,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -65,6 +65,8 @@ class ModelControl:
         self._reconfigured = asyncio.Event()  # other settings than the watch knows
         self._changing = asyncio.Lock()
         self._models: dict[str, LoadedModel] = {}
+        # Models that another look would leave as they are, for as long as their stamp is this.
+        self._settled: dict[str, Hashable] = {}
         self._served: dict[tuple[str, int], ServedVersion] = {}
         self._wishes = Wishes(repository)
         self.troubles = Troubles()
@@ -122,14 +124,19 @@ class ModelControl:
                 self.troubles.met(ALL, error)
                 return
             self.troubles.none_with_the_whole()
-            for name in names:
+            for name, stamp in names.items():
+                if stamp is not None and self._settled.get(name) == stamp:
+                    continue
                 try:
                     await self._change(name)
+                    if stamp is not None and await asyncio.to_thread(self._nothing_pends, name):
+                        self._settled[name] = stamp
                 except Exception as error:  # the trouble of one model is not that of the others
                     self.troubles.met(name, error)
                 else:
                     self.troubles.over(name)
-            for name in self._models.keys() - names:  # no longer in --only
+            for name in self._models.keys() - names.keys():  # no longer in --only
+                self._settled.pop(name, None)
                 del self._models[name]
                 await self._publish()
             self.troubles.keep_only(names)
@@ -143,6 +150,7 @@ class ModelControl:
     async def reconfigure(self, settings: ServerSettings) -> None:
         """From now on, choose by these settings; see LIVE_SETTINGS for those that may differ."""
         self.settings = settings
+        self._settled.clear()
         self._reconfigured.set()
         await self.rescan()
         async with self._changing:  # shares of calls are no change of versions
@@ -229,6 +237,7 @@ class ModelControl:
     ) -> None:
         """change: run in another thread; None: to what the repository and the settings ask for."""
         before = self._models.get(name)
+        self._settled.pop(name, None)
         if change is None:
             after = await asyncio.to_thread(self._update, name)
         else:
@@ -281,6 +290,7 @@ class ModelControl:
             log.error("the engine of %s/%d fails again and again: it is made anew", name, version)
             others = dict(model.versions)
             restarting = model.restarting | {version: others.pop(version).digest}
+            self._settled.pop(name, None)
             self._models[name] = replace(model, versions=others, restarting=restarting)
             del model, others
             await self._publish()
@@ -354,20 +364,29 @@ class ModelControl:
 
     # --- in other threads
 
-    def _names(self, settings: ServerSettings) -> list[str]:
-        """What to serve: in the repository, or loaded already. Raises NotFound, Unavailable."""
+    def _names(self, settings: ServerSettings) -> dict[str, Hashable]:
+        """What to serve: in the repository, or loaded already; see Repository.stamps. Raises
+        NotFound, Unavailable."""
         try:
-            there = self._repository.names()
+            there = self._repository.stamps()
         except OSError as error:
             raise Unavailable(f"{settings.models} can't be read: {error}") from error
         only = settings.model_names
-        if missing := sorted(only - set(there) - self._models.keys()):
+        if missing := sorted(only - there.keys() - self._models.keys()):
             raise NotFound(
                 f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
                 f"models there: {', '.join(there) or 'none'}"
             )
         names = {*there, *self._models}
-        return sorted(names & only if only else names)
+        return {name: there.get(name) for name in sorted(names & only if only else names)}
+
+    def _nothing_pends(self, name: str) -> bool:
+        """Whether a model changes only with its repository: nothing is tried again by itself."""
+        model = self._models[name]
+        return not (model.refused or model.restarting) and all(
+            self._repository.stamp(name, version) in (loaded.stamp, ())
+            for version, loaded in model.versions.items()
+        )
 
     def _update(self, name: str, before: LoadedModel | None = None) -> LoadedModel:
         """before: as if this were served now."""

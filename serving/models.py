@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(repository: Repository, options: argparse.Namespace) -> None:
-    rows = []
-    for name, version in _all(repository):
-        with suppress(NotFound):  # removed since it was found
-            rows.append(_summary(repository, name, version))
+    rows = [row for name in repository.names() for row in _summaries(repository, name)]
     if options.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
@@ -72,12 +69,26 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
     print(aligned(lines))
 
 
-def _summary(repository: Repository, name: str, version: int) -> dict[str, Any]:
+def _summaries(repository: Repository, name: str) -> list[dict[str, Any]]:
+    rows, versions = [], repository.versions(name)
     try:
-        aliases = [a for a, target in repository.aliases(name).items() if target == version]
+        named = repository.named(name)
+    except BrokenVersion as error:
+        return [{"name": name, "version": v, "problem": str(error)} for v in versions]
+    for version in versions:
+        with suppress(NotFound):  # removed since it was found
+            rows.append(_summary(repository, name, version, named))
+    return rows
+
+
+def _summary(
+    repository: Repository, name: str, version: int, named: Mapping[str, int]
+) -> dict[str, Any]:
+    try:
         manifest = repository.manifest(name, version)
     except BrokenVersion as error:
         return {"name": name, "version": version, "problem": str(error)}
+    aliases = [alias for alias, target in named.items() if target == version]
     metrics = manifest.variants["fp32"].metrics
     return {
         "name": name,

@@ -115,25 +115,14 @@ class BucketPlace:
         try:
             return self._bucket.read(key)
         except Unavailable as error:
-            if isinstance(error.__cause__, PermissionError):
-                self._check_refusal(key)
-            raise
-
-    def files(self) -> set[str]:
-        return set(self._bucket.sizes())
-
-    def _check_refusal(self, key: str) -> None:
-        """Raises PermissionError if S3 refuses this object, and not the credentials.
-
-        s3fs first asks for the size, and the answer to that has no reason in it.
-        """
-        try:
-            next(self._bucket.chunks(key, 0, 1), None)
-        except Unavailable as error:
             refusal = error.__cause__
             response = getattr(refusal and refusal.__cause__, "response", {})
             if response.get("Error", {}).get("Code") in _REFUSES_OBJECT:
                 raise PermissionError(str(refusal)) from error
+            raise
+
+    def files(self) -> set[str]:
+        return set(self._bucket.sizes())
 
 
 def place(location: str) -> Place:

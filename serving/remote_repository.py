@@ -10,8 +10,9 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from serving.blob_cache import BlobCache
 from serving.bucket import Bucket
@@ -55,8 +56,19 @@ class RemoteRepository(Repository):
     # --- what is there
 
     def names(self) -> list[str]:
-        found = [name for name in self._bucket.folders() if NAME.fullmatch(name)]
-        return sorted(name for name in found if self._holds_some(name))
+        return list(self.stamps())
+
+    def stamps(self) -> dict[str, Hashable]:
+        """By one listing of everything: requests for each 1,000 objects, not for each model."""
+        digests: dict[str, Any] = {}
+        found = set()
+        for key, stored in sorted(self._bucket.stored().items()):
+            name, _, rest = key.partition("/")
+            digest = digests.setdefault(name, hashlib.sha256())
+            digest.update(f"{rest}\0{stored.size}\0{stored.stamp}\0".encode())
+            if NAME.fullmatch(name) and re.fullmatch(_VERSION + MANIFEST, rest):
+                found.add(name)
+        return {name: digests[name].hexdigest() for name in sorted(found)}
 
     def versions(self, name: str) -> list[int]:
         keys = self._bucket.sizes(check_name(name))

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,11 @@ class Repository:
             return []
         found = (p.name for p in self.root.iterdir() if p.is_dir() and NAME.fullmatch(p.name))
         return sorted(name for name in found if self._holds_some(name))
+
+    def stamps(self) -> dict[str, Hashable]:
+        """The names, each with what changes when anything of the model does; None where finding
+        that out is a look at the model itself."""
+        return dict.fromkeys(self.names())
 
     def _holds_some(self, name: str) -> bool:
         try:
@@ -122,8 +127,12 @@ class Repository:
 
     def manifest(self, name: str, version: int) -> Manifest:
         """Raises NotFound or BrokenVersion (altered or malformed)."""
-        self.check_version(name, version)
-        data = self._read(name, version, MANIFEST)
+        check_name(name)
+        try:
+            data = self._read(name, version, MANIFEST)
+        except BrokenVersion:
+            self.check_version(name, version)
+            raise
         if self._read(name, version, MANIFEST_DIGEST) != digest_line(data):
             raise BrokenVersion(f"{name}/{version}: {MANIFEST} does not match {MANIFEST_DIGEST}")
         manifest = Manifest.from_json(data)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 
 from serving.errors import PawprintError
 
@@ -42,6 +43,6 @@ class Troubles:
         if self._texts.pop(name, ""):
             log.info("%s can be read again", name or "the repository")
 
-    def keep_only(self, names: list[str]) -> None:
+    def keep_only(self, names: Iterable[str]) -> None:
         """Forget all other models."""
         self._texts = {name: self._texts[name] for name in names if name in self._texts}

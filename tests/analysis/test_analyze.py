@@ -20,8 +20,8 @@ from serving.repository import Repository
 from tests.analysis.conftest import run
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
-from trainer.analysis.analyze import main
-from trainer.analysis.report import percent
+from trainer.analysis.analyze import _text, main
+from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.workspace import run_tasks
 from trainer.onnx_runner import OnnxRunner
 
@@ -146,6 +146,17 @@ def test_the_words_of_the_report_say_of_which_photos_they_speak(analysed):
     right = report_of(analysed)["clean"]["fp32"]["correct"]
     assert page.count(f"of the {right} photos that are right as they are") == 3  # and the descent
     assert "points below clean" in page or "points above clean" in page
+
+
+def test_a_report_of_many_classes_names_some_and_embeds_few_animations(analysed):
+    report, drawn = report_of(analysed), 100
+    one = report["ideal"][0] | {"reached": False}
+    many = [one | {"label": f"class {k}"} for k in range(drawn)]
+    page = render(report | {"ideal": many}, analysed.models / "cartoon/1/analysis")
+    assert page.count('alt="ideal class ') == drawn
+    assert page.count(' from noise" loading') == MOST_CLASSES < drawn
+    assert f"<bdi>class {NAMED - 1}</bdi> and {drawn - NAMED} more." in page
+    assert f"class {NAMED - 1} and {drawn - NAMED} more\n" in _text(report | {"ideal": many}, "")
 
 
 def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):

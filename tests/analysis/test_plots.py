@@ -40,6 +40,15 @@ def test_of_many_classes_those_that_take_part_are_shown():
     assert left_out == 120 and untouched.startswith("<svg")
 
 
+def test_where_all_of_very_many_classes_take_part_the_busiest_are_shown():
+    matrix = np.ones((300, 300), int)
+    matrix[123], matrix[:, 234] = 5, 5
+    svg, left_out = plots.confusion(matrix.tolist(), [f"breed {k}" for k in range(300)])
+    assert left_out == 200
+    assert {"breed 123", "breed 234"} <= set(re.findall(r"breed [0-9]+", svg))
+    assert size_of(svg)[0] < 1600
+
+
 def test_many_descents_are_their_quartiles():
     curves = {f"class {k}": [(0, 0.0), (10, k / 20), (20, 1.0)] for k in range(21)}
     svg = plots.descent(curves)

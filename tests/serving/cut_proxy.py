@@ -9,14 +9,14 @@ from collections.abc import Iterator
 class CutProxy:
     """`down` and `up` are the bytes passed; past `limit` of either it is as if the cable were cut.
 
-    `connections` counts those taken. Set `limit` to None to mend it.
+    `connections` counts those taken, `requests` those of HTTP. Set `limit` to None to mend it.
     """
 
     def __init__(self, upstream: int) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.down = self.up = self.connections = 0
+        self.down = self.up = self.connections = self.requests = 0
         self.limit: int | None = None
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -24,7 +24,7 @@ class CutProxy:
         self._accepting.start()
 
     def reset(self, limit: int | None = None) -> None:
-        self.down = self.up = 0
+        self.down = self.up = self.requests = 0
         self.limit = limit
 
     def close(self) -> None:
@@ -60,6 +60,7 @@ class CutProxy:
                 if self.limit is not None and getattr(self, way) + len(data) > self.limit:
                     break
                 setattr(self, way, getattr(self, way) + len(data))
+                self.requests += data.count(b" HTTP/1.1\r\n")
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

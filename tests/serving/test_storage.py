@@ -284,6 +284,51 @@ async def test_what_is_no_model_in_the_bucket_stops_no_model(
     assert remote.names() == ["pets"]
 
 
+async def test_a_look_at_models_that_are_as_they_were_is_one_listing(
+    remote: RemoteRepository, models: Path, proxy: CutProxy
+) -> None:
+    names = ("birds", "cats", "pets")
+    for name in names[:2]:
+        build_version(models, name)
+    for name in names:
+        copy_version(Repository(models), name, 1, remote)
+        remote.promote(name, 1)
+    async with running_server(remote.location, control="explicit") as running:
+        control = running.server.control
+        await control.rescan()
+        proxy.reset()
+        await control.rescan()
+        assert proxy.requests <= 2  # adlfs asks for the container, too
+        build_version(models, "pets", seed=1)
+        copy_version(Repository(models), "pets", 2, remote)
+        remote.promote("pets", 2)
+        await control.rescan()
+        served = [(s.model, s.version) for s in control.states() if s.default]
+        assert served == [("birds", 1), ("cats", 1), ("pets", 2)]
+        await control.unload_version("birds", "1")  # and what was asked for by a call is kept
+        await control.rescan()
+        await control.rescan()
+        assert "birds" not in {state.model for state in control.states()}
+
+
+@only_s3
+def test_the_list_reads_two_files_of_each_version_more(
+    location: str, models: Path, proxy: CutProxy
+) -> None:
+    def requests() -> int:
+        proxy.reset()
+        models_command(["list", "--models", location])
+        return proxy.requests
+
+    counted = []
+    for versions in ((1, 2), (3, 4, 5)):
+        for version in versions:
+            build_version(models, "pets", seed=version)
+            copy_version(Repository(models), "pets", version, open_repository(location))
+        counted.append(requests())
+    assert counted[1] - counted[0] == 2 * 3
+
+
 async def test_a_version_that_was_mended_is_served_without_a_restart(
     remote: RemoteRepository, models: Path
 ) -> None:

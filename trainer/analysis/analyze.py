@@ -21,7 +21,7 @@ from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.over_grpc import Server
-from trainer.analysis.report import k255, percent
+from trainer.analysis.report import NAMED, k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.console import Console
@@ -216,9 +216,10 @@ def _text(report: dict[str, Any], folder: str) -> str:
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
+        more = f" and {len(short) - NAMED} more" if len(short) > NAMED else ""
         lines.append(
-            f"ideal        {drawn - len(short)} of {drawn} reach "
-            f"{percent(report['ideal_goal'])}" + (f"; not {', '.join(short)}" if short else "")
+            f"ideal        {drawn - len(short)} of {drawn} reach {percent(report['ideal_goal'])}"
+            + (f"; not {', '.join(short[:NAMED])}{more}" if short else "")
         )
     failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
     advice = "; the figures may flatter: see the report, and try a larger --budget"

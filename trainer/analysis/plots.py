@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from trainer.lettering import any_script, short_label
 
 _CLASSES = 48  # of a confusion matrix that is shown whole
+_MOST = 100  # classes of one that is shown in part: of 1,000 it would take 7 GB to draw
 _NUMBERED = 12  # classes of one whose cells are numbered
 _DRAWN = 8  # curves of their own
 _COLOURS = ("#1f6f8b", "#e07a5f", "#3d9970", "#8d6cab", "#c9a227", "#7a7a7a", "#b5476b", "#4c78a8")
@@ -68,13 +69,15 @@ def smallest_perturbations(found: Mapping[str, Sequence[float]], photos: int) ->
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[str, int]:
-    """Rows: what is on the photo; columns: where the attack led. Many classes are shown without
-    those that no photo leaves or reaches; the second result is how many."""
+    """Rows: what is on the photo; columns: where the attack led. Of many classes those are shown
+    that most photos leave or reach; the second result is how many are not."""
     counts = np.asarray(matrix)
     shown = np.arange(len(labels))
     if len(labels) > _CLASSES:
         moved = counts - np.diag(np.diag(counts))
-        (shown,) = np.nonzero(moved.sum(axis=0) + moved.sum(axis=1))
+        passing = moved.sum(axis=0) + moved.sum(axis=1)
+        most = np.argsort(-passing, kind="stable")[:_MOST]
+        shown = np.sort(most[passing[most] > 0])
         counts = counts[np.ix_(shown, shown)]
     names = [short_label(labels[int(k)]) for k in shown]
     size = 9 if len(names) <= _NUMBERED else 7
