@@ -4,10 +4,10 @@ A thread hands what it has decoded straight to the batcher: the event loop, whic
 is not woken for it.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from serving.modelspec import Preprocessing
 from serving.preprocess import Postponed, preprocess
 from serving.thread_priority import go_behind_the_event_loop
 from serving.turns import Priority, PriorityTurns
+
+log = logging.getLogger(__name__)
 
 # Calls what it is given before it decodes a large picture, and comes again later if that raises
 # Postponed; it may raise nothing else.
@@ -80,8 +82,12 @@ class Decoders:
         with self._lock:
             one = self._waiting.pop()
         while True:
-            with suppress(Postponed):
+            try:
                 one.job(before_large)
+            except Postponed:
+                pass
+            except Exception:  # no memory left: the large ones behind it would wait for ever
+                log.exception("a photo was not decoded")
             if not mine:
                 return
             with self._lock:

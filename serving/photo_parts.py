@@ -1,16 +1,18 @@
 """The bytes of a photo, of which Pillow may read so many parts and no more.
 
 It goes through segments, chunks and blocks one by one in Python, with the interpreter locked: 20 MB
-of empty ones are ten seconds in which every call waits. Whole photos have some hundred parts.
+of empty ones are ten seconds in which every call waits. Most photos have some hundred parts.
 """
 
 import io
 
 from serving.errors import InvalidImage
 
-# As many reads as any photo may take, and one more for each so many of its bytes: three for each
-# chunk of a PNG, of which encoders write one for 8 KiB, or for a few.
-_READS, _BYTES_A_READ = 10_000, 1000
+# As many reads as any photo may take, and one more for each so many of its bytes. It takes three
+# for each chunk of a PNG, of which encoders write one for 8 KiB, and some for 1; one for each byte
+# that fills up a segment of a JPEG; and two for each 50 to 110 bytes of a GIF's XMP, as characters
+# stand for lengths there: Photoshop writes a MB of it, with the names of all that went into it.
+_READS, _BYTES_A_READ = 50_000, 500
 # What Pillow takes as often as it comes, by how a photo begins: of EXIF segments it copies all that
 # came before, each colour profile it unpacks, to a MiB. One is enough.
 _REPEATED = {

@@ -83,6 +83,19 @@ def test_large_pictures_hold_up_one_thread_and_no_other(decoders: Decoders, jobs
     assert jobs.finish(6).count("large") == 5
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_picture_that_fails_holds_up_no_other(threads: int, jobs: Jobs) -> None:
+    def failing(before_large: Callable[[], object]) -> None:
+        before_large()
+        raise MemoryError
+
+    some = Decoders(threads)
+    large = [jobs.make(str(n), large=True) for n in range(4)]
+    some.start([failing, *large[:3], failing, large[3]], "a", Priority.HIGH)
+    assert sorted(jobs.finish(4)) == ["0", "1", "2", "3"]
+    some.close()
+
+
 def test_low_priority_waits_for_high_and_never_stands_still(jobs: Jobs) -> None:
     one = Decoders(1)
     one.start([jobs.make("first")], "a", Priority.HIGH)

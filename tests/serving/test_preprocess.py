@@ -356,12 +356,17 @@ def test_a_photo_of_very_many_parts_is_refused_at_once(data: bytes, reason: str)
 
 
 def test_photos_of_many_parts_are_read() -> None:
-    """A PNG in chunks of 4 KiB, a JPEG whose EXIF block has several segments."""
-    size = 16 * 2**20
-    idat = b"".join(chunk(b"IDAT", bytes(4096)) for _ in range(size // 4096))
+    """A PNG in chunks of 1 KiB, a JPEG whose EXIF block has several segments or that is filled up,
+    a GIF with the history that Photoshop writes."""
+    idat = chunk(b"IDAT", bytes(1024)) * (16 * 1024)
     with pytest.raises(InvalidImage, match="damaged"):  # and not of too many parts
         preprocess(PNG[:HEAD] + chunk(b"tEXt", b"a\0b") * 1000 + idat + PNG[HEAD:], SPEC)
-    assert np.array_equal(preprocess(with_exif(60_000, 99), SPEC), preprocess(jpeg(), SPEC))
+    whole = preprocess(jpeg(), SPEC)
+    assert np.array_equal(preprocess(with_exif(60_000, 99), SPEC), whole)
+    assert np.array_equal(preprocess(jpeg()[:2] + b"\xff" * 40_000 + jpeg()[2:], SPEC), whole)
+    history = b"<rdf:li>uuid:0123456789ABCDEF0123456789ABCDEF</rdf:li>\n" * 20_000
+    xmp = b"!\xff\x0bXMP DataXMP" + history + bytes([1, *range(255, -1, -1), 0])
+    assert np.array_equal(preprocess(GIF[:781] + xmp + GIF[781:], SPEC), preprocess(GIF, SPEC))
 
 
 @pytest.mark.parametrize("size", [(1, 2_500_000), (2_500_000, 1)])
