@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from trainer.alone import alone
+
 NETWORK_TROUBLE = ("failed to fetch", "error sending request", "dns error", "connection refused")
 
 
 def environment_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
     """Its folder. Skips where there is no uv, or no network and nothing cached."""
     folder = Path(cache.mkdir(f"environment-{name}"))
+    with alone(folder.with_suffix(".lock")):  # other processes of the tests want it, too
+        return _environment(folder, packages)
+
+
+def _environment(folder: Path, packages: tuple[str, ...]) -> Path:
     done = folder / "installed"
     wanted = "\n".join((sys.version, *packages))
     if done.is_file() and done.read_text() == wanted:
@@ -44,6 +51,11 @@ def npm_folder_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
     """The folder whose node_modules/.bin has the packages' programs. Skips where there is no npm,
     or no network and nothing cached."""
     folder = Path(cache.mkdir(f"npm-{name}"))
+    with alone(folder.with_suffix(".lock")):
+        return _npm_folder(folder, packages)
+
+
+def _npm_folder(folder: Path, packages: tuple[str, ...]) -> Path:
     done = folder / "installed"
     if done.is_file() and done.read_text() == "\n".join(packages):
         return folder
