@@ -25,6 +25,7 @@ class Copy:
     build: int
     sound: bool = True
     whole: bool = True  # it has its digests, though it may not give its golden answers
+    told: bool = True  # its manifest can be read
 
 
 @dataclass
@@ -49,6 +50,11 @@ class Model:
     @property
     def default(self) -> int:
         return self.aliases.get(STABLE, max(self.loaded, default=0))
+
+    def is_another(self, version: int) -> bool:
+        """Whether the one there is known not to be the one that was unloaded."""
+        there = self.disk.get(version)
+        return there is not None and there.told and there.build != self.barred[version]
 
     def next_number(self) -> int:
         """Of those on disk, and of those that an alias names or named, none is given again."""
@@ -122,11 +128,7 @@ class World:
         before.restarting.pop(refuse, None)
         model.here = True
         model.served, model.restarting, model.refused = {}, {}, set()
-        barred = {
-            version
-            for version, build in model.barred.items()
-            if version not in model.disk or model.disk[version].build == build
-        }
+        barred = {version for version in model.barred if not model.is_another(version)}
 
         def serve(version: int) -> bool:
             there = model.disk.get(version)
@@ -236,7 +238,9 @@ class World:
         return OK
 
     def do_damage(self, name: str, model: Model, version: str, how: str) -> str:
-        model.disk[int(version)] = Copy(model.disk[int(version)].build, sound=False, whole=False)
+        there = model.disk[int(version)]
+        told = there.told and how != "manifest"
+        model.disk[int(version)] = Copy(there.build, sound=False, whole=False, told=told)
         return OK
 
     def do_mend(self, name: str, model: Model, version: str) -> str:
