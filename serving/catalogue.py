@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 from serving.batching import Batcher
 from serving.engine import Engine
-from serving.errors import NotFound, Unavailable
+from serving.errors import NotFound, Unavailable, listed
 from serving.modelspec import RobustnessSummary
 from serving.splits import falls_in
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ class Catalogue:
         """
         model = self.models.get(name)
         if model is None:
-            raise NotFound(f"no model {name[:64]!r} is served; models here: {_list(self.models)}")
+            raise NotFound(f"no model {name[:64]!r} is served; models here: {listed(self.models)}")
         version = _choose(model, reference, routing_key)
         served = model.versions.get(version)
         if served is not None:
@@ -79,7 +76,7 @@ class Catalogue:
             )
         raise NotFound(
             f"model {name!r} has no version or alias {reference[:64]!r} here; "
-            f"versions: {_list(model.versions)}; aliases: {_list(model.aliases)}"
+            f"versions: {listed(model.versions)}; aliases: {listed(model.aliases)}"
         )
 
 
@@ -96,9 +93,3 @@ def _choose(model: ServedModel, reference: str, routing_key: str | None) -> int:
     if reference.isascii() and reference.isdigit() and len(reference) < 10:
         return int(reference)
     return 0
-
-
-def _list(names: Mapping[str, object] | Mapping[int, object]) -> str:
-    """The first of them, for an error."""
-    shown = ", ".join(map(str, islice(names, _SHOWN))) or "none"
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -28,7 +28,7 @@ from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
 from serving.commandline import Parser, aligned, fail, reader_may_leave
-from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated
+from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated, listed
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
 from serving.places import place
@@ -170,7 +170,7 @@ async def _only_model(client: AsyncClient) -> str:
     names = [model.name for model in await client.list_models()]
     if len(names) != 1:
         raise InvalidRequest(
-            f"the server has {len(names)} models; choose one: --model {' or '.join(names)}"
+            f"the server has {len(names)} models; choose one by --model: {listed(names)}"
         )
     return names[0]
 

@@ -13,6 +13,15 @@
 Everything else that is raised is a defect of ours.
 """
 
+from collections.abc import Collection
+from itertools import islice
+
+
+def listed(names: Collection[object], most: int = 20) -> str:
+    """The first of `names`, for a message: "a, b and 3 more"; "none" where there are none."""
+    shown = ", ".join(map(str, islice(names, most))) or "none"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
 
 def to_install(extra: str) -> str:
     """What to do where the packages of an extra are missing. It names no package `pawprint`: the

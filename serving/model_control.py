@@ -15,7 +15,14 @@ from dataclasses import replace
 from serving.batching import Batcher
 from serving.catalogue import Catalogue, ServedVersion
 from serving.engine import Engine, load_engine
-from serving.errors import BrokenVersion, InvalidRequest, NotFound, PawprintError, Unavailable
+from serving.errors import (
+    BrokenVersion,
+    InvalidRequest,
+    NotFound,
+    PawprintError,
+    Unavailable,
+    listed,
+)
 from serving.inference_thread import InferenceThreads
 from serving.loaded_version import LoadedVersion, load_version
 from serving.loading import (
@@ -375,7 +382,7 @@ class ModelControl:
         if missing := sorted(only - there.keys() - self._models.keys()):
             raise NotFound(
                 f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
-                f"models there: {', '.join(there) or 'none'}"
+                f"models there: {listed(there)}"
             )
         names = {*there, *self._models}
         return {name: there.get(name) for name in sorted(names & only if only else names)}

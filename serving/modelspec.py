@@ -75,6 +75,9 @@ class Metrics:
     ece: float  # expected calibration error, 15 equal-width bins
     per_class: dict[str, tuple[int, int]]  # label -> (correct, photos)
 
+    def __post_init__(self) -> None:
+        _check_photos(self.photos)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
@@ -158,6 +161,14 @@ class RobustnessSummary:
     robust_accuracy: tuple[RobustAccuracy, ...]
     corruption_accuracy: float
     created: str  # ISO 8601, UTC
+
+    def __post_init__(self) -> None:
+        _check_photos(self.photos)
+
+
+def _check_photos(count: int) -> None:
+    if not 0 <= count < 2**31:  # what a message holds
+        raise ValueError(f"photos must be from 0 to {2**31 - 1}, got {count}")
 
 
 def read_strictly(kind: type[T], value: Any, where: str) -> T:

@@ -16,6 +16,7 @@ from serving.errors import (
     NotFound,
     PawprintError,
     Unavailable,
+    listed,
 )
 from serving.layout import (
     ANALYSIS,
@@ -89,10 +90,9 @@ class Repository:
         versions = self.versions(name)
         if version not in versions:
             if not versions:
-                known = ", ".join(self.names()) or "none"
-                raise NotFound(f"no model {name!r}; models here: {known}")
+                raise NotFound(f"no model {name!r}; models here: {listed(self.names())}")
             raise NotFound(
-                f"model {name!r} has no version {version}; it has {', '.join(map(str, versions))}"
+                f"model {name!r} has no version {version}; newest first: {listed(versions[::-1])}"
             )
 
     def resolve(self, name: str, reference: str = "") -> int:
@@ -109,7 +109,7 @@ class Repository:
         versions = self.versions(name)
         if reference or not versions:
             self.check_version(name, versions[-1] if versions else 0)
-            known = ", ".join(aliases) or "none"
+            known = listed(aliases)
             raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
         return aliases.get(DEFAULT_ALIAS, versions[-1])
 

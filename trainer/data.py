@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.errors import listed
 from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.errors import InvalidData
@@ -238,7 +239,7 @@ def _require(
         why = f" ({' and '.join(held_out)} are taken from it)" if held_out else ""
         raise InvalidData(
             f"too few photos that can be used: every class needs at least {least} in {split}{why}; "
-            f"{', '.join(few[:10])}{_reasons(left_out)}"
+            f"{listed(few)}{_reasons(left_out)}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, listed
 from serving.modelspec import Preprocessing
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -122,7 +122,7 @@ def _require_same(data: PhotoData, world: World) -> None:
     differ = [str(rank) for rank, digest in enumerate(others, 1) if digest != first]
     if differ:
         raise InvalidData(
-            f"the photos of process {', '.join(differ[:10])} are not those of process 0, or not "
+            f"the photos of process {listed(differ)} are not those of process 0, or not "
             "split in the same way; give all of them the same photos and settings"
         )
 

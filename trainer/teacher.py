@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, listed
 from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
@@ -49,10 +49,10 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
     number = repository.resolve(name, version)
     net, manifest = load_version(repository, name, number)
     if manifest.labels != tuple(labels):
-        differ = sorted(set(labels) ^ set(manifest.labels))
+        differ = [repr(label) for label in sorted(set(labels) ^ set(manifest.labels))]
         raise InvalidRequest(
             f"the teacher {name}/{number} knows other labels than the photos have: "
-            f"{', '.join(map(repr, differ[:10]))} are in one alone; it can teach only its own"
+            f"{listed(differ)} are in one alone; it can teach only its own"
         )
     net.requires_grad_(False)
     there = SPLIT in manifest.files

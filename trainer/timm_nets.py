@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.errors import InvalidRequest, Unavailable, to_install
+from serving.errors import InvalidRequest, Unavailable, listed, to_install
 from serving.modelspec import INTERPOLATIONS, Normalisation
 from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
@@ -88,7 +88,7 @@ def _find(backbone: str) -> tuple[ModuleType, str]:
         raise InvalidRequest(f"no backbone {backbone!r}; {hint}")
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and name not in tagged:
-        there = ", ".join(PREFIX + n for n in tagged) or "none"
+        there = listed([PREFIX + tag for tag in tagged])
         raise InvalidRequest(f"no weights {tag!r} of {PREFIX}{architecture}; there are {there}")
     return timm, name
 

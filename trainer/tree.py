@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.errors import listed
 from serving.folders import walk
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
@@ -51,7 +52,7 @@ def find_files(root: Path) -> list[Found]:
         return _classes(root, root, None)  # "training" may be a class
     if others:
         raise InvalidData(
-            f"{root} has a train folder and beside it {', '.join(others[:5])}; expected only "
+            f"{root} has a train folder and beside it {listed(others, 5)}; expected only "
             "train, val and test there, or only class folders"
         )
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
@@ -81,7 +82,7 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     files = {label: _files(label) for label in classes}
     empty = [str(label) for label, paths in files.items() if not paths]
     if empty:
-        raise InvalidData(f"class folders without any file: {', '.join(empty[:10])}")
+        raise InvalidData(f"class folders without any file: {listed(empty)}")
     return [
         Found(path=path, file=path.relative_to(root).as_posix(), label=label.name, split=split)
         for label, paths in files.items()
@@ -118,9 +119,7 @@ def same_classes(found: dict[str, list[Found]]) -> None:
 
 
 def _names(labels: set[str]) -> str:
-    listed = sorted(labels)
-    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
-    return (", ".join(map(repr, listed[:10])) or "none") + more
+    return listed([repr(label) for label in sorted(labels)])
 
 
 def _folders(folder: Path) -> list[Path]:

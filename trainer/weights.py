@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, listed
 
 State = Mapping[str, torch.Tensor]
 
@@ -40,16 +40,16 @@ def load_state(net: nn.Module, state: State, *, ignore: str, where: str) -> None
     counters = {k for k in expected if k.endswith(".num_batches_tracked")}  # old files lack them
     problems = []
     if missing := sorted(expected.keys() - given.keys() - counters):
-        problems.append(f"missing {_list(missing)}")
+        problems.append(f"missing {listed(missing, 5)}")
     if unknown := sorted(given.keys() - expected.keys()):
-        problems.append(f"not in the net {_list(unknown)}")
+        problems.append(f"not in the net {listed(unknown, 5)}")
     shapes = [
         f"{k} is {tuple(given[k].shape)}, expected {tuple(expected[k].shape)}"
         for k in expected.keys() & given.keys()
         if given[k].shape != expected[k].shape
     ]
     if shapes:
-        problems.append(f"of another shape {_list(sorted(shapes))}")
+        problems.append(f"of another shape {listed(sorted(shapes), 5)}")
     if problems:
         raise InvalidRequest(f"the weights in {where} do not fit: {'; '.join(problems)}")
     net.load_state_dict({**expected, **given}, strict=False)
@@ -63,8 +63,3 @@ def digest_state(state: State) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

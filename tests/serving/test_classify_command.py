@@ -263,7 +263,7 @@ def test_two_models_need_a_choice(tmp_path: Path, start) -> None:
     photo.write_bytes(jpeg())
     done = classify(start(tmp_path / "models"), photo)
     assert done.returncode == 2
-    assert done.stderr == "error: the server has 2 models; choose one: --model birds or pets\n"
+    assert done.stderr == "error: the server has 2 models; choose one by --model: birds, pets\n"
 
 
 def test_a_terminal_sees_a_progress_bar_and_a_file_the_answers(

@@ -132,7 +132,7 @@ def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
     "arguments, words",
     [
         (["show", "cars"], "error: no model 'cars'; models here: birds, pets"),
-        (["show", "pets/7"], "error: model 'pets' has no version 7; it has 1, 2"),
+        (["show", "pets/7"], "error: model 'pets' has no version 7; newest first: 2, 1"),
         (["show", "pets/live"], "error: model 'pets' has no alias 'live'"),
         (["show", "../pets"], "error: a name has 1 to 64"),
         (["promote", "pets"], "error: say which version: models promote pets/VERSION"),

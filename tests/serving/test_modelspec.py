@@ -80,6 +80,13 @@ def test_a_malformed_field_is_named(manifest: Manifest, change: dict, place: str
         Manifest.from_json(json.dumps(value))
 
 
+def test_more_photos_than_a_message_holds_are_refused(manifest: Manifest) -> None:
+    value = json.loads(manifest.to_json())
+    value["variants"]["fp32"]["metrics"]["photos"] = 2**31
+    with pytest.raises(BrokenVersion, match=r"fp32.metrics: photos must be from 0 to 2147483647"):
+        Manifest.from_json(json.dumps(value))
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_text_that_is_no_manifest(text: bytes) -> None:
     with pytest.raises(BrokenVersion, match=r"manifest(.json)? is malformed"):

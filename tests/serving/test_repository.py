@@ -64,7 +64,7 @@ def test_a_broken_version_is_not_promoted(repository: Repository) -> None:
 def test_unknown_names_say_what_is_known(repository: Repository) -> None:
     with pytest.raises(NotFound, match="models here: pets"):
         repository.resolve("pet")
-    with pytest.raises(NotFound, match="it has 1, 2, 3"):
+    with pytest.raises(NotFound, match="newest first: 3, 2, 1"):
         repository.resolve("pets", "7")
     repository.promote("pets", 1)
     with pytest.raises(NotFound, match="aliases: stable"):
