@@ -20,7 +20,7 @@ from serving.repository import Repository
 from tests.analysis.conftest import run
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
-from trainer.analysis.analyze import _text, main
+from trainer.analysis.analyze import _classes, _text, main
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.workspace import run_tasks
 from trainer.onnx_runner import OnnxRunner
@@ -157,6 +157,22 @@ def test_a_report_of_many_classes_names_some_and_embeds_few_animations(analysed)
     assert page.count(' from noise" loading') == MOST_CLASSES < drawn
     assert f"<bdi>class {NAMED - 1}</bdi> and {drawn - NAMED} more." in page
     assert f"class {NAMED - 1} and {drawn - NAMED} more\n" in _text(report | {"ideal": many}, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "drawn"),
+    [(None, 100, None), (None, 101, 100), ("all", 101, None), ("none", 101, 0), ("c7,c9", 101, 2)],
+)
+def test_ideal_images_of_very_many_classes_are_drawn_if_they_are_asked_for(asked, classes, drawn):
+    chosen = _classes(asked, [f"c{k}" for k in range(classes)])
+    assert drawn == (chosen if chosen is None else len(chosen))
+
+
+def test_a_report_says_that_some_classes_are_not_drawn(analysed):
+    report, folder = report_of(analysed), analysed.models / "cartoon/1/analysis"
+    assert "Drawn are" not in render(report, folder)
+    some = render(report | {"ideal": report["ideal"][:1]}, folder)
+    assert "Drawn are 1 of 2 classes" in some
 
 
 def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):

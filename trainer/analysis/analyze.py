@@ -14,7 +14,7 @@ import torch
 
 from serving.access import access_of, add_access_flags, advised
 from serving.cores import usable_cores
-from serving.errors import BrokenVersion, InvalidRequest, PawprintError
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
 from serving.layout import ANALYSIS
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -23,7 +23,7 @@ from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.over_grpc import Server
 from trainer.analysis.report import NAMED, k255, percent
 from trainer.analysis.run import AnalysisConfig, analyse
-from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
+from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
 from trainer.console import Console
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
@@ -168,13 +168,15 @@ def _version(repository: Repository, text: str) -> tuple[str, int]:
 
 def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
     """The classes named; None for all. Raises InvalidRequest, suggesting the nearest."""
-    if text is None or text == "all":
+    if text == "all" or (text is None and len(labels) <= MOST_DRAWN):
         return None
+    if text is None:
+        return tuple(labels[:MOST_DRAWN])
     names = tuple(name.strip() for name in text.split(",") if name.strip() and text != "none")
     for name in names:
         if name not in labels:
             near = difflib.get_close_matches(name, labels, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(labels)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(labels)}"
             raise InvalidRequest(f"no class {name!r}; {hint}")
     return names
 
@@ -216,10 +218,9 @@ def _text(report: dict[str, Any], folder: str) -> str:
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
-        more = f" and {len(short) - NAMED} more" if len(short) > NAMED else ""
         lines.append(
             f"ideal        {drawn - len(short)} of {drawn} reach {percent(report['ideal_goal'])}"
-            + (f"; not {', '.join(short[:NAMED])}{more}" if short else "")
+            + (f"; not {listed(short, NAMED)}" if short else "")
         )
     failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
     advice = "; the figures may flatter: see the report, and try a larger --budget"
@@ -260,7 +261,10 @@ def _parser() -> argparse.ArgumentParser:
         "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 epsilons, such as 0.5,1"
     )
     parser.add_argument(
-        "--ideal", metavar="CLASSES", help="classes to draw, with commas; all (default) or none"
+        "--ideal",
+        metavar="CLASSES",
+        help="classes to draw, with commas; all or none "
+        f"(default: all, but no more than {MOST_DRAWN})",
     )
     parser.add_argument(
         "--recipe", choices=("fourier", "lesson"), help="of the ideal images (default: fourier)"

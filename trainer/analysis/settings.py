@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 IDEAL_GOAL = 0.99  # probability that an ideal image is to reach
+MOST_DRAWN = 100  # ideal images, unless more are asked for: those of 1,000 classes take hours
 REFERENCE_EPSILON = 4 / 255  # the headline; an undefended net has nothing left here
 
 
