@@ -38,7 +38,7 @@ from serving.layout import (
 )
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import CONFIG, triton_files
-from serving.whole_file import remove_old
+from serving.whole_file import names_full_disk, remove_old
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,8 @@ class Repository:
         folder = new_folder(parent, STAGING)
         remove_old(parent.glob(f"{STAGING}*"), _STALE_STAGING_S)
         try:
-            yield folder
+            with names_full_disk(parent):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # not empty, or another publisher removed it

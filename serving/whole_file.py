@@ -1,5 +1,6 @@
 """Files that are replaced in one step: a reader finds the old content or the new, never half."""
 
+import errno
 import glob
 import os
 import shutil
@@ -17,6 +18,17 @@ _LEFT = 3600.0  # seconds after its last change at which none is being written a
 
 
 @contextmanager
+def names_full_disk(place: Path) -> Iterator[None]:
+    """An error that a disk is full says where that is: one of writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(place)
+        raise
+
+
+@contextmanager
 def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """What is written takes the place of `path`, on the disk, at the end; after an error nothing
     of it is left. Makes the folder. `mode`: the file's, its owner's alone unless given. Raises
@@ -25,7 +37,7 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     prefix = f"{_PREFIX}{path.name[:_NAMED]}-"
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with names_full_disk(path), os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -94,6 +94,19 @@ def test_logs_that_find_no_room_are_lost_and_calls_answered(models: Path, tmp_pa
         process.wait()
 
 
+def test_no_room_for_a_copied_version(models: Path, disk: Path) -> None:
+    """Writing to an open file fails without a name: which disk is full is said all the same."""
+    fill(disk)
+    command = [*(sys.executable, "-m", "serving.models", "copy", "pets/1", "--to", str(disk / "m"))]
+    (disk / "m").mkdir()
+    done = subprocess.run(
+        [*command, "--models", str(models)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: [Errno 28] No space left on device: '{disk}/m/pets'\n"
+    assert not [*(disk / "m").iterdir()]
+
+
 # --- the cache of a bucket
 
 
