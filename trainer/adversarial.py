@@ -24,7 +24,7 @@ def epsilon_at(progress: float, target: float) -> float:
 
 
 class Adversary:
-    """The worst pictures that it finds in a ball around those given, and how many withstand it."""
+    """The worst pictures that it finds in a ball around those given, and which withstand it."""
 
     def __init__(self, defence: Defence, seed: int) -> None:
         self._defence = defence
@@ -54,12 +54,12 @@ class Adversary:
                 attacked = project(leaf + step_size * steepest(gradient, "linf"), images, ball)
         return attacked.detach()
 
-    def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> int:
-        """How many 8-bit pictures PGD from the pictures themselves does not turn, at the full
-        epsilon and with more steps than training's."""
+    def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Which 8-bit pictures PGD from the pictures themselves does not turn, at the full epsilon
+        and with more steps than training's: bool [n]."""
         model.eval()
         ball = Ball(norm="linf", epsilon=self._defence.epsilon)
         steps = max(_CHECK_STEPS, 2 * self._defence.steps)
         goal = Goal(labels=labels)
         result = pgd(model, images, goal, ball, steps=steps, generator=self.generator)
-        return int((~result.success).sum())
+        return ~result.success
