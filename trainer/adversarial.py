@@ -8,6 +8,7 @@ from trainer.analysis.attacks.ball import Ball, project, random_start, steepest
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import pgd
 from trainer.defence import Defence
+from trainer.memory import halved
 
 _FULL = 0.5  # share of the training at which epsilon is whole
 _CHECK_STEPS = 10  # of the attack that measures, or twice training's: by its own a net looks better
@@ -30,13 +31,16 @@ class Adversary:
         self._defence = defence
         self.generator = torch.Generator().manual_seed(seed)
 
-    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def attack(
+        self, model: nn.Module, images: Tensor, labels: Tensor, progress: float, parts: int = 1
+    ) -> Tensor:
         """PGD from a random start (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
         A single step goes 1.25 times as far as the ball is wide (fast adversarial training, Wong
         et al. 2020, arXiv:2001.03994, section 4.2). images: float32 [n, 3, S, S] in [0, 1]; labels:
         int64 [n]. The model is attacked in evaluation mode, so that its batch-norm statistics are
-        those of what it learns from alone, and is left in that mode.
+        those of what it learns from alone, and is left in that mode. `parts`: in which the batch
+        is attacked, and in more where memory is too small; its photos do not depend on each other.
         """
         epsilon = epsilon_at(progress, self._defence.epsilon)
         if epsilon == 0:
@@ -45,14 +49,21 @@ class Adversary:
         ball = Ball(norm="linf", epsilon=epsilon)
         steps = self._defence.steps
         step_size = epsilon * (1.25 if steps == 1 else 2.5 / steps)
-        attacked = random_start(images, ball, self.generator)
-        for _ in range(steps):
-            leaf = attacked.requires_grad_(True)
-            loss = cross_entropy(model(leaf), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            with torch.no_grad():
-                attacked = project(leaf + step_size * steepest(gradient, "linf"), images, ball)
-        return attacked.detach()
+        starts = random_start(images, ball, self.generator)
+
+        def climb(rows: Tensor) -> Tensor:
+            attacked, originals, goals = starts[rows], images[rows], labels[rows]
+            for _ in range(steps):
+                leaf = attacked.requires_grad_(True)
+                loss = cross_entropy(model(leaf), goals, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, leaf)
+                with torch.no_grad():
+                    raised = leaf + step_size * steepest(gradient, "linf")
+                    attacked = project(raised, originals, ball)
+            return attacked.detach()
+
+        pieces = torch.arange(len(images), device=images.device).tensor_split(parts)
+        return torch.cat([halved(climb, rows) for rows in pieces])
 
     def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Which 8-bit pictures PGD from the pictures themselves does not turn, at the full epsilon

@@ -123,7 +123,8 @@ class Learner:
         labels = torch.from_numpy(self._targets[mine]).to(self._device)
         taught = None if self._taught is None else self._taught.get(photos, views).to(self._device)
         if self.adversary is not None:
-            inputs = self.adversary.attack(self._model, inputs, labels, progress)
+            parts = min(self.parts, len(inputs))
+            inputs = self.adversary.attack(self._model, inputs, labels, progress, parts)
         draw = np.random.default_rng([self.config.seed, step, self.world.rank])
         mixed, goals = self._mix(inputs, labels, draw)
         self._model.train()

@@ -68,6 +68,42 @@ def test_where_the_schedule_begins_nothing_is_changed():
     assert adversary.attack(Linear(), images, torch.zeros(2).long(), 0.0) is images
 
 
+def test_in_parts_and_where_memory_runs_out_the_attack_is_the_same():
+    """The error is torch's own; what raises it here stands for a GPU with room for three photos."""
+
+    class Small(Linear):
+        room = 7
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    def attacked(parts: int) -> torch.Tensor:
+        adversary = Adversary(Defence(steps=2, epsilon=0.1), seed=0)
+        return adversary.attack(model, images, torch.arange(7) % 2, 1.0, parts)
+
+    model = Small()
+    images = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    whole = attacked(1)
+    model.room = 3
+    for parts in (1, 3, 7):
+        assert torch.allclose(attacked(parts), whole, atol=1e-6)
+
+
+def test_a_batch_in_parts_is_attacked_in_parts(photos: MakePhotos):
+    run = Run(
+        photos, "tiny", thaw=1.0, epochs=1, batch_size=8, accumulate=4, adversarial="fast@4/255"
+    )
+    sizes: list[int] = []
+    run.classifier.backbone.register_forward_pre_hook(
+        lambda net, inputs: sizes.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    run()
+    in_training = [size for size in sizes if size != len(run.data.splits["val"])]
+    assert in_training and max(in_training) <= 2
+
+
 def test_robust_accuracy_counts_what_is_out_of_reach():
     """On a linear net the worst loss in the ball is epsilon times the L1 norm of the gradient."""
     model = Linear().eval()
