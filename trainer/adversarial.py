@@ -8,6 +8,7 @@ from trainer.analysis.attacks.ball import Ball, project, random_start, steepest
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import pgd
 from trainer.defence import Defence
+from trainer.memory import halved
 
 _FULL = 0.5  # share of the training at which epsilon is whole
 _CHECK_STEPS = 10  # of the attack that measures, or twice training's: by its own a net looks better
@@ -24,19 +25,22 @@ def epsilon_at(progress: float, target: float) -> float:
 
 
 class Adversary:
-    """The worst pictures that it finds in a ball around those given, and how many withstand it."""
+    """The worst pictures that it finds in a ball around those given, and which withstand it."""
 
     def __init__(self, defence: Defence, seed: int) -> None:
         self._defence = defence
         self.generator = torch.Generator().manual_seed(seed)
 
-    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def attack(
+        self, model: nn.Module, images: Tensor, labels: Tensor, progress: float, parts: int = 1
+    ) -> Tensor:
         """PGD from a random start (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
         A single step goes 1.25 times as far as the ball is wide (fast adversarial training, Wong
         et al. 2020, arXiv:2001.03994, section 4.2). images: float32 [n, 3, S, S] in [0, 1]; labels:
         int64 [n]. The model is attacked in evaluation mode, so that its batch-norm statistics are
-        those of what it learns from alone, and is left in that mode.
+        those of what it learns from alone, and is left in that mode. `parts`: in which the batch
+        is attacked, and in more where memory is too small; its photos do not depend on each other.
         """
         epsilon = epsilon_at(progress, self._defence.epsilon)
         if epsilon == 0:
@@ -45,21 +49,28 @@ class Adversary:
         ball = Ball(norm="linf", epsilon=epsilon)
         steps = self._defence.steps
         step_size = epsilon * (1.25 if steps == 1 else 2.5 / steps)
-        attacked = random_start(images, ball, self.generator)
-        for _ in range(steps):
-            leaf = attacked.requires_grad_(True)
-            loss = cross_entropy(model(leaf), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            with torch.no_grad():
-                attacked = project(leaf + step_size * steepest(gradient, "linf"), images, ball)
-        return attacked.detach()
+        starts = random_start(images, ball, self.generator)
 
-    def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> int:
-        """How many 8-bit pictures PGD from the pictures themselves does not turn, at the full
-        epsilon and with more steps than training's."""
+        def climb(rows: Tensor) -> Tensor:
+            attacked, originals, goals = starts[rows], images[rows], labels[rows]
+            for _ in range(steps):
+                leaf = attacked.requires_grad_(True)
+                loss = cross_entropy(model(leaf), goals, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, leaf)
+                with torch.no_grad():
+                    raised = leaf + step_size * steepest(gradient, "linf")
+                    attacked = project(raised, originals, ball)
+            return attacked.detach()
+
+        pieces = torch.arange(len(images), device=images.device).tensor_split(parts)
+        return torch.cat([halved(climb, rows) for rows in pieces])
+
+    def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Which 8-bit pictures PGD from the pictures themselves does not turn, at the full epsilon
+        and with more steps than training's: bool [n]."""
         model.eval()
         ball = Ball(norm="linf", epsilon=self._defence.epsilon)
         steps = max(_CHECK_STEPS, 2 * self._defence.steps)
         goal = Goal(labels=labels)
         result = pgd(model, images, goal, ball, steps=steps, generator=self.generator)
-        return int((~result.success).sum())
+        return ~result.success

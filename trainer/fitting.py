@@ -222,6 +222,8 @@ def _in_words(epoch: Epoch, epochs: int) -> str:
     recall = epoch.val_mean_recall
     even = "" if recall is None else f"  mean recall {recall:.4f}"
     withstood = "" if robust is None else f"  under attack {robust:.4f}"
+    if epoch.val_robust_recall is not None:
+        withstood += f", mean recall {epoch.val_robust_recall:.4f}"
     return (
         f"Epoch {epoch.epoch}/{epochs}: {seen}val loss {epoch.val_loss:.4f}  "
         f"val accuracy {epoch.val_accuracy:.4f}{even}{withstood}"

@@ -123,7 +123,8 @@ class Learner:
         labels = torch.from_numpy(self._targets[mine]).to(self._device)
         taught = None if self._taught is None else self._taught.get(photos, views).to(self._device)
         if self.adversary is not None:
-            inputs = self.adversary.attack(self._model, inputs, labels, progress)
+            parts = min(self.parts, len(inputs))
+            inputs = self.adversary.attack(self._model, inputs, labels, progress, parts)
         draw = np.random.default_rng([self.config.seed, step, self.world.rank])
         mixed, goals = self._mix(inputs, labels, draw)
         self._model.train()
@@ -140,18 +141,18 @@ class Learner:
         mine = self.world.share(self.data.splits["val"])
         return self.world.join(predict(self._model, self._val, mine, self._classes))
 
-    def withstand(self) -> float | None:
-        """The share of val photos that stand against the adversary, where there is one."""
+    def withstand(self) -> npt.NDArray[np.bool_] | None:
+        """Which of the val photos stand against the adversary, [n], where there is one."""
         if self.adversary is None:
             return None
         val = self.data.splits["val"]
-        stand = 0
+        stand = [np.empty(0, np.bool_)]
         for start in self.world.share(range(0, len(val), _ATTACKED_AT_ONCE)):
             photos = val[start : start + _ATTACKED_AT_ONCE]
             images = self._val.get(photos, [0] * len(photos)).to(self._device)
             labels = torch.tensor([photo.label for photo in photos], device=self._device)
-            stand += self.adversary.withstanding(self._model, images, labels)
-        return self.world.sum(stand)[0] / len(val)
+            stand.append(self.adversary.withstanding(self._model, images, labels).cpu().numpy())
+        return self.world.join(np.concatenate(stand))
 
 
 def loss_weights(

@@ -21,7 +21,11 @@ def mean_recall(scores: Floats, labels: Ints) -> float:
 
     Also called balanced accuracy (Brodersen et al. 2010). scores [n, K], labels [n].
     """
-    right = scores.argmax(axis=1) == labels
+    return mean_over_classes(scores.argmax(axis=1) == labels, labels)
+
+
+def mean_over_classes(right: npt.NDArray[np.bool_], labels: Ints) -> float:
+    """The share of `right` [n] in each class that occurs in `labels` [n], averaged."""
     return float(np.mean([np.mean(right[labels == each]) for each in np.unique(labels)]))
 
 

@@ -63,6 +63,9 @@ def draw_training(history: Sequence[Epoch]) -> Figure:
     withstood = [e.val_robust_accuracy for e in history if e.val_robust_accuracy is not None]
     if withstood:
         right.plot(epochs, withstood, "o-", label="val, under attack")
+    both = [e.val_robust_recall for e in history if e.val_robust_recall is not None]
+    if both:
+        right.plot(epochs, both, "o-", label="val, mean recall under attack")
     for axes, name in ((loss, "loss, nats"), (right, "accuracy")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
         _label(axes, "epoch", name)

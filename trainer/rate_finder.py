@@ -98,7 +98,7 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
                     view=view,
                     rate=rate,
                     step=step,
-                    progress=step / _STEPS,
+                    progress=1.0,  # an adversary that grew with the rate would hide what that does
                 )
                 mean = loss / len(batch)
                 if not math.isfinite(mean):

@@ -25,6 +25,8 @@ def figures_of(epoch: Epoch) -> dict[str, float]:
         figures["mean recall/val"] = epoch.val_mean_recall
     if epoch.val_robust_accuracy is not None:
         figures["accuracy/val under attack"] = epoch.val_robust_accuracy
+    if epoch.val_robust_recall is not None:
+        figures["mean recall/val under attack"] = epoch.val_robust_recall
     return figures
 
 

@@ -22,7 +22,7 @@ from trainer.console import Advance
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.learner import Learner
-from trainer.metrics import accuracy, mean_recall, nll
+from trainer.metrics import accuracy, mean_over_classes, mean_recall, nll
 from trainer.schedules import SCHEDULES
 from trainer.stages import make_thawing
 
@@ -36,6 +36,7 @@ class Epoch:
     val_accuracy: float
     val_robust_accuracy: float | None = None  # against the adversary, where there is one
     val_mean_recall: float | None = None  # where classes are balanced
+    val_robust_recall: float | None = None  # where both
 
     @property
     def judged(self) -> float:
@@ -50,7 +51,8 @@ class Epoch:
         An epoch whose loss is no number is better than none.
 
         The robust one alone would prefer a net that gives all photos the same label to one that is
-        nearly always right.
+        nearly always right; and so would the mean where classes are uneven, did they not count
+        alike in both.
         """
         return self._rank() > other._rank()
 
@@ -58,6 +60,8 @@ class Epoch:
         if not math.isfinite(self.val_loss):
             return -math.inf, -math.inf
         robust = self.val_robust_accuracy
+        if self.val_robust_recall is not None:
+            robust = self.val_robust_recall
         return self.judged if robust is None else (self.judged + robust) / 2, -self.val_loss
 
 
@@ -155,8 +159,8 @@ def fine_tune(
         with average.applied():
             val_logits = learner.evaluate()
             means = (loss_sum / len(photos), right / len(photos))
-            robust = learner.withstand()
-            history.append(measure(epoch, means, val_logits, data, robust, balanced))
+            stand = learner.withstand()
+            history.append(measure(epoch, means, val_logits, data, stand, balanced))
             report(history[-1])
             if best_of((best, history[-1]), learnt=config.wise_ft) is not best:
                 best, best_logits = history[-1], val_logits
@@ -249,11 +253,16 @@ def measure(
     train: tuple[float, float],
     val_logits: npt.NDArray[np.float64],
     data: PhotoData,
-    robust: float | None,
+    stand: npt.NDArray[np.bool_] | None,
     balanced: bool,
 ) -> Epoch:
-    """An epoch's figures; `train`: mean loss and accuracy of its steps."""
+    """An epoch's figures; `train`: mean loss and accuracy of its steps; `stand`: which of val's
+    photos do, against an adversary."""
     targets = data.targets("val")
     loss, right = nll(val_logits, targets), accuracy(val_logits, targets)
     recall = mean_recall(val_logits, targets) if balanced else None
-    return Epoch(epoch, *train, loss, right, robust, recall)
+    robust = robust_recall = None
+    if stand is not None:
+        robust = float(np.mean(stand))
+        robust_recall = mean_over_classes(stand, targets) if balanced else None
+    return Epoch(epoch, *train, loss, right, robust, recall, robust_recall)

@@ -11,6 +11,7 @@ from tests.trainer.test_training import Run
 from trainer.adversarial import Adversary, epsilon_at
 from trainer.config import TrainConfig
 from trainer.defence import Defence, parse_defence
+from trainer.training import Epoch
 
 
 def test_a_defence_is_read_from_its_text():
@@ -67,6 +68,42 @@ def test_where_the_schedule_begins_nothing_is_changed():
     assert adversary.attack(Linear(), images, torch.zeros(2).long(), 0.0) is images
 
 
+def test_in_parts_and_where_memory_runs_out_the_attack_is_the_same():
+    """The error is torch's own; what raises it here stands for a GPU with room for three photos."""
+
+    class Small(Linear):
+        room = 7
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    def attacked(parts: int) -> torch.Tensor:
+        adversary = Adversary(Defence(steps=2, epsilon=0.1), seed=0)
+        return adversary.attack(model, images, torch.arange(7) % 2, 1.0, parts)
+
+    model = Small()
+    images = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    whole = attacked(1)
+    model.room = 3
+    for parts in (1, 3, 7):
+        assert torch.allclose(attacked(parts), whole, atol=1e-6)
+
+
+def test_a_batch_in_parts_is_attacked_in_parts(photos: MakePhotos):
+    run = Run(
+        photos, "tiny", thaw=1.0, epochs=1, batch_size=8, accumulate=4, adversarial="fast@4/255"
+    )
+    sizes: list[int] = []
+    run.classifier.backbone.register_forward_pre_hook(
+        lambda net, inputs: sizes.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    run()
+    in_training = [size for size in sizes if size != len(run.data.splits["val"])]
+    assert in_training and max(in_training) <= 2
+
+
 def test_robust_accuracy_counts_what_is_out_of_reach():
     """On a linear net the worst loss in the ball is epsilon times the L1 norm of the gradient."""
     model = Linear().eval()
@@ -79,7 +116,7 @@ def test_robust_accuracy_counts_what_is_out_of_reach():
     assert 0.2 < expected < 0.8
     adversary = Adversary(Defence(steps=1, epsilon=4 / 255), seed=0)
     stand = adversary.withstanding(model, images, labels)
-    assert stand / 64 == pytest.approx(expected, abs=1 / 64)
+    assert float(stand.float().mean()) == pytest.approx(expected, abs=1 / 64)
 
 
 @pytest.mark.parametrize(("steps", "measured"), [(1, 10), (3, 10), (20, 40)])
@@ -95,8 +132,27 @@ def test_what_measures_takes_more_steps_than_training(steps: int, measured: int)
     images = (0.5 + 0.4 * model.weight.detach().sign())[None]
     label = model(images).argmax(dim=1)
     adversary = Adversary(Defence(steps=steps, epsilon=1 / 255), seed=0)
-    assert adversary.withstanding(model, images, label) == 1, "out of reach: no step is left out"
+    assert adversary.withstanding(model, images, label).all(), "out of reach: no step is left out"
     assert model.gradients == measured
+
+
+def test_where_classes_are_balanced_one_label_for_all_is_robust_to_no_avail(photos: MakePhotos):
+    folder = photos(per_class=30)
+    for photo in sorted((folder / "squares").iterdir())[6:]:
+        photo.unlink()
+    run = Run(
+        lambda **_: folder, "tiny", thaw=1.0, epochs=1, batch_size=8, val_fraction=0.3,
+        balance="weights", adversarial="fast@4/255",
+    )  # fmt: skip
+    with torch.no_grad():  # all are discs to it
+        run.classifier.head.weight.zero_()
+        run.classifier.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    first = run().history[0]
+    discs = 1 - run.data.targets("val").mean()
+    assert discs > 0.75 and first.val_robust_accuracy == first.val_accuracy == pytest.approx(discs)
+    assert first.val_robust_recall == first.val_mean_recall == 0.5
+    later = Epoch(1, 0.5, 0.9, 0.6, 0.9, 0.4, val_mean_recall=0.9, val_robust_recall=0.4)
+    assert later.better_than(first) and not first.better_than(later)
 
 
 def test_it_buys_robust_accuracy(photos: MakePhotos):
@@ -111,7 +167,7 @@ def test_it_buys_robust_accuracy(photos: MakePhotos):
         adversary = Adversary(Defence(steps=1, epsilon=size), seed=0)
         labels = torch.from_numpy(run.data.targets("val"))
         stand = adversary.withstanding(run.classifier, run.val_images(), labels)
-        withstood[adversarial] = stand / len(labels)
+        withstood[adversarial] = float(stand.float().mean())
         assert (result.best.val_robust_accuracy is not None) == (adversarial is not None)
     assert result.best.val_robust_accuracy == withstood["pgd-2@8/255"]
     both = {e.epoch: e.val_robust_accuracy + e.val_accuracy for e in result.history}

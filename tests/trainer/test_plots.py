@@ -50,11 +50,12 @@ def test_names_of_very_many_classes_do_not_lie_over_each_other():
 
 def test_what_chose_the_epoch_is_drawn_too_at_whole_epochs():
     history = [
-        Epoch(0, float("nan"), float("nan"), 1.1, 0.5, 0.25, 0.375),
-        Epoch(1, 0.9, 0.6, 1.0, 0.75, 0.5, 0.625),
+        Epoch(0, float("nan"), float("nan"), 1.1, 0.5, 0.25, 0.375, 0.125),
+        Epoch(1, 0.9, 0.6, 1.0, 0.75, 0.5, 0.625, 0.375),
     ]
     loss, right = draw_training(history).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in right.lines}
     assert drawn["val"] == [0.5, 0.75] and drawn["val, under attack"] == [0.25, 0.5]
     assert drawn["val, mean recall"] == [0.375, 0.625]
+    assert drawn["val, mean recall under attack"] == [0.125, 0.375]
     assert all(tick == int(tick) for axes in (loss, right) for tick in axes.get_xticks())

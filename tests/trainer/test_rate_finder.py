@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.trainer.conftest import MakePhotos
+from trainer.adversarial import Adversary
 from trainer.learner import Learner
 from trainer.rate_finder import smooth, suggest
 from trainer.train import main
@@ -66,6 +68,28 @@ def test_the_command_suggests_a_rate_that_learns_and_publishes_nothing(
         assert plot.size[0] > 300
     assert json.loads((models / "shapes-learning-rate.json").read_text()) == found
     assert not [path for path in models.glob("shapes/*") if path.name.isdigit()]
+
+
+def test_an_adversary_is_as_strong_at_every_rate(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that grew with the rate would raise the loss at rates that lower it."""
+    sizes: list[float] = []
+
+    def attack(self: Adversary, model: nn.Module, images: Tensor, *where: Any) -> Tensor:
+        attacked = honest(self, model, images, *where)
+        sizes.append(float((attacked - images).abs().max()))
+        return attacked
+
+    honest = Adversary.attack
+    monkeypatch.setattr(Adversary, "attack", attack)
+    status = main(
+        ["--data", str(photos()), "--name", "shapes", "--out", str(tmp_path),
+         "--backbone", "tiny", "--weights", "none", "--size", "32", "--batch-size", "8",
+         "--find-rate", "--adversarial", "fast@8/255"]
+    )  # fmt: skip
+    assert status == 0
+    assert len(sizes) > 20 and sizes == pytest.approx([8 / 255] * len(sizes), abs=1e-6)
 
 
 def test_the_photos_tried_are_balanced_as_in_training(
