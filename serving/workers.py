@@ -61,7 +61,12 @@ class Plan:
     def command(self, index: int) -> list[str]:
         own = self.own(index)
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
-        return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
+        # -P: what lies in the folder that we were started in is not for a worker to import.
+        return [sys.executable, "-P", "-m", "serving.serve", *self.arguments, *flags]
+
+    def environment(self, index: int) -> dict[str, str]:
+        path = os.pathsep.join(sys.path)  # it finds the very modules that we did
+        return {**os.environ, INDEX: str(index), "PYTHONPATH": path}
 
 
 class Worker:
@@ -85,7 +90,8 @@ class Worker:
                 *self._plan.command(self._index),
                 stdin=asyncio.subprocess.PIPE,  # closed by our end, however it comes: its end too
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, INDEX: str(self._index)},
+                env=self._plan.environment(self._index),
+                process_group=0,  # a terminal's signals are for the parent to pass on
             )
         except OSError as error:
             raise Unavailable(f"worker {self._index} can't be started: {error}") from error

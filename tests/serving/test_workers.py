@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -133,10 +135,9 @@ def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
     assert not any(running(pid) for pid in workers)
 
 
-def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
-    models: Path, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
+@contextmanager
+def starting(models: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A parent, in a session of its own, whose two workers are processes and no more yet."""
     flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0"]
     with (
         log.open("w") as stderr,
@@ -145,16 +146,59 @@ def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
+            start_new_session=True,
         ) as process,
     ):
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             until(lambda: len(children.read_text().split()) == 2)
-            process.send_signal(signal.SIGHUP)
-            until_said(log, "changed: nothing", times=2)
+            yield process
         finally:
             process.terminate()
+
+
+def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
+    models: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        process.send_signal(signal.SIGHUP)
+        until_said(log, "changed: nothing", times=2)
     assert process.returncode == 0 and log.read_text().count("changed: nothing") == 2
+
+
+def test_what_a_terminal_signals_to_all_reaches_workers_by_their_parent(
+    models: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        os.killpg(process.pid, signal.SIGHUP)  # would end those that have no handler yet
+        until_said(log, "changed: nothing", times=2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 0
+    said = log.read_text()
+    assert said.count("changed: nothing") == 2 and "Traceback" not in said
+
+
+def test_workers_import_what_their_parent_did(models: Path, tmp_path: Path) -> None:
+    """And not what lies in the folder in which an installed `serve` is started."""
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving/__init__.py").write_text("raise SystemExit('another serving')")
+    installed = "from serving.launch import serve; serve()"
+    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", installed, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().endswith("; 2 workers\n")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_a_sighup_with_what_only_the_parent_reads(models: Path, tmp_path: Path, start) -> None:
