@@ -59,7 +59,7 @@ LIVE_SETTINGS = frozenset(
 
 
 class Server:
-    """open, load, drain, close: in this order, on one event loop."""
+    """open and load, drain, close: in this order, on one event loop."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -84,6 +84,7 @@ class Server:
             ),
         )
         self._health = Health()
+        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
             settings,
@@ -125,8 +126,8 @@ class Server:
         return self._settings.drain_s
 
     async def open(self) -> int:
-        """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
-        InvalidRequest if the TLS files can't be used."""
+        """Listen, and serve what is loaded; returns the port. Raises Unavailable if it can't be
+        had, InvalidRequest if the TLS files can't be used."""
         settings = self._settings
         registrar = Registrar(self._grpc, unread)
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
@@ -149,7 +150,6 @@ class Server:
             ),
             registrar,
         )
-        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")

@@ -17,12 +17,17 @@ import pytest
 from serving.client import Client
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
+from tests.object_store import s3_environment
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.waiting import until, until_said
 
 
 def workers_of(server: ServerProcess) -> set[int]:
-    pid = server.process.pid
+    return children_of(server.process.pid)
+
+
+def children_of(pid: int) -> set[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {int(child) for child in children}
 
@@ -103,6 +108,31 @@ def test_a_killed_worker_is_replaced_and_clients_notice_nothing(pair: ServerProc
     assert status == 0 and "ended with status -9; started again" in err
 
 
+def test_a_worker_takes_no_connection_before_it_can_answer() -> None:
+    """Those that it is dealt would be refused, where the other worker could answer."""
+    pytest.importorskip("s3fs")
+    port = free_port()
+    flags = ["--models", "s3://bucket/models", "--workers", "2", "--port", str(port)]
+    with socket.socket() as silent:  # a store that never answers: both go on loading
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.serve", *flags, "--device", "cpu"],
+            cwd=ROOT,
+            env=os.environ | s3_environment(silent.getsockname()[1]),
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                workers = children_of(process.pid)
+                assert len(workers) == 2
+                assert not any(listening(pid, port) for pid in workers)
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
     workers = workers_of(pair)
     pair.process.kill()
@@ -150,8 +180,7 @@ def starting(models: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         ) as process,
     ):
         try:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            until(lambda: len(children.read_text().split()) == 2)
+            until(lambda: len(children_of(process.pid)) == 2)
             yield process
         finally:
             process.terminate()
