@@ -172,7 +172,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     """Serve with settings.workers processes until SIGTERM or SIGINT; returns the exit status.
 
     If one of them can't start at all, none is kept, and its status is returned: it has said why.
-    Raises Unavailable if the port, or a process, can't be had.
+    Raises Unavailable if the port, or a process, can't be had, or one is killed before it serves.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -204,11 +204,11 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
         try:
             await _first(tending, stop)
-            if not tending.done():
+            if stopped.is_set():
                 return 0
             lines = tending.result()
             if not all(lines):
-                return await workers[lines.index("")].ended() or 1
+                return await _failed(lines.index(""), workers)
             announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
             tending = asyncio.ensure_future(_keep(workers))
             await _first(tending, stop)
@@ -228,6 +228,15 @@ async def _start(workers: Sequence[Worker]) -> list[str]:
 
 async def _keep(workers: Sequence[Worker]) -> None:
     await asyncio.gather(*(worker.keep() for worker in workers))
+
+
+async def _failed(index: int, workers: Sequence[Worker]) -> int:
+    """The status of a worker that ended before it served. Raises Unavailable for one that was
+    killed, as where memory is short: it has said nothing."""
+    status = await workers[index].ended()
+    if status <= 0:
+        raise Unavailable(f"worker {index} ended with status {status} before it served")
+    return status
 
 
 async def _first(*either: asyncio.Future[Any]) -> None:

@@ -1,6 +1,7 @@
 """`serve --workers`: processes that share a port, one of which may die."""
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -277,3 +278,13 @@ def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "error: no model to serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_told_of(models: Path, tmp_path: Path) -> None:
+    """As the kernel does where memory is short."""
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        os.kill(min(children_of(process.pid)), signal.SIGKILL)
+        assert process.wait(60) == 2
+    last = log.read_text().splitlines()[-1]
+    assert re.fullmatch("error: worker [01] ended with status -9 before it served", last)
