@@ -20,7 +20,7 @@ from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
-from serving.worker import when_parent_ends, worker_index
+from serving.worker import told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def described(catalogue: Catalogue) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
-        settings = read_settings(arguments, os.environ)
+        settings = told_settings() or read_settings(arguments, os.environ)
         configure_logging(settings.log_format)
         problem = cuda_problem() if settings.device != "cpu" else None
         if settings.device == "auto":

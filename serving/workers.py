@@ -5,6 +5,7 @@ Each is a whole server with an interpreter of its own. The kernel deals out conn
 """
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -23,8 +24,8 @@ from serving.cores import usable_cores
 from serving.errors import PawprintError, Unavailable
 from serving.hard_limit import CLOSING_S
 from serving.metrics_server import MetricsServer
-from serving.settings import ServerSettings, read_settings
-from serving.worker import INDEX
+from serving.settings import ServerSettings, differing, read_settings, taken_over
+from serving.worker import INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,16 @@ SOUND_AFTER_S = 60.0
 MARGIN_S = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Plan:
     """What each worker is told beyond what the parent was."""
 
     arguments: Sequence[str]
     port: int
-    settings: ServerSettings
+    settings: ServerSettings  # as those that run have them now
 
     def own(self, index: int) -> dict[str, str | int]:
-        """The settings that a worker does not read for itself."""
+        """The settings that a worker never reads for itself."""
         settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
         return {
             "workers": 1,
@@ -65,8 +66,13 @@ class Plan:
         return [sys.executable, "-P", "-m", "serving.serve", *self.arguments, *flags]
 
     def environment(self, index: int) -> dict[str, str]:
-        path = os.pathsep.join(sys.path)  # it finds the very modules that we did
-        return {**os.environ, INDEX: str(index), "PYTHONPATH": path}
+        settings = replace(self.settings, **self.own(index))  # type: ignore[arg-type]
+        return {
+            **os.environ,
+            INDEX: str(index),
+            SETTINGS: json.dumps(asdict(settings)),
+            "PYTHONPATH": os.pathsep.join(sys.path),  # it finds the very modules that we did
+        }
 
 
 class Worker:
@@ -189,13 +195,15 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             nonlocal drain_s
             try:
                 read = read_settings(arguments, os.environ)
+                _, fixed = differing(plan.settings, read)
+                taken = taken_over(plan.settings, read)
             except PawprintError as error:
                 log.error("the configuration stays as it was: %s", error)
                 return
-            changed = [n for n in plan.own(0) if getattr(read, n) != getattr(settings, n)]
-            if changed:
-                log.warning("only a restart changes: %s", ", ".join(sorted(changed)))
-            drain_s = max(drain_s, read.drain_s)
+            if changed := [name for name in fixed if name in plan.own(0)]:
+                log.warning("only a restart changes: %s", ", ".join(changed))
+            plan.settings = taken
+            drain_s = max(drain_s, taken.drain_s)
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serving.client import Client
+from serving.errors import InvalidRequest
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
 from tests.object_store import s3_environment
@@ -248,6 +249,34 @@ def test_a_sighup_with_what_only_the_parent_reads(models: Path, tmp_path: Path, 
     until_said(server.log, "changed: max_photos", times=2)
     status, _, err = server.stop()
     assert status == 0 and "drain_s" not in err
+
+
+def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
+    models: Path, tmp_path: Path, start
+) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("workers = 2\nmax_photos = 8\n")
+    server = start(models, "--config", str(config))
+    config.write_text("workers = 2\nmax_photos = 2\nmax_message_mib = 1\n")
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "changed: max_photos", times=2)
+    for wrong in ("max_photos = 0\n", "max_photos = 1000\nmax_queue = 2000\n"):
+        config.write_text(wrong)
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "the configuration stays as it was: max_")
+        for worker in workers_of(server):  # one after the other: both are new at the end
+            before = server.log.read_text().count("serves again")
+            os.kill(worker, signal.SIGKILL)
+            until_said(server.log, "serves again", times=before + 1)
+        with Client(server.address) as client:
+            with pytest.raises(InvalidRequest, match="at most 2 are allowed"):
+                client.classify([jpeg()] * 3, model="pets")
+    config.write_text("workers = 2\nmax_photos = 3\n")
+    after = len(server.log.read_text())
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "changed: max_photos\n", times=2, after=after)
+    status, _, err = server.stop()
+    assert status == 0 and err.count("the configuration stays as it was") == 2
 
 
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
