@@ -86,6 +86,9 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 "admin_port and several workers don't go together: what an operator loads, one of "
                 "them would have; publish, or move an alias, and send SIGHUP"
             )
+        for name in ("models", "host", "admin_host", "metrics_host"):
+            if not getattr(self, name):  # to the system no host is every network
+                raise InvalidRequest(f"{name} must not be empty")
         check_ranges(
             self,
             (
@@ -211,13 +214,11 @@ def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:
 
 def _typed(value: Any, kind: Any, source: str) -> Any:
     """A setting from its text (flag, environment) or as TOML gives it. Raises InvalidRequest."""
-    if isinstance(value, str) and kind in (int, float):
+    if type(value) in (str, int) and kind in (int, float):
         try:
             return kind(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # there are ints that no float is as large as
             raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}") from error
-    if kind is float and type(value) is int:
-        return float(value)
     if type(value) is not kind:
         raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}")
     return value
