@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -25,6 +26,8 @@ from serving.errors import PawprintError, Unavailable
 from serving.hard_limit import CLOSING_S
 from serving.metrics_server import MetricsServer
 from serving.settings import ServerSettings, differing, read_settings, taken_over
+from serving.tls import server_credentials
+from serving.tokens import read_tokens
 from serving.worker import INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
@@ -178,8 +181,10 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     """Serve with settings.workers processes until SIGTERM or SIGINT; returns the exit status.
 
     If one of them can't start at all, none is kept, and its status is returned: it has said why.
-    Raises Unavailable if the port, or a process, can't be had, or one is killed before it serves.
+    Raises Unavailable if the port, or a process, can't be had, or one is killed before it serves;
+    InvalidRequest if the files of TLS or of tokens can't be used.
     """
+    check_files(settings)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     drain_s = settings.drain_s  # the longest that a worker may have been told
@@ -228,6 +233,14 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             await asyncio.wait({tending})
             within_s = drain_s + CLOSING_S + MARGIN_S
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+
+
+def check_files(settings: ServerSettings) -> None:
+    """Raises InvalidRequest where each of the workers would, after it has loaded."""
+    if settings.tls_files:
+        server_credentials(settings.tls_files)
+    if settings.tokens:
+        read_tokens(Path(settings.tokens))
 
 
 async def _start(workers: Sequence[Worker]) -> list[str]:

@@ -296,6 +296,28 @@ def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -
     assert done.stderr.splitlines()[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--tokens", "none.toml"], "error: the tokens in none.toml can't be used"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "error: the TLS files a.pem, b.pem can't"),
+    ],
+)
+def test_files_that_can_not_be_used_are_told_of_once(
+    models: Path, flags: list[str], said: str
+) -> None:
+    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.serve", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    _, line = done.stderr.splitlines()  # after that of the cores
+    assert done.returncode == 2 and line.startswith(said)
+
+
 def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     flags = ["--models", str(tmp_path), "--workers", "2", "--device", "cpu", "--port", "0"]
     done = subprocess.run(
