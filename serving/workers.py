@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from serving.announcement import announce
+from serving.channel import host_port
 from serving.cores import usable_cores
 from serving.errors import PawprintError, Unavailable
 from serving.hard_limit import CLOSING_S
@@ -172,7 +173,7 @@ def reserve(host: str, port: int) -> socket.socket:
         shared.bind((host, port))
     except OSError as error:
         raise Unavailable(
-            f"can't listen on {host}:{port} ({error.strerror}); is another server there?"
+            f"can't listen on {host_port(host, port)} ({error.strerror}); is another server there?"
         ) from error
     return shared
 

@@ -318,6 +318,15 @@ def test_files_that_can_not_be_used_are_told_of_once(
     assert done.returncode == 2 and line.startswith(said)
 
 
+def test_an_address_of_ipv6_can_be_called_as_it_is_told(models: Path, start) -> None:
+    server = start(models, "--workers", "2", "--control", "none", "--host", "::1")
+    address = f"[::1]:{server.address.rpartition(':')[2]}"
+    with Client(address) as client:
+        assert client.classify([jpeg()], model="pets").version == 1
+    status, out, _ = server.stop()
+    assert status == 0 and out.startswith(f"serving on {address}: pets/1")
+
+
 def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     flags = ["--models", str(tmp_path), "--workers", "2", "--device", "cpu", "--port", "0"]
     done = subprocess.run(
