@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from serving.cores import usable_cores
 from serving.errors import PawprintError, Unavailable
 from serving.hard_limit import CLOSING_S
 from serving.metrics_server import MetricsServer
+from serving.model_control import check_only
 from serving.settings import ServerSettings, differing, read_settings, taken_over
+from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import read_tokens
 from serving.worker import INDEX, SETTINGS
@@ -201,8 +203,11 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             nonlocal drain_s
             try:
                 read = read_settings(arguments, os.environ)
-                _, fixed = differing(plan.settings, read)
+                live, fixed = differing(plan.settings, read)
                 taken = taken_over(plan.settings, read)
+                if "only" in live and "://" not in taken.models:  # a bucket may take its time
+                    with suppress(OSError, Unavailable):  # to be said by the workers
+                        check_only(taken, open_repository(taken.models).stamps())
             except PawprintError as error:
                 log.error("the configuration stays as it was: %s", error)
                 return
