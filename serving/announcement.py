@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from serving.channel import host_port
 from serving.errors import Unavailable
 from serving.settings import ServerSettings
 
@@ -31,7 +32,7 @@ def announce(settings: ServerSettings, port: int, served: str) -> None:
         except OSError as error:
             raise Unavailable(f"the port file can't be written: {error}") from error
     try:
-        print(f"serving on {settings.host}:{port}: {served}", flush=True)
+        print(f"serving on {host_port(settings.host, port)}: {served}", flush=True)
     except OSError as error:  # what is left in the buffer would be tried again at the exit
         sys.stdout = None
         raise Unavailable(f"stdout can't be written: {error}") from error

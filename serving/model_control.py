@@ -8,7 +8,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -379,11 +379,7 @@ class ModelControl:
         except OSError as error:
             raise Unavailable(f"{settings.models} can't be read: {error}") from error
         only = settings.model_names
-        if missing := sorted(only - there.keys() - self._models.keys()):
-            raise NotFound(
-                f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
-                f"models there: {listed(there)}"
-            )
+        check_only(settings, there, self._models)
         names = {*there, *self._models}
         return {name: there.get(name) for name in sorted(names & only if only else names)}
 
@@ -431,6 +427,17 @@ class ModelControl:
         only = self.settings.model_names
         if only and name not in only:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
+
+
+def check_only(
+    settings: ServerSettings, there: Collection[str], loaded: Collection[str] = ()
+) -> None:
+    """Raises NotFound if `only` asks for a model that is neither there nor loaded."""
+    if missing := sorted(settings.model_names.difference(there, loaded)):
+        raise NotFound(
+            f"no model {missing[0]!r} in {settings.models}, which `only` asks for; "
+            f"models there: {listed(there)}"
+        )
 
 
 def _without(version: int, restarting: Mapping[int, str]) -> dict[int, str]:

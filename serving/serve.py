@@ -20,7 +20,7 @@ from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
-from serving.worker import when_parent_ends, worker_index
+from serving.worker import told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
         when_parent_ends(stopped.set)
     server = Server(settings)
     try:
-        port = await server.open()
         stop = asyncio.ensure_future(stopped.wait())
-        loading = asyncio.ensure_future(server.load())
-        await asyncio.wait({stop, loading}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            announce(settings, port, described(loading.result()))
+        beginning = asyncio.ensure_future(begin(server))
+        await asyncio.wait({stop, beginning}, return_when=asyncio.FIRST_COMPLETED)
+        if beginning.done():
+            port, catalogue = beginning.result()
+            announce(settings, port, described(catalogue))
             following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
             following.cancel()
@@ -54,10 +54,19 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
             await server.drain()
         else:
             leave_within(CLOSING_S)
-            loading.cancel()
+            beginning.cancel()
     finally:
         await server.close()
     log.info("stopped")
+
+
+async def begin(server: Server) -> tuple[int, Catalogue]:
+    """Listen and load. One of several processes loads first: what connects to it meanwhile would be
+    refused, where the others could answer. Raises what both raise."""
+    if worker_index() is None:
+        return await server.open(), await server.load()
+    catalogue = await server.load()
+    return await server.open(), catalogue
 
 
 async def follow(
@@ -108,7 +117,7 @@ def described(catalogue: Catalogue) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
-        settings = read_settings(arguments, os.environ)
+        settings = told_settings() or read_settings(arguments, os.environ)
         configure_logging(settings.log_format)
         problem = cuda_problem() if settings.device != "cpu" else None
         if settings.device == "auto":

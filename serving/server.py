@@ -4,7 +4,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-from dataclasses import fields, replace
 from pathlib import Path
 
 import grpc
@@ -30,7 +29,7 @@ from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
 from serving.service import ClassifierService
-from serving.settings import ServerSettings
+from serving.settings import ServerSettings, differing, taken_over
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import Tokens
@@ -49,17 +48,10 @@ MESSAGE_MARGIN = MIB
 MORE_STREAMS = 128
 # A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
-# What `reconfigure` takes over.
-LIVE_SETTINGS = frozenset(
-    {
-        *{"only", "versions", "canary", "shadow", "control", "poll_s", "drain_s"},
-        *{"max_photos", "max_photo_mib", "max_megapixels"},
-    }
-)
 
 
 class Server:
-    """open, load, drain, close: in this order, on one event loop."""
+    """open and load, drain, close: in this order, on one event loop."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -84,6 +76,7 @@ class Server:
             ),
         )
         self._health = Health()
+        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._threads = InferenceThreads("inference", runs_at_once(settings))
         self.control = ModelControl(
             settings,
@@ -125,8 +118,8 @@ class Server:
         return self._settings.drain_s
 
     async def open(self) -> int:
-        """Listen, not yet serving; returns the port. Raises Unavailable if it can't be had,
-        InvalidRequest if the TLS files can't be used."""
+        """Listen, and serve what is loaded; returns the port. Raises Unavailable if it can't be
+        had, InvalidRequest if the TLS files can't be used."""
         settings = self._settings
         registrar = Registrar(self._grpc, unread)
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
@@ -149,7 +142,6 @@ class Server:
             ),
             registrar,
         )
-        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = host_port(settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
@@ -199,19 +191,14 @@ class Server:
         InvalidRequest where what can change does not fit that, NotFound if it asks for a model that
         is not there; then nothing changes.
         """
-        changed = {
-            name: getattr(settings, name)
-            for name in (field.name for field in fields(ServerSettings))
-            if getattr(settings, name) != getattr(self._settings, name)
-        }
-        if fixed := sorted(changed.keys() - LIVE_SETTINGS):
+        live, fixed = differing(self._settings, settings)
+        if fixed:
             log.warning("only a restart changes: %s", ", ".join(fixed))
-        live = {name: value for name, value in changed.items() if name in LIVE_SETTINGS}
-        taken = replace(self._settings, **live)
+        taken = taken_over(self._settings, settings)
         await self.control.check(taken)
         self._settings = taken
         self._classifier.limits = limits(self._settings)
-        log.info("changed: %s", ", ".join(sorted(live)) or "nothing")
+        log.info("changed: %s", ", ".join(live) or "nothing")
         await self.control.reconfigure(self._settings)
 
     async def drain(self) -> None:

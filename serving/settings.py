@@ -7,7 +7,7 @@ known is refused, wherever it comes from.
 import argparse
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ from serving.setting import check_choice, check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
 PADS = ("auto", "on", "off")
+# What a running server takes over from its configuration, read again.
+LIVE_SETTINGS = frozenset(
+    {
+        *{"only", "versions", "canary", "shadow", "control", "poll_s", "drain_s"},
+        *{"max_photos", "max_photo_mib", "max_megapixels"},
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +86,9 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 "admin_port and several workers don't go together: what an operator loads, one of "
                 "them would have; publish, or move an alias, and send SIGHUP"
             )
+        for name in ("models", "host", "admin_host", "metrics_host"):
+            if not getattr(self, name):  # to the system no host is every network
+                raise InvalidRequest(f"{name} must not be empty")
         check_ranges(
             self,
             (
@@ -120,6 +130,18 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     @property
     def decoders(self) -> int:
         return self.decode_threads or usable_cores()
+
+
+def differing(now: ServerSettings, read: ServerSettings) -> tuple[list[str], list[str]]:
+    """The names of what differs, sorted: those of LIVE_SETTINGS, and those that need a restart."""
+    names = sorted(f.name for f in fields(now) if getattr(now, f.name) != getattr(read, f.name))
+    live = [name for name in names if name in LIVE_SETTINGS]
+    return live, [name for name in names if name not in LIVE_SETTINGS]
+
+
+def taken_over(now: ServerSettings, read: ServerSettings) -> ServerSettings:
+    """`now`, with LIVE_SETTINGS as `read` has them. Raises InvalidRequest where they don't fit."""
+    return replace(now, **{name: getattr(read, name) for name in LIVE_SETTINGS})
 
 
 def read_settings(
@@ -192,13 +214,11 @@ def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:
 
 def _typed(value: Any, kind: Any, source: str) -> Any:
     """A setting from its text (flag, environment) or as TOML gives it. Raises InvalidRequest."""
-    if isinstance(value, str) and kind in (int, float):
+    if type(value) in (str, int) and kind in (int, float):
         try:
             return kind(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # there are ints that no float is as large as
             raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}") from error
-    if kind is float and type(value) is int:
-        return float(value)
     if type(value) is not kind:
         raise InvalidRequest(f"{source}: expected {kind.__name__}, got {value!r}")
     return value

@@ -1,17 +1,28 @@
 """What one of several processes that share a port knows of itself; see serving.workers."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
 
+from serving.settings import ServerSettings
+
 INDEX = "PAWPRINT_WORKER"
+SETTINGS = "PAWPRINT_WORKER_SETTINGS"
 
 
 def worker_index() -> int | None:
     """0, 1, ... in a worker; None in a server that is the only one on its port."""
     text = os.environ.get(INDEX)
     return None if text is None else int(text)
+
+
+def told_settings() -> ServerSettings | None:
+    """What a worker begins with, whatever stands in the configuration by then: what the others
+    have. None in a server that is the only one on its port."""
+    text = os.environ.get(SETTINGS)
+    return None if text is None else ServerSettings(**json.loads(text))
 
 
 def when_parent_ends(ended: Callable[[], None]) -> None:

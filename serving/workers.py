@@ -5,6 +5,7 @@ Each is a whole server with an interpreter of its own. The kernel deals out conn
 """
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -12,19 +13,25 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from serving.announcement import announce
+from serving.channel import host_port
 from serving.cores import usable_cores
 from serving.errors import PawprintError, Unavailable
 from serving.hard_limit import CLOSING_S
 from serving.metrics_server import MetricsServer
-from serving.settings import ServerSettings, read_settings
-from serving.worker import INDEX
+from serving.model_control import check_only
+from serving.settings import ServerSettings, differing, read_settings, taken_over
+from serving.storage import open_repository
+from serving.tls import server_credentials
+from serving.tokens import read_tokens
+from serving.worker import INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -37,16 +44,16 @@ SOUND_AFTER_S = 60.0
 MARGIN_S = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Plan:
     """What each worker is told beyond what the parent was."""
 
     arguments: Sequence[str]
     port: int
-    settings: ServerSettings
+    settings: ServerSettings  # as those that run have them now
 
     def own(self, index: int) -> dict[str, str | int]:
-        """The settings that a worker does not read for itself."""
+        """The settings that a worker never reads for itself."""
         settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
         return {
             "workers": 1,
@@ -61,7 +68,17 @@ class Plan:
     def command(self, index: int) -> list[str]:
         own = self.own(index)
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
-        return [sys.executable, "-m", "serving.serve", *self.arguments, *flags]
+        # -P: what lies in the folder that we were started in is not for a worker to import.
+        return [sys.executable, "-P", "-m", "serving.serve", *self.arguments, *flags]
+
+    def environment(self, index: int) -> dict[str, str]:
+        settings = replace(self.settings, **self.own(index))  # type: ignore[arg-type]
+        return {
+            **os.environ,
+            INDEX: str(index),
+            SETTINGS: json.dumps(asdict(settings)),
+            "PYTHONPATH": os.pathsep.join(sys.path),  # it finds the very modules that we did
+        }
 
 
 class Worker:
@@ -85,7 +102,8 @@ class Worker:
                 *self._plan.command(self._index),
                 stdin=asyncio.subprocess.PIPE,  # closed by our end, however it comes: its end too
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, INDEX: str(self._index)},
+                env=self._plan.environment(self._index),
+                process_group=0,  # a terminal's signals are for the parent to pass on
             )
         except OSError as error:
             raise Unavailable(f"worker {self._index} can't be started: {error}") from error
@@ -157,7 +175,7 @@ def reserve(host: str, port: int) -> socket.socket:
         shared.bind((host, port))
     except OSError as error:
         raise Unavailable(
-            f"can't listen on {host}:{port} ({error.strerror}); is another server there?"
+            f"can't listen on {host_port(host, port)} ({error.strerror}); is another server there?"
         ) from error
     return shared
 
@@ -166,8 +184,10 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     """Serve with settings.workers processes until SIGTERM or SIGINT; returns the exit status.
 
     If one of them can't start at all, none is kept, and its status is returned: it has said why.
-    Raises Unavailable if the port, or a process, can't be had.
+    Raises Unavailable if the port, or a process, can't be had, or one is killed before it serves;
+    InvalidRequest if the files of TLS or of tokens can't be used.
     """
+    check_files(settings)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     drain_s = settings.drain_s  # the longest that a worker may have been told
@@ -183,13 +203,18 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             nonlocal drain_s
             try:
                 read = read_settings(arguments, os.environ)
+                live, fixed = differing(plan.settings, read)
+                taken = taken_over(plan.settings, read)
+                if "only" in live and "://" not in taken.models:  # a bucket may take its time
+                    with suppress(OSError, Unavailable):  # to be said by the workers
+                        check_only(taken, open_repository(taken.models).stamps())
             except PawprintError as error:
                 log.error("the configuration stays as it was: %s", error)
                 return
-            changed = [n for n in plan.own(0) if getattr(read, n) != getattr(settings, n)]
-            if changed:
-                log.warning("only a restart changes: %s", ", ".join(sorted(changed)))
-            drain_s = max(drain_s, read.drain_s)
+            if changed := [name for name in fixed if name in plan.own(0)]:
+                log.warning("only a restart changes: %s", ", ".join(changed))
+            plan.settings = taken
+            drain_s = max(drain_s, taken.drain_s)
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 
@@ -198,11 +223,11 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
         try:
             await _first(tending, stop)
-            if not tending.done():
+            if stopped.is_set():
                 return 0
             lines = tending.result()
             if not all(lines):
-                return await workers[lines.index("")].ended() or 1
+                return await _failed(lines.index(""), workers)
             announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
             tending = asyncio.ensure_future(_keep(workers))
             await _first(tending, stop)
@@ -216,12 +241,29 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
 
 
+def check_files(settings: ServerSettings) -> None:
+    """Raises InvalidRequest where each of the workers would, after it has loaded."""
+    if settings.tls_files:
+        server_credentials(settings.tls_files)
+    if settings.tokens:
+        read_tokens(Path(settings.tokens))
+
+
 async def _start(workers: Sequence[Worker]) -> list[str]:
     return await asyncio.gather(*(worker.start() for worker in workers))
 
 
 async def _keep(workers: Sequence[Worker]) -> None:
     await asyncio.gather(*(worker.keep() for worker in workers))
+
+
+async def _failed(index: int, workers: Sequence[Worker]) -> int:
+    """The status of a worker that ended before it served. Raises Unavailable for one that was
+    killed, as where memory is short: it has said nothing."""
+    status = await workers[index].ended()
+    if status <= 0:
+        raise Unavailable(f"worker {index} ended with status {status} before it served")
+    return status
 
 
 async def _first(*either: asyncio.Future[Any]) -> None:

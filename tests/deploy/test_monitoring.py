@@ -175,7 +175,7 @@ def test_the_autoscaler_lets_batches_fill_and_no_call_be_refused(overlay: str) -
     data = [r["data"] for r in rendered(overlay) if r["kind"] == "ConfigMap"]
     (given,) = (d for d in data if "PAWPRINT_CACHE" in d)
     batch = int(given.get(f"{ENVIRONMENT}MAX_BATCH", 4))
-    assert 2 * batch <= most <= ServerSettings(models="").max_queue // 2
+    assert 2 * batch <= most <= ServerSettings().max_queue // 2
     assert most <= int(given[f"{ENVIRONMENT}MAX_CALLS"]) // 2
 
 

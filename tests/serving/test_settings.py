@@ -35,6 +35,7 @@ def test_defaults() -> None:
         ('max_batch = "2x"', "max_batch in .*: expected int, got '2x'"),
         ("max_batch = 2.5", "expected int, got 2.5"),
         ("max_batch = true", "expected int, got True"),
+        (f"drain_s = 1{400 * '0'}", "expected float, got 1000"),
         ("host = 5", "expected str, got 5"),
         ("max_batch = ", "can't be read"),
         ('config = "other.toml"', "unknown setting config in"),
@@ -70,6 +71,9 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
     [
         (["--port", "70000"], "port must be 0 to 65535, got 70000"),
         (["--port", "-1"], "port must be"),
+        (["--metrics-host", ""], "metrics_host must not be empty"),  # it would be every network
+        (["--host="], "host must not be empty"),
+        (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),

@@ -1,6 +1,7 @@
 """`serve --workers`: processes that share a port, one of which may die."""
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -8,19 +9,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from serving.client import Client
+from serving.errors import InvalidRequest
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
+from tests.object_store import s3_environment
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.waiting import until, until_said
 
 
 def workers_of(server: ServerProcess) -> set[int]:
-    pid = server.process.pid
+    return children_of(server.process.pid)
+
+
+def children_of(pid: int) -> set[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {int(child) for child in children}
 
@@ -101,6 +110,31 @@ def test_a_killed_worker_is_replaced_and_clients_notice_nothing(pair: ServerProc
     assert status == 0 and "ended with status -9; started again" in err
 
 
+def test_a_worker_takes_no_connection_before_it_can_answer() -> None:
+    """Those that it is dealt would be refused, where the other worker could answer."""
+    pytest.importorskip("s3fs")
+    port = free_port()
+    flags = ["--models", "s3://bucket/models", "--workers", "2", "--port", str(port)]
+    with socket.socket() as silent:  # a store that never answers: both go on loading
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.serve", *flags, "--device", "cpu"],
+            cwd=ROOT,
+            env=os.environ | s3_environment(silent.getsockname()[1]),
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                workers = children_of(process.pid)
+                assert len(workers) == 2
+                assert not any(listening(pid, port) for pid in workers)
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
     workers = workers_of(pair)
     pair.process.kill()
@@ -133,10 +167,9 @@ def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
     assert not any(running(pid) for pid in workers)
 
 
-def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
-    models: Path, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
+@contextmanager
+def starting(models: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A parent, in a session of its own, whose two workers are processes and no more yet."""
     flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0"]
     with (
         log.open("w") as stderr,
@@ -145,16 +178,58 @@ def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
+            start_new_session=True,
         ) as process,
     ):
         try:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            until(lambda: len(children.read_text().split()) == 2)
-            process.send_signal(signal.SIGHUP)
-            until_said(log, "changed: nothing", times=2)
+            until(lambda: len(children_of(process.pid)) == 2)
+            yield process
         finally:
             process.terminate()
+
+
+def test_a_sighup_while_workers_start_is_theirs_once_they_serve(
+    models: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        process.send_signal(signal.SIGHUP)
+        until_said(log, "changed: nothing", times=2)
     assert process.returncode == 0 and log.read_text().count("changed: nothing") == 2
+
+
+def test_what_a_terminal_signals_to_all_reaches_workers_by_their_parent(
+    models: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        os.killpg(process.pid, signal.SIGHUP)  # would end those that have no handler yet
+        until_said(log, "changed: nothing", times=2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 0
+    said = log.read_text()
+    assert said.count("changed: nothing") == 2 and "Traceback" not in said
+
+
+def test_workers_import_what_their_parent_did(models: Path, tmp_path: Path) -> None:
+    """And not what lies in the folder in which an installed `serve` is started."""
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving/__init__.py").write_text("raise SystemExit('another serving')")
+    installed = "from serving.launch import serve; serve()"
+    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", installed, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().endswith("; 2 workers\n")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_a_sighup_with_what_only_the_parent_reads(models: Path, tmp_path: Path, start) -> None:
@@ -176,6 +251,36 @@ def test_a_sighup_with_what_only_the_parent_reads(models: Path, tmp_path: Path, 
     assert status == 0 and "drain_s" not in err
 
 
+def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
+    models: Path, tmp_path: Path, start
+) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("workers = 2\nmax_photos = 8\n")
+    server = start(models, "--config", str(config))
+    config.write_text("workers = 2\nmax_photos = 2\nmax_message_mib = 1\n")
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "changed: max_photos", times=2)
+    for times, wrong in enumerate(
+        ("max_photos = 0\n", "max_photos = 1000\nmax_queue = 2000\n", 'only = "fish"\n'), 1
+    ):
+        config.write_text(wrong)
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "the configuration stays as it was: ", times)
+        for worker in workers_of(server):  # one after the other: both are new at the end
+            before = server.log.read_text().count("serves again")
+            os.kill(worker, signal.SIGKILL)
+            until_said(server.log, "serves again", times=before + 1)
+        with Client(server.address) as client:
+            with pytest.raises(InvalidRequest, match="at most 2 are allowed"):
+                client.classify([jpeg()] * 3, model="pets")
+    config.write_text("workers = 2\nmax_photos = 3\n")
+    after = len(server.log.read_text())
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "changed: max_photos\n", times=2, after=after)
+    status, _, err = server.stop()
+    assert status == 0 and err.count("the configuration stays as it was") == 3
+
+
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -193,6 +298,37 @@ def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -
     assert done.stderr.splitlines()[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--tokens", "none.toml"], "error: the tokens in none.toml can't be used"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "error: the TLS files a.pem, b.pem can't"),
+    ],
+)
+def test_files_that_can_not_be_used_are_told_of_once(
+    models: Path, flags: list[str], said: str
+) -> None:
+    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.serve", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    _, line = done.stderr.splitlines()  # after that of the cores
+    assert done.returncode == 2 and line.startswith(said)
+
+
+def test_an_address_of_ipv6_can_be_called_as_it_is_told(models: Path, start) -> None:
+    server = start(models, "--workers", "2", "--control", "none", "--host", "::1")
+    address = f"[::1]:{server.address.rpartition(':')[2]}"
+    with Client(address) as client:
+        assert client.classify([jpeg()], model="pets").version == 1
+    status, out, _ = server.stop()
+    assert status == 0 and out.startswith(f"serving on {address}: pets/1")
+
+
 def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     flags = ["--models", str(tmp_path), "--workers", "2", "--device", "cpu", "--port", "0"]
     done = subprocess.run(
@@ -204,3 +340,13 @@ def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "error: no model to serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_told_of(models: Path, tmp_path: Path) -> None:
+    """As the kernel does where memory is short."""
+    log = tmp_path / "log"
+    with starting(models, log) as process:
+        os.kill(min(children_of(process.pid)), signal.SIGKILL)
+        assert process.wait(60) == 2
+    last = log.read_text().splitlines()[-1]
+    assert re.fullmatch("error: worker [01] ended with status -9 before it served", last)
