@@ -17,8 +17,10 @@ _access = logging.getLogger(ACCESS)
 class TextFormatter(logging.Formatter):
     """`fields` of the record follow its message as name=value."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(self, worker: int | None) -> None:
+        """worker: which of several processes writes."""
+        of = "" if worker is None else f" worker {worker}"
+        super().__init__(f"%(asctime)s{of} %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {}).items()
@@ -34,9 +36,15 @@ def _quoted(value: object) -> object:
 class JsonFormatter(logging.Formatter):
     """One JSON object a line; `fields` of the record stand beside its message."""
 
+    def __init__(self, worker: int | None) -> None:
+        """worker: which of several processes writes."""
+        super().__init__()
+        self._of = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         value = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            **self._of,
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -47,10 +55,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def configure_logging(kind: str) -> None:
-    """Log to stderr as `kind` of FORMATS; what was configured before goes."""
+def configure_logging(kind: str, worker: int | None) -> None:
+    """Log to stderr as `kind` of FORMATS; what was configured before goes. worker: which of several
+    processes this is."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    handler.setFormatter((JsonFormatter if kind == "json" else TextFormatter)(worker))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # Of each tag in a photo's EXIF block that it skips: callers could fill the log, and the memory,

@@ -118,7 +118,7 @@ def described(catalogue: Catalogue) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = told_settings() or read_settings(arguments, os.environ)
-        configure_logging(settings.log_format)
+        configure_logging(settings.log_format, worker_index())
         problem = cuda_problem() if settings.device != "cpu" else None
         if settings.device == "auto":
             log.info("device: %s", f"cpu, for {problem}" if problem else "cuda")

@@ -1,5 +1,6 @@
 """`serve --workers`: processes that share a port, one of which may die."""
 
+import json
 import os
 import re
 import resource
@@ -74,6 +75,17 @@ def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> N
     assert status == 0, err
     assert out == f"serving on {pair.address}: pets/1 (fp32 on cpu); 2 workers\n"
     assert not any(running(pid) for pid in workers)
+
+
+def test_each_line_of_the_log_says_which_worker_wrote_it(models: Path, start) -> None:
+    server: ServerProcess = start(models, "--workers", "2", "--log-format", "json")
+    status, _, err = server.stop()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert status == 0 and {line.get("worker") for line in lines} >= {0, 1}
+    text: ServerProcess = start(models, "--workers", "2")
+    _, _, err = text.stop()
+    written = {match[1] for match in re.finditer(r"^\S+ \S+ worker (\d) INFO ", err, re.MULTILINE)}
+    assert written == {"0", "1"}
 
 
 def test_a_killed_worker_is_replaced_and_clients_notice_nothing(pair: ServerProcess) -> None:
