@@ -335,6 +335,16 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2")
 
 
+def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once, monkeypatch):
+    """And takes any seed that one version by itself does."""
+    flags = ("--data", trained_once.data, "--models", trained_once.models, "--budget", "quick")
+    monkeypatch.chdir("/sys")  # nobody writes there, root neither
+    said = here(
+        *("--compare", "cartoon/1", "cartoon/1", *flags, "--photos", 2, "--seed", 2**80), status=2
+    )
+    assert "cartoon/1: defence none" in said and "there is no page" in said
+
+
 def _check_that_each_precision_was_judged(version):
     report = json.loads((version / "analysis/report.json").read_text())
     assert report["model"]["precisions"] == ["fp32", "int8"]

@@ -185,6 +185,18 @@ def test_fmn_finds_the_distance_to_a_hyperplane(norm):
     assert predicted(model, original + found.perturbations).item() == 1
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_crosses_the_boundary_where_most_of_the_picture_is_white(norm):
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    stuck = (weight > 0) & (torch.rand(weight.shape, generator=seeded(6)) < 0.8)
+    blown_out = torch.where(stuck.view_as(original), 1.0, original)
+    model.bias[1] -= (weight @ (blown_out - original).flatten()).item()  # as far away as it was
+    free = weight[~stuck]
+    exact = 20.0 / (free.abs().sum() if norm == "linf" else free.norm()).item()
+    found = fmn(model, blown_out, Goal(labels=torch.tensor([0])), norm, steps=40)
+    assert exact <= found.distances.item() <= 1.15 * exact
+
+
 def test_the_smallest_linf_perturbation_on_the_lattice_is_the_next_whole_level():
     model, original, weight = hyperplane(SIDE, offset=20.0)
     exact = 20.0 / weight.abs().sum().item() * 255

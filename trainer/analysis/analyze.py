@@ -139,10 +139,20 @@ def _compare(options: argparse.Namespace) -> int:
     )
     stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
     page = Path(f"{stem}.html")
-    page.write_text(compare.render(made), encoding="utf-8")
     if options.json:
         print(json.dumps(made, indent=2))
-        return 0
+    else:
+        _say_side_by_side(made)
+    try:  # last: the figures are out, whatever becomes of the page
+        page.write_text(compare.render(made), encoding="utf-8")
+    except OSError as error:
+        return _failed(f"{error}; the figures are above, there is no page", status_of(error))
+    if not options.json:
+        print(page)
+    return 0
+
+
+def _say_side_by_side(made: dict[str, Any]) -> None:
     for one, row in zip(made["versions"], made["transfer"], strict=True):
         print(
             f"{one['version']}: defence {one['defence']}; clean "
@@ -157,8 +167,6 @@ def _compare(options: argparse.Namespace) -> int:
                 for share, other in zip(row, made["versions"], strict=True)
             )
         )
-    print(page)
-    return 0
 
 
 def _version(repository: Repository, text: str) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from trainer.analysis.lattice import to_uint8
 from trainer.analysis.photos import Photos, load_photos
 from trainer.analysis.report import k255, percent
 from trainer.analysis.robustness import proportion
+from trainer.analysis.seeds import generator_of
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
 from trainer.analysis.study import chunks_of
 from trainer.analysis.subject import Subject, load_subject
@@ -103,7 +104,7 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
     right = subject.judge(photos.pixels)[0][0].argmax(axis=1) == photos.labels
     still, stands = right.copy(), {}
     for epsilon in budget.linf:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed, f"compare/{epsilon}")
         for rows in chunks_of(np.flatnonzero(still)):
             result = pgd(
                 subject.model,

@@ -50,7 +50,11 @@ def fmn(model: nn.Module, images: Tensor, goal: Goal, norm: Norm, *, steps: int)
         best = torch.where(closer.view(-1, 1, 1, 1), delta, best)
         slope = torch.linalg.vector_norm(gradient, ord=dual, dim=(1, 2, 3)).clamp_min(1e-12)
         to_boundary = size + margin.abs() / slope
-        outside = torch.where(best_norm.isinf(), to_boundary, epsilon * (1 + gamma))
+        grown = epsilon * (1 + gamma)
+        # Never shrunk before the first crossing, unlike the paper: where pixels at 0 or 1 can't
+        # follow the gradient, the estimate falls short again and again, and none is ever found.
+        sought = torch.where(epsilon.isinf(), to_boundary, torch.maximum(to_boundary, grown))
+        outside = torch.where(best_norm.isinf(), sought, grown)
         inside = torch.minimum(epsilon * (1 - gamma), best_norm)
         epsilon = torch.where(fools, inside, outside)
         ball = Ball(norm=norm, epsilon=epsilon)
