@@ -1,7 +1,9 @@
 """The generated code in the repository is what protos/generate.py makes of the .proto files."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -22,3 +24,18 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert fresh.keys() == here.keys() and len(here) >= 3
     stale = [file for file in here if fresh[file] != here[file]]
     assert not stale, f"stale: {stale}; run `make protos`"
+
+
+def test_the_oldest_packages_that_may_be_installed_run_the_generated_code() -> None:
+    """It refuses any that are older than those it was made with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = dict(
+        requirement.split(">=") for requirement in project["optional-dependencies"]["client"]
+    )
+    for file, text in generated(ROOT).items():
+        if file.endswith("_pb2.py"):
+            (made_with,) = re.findall(rb"^# Protobuf Python Version: (\S+)$", text, re.M)
+            assert made_with.decode() == oldest["protobuf"], file
+        elif file.endswith("_pb2_grpc.py"):
+            (made_with,) = re.findall(rb"^GRPC_GENERATED_VERSION = '(\S+)'$", text, re.M)
+            assert made_with.decode() == oldest["grpcio"], file

@@ -204,7 +204,7 @@ def _cut(pictures: Thumbnail, boxes: Floats, side: int) -> Floats:
     centred = flat - flat @ plane.T @ plane
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     centred[(length < _PLAIN * side)[..., 0]] = 0
-    unit: Floats = centred / np.maximum(length, _PLAIN)
+    unit: Floats = (centred / np.maximum(length, _PLAIN)).astype(np.float32, copy=False)
     return unit
 
 

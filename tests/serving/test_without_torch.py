@@ -49,6 +49,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PYTHONPATH of the caller's would lead back into the checkout."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 def run(command: list[object], folder: Path) -> "subprocess.CompletedProcess[str]":
     """Outside the checkout, so that only what is installed can be imported."""
     return subprocess.run(
