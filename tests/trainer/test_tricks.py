@@ -329,6 +329,20 @@ def test_patience_ends_it(photos: MakePhotos):
     assert len(result.history) - 1 == result.best.epoch + 2 < 50
 
 
+def test_patience_begins_when_all_stages_have_thawed(photos: MakePhotos):
+    """All four of tiny in the fourth epoch; none gains, for such logits no such step changes."""
+    run = Run(
+        photos, "tiny", epochs=50, batch_size=8, learning_rate=1e-8, optimizer="sgd", thaw=1.0,
+        gradual=True, patience=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        run.classifier.head.weight.zero_()
+        run.classifier.head.bias.copy_(torch.tensor([100.0, -100.0]))
+    result = run()
+    assert [epoch.epoch for epoch in result.history] == [0, 1, 2, 3, 4]
+    assert result.best.epoch == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
