@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from trainer.analysis.attacks.ball import Ball, project, random_start, steepest
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import pgd
+from trainer.analysis.differentiable import logits_of
 from trainer.defence import Defence
 from trainer.memory import halved
 
@@ -66,11 +67,16 @@ class Adversary:
         return torch.cat([halved(climb, rows) for rows in pieces])
 
     def withstanding(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Which 8-bit pictures PGD from the pictures themselves does not turn, at the full epsilon
-        and with more steps than training's: bool [n]."""
+        """Which 8-bit pictures the net has right, and PGD from the pictures themselves does not
+        turn, at the full epsilon and with more steps than training's: bool [n].
+
+        As `analyze` counts: by the first label before and after. Equal logits are no success of
+        the attack, and where the first of them is another label, none of the net's.
+        """
         model.eval()
         ball = Ball(norm="linf", epsilon=self._defence.epsilon)
         steps = max(_CHECK_STEPS, 2 * self._defence.steps)
         goal = Goal(labels=labels)
         result = pgd(model, images, goal, ball, steps=steps, generator=self.generator)
-        return ~result.success
+        clean, attacked = (logits_of(model, p).argmax(dim=1) for p in (images, result.adversarial))
+        return (clean == labels) & (attacked == labels)

@@ -28,10 +28,13 @@ class Console:
 
     def __init__(self, *, to_stderr: bool, silent: bool = False) -> None:
         file = sys.stderr if to_stderr else sys.stdout
-        self._rich = RichConsole(file=file, highlight=False, quiet=silent)
+        # What is printed holds names of files: nothing in them is markup.
+        self._rich = RichConsole(
+            file=file, highlight=False, markup=False, emoji=False, quiet=silent
+        )
 
     def line(self, text: str = "") -> None:
-        self._rich.print(text, markup=False, soft_wrap=True)
+        self._rich.print(text, soft_wrap=True)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Two columns: a name and its value."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from trainer.metrics import Floats, Ints, accuracy, divergence
+from trainer.metrics import Floats, Ints, accuracy, divergence, mean_recall
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import METHODS, Pixels, Ranges, calibrate, layers, prepare, quantize
 from trainer.split import spread
@@ -24,11 +24,18 @@ class Attempt:
     in_float: tuple[str, ...]  # layers
     accuracy: float
     accuracy_loss: float  # against fp32
+    mean_recall: float | None  # where classes are balanced
+    recall_loss: float | None
     divergence: float  # mean KL(fp32 || int8) of the probabilities, nats
 
+    @property
+    def loss(self) -> float:
+        """Of accuracy, or of mean recall where that is more: a rare class is little of accuracy."""
+        return max(self.accuracy_loss, self.recall_loss or 0.0)
+
     def rank(self) -> tuple[float, float]:
-        """Lowest is best: by accuracy; where it ties, as on few photos it often does, by KL."""
-        return (-self.accuracy, self.divergence)
+        """Lowest is best: by the loss; where it ties, as on few photos it often does, by KL."""
+        return (self.loss, self.divergence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +46,19 @@ class Quantized:
 
 
 def quantize_within(
-    path: Path, calibration: Pixels, val: Pixels, targets: Ints, max_loss: float
+    path: Path,
+    calibration: Pixels,
+    val: Pixels,
+    targets: Ints,
+    max_loss: float,
+    *,
+    balanced: bool = False,
 ) -> Quantized:
     """The file in int8 with the calibration that costs least, and as few layers in float as can be.
 
     calibration, val: uint8 [n, S, S, 3]; targets [n] of val. If even with half its layers in float
-    it loses more than `max_loss` of accuracy on val, the best of all is returned.
+    it loses more than `max_loss` of accuracy on val (where classes are `balanced`, of mean recall
+    too), the best of all is returned.
     """
     prepared = prepare(path)
     expected = _logits(OnnxRunner(path), val)
@@ -52,31 +66,33 @@ def quantize_within(
     def attempt(method: str, in_float: Sequence[str]) -> tuple[onnx.ModelProto, Attempt]:
         model = quantize(prepared, ranges[method], in_float=in_float)
         got = _logits(OnnxRunner(model.SerializeToString()), val)
-        right = accuracy(got, targets)
+        right, recall = accuracy(got, targets), mean_recall(got, targets)
         return model, Attempt(
             method=method,
             in_float=tuple(in_float),
             accuracy=right,
             accuracy_loss=accuracy(expected, targets) - right,
+            mean_recall=recall if balanced else None,
+            recall_loss=mean_recall(expected, targets) - recall if balanced else None,
             divergence=divergence(expected, got),
         )
 
     ranges = {method: calibrate(prepared, calibration, method) for method in METHODS}
     tried = [attempt(method, ()) for method in METHODS]
     method = _best(tried)[1].method
-    if loses_too_much(_best(tried)[1].accuracy_loss, max_loss):
+    if loses_too_much(_best(tried)[1].loss, max_loss):
         some = val[spread(len(val), _SENSITIVITY_PHOTOS)]  # they come class by class
         worst_first = by_sensitivity(prepared, ranges[method], some)
         for count in _doubling(len(worst_first) // 2):
             tried.append(attempt(method, worst_first[:count]))
-            if not loses_too_much(tried[-1][1].accuracy_loss, max_loss):
+            if not loses_too_much(tried[-1][1].loss, max_loss):
                 break
     model, chosen = _best(tried)
     return Quantized(model=model, chosen=chosen, attempts=tuple(each for _, each in tried))
 
 
 def loses_too_much(loss: float, allowed: float) -> bool:
-    """Whether `loss`, a difference of two accuracies, is above `allowed`, but for its rounding."""
+    """Whether `loss`, a difference of two shares, is above `allowed`, but for its rounding."""
     return loss > allowed + _ROUNDING
 
 

@@ -22,7 +22,7 @@ from trainer.mixing import make_mix
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.pictures import Photo
 from trainer.split import Ints
-from trainer.stages import split_frozen
+from trainer.stages import channels_last, split_frozen
 from trainer.step import Step
 from trainer.teacher import Teacher
 
@@ -73,7 +73,8 @@ class Learner:
         loss = make_loss(weights, config.label_smoothing)
         if teacher is not None:
             loss = make_distillation(loss, config.teacher_share, config.teacher_temperature)
-        self._mix = make_mix(config.mixup, config.cutmix, self._classes)
+        last = config.cutmix > 0 and channels_last(prefix, config.size)
+        self._mix = make_mix(config.mixup, config.cutmix, self._classes, channels_last=last)
         self._step = Step(
             world.wrap(self._model, some_unused=config.gradual),
             self.optimizer,

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from trainer.shards import Track, find_shard_photos, is_shards
 from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes
 
 SUFFIXES = (".csv", ".parquet")
+COLUMNS = ("path", "label", "split")
+_MORE = None  # csv's name of what a row has beyond its columns
 
 
 def find_photos(
@@ -41,7 +43,7 @@ def find_photos(
             f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
         )
     rows = _parquet(data) if data.suffix.lower() == ".parquet" else _csv(data)
-    found = [_found(row, number, data) for number, row in enumerate(rows, start=1)]
+    found = [_found(row, number, data) for number, row in rows]
     often = [file for file, count in Counter(each.file for each in found).items() if count > 1]
     if often:
         raise InvalidData(f"{data} names {often[0]} more than once")
@@ -63,7 +65,9 @@ def find_photos(
 
 
 def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
-    path, label, given = (_text(row.get(name)) for name in ("path", "label", "split"))
+    path, label, given = (
+        _text(row.get(name), f"{name} in row {number} of {table}") for name in COLUMNS
+    )
     split = given or None
     if not path or not label:
         raise InvalidData(f"row {number} of {table} has no {'label' if path else 'path'}")
@@ -74,47 +78,61 @@ def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
     return Found(path=table.parent / path, file=path, label=label, split=split)
 
 
-def _text(value: Any) -> str:
-    """A label may be a number; 0 is one."""
-    return "" if value is None else str(value).strip()
+def _text(value: Any, where: str) -> str:
+    """A label may be a number; 0 is one, and what is none is no label."""
+    if isinstance(value, list | tuple | dict | bytes):  # each list of labels would be a class
+        raise InvalidData(f"the {where} is {value!r:.60}; expected text or a number")
+    return "" if value is None or value != value else str(value).strip()
 
 
-def _csv(table: Path) -> list[Mapping[str, Any]]:
+def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = list(reader.fieldnames or ())
+            columns = [name.strip() for name in reader.fieldnames or ()]
             if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
                 raise InvalidData(
                     f"{table} has no commas between its columns: {columns[0]!r}; save it with "
                     "commas"
                 )
             _require(columns, table)
-            return list(rows)
+            reader.fieldnames = columns
+            for number, row in enumerate(reader, start=1):
+                more = row.pop(_MORE, None) or ()
+                if any(value.strip() for value in more):
+                    raise InvalidData(
+                        f"row {number} of {table} has more than the {len(columns)} columns; put "
+                        "what has a comma in it into quotes"
+                    )
+                if any(row.values()):  # else a spreadsheet's empty row
+                    yield number, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidData(f"{table} can't be read as CSV: {error}") from error
 
 
-def _parquet(table: Path) -> list[Mapping[str, Any]]:
+def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if importlib.util.find_spec("pyarrow") is None:
         raise InvalidRequest(f"reading Parquet needs pyarrow; {to_install('parquet')}")
     import pyarrow
     import pyarrow.parquet
 
     try:
-        content = pyarrow.parquet.read_table(table)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise InvalidData(f"{table} can't be read as Parquet: {error}") from error
-    _require(content.column_names, table)
-    rows: list[Mapping[str, Any]] = content.to_pylist()
-    return rows
+        known = pyarrow.parquet.read_schema(table).names
+        _require(known, table)
+        # Others may hold the pictures themselves.
+        content = pyarrow.parquet.read_table(table, columns=[c for c in COLUMNS if c in known])
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidData(f"{table} can't be read as Parquet: {reason}") from error
+    yield from enumerate(content.to_pylist(), start=1)
 
 
-def _require(columns: Iterable[str], table: Path) -> None:
-    known = list(columns)
-    missing = [name for name in ("path", "label") if name not in known]
+def _require(columns: Sequence[str], table: Path) -> None:
+    missing = [name for name in COLUMNS[:2] if name not in columns]
     if missing:
         raise InvalidData(
-            f"{table} has no column {' or '.join(missing)}; it has {', '.join(known) or 'none'}"
+            f"{table} has no column {' or '.join(missing)}; it has {', '.join(columns) or 'none'}"
         )
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise InvalidData(f"{table} has {columns.count(name)} columns named {name}")

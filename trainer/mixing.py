@@ -12,13 +12,15 @@ from serving.errors import InvalidRequest
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 
-def make_mix(mixup_alpha: float, cutmix_alpha: float, classes: int) -> Mix:
+def make_mix(
+    mixup_alpha: float, cutmix_alpha: float, classes: int, *, channels_last: bool = False
+) -> Mix:
     """(inputs [n, ...], labels [n], generator) -> inputs and targets, mixed or as they are.
 
     Where both are asked for, each batch is mixed by one of them at random. The inputs are those of
     the stages that are trained: behind frozen ones this is manifold mixup (Verma et al. 2019,
-    arXiv:1806.05236). Where those are vectors, mixup is the only one; the mix raises InvalidRequest
-    if it isn't asked for.
+    arXiv:1806.05236). `channels_last`: they are [n, S, S, C], and not [n, C, S, S]. Where they are
+    vectors, mixup is the only one; the mix raises InvalidRequest if it isn't asked for.
     """
     if not mixup_alpha and not cutmix_alpha:
         return lambda inputs, labels, generator: (inputs, labels)
@@ -30,7 +32,9 @@ def make_mix(mixup_alpha: float, cutmix_alpha: float, classes: int) -> Mix:
         targets = one_hot(labels, classes).float()
         cuttable = cutmix_alpha > 0 and inputs.dim() == 4  # vectors have no rectangles
         if cuttable and (not mixup_alpha or generator.random() < 0.5):
-            mixed, share = cutmix(inputs, other, cutmix_alpha, generator)
+            pictures = inputs.movedim(-1, 1) if channels_last else inputs
+            mixed, share = cutmix(pictures, other, cutmix_alpha, generator)
+            mixed = mixed.movedim(1, -1) if channels_last else mixed
         elif mixup_alpha:
             mixed, share = mixup(inputs, other, mixup_alpha, generator)
         else:
@@ -56,20 +60,13 @@ def cutmix(
 ) -> tuple[Tensor, float]:
     """A rectangle of x[other] in x (Yun et al. 2019, arXiv:1905.04899); share: what x keeps.
 
-    inputs [n, C, S, S], or [n, S, S, C] as between the stages of Swin transformers.
+    inputs [n, C, S, S].
     """
-    mixed = inputs.clone()
-    cut, source = _channels_first(mixed), _channels_first(inputs[other])
-    height, width = cut.shape[-2:]
+    height, width = inputs.shape[-2:]
     side = np.sqrt(1 - generator.beta(alpha, alpha))
     y, x = generator.uniform(0, (height, width))
     top, bottom = (int(np.clip(y + d * side * height / 2, 0, height)) for d in (-1, 1))
     left, right = (int(np.clip(x + d * side * width / 2, 0, width)) for d in (-1, 1))
-    cut[..., top:bottom, left:right] = source[..., top:bottom, left:right]
+    mixed = inputs.clone()
+    mixed[..., top:bottom, left:right] = inputs[other, :, top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
-
-
-def _channels_first(inputs: Tensor) -> Tensor:
-    """A view [n, C, S, S]. The net's pictures are square, so the two equal sides are of places."""
-    _, first, second, third = inputs.shape
-    return inputs.movedim(-1, 1) if first == second != third else inputs

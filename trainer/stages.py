@@ -9,6 +9,9 @@ from torch import nn
 # Hold stages in order; in nets of timm as well.
 _CONTAINERS = ("features", "layers", "encoder", "blocks", "stages", "trunk_output")
 
+# What nets raise of an input that they can't take.
+_CANT_TAKE = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError)
+
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
     """The backbone's parts in the order of its layers; those that hold blocks are opened."""
@@ -73,9 +76,34 @@ def split_frozen(
         with torch.inference_mode():
             if torch.allclose(suffix(prefix(sample)), backbone(sample), rtol=1e-4, atol=1e-5):
                 return prefix, suffix
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+    except _CANT_TAKE:
         return whole  # they do not come one after another
     return whole
+
+
+def channels_last(prefix: nn.Module, size: int) -> bool:
+    """Whether what comes out of `prefix` is [n, S, S, C], as between the stages of Swin nets.
+
+    A larger picture tells: it has more places, and as many channels. Of a net that takes one size
+    alone, the sides tell that are equal, and where all are, what timm's nets say of themselves.
+    """
+    weight = next(prefix.parameters(), None)
+    if weight is None:  # the pictures themselves
+        return False
+    outputs: list[torch.Size] = []
+    try:
+        for side in (size, size + 64):
+            with torch.inference_mode():
+                outputs.append(prefix(weight.new_zeros(1, 3, side, side)).shape[1:])
+        grown = [one != other for one, other in zip(*outputs, strict=True)]
+        return grown == [True, True, False]
+    except _CANT_TAKE:
+        shape = tuple(outputs[0])
+    if len(shape) != 3 or shape[0] != shape[1]:
+        return False
+    if shape[1] != shape[2]:
+        return True
+    return any(getattr(net, "output_fmt", None) == "NHWC" for net in prefix.modules())
 
 
 class _Reached(Exception):

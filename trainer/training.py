@@ -125,7 +125,9 @@ def fine_tune(
     best = best_of(history, learnt=config.wise_ft)
 
     for epoch in range(len(history), config.epochs + 1):
-        if config.patience and len(history) - 1 - best.epoch >= config.patience:
+        # What thaws later may still gain: epochs before all stages have are no wait.
+        waited = sum(len(frozen_in(past)) == len(frozen) for past in range(best.epoch + 1, epoch))
+        if config.patience and waited >= config.patience:
             break
         classifier.freeze(frozen_in(epoch))
         seed_epoch(config.seed, epoch, world.rank, adversary)

@@ -27,6 +27,7 @@ from trainer.alone import only_one
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.data import PhotoData
 from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
@@ -35,7 +36,7 @@ from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
 from trainer.search_space import draw, searched, start
 from trainer.split import Ints
-from trainer.training import Epoch, best_of, fine_tune
+from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure
 
 _SHOWN = 5  # of the table
 _KILLED = "killed"
@@ -212,7 +213,10 @@ def _try(
         learner = make_learner(own)
         steps = config.epochs * len(run.data.splits["train"])
         with recorded or nullcontext(), console.bar(title, steps) as advance:
-            best = best_of(fine_tune(learner, report, advance).history[1:])
+            result = fine_tune(learner, report, advance)
+        best = best_of(result.history[1:])
+        if config.wise_ft:
+            best = _as_published(result, best, run.data, config)
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         console.line(f"  {pruned}")
@@ -227,6 +231,12 @@ def _try(
             f"  val {_measure(config)} {best.judged:.4f}  val loss {best.val_loss:.4f}  "
             f"epoch {best.epoch}"
         )
+
+
+def _as_published(result: FineTuned, best: Epoch, data: PhotoData, config: TrainConfig) -> Epoch:
+    """The figures of the net between the probe and `best` that wise_ft would publish."""
+    train = (best.train_loss, best.train_accuracy)
+    return measure(best.epoch, train, result.val_logits, data, None, config.balance != "none")
 
 
 def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, Any]) -> None:

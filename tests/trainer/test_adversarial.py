@@ -119,6 +119,16 @@ def test_robust_accuracy_counts_what_is_out_of_reach():
     assert float(stand.float().mean()) == pytest.approx(expected, abs=1 / 64)
 
 
+def test_what_is_wrong_by_a_tie_withstands_nothing():
+    model = Linear().eval()
+    with torch.no_grad():
+        model.weight.zero_()  # all logits are equal, whatever it sees
+    adversary = Adversary(Defence(steps=1, epsilon=4 / 255), seed=0)
+    images, labels = torch.full((4, 3, 4, 4), 128 / 255), torch.tensor([0, 1, 1, 1])
+    stand = adversary.withstanding(model, images, labels)
+    assert torch.equal(stand, model(images).argmax(dim=1) == labels)
+
+
 @pytest.mark.parametrize(("steps", "measured"), [(1, 10), (3, 10), (20, 40)])
 def test_what_measures_takes_more_steps_than_training(steps: int, measured: int):
     class Counting(Linear):

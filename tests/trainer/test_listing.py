@@ -45,6 +45,39 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path):
     ]
 
 
+def test_what_spreadsheets_add_to_a_csv_is_passed_over(tmp_path: Path):
+    text = "path , label,split,\r\n a.jpg , x,,\r\n,,,\r\n\r\nb.jpg,y,,\r\n,,,\r\n"
+    path = tmp_path / "photos.csv"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert [(f.file, f.label, f.split) for f in find_photos(path)] == [
+        ("a.jpg", "x", None),
+        ("b.jpg", "y", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([["x"], ["y", "z"]], r"the label in row 1 of .* is \['x'\]; expected text or a number"),
+        ([{"name": "x"}, {"name": "y"}], "the label in row 1 of .* is {'name': 'x'}"),
+        ([b"x", b"y"], "the label in row 1 of .* is b'x'"),
+        ([1.0, float("nan")], "row 2 of .* has no label"),
+    ],
+)
+def test_labels_of_parquet_that_are_none_are_no_classes(tmp_path: Path, label: list, message: str):
+    content = pyarrow.table({"path": ["a.jpg", "b.jpg"], "label": label})
+    pyarrow.parquet.write_table(content, tmp_path / "t.parquet")
+    with pytest.raises(InvalidData, match=message):
+        find_photos(tmp_path / "t.parquet")
+
+
+def test_two_columns_of_one_name_are_told_in_a_line(tmp_path: Path):
+    content = pyarrow.table([["a.jpg"], ["x"], ["y"]], names=["path", "label", "label"])
+    pyarrow.parquet.write_table(content, tmp_path / "t.parquet")
+    with pytest.raises(InvalidData, match="^[^\n]* has 2 columns named label$"):
+        find_photos(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [([0, 1], ["0", "1"]), ([False, True], ["False", "True"]), ([0.0, 1.5], ["0.0", "1.5"])],
@@ -65,6 +98,8 @@ def test_labels_may_be_numbers_and_0_is_one(tmp_path: Path, labels: list, expect
         ("file,label\na,x\n", "has no column path; it has file, label"),
         ("", "has no column path or label; it has none"),
         ("path;label\na;x\n", "no commas between its columns: 'path;label'; save it with commas"),
+        ("path,label,label\na,x,y\n", "has 2 columns named label"),
+        ("path,label\na,x\nb,y, or z\n", "row 2 of .* more than the 2 columns; put .* quotes"),
         ("path,label\n", "has no rows; expected two labels"),
         ("path,label\na,x\nb,x\n", r"one label \(x\)"),
         ("path,label\na,x\nb,\n", "row 2 of .* has no label"),

@@ -11,18 +11,21 @@ from onnx import numpy_helper
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from serving.modelspec import Normalisation
+from serving.modelspec import Metrics, Normalisation
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, Classifier, build
+from trainer.config import TrainConfig
+from trainer.errors import FailedCheck
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
 from trainer.int8 import by_sensitivity, loses_too_much, quantize_within
 from trainer.integer_forms import integer_hard_sigmoids
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
-from trainer.quantize import calibrate, layers, prepare, quantize
+from trainer.quantize import METHODS, calibrate, layers, prepare, quantize
 from trainer.train import main
+from trainer.variants import _require_accuracy
 
 SIZE, CLASSES = 32, 4
 
@@ -236,6 +239,45 @@ def test_what_hurts_is_left_in_float_and_no_more(skewed: Path):
     assert divergence(logits(skewed, images), got) == pytest.approx(result.chosen.divergence)
 
 
+def test_where_classes_are_balanced_a_rare_one_is_not_lost_unseen(skewed: Path):
+    """One photo of a class that int8 has wrong, among so many that it has right."""
+    images = pixels(48, 1)
+    said, model = logits(skewed, images).argmax(axis=1), prepare(skewed)
+    got = [
+        logits(quantize(model, calibrate(model, pixels(16), method)), images).argmax(axis=1)
+        for method in METHODS
+    ]
+    kept = np.all([one == said for one in got], axis=0)
+    rare = next(i for i in np.flatnonzero(np.all([one != said for one in got], axis=0))
+                if (kept & (said != said[i])).any())  # fmt: skip
+    usual = np.resize(np.flatnonzero(kept & (said != said[rare])), 60)
+    rows = np.append(usual, rare)
+    val, targets = images[rows], said[rows]
+    unseen = quantize_within(skewed, pixels(16), val, targets, 0.05).chosen
+    assert unseen.in_float == () and unseen.recall_loss is None
+    assert unseen.accuracy_loss == pytest.approx(1 / 61)
+    seen = quantize_within(skewed, pixels(16), val, targets, 0.05, balanced=True)
+    assert all(attempt.loss > 0.1 for attempt in seen.attempts[: len(METHODS)])
+    assert seen.chosen.in_float and seen.chosen.loss <= 0.05
+    assert seen.chosen.mean_recall is not None and seen.chosen.mean_recall >= 0.95
+
+
+def test_what_loses_a_rare_class_on_the_test_photos_is_left_out_where_classes_are_balanced():
+    def metrics(rare: int) -> Metrics:
+        right = 200 + rare
+        return Metrics(
+            photos=202, correct=right, accuracy=right / 202, accuracy_low=0.9, accuracy_high=1,
+            nll=0.1, ece=0.0, per_class={"usual": (200, 200), "rare": (rare, 2), "none": (0, 0)},
+        )  # fmt: skip
+
+    def check(balance: str) -> None:
+        _require_accuracy(metrics(1), metrics(2), TrainConfig(data="d", name="n", balance=balance))
+
+    check("none")
+    with pytest.raises(FailedCheck, match="loses 0.2500 of mean recall on the test photos"):
+        check("weights")
+
+
 @pytest.mark.parametrize(("before", "after"), [(0.95, 0.94), (190 / 200, 188 / 200)])
 def test_a_loss_of_just_what_is_allowed_is_allowed(before: float, after: float):
     assert before - after > 0.01  # as floats
@@ -286,7 +328,7 @@ def test_a_precision_that_cannot_be_made_is_left_out_and_costs_no_training(
     photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    def fail(*_: object) -> onnx.ModelProto:
+    def fail(*_: object, **__: object) -> onnx.ModelProto:
         raise ValueError("no such operator\nand more")
 
     monkeypatch.setattr("trainer.variants.to_half", fail)

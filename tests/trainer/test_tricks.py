@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import SwinTransformer
 
 from serving.errors import InvalidRequest
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.averaging import MovingAverage, best_between, interpolate
-from trainer.backbones import build
+from trainer.backbones import Classifier, build
 from trainer.balance import class_weights, make_order
 from trainer.batches import batch_count, most_parts
 from trainer.config import TrainConfig
@@ -22,7 +23,7 @@ from trainer.losses import make_loss
 from trainer.mixing import cutmix, make_mix, mixup
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.schedules import SCHEDULES
-from trainer.stages import make_thawing, stages
+from trainer.stages import frozen_stages, make_thawing, stages
 from trainer.step import Step
 
 
@@ -105,18 +106,29 @@ def test_cutmix_keeps_the_share_that_it_says():
         assert torch.equal(inputs[0], torch.zeros(3, 20, 30))
 
 
-def test_cutmix_cuts_pictures_where_channels_come_last_too():
-    """As between the stages of a Swin transformer."""
-    first = torch.zeros(2, 3, 20, 20)
-    first[1] = 1
-    last = torch.zeros(2, 20, 20, 3)
-    last[1] = 1
-    other = torch.tensor([1, 0])
+@pytest.mark.parametrize(
+    ("width", "thawed", "shape"),
+    [(16, 0.8, (12, 12, 16)), (12, 0.8, (12, 12, 12)), (3, 0.4, (6, 6, 6))],
+)
+def test_cutmix_cuts_pictures_behind_frozen_stages_of_swin_too(
+    photos: MakePhotos, width: int, thawed: float, shape: tuple[int, ...]
+):
+    """There channels come last, also where they are as many as a side has places."""
+    run = Run(photos, "tiny", epochs=1, batch_size=8, cutmix=1.0)
+    net = SwinTransformer([4, 4], width, [1, 1], [1, 1], [4, 4], num_classes=2)
+    head, net.head = net.head, nn.Identity()
+    run.classifier = Classifier(net, nn.Linear(head.in_features, 2), "head")
+    run.classifier.freeze(frozen_stages(net, thawed))
+    run.classifier.eval()
+    learner = run.learner()
+    inputs = learner._train.get(run.data.splits["train"][:2], [0, 0])
+    assert inputs.shape == (2, *shape)
+    other, labels = inputs.flip(0), torch.tensor([0, 1])
     for seed in range(20):
-        expected, share = cutmix(first, other, 1.0, np.random.default_rng(seed))
-        mixed, same_share = cutmix(last, other, 1.0, np.random.default_rng(seed))
-        assert torch.equal(mixed, expected.movedim(1, -1)) and same_share == share
-        assert not last[0].any() and last[1].all()
+        mixed, goals = learner._mix(inputs, labels, np.random.default_rng(seed))
+        theirs = (mixed == other).all(dim=-1)  # a place is of one picture with all its channels
+        assert ((mixed == inputs).all(dim=-1) | theirs).all()
+        assert theirs[0].float().mean() == pytest.approx(float(goals[0, 1]), abs=1e-6)
 
 
 def test_cutmix_alone_is_refused_where_there_are_only_vectors(photos: MakePhotos):
@@ -315,6 +327,20 @@ def test_patience_ends_it(photos: MakePhotos):
     run = Run(photos, "tiny", epochs=50, batch_size=8, learning_rate=1e-8, patience=2)
     result = run()
     assert len(result.history) - 1 == result.best.epoch + 2 < 50
+
+
+def test_patience_begins_when_all_stages_have_thawed(photos: MakePhotos):
+    """All four of tiny in the fourth epoch; none gains, for such logits no such step changes."""
+    run = Run(
+        photos, "tiny", epochs=50, batch_size=8, learning_rate=1e-8, optimizer="sgd", thaw=1.0,
+        gradual=True, patience=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        run.classifier.head.weight.zero_()
+        run.classifier.head.bias.copy_(torch.tensor([100.0, -100.0]))
+    result = run()
+    assert [epoch.epoch for epoch in result.history] == [0, 1, 2, 3, 4]
+    assert result.best.epoch == 0
 
 
 @pytest.mark.parametrize(

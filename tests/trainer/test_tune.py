@@ -18,6 +18,7 @@ from serving.repository import Repository
 from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos
 from trainer.config import TrainConfig
+from trainer.metrics import accuracy, nll
 from trainer.search_space import draw, searched, start
 from trainer.tiny import Tiny
 from trainer.train import main
@@ -252,3 +253,30 @@ def test_one_search_at_a_time_and_trials_differ_by_what_they_learn_from_the_same
     with searching(out / ".tune", "shapes"):
         assert main(given) == 2
     assert "another process is tuning shapes" in capsys.readouterr().err
+
+
+def test_with_wise_ft_a_trial_is_worth_what_would_be_published_of_it(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """At such a rate the last stages unlearn what the probe knew; half the way they have not."""
+    results = []
+
+    def recorded(*given: Any, **more: Any) -> FineTuned:
+        results.append(fine_tune(*given, **more))
+        return results[-1]
+
+    monkeypatch.setattr("trainer.tune.fine_tune", recorded)
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out = tmp_path / "models"
+    given = ["--weights", tmp_path / "tiny.pth", "--wise-ft", "--learning-rate", 0.3]
+    assert main(arguments(photos(per_class=10), out, 1, *given)) == 0, capsys.readouterr().err
+    ((trial,), (result,)) = study(out / ".tune/shapes.journal").trials, results
+    split = json.loads((out / "shapes/1/split.json").read_text())["val"]
+    targets = np.repeat([0, 1], [len(split[label]) for label in ("discs", "squares")])
+    published = trial.user_attrs["best"]
+    assert published["val_accuracy"] == accuracy(result.val_logits, targets)
+    assert published["val_loss"] == pytest.approx(nll(result.val_logits, targets))
+    assert trial.value == score(Epoch(**published), 1 / len(targets))
+    assert trial.value > score(best_of(result.history[1:]), 1 / len(targets))
