@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.client import Client
+from serving.repository import Repository
 from tests.conftest import ROOT, ServerProcess
 from tests.environments import environment_with
 from tests.photos import jpeg
@@ -41,7 +42,7 @@ def test_the_oldest_packages_train_analyse_and_serve(
         (
             *("trainer.train", "--data", photos, "--name", "pets", "--out", models),
             *("--backbone", "tiny", "--weights", "none", "--size", "32", "--epochs", "1"),
-            *("--int8", "--fp16"),
+            *("--int8", "--fp16", "--max-accuracy-loss", "1"),
         ),
         (
             *("trainer.analysis.analyze", "--data", photos, "--models", models, "pets"),
@@ -52,5 +53,6 @@ def test_the_oldest_packages_train_analyse_and_serve(
             [python, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stderr
+    assert set(Repository(models).manifest("pets", 1).variants) == {"fp32", "int8", "fp16"}
     with Client(start(models, python=python).address) as client:
         assert client.classify([jpeg()], model="pets").results[0].label.probability > 0
