@@ -76,7 +76,8 @@ def find_shard_photos(data: str, track: Track = lambda items, title, total: item
     labels = labels_of(found)
     if len(labels) < 2:
         have = f"one label ({labels[0]})" if labels else "no photo with a label"
-        raise InvalidData(f"{pattern} has {have}; expected two labels or more")
+        fault = next((f" ({each.file}: {each.fault})" for each in found if each.fault), "")
+        raise InvalidData(f"{pattern} has {have}{fault}; expected two labels or more")
     distinct_labels(labels, pattern)
     if any(splits.values()):
         given = [split for split in SPLITS if split in splits.values()]
@@ -153,7 +154,7 @@ def _class_names(shards: Sequence[Shard]) -> dict[str, list[str]]:
         folder = shard.location.rpartition("/")[0]
         if folder not in by_folder:
             content = shard.beside(CLASS_NAMES)
-            text = (content or b"").decode("utf-8", errors="replace")
+            text = (content or b"").decode("utf-8-sig", errors="replace")
             by_folder[folder] = [line.strip() for line in text.strip().splitlines()]
     return {shard.location: by_folder[shard.location.rpartition("/")[0]] for shard in shards}
 
