@@ -22,7 +22,7 @@ from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
 from trainer.shard_index import Sample, samples_of, split_name
 from trainer.shard_places import BucketShard, Member, Shard, find_shards, shards_of_folder
-from trainer.tree import SPLITS, Found, distinct_labels, labels_of, same_classes, split_of
+from trainer.tree import SPLITS, Found, distinct_labels, hidden, labels_of, same_classes, split_of
 
 Read = tuple[Shard, list[Sample]]
 Track = Callable[[Iterable[Read], str, int], Iterable[Read]]
@@ -39,7 +39,9 @@ def is_shards(data: str) -> bool:
     if "://" in data or data.endswith(_ENDS):
         return True
     folder = Path(data)
-    return any(folder.glob("*.tar")) and not any(each.is_dir() for each in folder.iterdir())
+    if not any(folder.glob("*.tar")):
+        return False
+    return not any(each.is_dir() and not hidden(each.name) for each in folder.iterdir())
 
 
 def find_shard_photos(data: str, track: Track = lambda items, title, total: items) -> list[Found]:

@@ -66,6 +66,11 @@ def split_of(folder: str) -> str | None:
     return FOLDER_SPLIT.get(folder.lower())
 
 
+def hidden(folder: str) -> bool:
+    """Or what an archive of macOS brings beside its folders: it holds hidden files alone."""
+    return folder.startswith(".") or folder == "__MACOSX"
+
+
 def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
     """The classes, sorted: the order of the outputs."""
     return tuple(sorted({file.label for file in files} - {""}))
@@ -137,7 +142,7 @@ def _names(labels: set[str]) -> str:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
     except OSError as error:
         raise InvalidData(f"{folder} can't be read: {error.strerror}") from error
 

@@ -328,6 +328,16 @@ def test_classes_of_numbers_that_differ_are_no_misspellings(photos: MakePhotos):
     assert {each.label for each in find_photos(photos(labels=labels))} == set(labels)
 
 
+def test_what_an_archive_of_macos_brings_is_no_class(photos: MakePhotos):
+    folder = photos()
+    (folder / "__MACOSX" / "discs").mkdir(parents=True)
+    (folder / "__MACOSX" / "discs" / "._000.jpg").write_bytes(b"of a Mac")
+    assert load(folder).labels == ("discs", "squares")
+    train = photos("given/train").parent
+    shutil.move(folder / "__MACOSX", train)
+    assert load(train).labels == ("discs", "squares")
+
+
 @pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines"])
 def test_a_class_that_is_no_line_of_text_is_refused(photos: MakePhotos, label: str):
     with pytest.raises(InvalidData, match=r"the class '.*' in .* is not one line of text; rename"):

@@ -203,6 +203,12 @@ def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path):
     assert [each.label for each in find_photos(tmp_path / "n")] == ["cat", "dog"]
 
 
+def test_shards_beside_a_hidden_folder_are_shards(tmp_path: Path):
+    write_tar(tmp_path / "n" / "a.tar", samples(0))
+    (tmp_path / "n" / ".cache").mkdir()
+    assert len(find_photos(tmp_path / "n")) == 2
+
+
 def test_an_index_made_by_other_rules_is_made_anew(tmp_path: Path, cache: Path):
     shard = write_tar(tmp_path / "a.tar", samples(0))
     first = find_photos(shard)
