@@ -1,7 +1,7 @@
 """The settings of one training run, checked at construction and saved whole in the manifest."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from serving.errors import InvalidRequest
 from serving.layout import check_name
@@ -77,6 +77,9 @@ class TrainConfig:
     cache: str | None = None  # folder in which frozen features are kept for the next run
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) == "":  # as of a variable that is not set
+                raise InvalidRequest(f"{field.name} must not be empty")
         check_name(self.name)
         _check("interpolation", self.interpolation, INTERPOLATIONS)
         _range("size", self.size, 32, 1024)

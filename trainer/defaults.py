@@ -26,7 +26,7 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     The model is named after its folder of photos; backbone and epochs follow from the number of
     photos and the device, the batch size from the device and the size, the workers from the cores.
     """
-    if "data" not in given:
+    if not given.get("data"):
         raise InvalidRequest("--data is required; see train --help")
     from trainer.auto import choose_batch_size, choose_workers
 

@@ -1,5 +1,6 @@
 """What the user has set: by flags, in the environment, in a TOML file."""
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from serving.errors import InvalidRequest
 from trainer.config import TrainConfig
 
 _ENVIRONMENT = "PAWPRINT_TRAIN_"
+_PLACES = ("data", "out", "datasets", "weights", "logs", "checkpoints", "cache")
 
 
 def read_settings(
@@ -17,12 +19,13 @@ def read_settings(
 ) -> dict[str, Any]:
     """Settings from flags, then environment, then a TOML file.
 
+    ~ at the beginning of a path is the user's folder, which a shell says only of a word by itself.
     Raises InvalidRequest for an unknown key or a value of another type.
     """
     given = _from_file(file) if file else {}
     given |= _from_environment(environment)
     given |= flags
-    return given
+    return given | {name: os.path.expanduser(given[name]) for name in _PLACES if name in given}
 
 
 def kinds_of_settings() -> dict[str, type]:
@@ -33,7 +36,7 @@ def kinds_of_settings() -> dict[str, type]:
 
 def _from_file(file: Path) -> dict[str, Any]:
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
+        given = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{file} can't be read as TOML: {error}") from error
     kinds = kinds_of_settings()

@@ -67,11 +67,6 @@ def _make(options: argparse.Namespace, console: Console) -> None:
     if renamed:
         console.line(f"{renamed} photos are named otherwise in the shards, where a key has no dot")
     labels = labels_of([entry.found for entry in entries])
-    for label in labels:
-        if label.splitlines() != [label]:
-            raise InvalidData(
-                f"the label {label!r} has a line break, and {CLASS_NAMES} has a line for each"
-            )
     shards = divide(entries, options.shard_mb * 1_000_000)
     write = _to_bucket if "://" in options.out else _to_folder
     write(shards, labels, options.out, console)

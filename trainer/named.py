@@ -107,7 +107,9 @@ def find_named(name: str, root: Path) -> list[Found]:
         try:
             loaded = _load(name, root, how)
             entries = named.entries(loaded, root)
-        except (OSError, ValueError, KeyError) as error:
+            if not entries:  # else a split of our own would stand in for the official one
+                raise ValueError(f"no photo of {split or 'it'}")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidData(
                 f"{name} in {root} can't be read ({error}); remove it there, and it is downloaded "
                 "anew"

@@ -15,12 +15,14 @@ from serving.preprocess import ENDINGS
 from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache
 from trainer.shard_places import Shard
+from trainer.tree import one_line
 
 _LABELS = ("cls", "json", "txt")  # the first that a sample has; .txt is often a caption beside .cls
 _MAX_LABEL_BYTES = 1 << 20
-_MAX_LABEL_LENGTH = 200
+_MAX_LABEL_LENGTH = 255  # as long as the name of a folder may be
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 512
+_RULES = 2  # by which an index was made: one by others is not taken from the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,14 @@ def samples_of(shard: Shard, cache: ShardCache) -> list[Sample]:
     """In the order of the tar file. Raises InvalidData naming the shard, Unavailable."""
     known = cache.index(shard)
     try:
-        if isinstance(known, list):
+        rules, rows = known  # type: ignore[misc]
+        if rules == _RULES:
             names = ("file", "label", "offset", "size", "fault")
-            return [Sample(**dict(zip(names, row, strict=True))) for row in known]
+            return [Sample(**dict(zip(names, row, strict=True))) for row in rows]
     except (TypeError, ValueError):
         pass  # a damaged file, or one of another version: it is replaced
     samples = [_sample(key, parts) for key, parts in _read(shard).items()]
-    cache.keep_index(shard, [astuple(sample) for sample in samples])
+    cache.keep_index(shard, [_RULES, [astuple(sample) for sample in samples]])
     return samples
 
 
@@ -101,7 +104,7 @@ def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
                 raise InvalidData(f"{shard.location} has two labels of the key {key}")
             content = tar.extractfile(member)
             assert content is not None  # it is a regular file
-            text = content.read(_MAX_LABEL_BYTES).decode("utf-8", errors="replace")
+            text = content.read(_MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
             parts.labels[ending] = member.name.removeprefix("./"), text
     return found
 
@@ -134,7 +137,7 @@ def _label(name: str, text: str, ending: str) -> tuple[str, str | None]:
     text = text.strip()
     if not text:
         return "", f"no label: {name} is empty"
-    if len(text) > _MAX_LABEL_LENGTH or not text.isprintable():
+    if len(text) > _MAX_LABEL_LENGTH or not one_line(text):
         return "", f"no label: {name} is not one line of at most {_MAX_LABEL_LENGTH} characters"
     return text, None
 

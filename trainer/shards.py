@@ -22,7 +22,7 @@ from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
 from trainer.shard_index import Sample, samples_of, split_name
 from trainer.shard_places import BucketShard, Member, Shard, find_shards, shards_of_folder
-from trainer.tree import SPLITS, Found, distinct_labels, labels_of, same_classes, split_of
+from trainer.tree import SPLITS, Found, distinct_labels, hidden, labels_of, same_classes, split_of
 
 Read = tuple[Shard, list[Sample]]
 Track = Callable[[Iterable[Read], str, int], Iterable[Read]]
@@ -39,7 +39,9 @@ def is_shards(data: str) -> bool:
     if "://" in data or data.endswith(_ENDS):
         return True
     folder = Path(data)
-    return any(folder.glob("*.tar")) and not any(each.is_dir() for each in folder.iterdir())
+    if not any(folder.glob("*.tar")):
+        return False
+    return not any(each.is_dir() and not hidden(each.name) for each in folder.iterdir())
 
 
 def find_shard_photos(data: str, track: Track = lambda items, title, total: items) -> list[Found]:
@@ -76,7 +78,8 @@ def find_shard_photos(data: str, track: Track = lambda items, title, total: item
     labels = labels_of(found)
     if len(labels) < 2:
         have = f"one label ({labels[0]})" if labels else "no photo with a label"
-        raise InvalidData(f"{pattern} has {have}; expected two labels or more")
+        fault = next((f" ({each.file}: {each.fault})" for each in found if each.fault), "")
+        raise InvalidData(f"{pattern} has {have}{fault}; expected two labels or more")
     distinct_labels(labels, pattern)
     if any(splits.values()):
         given = [split for split in SPLITS if split in splits.values()]
@@ -153,7 +156,7 @@ def _class_names(shards: Sequence[Shard]) -> dict[str, list[str]]:
         folder = shard.location.rpartition("/")[0]
         if folder not in by_folder:
             content = shard.beside(CLASS_NAMES)
-            text = (content or b"").decode("utf-8", errors="replace")
+            text = (content or b"").decode("utf-8-sig", errors="replace")
             by_folder[folder] = [line.strip() for line in text.strip().splitlines()]
     return {shard.location: by_folder[shard.location.rpartition("/")[0]] for shard in shards}
 

@@ -1,6 +1,7 @@
 """The files of a folder of photos, a folder for each class: names only, nothing is opened."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ def split_of(folder: str) -> str | None:
     return FOLDER_SPLIT.get(folder.lower())
 
 
+def hidden(folder: str) -> bool:
+    """Or what an archive of macOS brings beside its folders: it holds hidden files alone."""
+    return folder.startswith(".") or folder == "__MACOSX"
+
+
 def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
     """The classes, sorted: the order of the outputs."""
     return tuple(sorted({file.label for file in files} - {""}))
@@ -90,18 +96,30 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     ]
 
 
+def one_line(label: str) -> bool:
+    """Of a break or a control character a terminal, a log and a table make something else. What
+    joins letters or emoji can't be seen either, and belongs to them."""
+    return not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in label)
+
+
 def distinct_labels(labels: Iterable[str], where: str) -> None:
-    """Two labels that differ only in case, spaces or how accents are encoded (as macOS and Linux
-    may) are one, misspelt. Raises InvalidData."""
+    """Two labels that differ only in case, spaces, how accents are encoded (as macOS and Linux
+    may) or how a number is written are one, misspelt. Raises InvalidData, also for one that is no
+    line of text."""
     seen: dict[str, str] = {}
     for label in labels:
+        if not one_line(label):
+            raise InvalidData(f"the class {label!r} in {where} is not one line of text; rename it")
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
         name = " ".join(folded.replace("_", " ").split())
+        if number := re.fullmatch(r"0*(\d+)(\.0*)?", name):
+            name = number[1]
         other = seen.setdefault(name, label)
         if other != label:
             raise InvalidData(
-                f"the classes {other!r} and {label!r} in {where} differ only in case, spaces "
-                "or the encoding of accents; merge them, or give them names that differ"
+                f"the classes {other!r} and {label!r} in {where} differ only in case, spaces, "
+                "the encoding of accents or how a number is written; merge them, or give them "
+                "names that differ"
             )
 
 
@@ -124,7 +142,7 @@ def _names(labels: set[str]) -> str:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
     except OSError as error:
         raise InvalidData(f"{folder} can't be read: {error.strerror}") from error
 

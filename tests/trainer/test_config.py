@@ -52,8 +52,21 @@ def test_settings_that_may_stand_open_take_what_they_are_given():
 def test_required_settings_may_come_from_the_environment():
     environment = {"PAWPRINT_TRAIN_DATA": "d", "PAWPRINT_TRAIN_NAME": "n"}
     assert read_config({}, environment, None).data == "d"
-    with pytest.raises(InvalidRequest, match="--data is required"):
-        read_config({"name": "n"}, {}, None)
+    for nothing in ({}, {"PAWPRINT_TRAIN_DATA": ""}):
+        with pytest.raises(InvalidRequest, match="--data is required"):
+            read_config({"name": "n"}, nothing, None)
+
+
+def test_the_folder_of_the_user_is_known_where_no_shell_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    file = tmp_path / "train.toml"
+    file.write_text('data = "~/photos"\ncache = "a~b"\n', encoding="utf-8-sig")  # as on Windows
+    config = read_config({"out": "~/models"}, {"PAWPRINT_TRAIN_LOGS": "~"}, file)
+    here = str(tmp_path / "here")
+    assert (config.data, config.out) == (f"{here}/photos", f"{here}/models")
+    assert (config.logs, config.cache, config.name) == (here, "a~b", "photos")
 
 
 def test_defaults_follow_backbone_and_weights():
@@ -108,6 +121,7 @@ def test_an_environment_that_is_wrong(variable: str, text: str, message: str):
         ("learning_rate", float("inf"), "learning_rate must be 1e-08 to 10, got inf"),
         ("val_fraction", 0.9, "val_fraction must be 0.01 to 0.5, got 0.9"),
         ("batch_size", 1, "batch_size must be 2 to 4096, got 1"),
+        *[(name, "", f"{name} must not be empty") for name in ("out", "logs", "cache", "data")],
     ],
 )
 def test_values_out_of_range_are_named_with_what_was_expected(

@@ -213,7 +213,7 @@ def test_a_test_folder_that_is_spoilt_is_not_replaced_from_train(photos: MakePho
 def test_splits_with_different_classes(photos: MakePhotos):
     folder = photos("all/train", labels=("cats", "discs", "squares")).parent
     photos("all/test", labels=("Cats", "discs", "squares"), seed=1)
-    expect(folder, "classes 'Cats' and 'cats' in train and test differ only in case, spaces or")
+    expect(folder, "classes 'Cats' and 'cats' in train and test differ only in case, spaces, ")
 
 
 def test_three_photos_are_enough_for_train_val_and_test(photos: MakePhotos):
@@ -308,6 +308,7 @@ def test_what_does_not_fit_in_memory_is_decoded_anew_and_the_same(photos: MakePh
     ("label", "other"),
     [
         *[("discs", "Discs"), ("discs", "discs "), ("dis cs", "dis_cs")],
+        *[("1", "01"), ("10.0", "10")],
         ("caf\u00e9", "cafe\u0301"),  # é in one code point, as Linux has it, and in two
     ],
 )
@@ -317,6 +318,27 @@ def test_classes_that_differ_only_in_case_spaces_or_encoding_are_one_misspelt(
     folder = photos(labels=(label, "squares"))
     shutil.copytree(folder / "squares", folder / other)
     with pytest.raises(
-        InvalidData, match="differ only in case, spaces or the encoding of accents; merge"
+        InvalidData, match="differ only in case, spaces, the encoding of accents or how .*; merge"
     ):
         load(folder)
+
+
+def test_classes_of_numbers_that_differ_are_no_misspellings(photos: MakePhotos):
+    labels = ("0", "1", "10", "100", "1.50")  # the photos differ with their lengths
+    assert {each.label for each in find_photos(photos(labels=labels))} == set(labels)
+
+
+def test_what_an_archive_of_macos_brings_is_no_class(photos: MakePhotos):
+    folder = photos()
+    (folder / "__MACOSX" / "discs").mkdir(parents=True)
+    (folder / "__MACOSX" / "discs" / "._000.jpg").write_bytes(b"of a Mac")
+    assert load(folder).labels == ("discs", "squares")
+    train = photos("given/train").parent
+    shutil.move(folder / "__MACOSX", train)
+    assert load(train).labels == ("discs", "squares")
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines"])
+def test_a_class_that_is_no_line_of_text_is_refused(photos: MakePhotos, label: str):
+    with pytest.raises(InvalidData, match=r"the class '.*' in .* is not one line of text; rename"):
+        load(photos(labels=(label, "squares")))

@@ -274,6 +274,21 @@ def test_a_set_that_is_not_whole_is_named(tmp_path):
         find_photos(Path("oxford-iiit-pet"), tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"ramen": 3}', '"x"', "{"])
+def test_lists_of_another_form_are_named_too(tmp_path, content):
+    (tmp_path / "food-101" / "images").mkdir(parents=True)
+    write(tmp_path / "food-101" / "meta" / "train.json", content)
+    with pytest.raises(InvalidData, match="food101 in .* can't be read .*remove it there"):
+        find_photos(Path("food101"), tmp_path)
+
+
+def test_an_official_split_of_nothing_is_not_replaced_by_one_of_ours(tmp_path):
+    pets(tmp_path / "oxford-iiit-pet")
+    write(tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt", "")
+    with pytest.raises(InvalidData, match=r"can't be read \(no photo of test\); remove it there"):
+        find_photos(Path("oxford-iiit-pet"), tmp_path)
+
+
 def test_a_name_that_is_none_is_told_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidData, match="no folder cifar, and no data set of that name"):

@@ -133,7 +133,7 @@ def test_shards_are_not_written_over_anything(
     table.write_text("\n".join(["path,label", *lines, ""]))
     before = sorted(tmp_path.iterdir())
     for wrong, message in (
-        (["--data", str(table), "--out", str(tmp_path / "new")], "has a line break"),
+        (["--data", str(table), "--out", str(tmp_path / "new")], "is not one line of text"),
         (command, "is not an empty folder"),
         ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
         (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),
@@ -185,6 +185,40 @@ def test_labels_are_names_in_any_of_the_three_ways(tmp_path: Path, ending: str, 
     assert [each.label for each in find_photos(tmp_path / "a.tar")] == ["cat", "snow leopard"]
 
 
+@pytest.mark.parametrize(
+    "label", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "l" * 255]
+)
+def test_letters_and_emoji_that_are_joined_and_long_names_go_through_shards(
+    photos: MakePhotos, tmp_path: Path, label: str
+):
+    folder = photos(labels=(label, "squares"), per_class=2)
+    assert told(find_photos(make(folder, tmp_path / "shards"))) == told(find_photos(folder))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path):
+    write_tar(tmp_path / "a.tar", samples(0, ("\ufeffcat", "\ufeffdog")))
+    assert [each.label for each in find_photos(tmp_path / "a.tar")] == ["cat", "dog"]
+    write_tar(tmp_path / "n" / "b.tar", samples(0, ("0", "1")))
+    (tmp_path / "n" / "classnames.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert [each.label for each in find_photos(tmp_path / "n")] == ["cat", "dog"]
+
+
+def test_shards_beside_a_hidden_folder_are_shards(tmp_path: Path):
+    write_tar(tmp_path / "n" / "a.tar", samples(0))
+    (tmp_path / "n" / ".cache").mkdir()
+    assert len(find_photos(tmp_path / "n")) == 2
+
+
+def test_an_index_made_by_other_rules_is_made_anew(tmp_path: Path, cache: Path):
+    shard = write_tar(tmp_path / "a.tar", samples(0))
+    first = find_photos(shard)
+    (index,) = cache.glob("*.json")
+    _, rows = json.loads(index.read_text())
+    for other in (rows, [1, [[*row[:4], "refused"] for row in rows]]):
+        index.write_text(json.dumps(other))
+        assert find_photos(shard) == first
+
+
 def test_a_caption_beside_the_class_is_no_label(tmp_path: Path):
     members = samples(0) | {"000000.txt": b"a cat on a mat", "000001.json": b'{"label": "x"}'}
     write_tar(tmp_path / "a.tar", members)
@@ -215,7 +249,7 @@ def test_samples_that_lack_something_are_named_and_left_out(tmp_path: Path):
         "alone.jpg": "no label: the shard has no alone.cls or alone.json or alone.txt",
         "lost.cls": "a label without a photo",
         "empty.jpg": "no label: empty.cls is empty",
-        "long.jpg": "no label: long.txt is not one line of at most 200 characters",
+        "long.jpg": "no label: long.txt is not one line of at most 255 characters",
         "other.jpg": "no label: other.json has no entry named label",
         "spoilt.jpg": "no label: spoilt.json has no entry named label",
         "again.jpg": "duplicate: same content as 000000.jpg, under another label (cat)",
@@ -279,7 +313,8 @@ def test_the_name_of_a_folder_is_no_pattern(photos: MakePhotos, tmp_path: Path):
 
 def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
     expect(write_tar(tmp_path / "one.tar", samples(0, ("cat",))), r"has one label \(cat\)")
-    expect(write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()}), "has no photo with a label")
+    none = write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()})
+    expect(none, r"has no photo with a label \(a.jpg: no label: the shard has no a.cls or")
     case = write_tar(tmp_path / "case.tar", samples(0, ("cat", "Cat")))
     expect(case, "'Cat' and 'cat' in .* differ only in case, spaces")
     numbers = write_tar(tmp_path / "n" / "x.tar", samples(0, ("0", "2")))
@@ -298,9 +333,9 @@ def test_a_shard_is_read_once_until_it_changes(tmp_path: Path, cache: Path):
     first = find_photos(shard)
     (index,) = cache.glob("*.json")
     assert find_photos(shard) == first
-    rows = json.loads(index.read_text())
+    rules, rows = json.loads(index.read_text())
     rows[0][0] = "renamed.jpg"
-    index.write_text(json.dumps(rows))
+    index.write_text(json.dumps([rules, rows]))
     assert "renamed.jpg" in {
         each.file for each in find_photos(shard)
     }  # it is the index that is read
