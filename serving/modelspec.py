@@ -97,7 +97,7 @@ class Variant:
     file: str
     metrics: Metrics
     parity: Parity
-    latency_ms: float  # one photo's inference on the CPU of the machine that trained, median
+    latency_ms: float  # one photo's inference on the CPU of the machine that trained
 
 
 @dataclass(frozen=True, kw_only=True)

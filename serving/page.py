@@ -13,11 +13,11 @@ PICTURES_A_VERSION = 8
 _STYLE = """
 :root { --ink:#1c2024; --soft:#5d6872; --line:#dfe4e8; --lead:#1f6f8b; --bad:#b3261e }
 body { margin:0; font:16px/1.5 system-ui,sans-serif; color:var(--ink) }
-main { max-width:1000px; margin:0 auto; padding:1.2rem 1rem 4rem }
+main { max-width:1200px; margin:0 auto; padding:1.2rem 1rem 4rem }
 h2 { margin:2rem 0 .3rem; border-top:1px solid var(--line); padding-top:1rem }
 a { color:var(--lead) } .soft { color:var(--soft); font-size:.9rem } .bad { color:var(--bad) }
 .wide { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:.9rem }
-th,td { text-align:right; padding:.3rem .6rem; border-bottom:1px solid var(--line);
+th,td { text-align:right; padding:.3rem .45rem; border-bottom:1px solid var(--line);
   white-space:nowrap }
 th:first-child,td:first-child { text-align:left } thead th { color:var(--soft); font-weight:600 }
 .pictures { display:flex; gap:.5rem; flex-wrap:wrap; margin:.6rem 0 }

@@ -108,7 +108,10 @@ def _reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> 
         sizes = 20 + 300 * counts[filled] / counts.sum()
         ece = expected_calibration_error(scores, targets)
         label = f"{name}: ECE {ece:.3f}"
-        axes.scatter(confidence[filled], right[filled], sizes, alpha=alpha, label=label)
+        axes.scatter(
+            confidence[filled], right[filled], sizes, alpha=alpha, label=label,
+            clip_on=False,  # whole at 0 and 1
+        )  # fmt: skip
     title = f"{len(targets)} test photos; bins, area by photos"
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
     _label(axes, "confidence", "accuracy")

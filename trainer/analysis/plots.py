@@ -24,7 +24,7 @@ def accuracy_against_epsilon(
     norm: str,
 ) -> str:
     """Accuracy left by each attack and by the worst of them, with its 95 % interval."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     in_pixels = 255 if norm == "linf" else 1
     for k, (name, points) in enumerate(curves.items()):
@@ -119,7 +119,7 @@ def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
         )  # fmt: skip
         axes.plot(
             [b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-",
-            ms=4, color=_COLOURS[1],
+            ms=4, color=_COLOURS[1], clip_on=False, zorder=3,  # whole at 0 and 1
         )  # fmt: skip
         axes.set(
             title=f"{name}: ECE {diagram['ece']:.3f}", xlabel="confidence", ylabel="accuracy",
@@ -131,7 +131,7 @@ def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
 
 def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Probability of the class against the step, for each ideal image; of many the quartiles."""
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
     axes = figure.subplots()
     if len(curves) <= _DRAWN:
         for k, (name, points) in enumerate(curves.items()):
@@ -151,10 +151,11 @@ def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def _svg(figure: Figure, title: str, axes: Any = None) -> str:
-    """title: what a reader who can't see it is told. With `axes`: a grid and a legend."""
+    """title: what a reader who can't see it is told. With `axes`: a grid, and a legend beside."""
     if axes is not None:
         axes.grid(alpha=0.25)
-        for text in axes.legend(fontsize=8, frameon=False).get_texts():
+        beside = axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        for text in beside.get_texts():
             text.set_parse_math(False)
     buffer = io.StringIO()
     # Text stays text (small, searchable); no date and a fixed salt make the same figure the same.
