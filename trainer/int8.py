@@ -31,7 +31,9 @@ class Attempt:
     @property
     def loss(self) -> float:
         """Of accuracy, or of mean recall where that is more: a rare class is little of accuracy."""
-        return max(self.accuracy_loss, self.recall_loss or 0.0)
+        if self.recall_loss is None:
+            return self.accuracy_loss
+        return max(self.accuracy_loss, self.recall_loss)
 
     def rank(self) -> tuple[float, float]:
         """Lowest is best: by the loss; where it ties, as on few photos it often does, by KL."""

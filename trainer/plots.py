@@ -20,6 +20,11 @@ _DPI = 110
 _MAX_SIDE = 48.0  # inches of the confusion matrix
 _MAX_NAMES = 225  # that have room beside it
 _MAX_NUMBERS = 20  # classes up to which each cell of the confusion matrix has its number
+_ALSO_ON_VAL = {
+    "val_mean_recall": "val, mean recall",
+    "val_robust_accuracy": "val, under attack",
+    "val_robust_recall": "val, mean recall under attack",
+}
 
 
 def save_plots(
@@ -57,15 +62,11 @@ def draw_training(history: Sequence[Epoch]) -> Figure:
     loss.plot(epochs, [e.val_loss for e in history], "o-", label="val")
     right.plot(epochs[1:], [e.train_accuracy for e in history[1:]], "o-", label="train (augmented)")
     right.plot(epochs, [e.val_accuracy for e in history], "o-", label="val")
-    recall = [e.val_mean_recall for e in history if e.val_mean_recall is not None]
-    if recall:
-        right.plot(epochs, recall, "o-", label="val, mean recall")
-    withstood = [e.val_robust_accuracy for e in history if e.val_robust_accuracy is not None]
-    if withstood:
-        right.plot(epochs, withstood, "o-", label="val, under attack")
-    both = [e.val_robust_recall for e in history if e.val_robust_recall is not None]
-    if both:
-        right.plot(epochs, both, "o-", label="val, mean recall under attack")
+    for name, label in _ALSO_ON_VAL.items():
+        # An older checkpoint's epochs lack what is measured by now.
+        known = {e.epoch: value for e in history if (value := getattr(e, name)) is not None}
+        if known:
+            right.plot(list(known), list(known.values()), "o-", label=label)
     for axes, name in ((loss, "loss, nats"), (right, "accuracy")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
         _label(axes, "epoch", name)

@@ -59,3 +59,11 @@ def test_what_chose_the_epoch_is_drawn_too_at_whole_epochs():
     assert drawn["val, mean recall"] == [0.375, 0.625]
     assert drawn["val, mean recall under attack"] == [0.125, 0.375]
     assert all(tick == int(tick) for axes in (loss, right) for tick in axes.get_xticks())
+
+
+def test_what_is_not_known_of_an_older_checkpoints_epochs_is_not_drawn():
+    older = Epoch(0, float("nan"), float("nan"), 1.1, 0.5, 0.25, 0.375)
+    _, right = draw_training([older, Epoch(1, 0.9, 0.6, 1.0, 0.75, 0.5, 0.625, 0.375)]).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
+    assert drawn["val, under attack"] == [[0, 0.25], [1, 0.5]]
+    assert drawn["val, mean recall under attack"] == [[1, 0.375]]

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.errors import FailedCheck
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
-from trainer.int8 import by_sensitivity, loses_too_much, quantize_within
+from trainer.int8 import Attempt, by_sensitivity, loses_too_much, quantize_within
 from trainer.integer_forms import integer_hard_sigmoids
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
@@ -260,6 +260,17 @@ def test_where_classes_are_balanced_a_rare_one_is_not_lost_unseen(skewed: Path):
     assert all(attempt.loss > 0.1 for attempt in seen.attempts[: len(METHODS)])
     assert seen.chosen.in_float and seen.chosen.loss <= 0.05
     assert seen.chosen.mean_recall is not None and seen.chosen.mean_recall >= 0.95
+
+
+def test_of_two_that_gain_accuracy_the_more_accurate_is_better():
+    more, less = (
+        Attempt(
+            method="entropy", in_float=(), accuracy=0.9 - loss, accuracy_loss=loss,
+            mean_recall=None, recall_loss=None, divergence=divergence,
+        )
+        for loss, divergence in ((-0.02, 0.2), (-0.01, 0.1))
+    )  # fmt: skip
+    assert more.rank() < less.rank()
 
 
 def test_what_loses_a_rare_class_on_the_test_photos_is_left_out_where_classes_are_balanced():
