@@ -12,6 +12,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from serving.client import Client
@@ -392,6 +393,12 @@ def test_compare_refuses_what_it_would_not_heed(trained_once):
 def test_an_unknown_model_names_those_that_are_there(trained_once):
     said = here("dogs", "--data", ".", "--models", trained_once.models, status=2)
     assert "cartoon" in said and "Traceback" not in said
+
+
+def test_gradients_on_a_gpu_are_of_whole_float32(trained_once, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch has it
+    here("nobody", "--data", trained_once.data, "--models", trained_once.models, status=2)
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_other_classes_are_listed(trained_once, tmp_path):

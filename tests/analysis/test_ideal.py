@@ -133,6 +133,14 @@ def test_one_lesson_step_is_the_gradient_step_as_written():
     assert off <= 0.5 / 255 + 1e-4
 
 
+def test_the_lesson_does_not_end_where_total_variation_has_just_gone_too_far():
+    model, classes = convnet(4, sharpness=20), torch.arange(4)
+    recipe = LessonRecipe(steps=100, step_size=5.0, total_variation=0.02)
+    made = lesson(model, classes, SIDE, recipe, seeded())
+    assert made.curve[25:-1].min() < 0.1, "it dips on the way"
+    assert made.probabilities.min() > 0.99
+
+
 def test_total_variation_makes_smoother_pictures():
     model, classes = convnet(3), torch.tensor([1])
     recipe = LessonRecipe(steps=40)
