@@ -1,5 +1,6 @@
 """A trained net to a published version: exported, checked, measured, and then seen all at once."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from serving.errors import Unavailable
+from serving.errors import PawprintError, Unavailable
+from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
     SCHEMA_VERSION,
     FileEntry,
@@ -107,7 +109,10 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
 
         manifest = _publish_or_keep(repository, config.name, folder, describe)
     place = f"{repository.location}/{config.name}/{manifest.version}"
-    return Published(place=place, manifest=manifest, how=fitted.how)
+    stable = None
+    with contextlib.suppress(PawprintError):  # a store that fails now has the version all the same
+        stable = repository.aliases(config.name).get(DEFAULT_ALIAS)
+    return Published(place=place, manifest=manifest, how=fitted.how, stable=stable)
 
 
 def _publish_or_keep(

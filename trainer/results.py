@@ -21,3 +21,4 @@ class Published:
     place: str  # of the version: a folder, or in a bucket
     manifest: Manifest
     how: str
+    stable: int | None  # what callers who name no version get, where an alias says so

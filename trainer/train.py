@@ -135,6 +135,11 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
         ],
     )
     console.line(f"Serve it: serve --models {config.out}")
+    if published.stable is not None:
+        console.line(
+            f"Callers get version {published.stable}, which stable names; to give them this one: "
+            f"models promote {manifest.name}/{manifest.version} --models {config.out}"
+        )
 
 
 def _other_precisions(manifest: "Manifest") -> Iterator[tuple[str, str]]:

@@ -289,6 +289,23 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
+def test_a_version_that_callers_do_not_get_yet_says_how_they_would(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    weights = trained.repository.root / "shapes/1" / "weights.safetensors"
+    arguments = [
+        *("--data", trained.photos, "--name", "shapes", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", weights, "--size", 32, "--epochs", 0),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert "models promote" not in capsys.readouterr().out
+    Repository(tmp_path).promote("shapes", 1)
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "Callers get version 1, which stable names" in said
+    assert f"models promote shapes/2 --models {tmp_path}" in said
+
+
 @pytest.mark.parametrize(
     "settings",
     [
