@@ -53,16 +53,17 @@ def new_version(models: Path, seed: int = 1) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def called(running: Running) -> AsyncIterator[list[int]]:
-    """Callers without a pause; yields the versions that answered. Any call that fails is raised."""
-    answered: list[int] = []
+async def called(running: Running) -> AsyncIterator[list[tuple[int, int]]]:
+    """Callers without a pause; yields caller and version of each answer. What fails is raised."""
+    answered: list[tuple[int, int]] = []
     async with AsyncClient(running.address) as client, asyncio.TaskGroup() as callers:
 
-        async def caller() -> None:
+        async def caller(number: int) -> None:
             while True:
-                answered.append((await client.classify([jpeg()], model="pets")).version)
+                response = await client.classify([jpeg()], model="pets")
+                answered.append((number, response.version))
 
-        tasks = [callers.create_task(caller()) for _ in range(4)]
+        tasks = [callers.create_task(caller(number)) for number in range(4)]
         yield answered
         for task in tasks:
             task.cancel()
@@ -72,11 +73,18 @@ def states(running: Running) -> list[tuple[int, str]]:
     return [(state.version, state.state) for state in running.server.control.states()]
 
 
-async def more(answered: list[int], count: int = 20) -> set[int]:
-    """The versions of so many calls from now on."""
+async def more(answered: list[tuple[int, int]], count: int = 20) -> set[int]:
+    """The versions of so many calls from now on, but for each caller's first: that is under way now
+    and may be of either."""
     begun = len(answered)
     await until(lambda: len(answered) >= begun + count)
-    return set(answered[begun + 4 :])  # those under way now may be of either
+    callers: set[int] = set()
+    versions = set()
+    for caller, version in answered[begun:]:
+        if caller in callers:
+            versions.add(version)
+        callers.add(caller)
+    return versions
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

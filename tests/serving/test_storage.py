@@ -100,7 +100,7 @@ def test_what_is_published_is_listed_verified_promoted_and_rolled_back(
     remote.promote("pets", 2)
     assert remote.rollback("pets") == 1 and remote.resolve("pets") == 1
     assert remote.resolve("pets", "2") == 2
-    with pytest.raises(NotFound, match="it has 1, 2"):
+    with pytest.raises(NotFound, match="newest first: 2, 1"):
         remote.manifest("pets", 3)
     manifest = remote.manifest("pets", 1)
     assert manifest == local.manifest("pets", 1)
