@@ -98,8 +98,8 @@ def test_nets_that_cannot_be_backbones_say_why_in_one_line(name: str, message: s
 
 
 def test_a_size_that_the_net_cannot_take():
-    with pytest.raises(InvalidRequest, match=r"timm/test_maxvit can't take 50 x 50 px: "):
-        build("timm/test_maxvit", 3, 50)
+    with pytest.raises(InvalidRequest, match=r"timm/maxvit_pico_rw_256 can't take 50 x 50 px: "):
+        build("timm/maxvit_pico_rw_256", 3, 50)
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line_and_soon(monkeypatch: pytest.MonkeyPatch):
