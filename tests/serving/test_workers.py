@@ -293,21 +293,27 @@ def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
     assert status == 0 and err.count("the configuration stays as it was") == 3
 
 
+def said_in_vain(models: Path, *flags: str) -> list[str]:
+    """The lines that two workers and their parent say where they end with status 2."""
+    command = [sys.executable, "-m", "serving.serve", "--models", str(models), "--workers", "2"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    return done.stderr.splitlines()
+
+
 def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", port]
-        done = subprocess.run(
-            [sys.executable, "-m", "serving.serve", *flags],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
+        said = said_in_vain(models, "--port", port)
+    assert said[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -320,16 +326,8 @@ def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -
 def test_files_that_can_not_be_used_are_told_of_once(
     models: Path, flags: list[str], said: str
 ) -> None:
-    flags = ["--models", str(models), "--workers", "2", "--device", "cpu", "--port", "0", *flags]
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.serve", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    _, line = done.stderr.splitlines()  # after that of the cores
-    assert done.returncode == 2 and line.startswith(said)
+    _, line = said_in_vain(models, "--port", "0", *flags)  # after that of the cores
+    assert line.startswith(said)
 
 
 def test_an_address_of_ipv6_can_be_called_as_it_is_told(models: Path, start) -> None:
