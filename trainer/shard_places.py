@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from serving.bucket import Bucket, Stored
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, listed
 from trainer.errors import InvalidData
 
 # An object that lies beside shards for as long as not all of them are written.
@@ -117,17 +117,16 @@ def find_shards(pattern: str) -> list[Shard]:
     """
     found: dict[str, Shard] = {}
     missing = []
-    listed: dict[str, tuple[Bucket, dict[str, Stored]]] = {}
+    folders: dict[str, tuple[Bucket, dict[str, Stored]]] = {}
     for each in expand_braces(pattern):
-        shards = _in_bucket(each, listed) if "://" in each else _in_folder(each)
+        shards = _in_bucket(each, folders) if "://" in each else _in_folder(each)
         found |= {shard.location: shard for shard in shards}
         if not shards:
             missing.append(each)
     if not found:
         raise InvalidData(f"no shard matches {pattern}")
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InvalidData(f"{pattern} names shards that are not there: {missing[0]}{more}")
+        raise InvalidData(f"{pattern} names shards that are not there: {listed(missing, 1)}")
     return [found[location] for location in sorted(found)]
 
 
@@ -174,12 +173,12 @@ def _in_folder(pattern: str) -> list[Shard]:
     return shards
 
 
-def _in_bucket(pattern: str, listed: dict[str, tuple[Bucket, dict[str, Stored]]]) -> list[Shard]:
+def _in_bucket(pattern: str, folders: dict[str, tuple[Bucket, dict[str, Stored]]]) -> list[Shard]:
     """Each folder is listed once, however many names a pattern stands for."""
     folder, deep = pattern.rpartition("/")[0], False
     while _WILD.search(folder):
         folder, deep = folder.rpartition("/")[0], True
-    if folder not in listed:
+    if folder not in folders:
         bucket = Bucket(folder)
         objects = bucket.stored(deep=deep)
         for key in objects:
@@ -188,8 +187,8 @@ def _in_bucket(pattern: str, listed: dict[str, tuple[Bucket, dict[str, Stored]]]
                     f"{bucket.location}/{key} says that not all shards are there: their writing is "
                     "under way, or was cut off; then empty the place and write them again"
                 )
-        listed[folder] = bucket, objects
-    bucket, objects = listed[folder]
+        folders[folder] = bucket, objects
+    bucket, objects = folders[folder]
     below = pattern[len(folder) + 1 :]
     if _WILD.search(below):  # rooted, so that a star stands for one name and the whole must match
         keys = [key for key in objects if PurePosixPath(f"/{key}").match(f"/{below}")]
