@@ -32,7 +32,7 @@ def run_photos(
     parts = []
     for start in range(0, len(photos), _BATCH):
         batch = squares.get(photos[start : start + _BATCH])
-        parts.append(runner.run(np.stack(batch), _BATCH))
+        parts.append(runner.run(np.stack(batch)))
         advance(len(batch), "")
     probabilities, logits = zip(*parts, strict=True)
     return np.concatenate(probabilities), np.concatenate(logits)

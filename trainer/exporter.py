@@ -8,10 +8,12 @@ from onnx import numpy_helper
 from torch import nn
 
 from trainer.backbones import Calibrated, Classifier
+from trainer.cached_file import NOTHING_KEPT, CachedFile
 from trainer.console import Console
 from trainer.export import Served, to_onnx
 from trainer.features import FeatureNet
-from trainer.onnx_runner import Floats, open_session
+from trainer.graph_cache import load_graph, save_graph
+from trainer.onnx_runner import Floats, OnnxRunner
 from trainer.pictures import Pixels
 from trainer.weights import digest_state
 
@@ -31,12 +33,16 @@ class Exporter:
         self._graph: onnx.ModelProto | None = None
         self._of = ""
 
-    def prepare(self, classifier: Classifier) -> None:
-        """Export the backbone of `classifier` unless it was the last one.
+    def prepare(self, classifier: Classifier, cache: CachedFile = NOTHING_KEPT) -> None:
+        """Export the backbone of `classifier` unless it was the last one, or lies in `cache`.
 
         Raises FailedCheck if it can't be exported.
         """
-        self._backbone(classifier)
+        if self._of != (of := digest_state(classifier.backbone.state_dict())):
+            kept = load_graph(cache)
+            self._graph, self._of = kept or self._exported(classifier), of
+            if kept is None:
+                save_graph(cache, self._graph)
 
     def features(self, classifier: Classifier) -> FeatureNet:
         """The backbone of `classifier` in ONNX Runtime on the CPU.
@@ -50,11 +56,10 @@ class Exporter:
         value = onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, shape)
         del graph.graph.output[:]
         graph.graph.output.append(value)
-        session = open_session(graph.SerializeToString())
+        runner = OnnxRunner(graph.SerializeToString(), [pooled])
 
         def run(images: Pixels) -> Floats:
-            vectors: Floats = session.run([pooled], {"image": images})[0]
-            return vectors
+            return runner.run(images)[0]
 
         return run
 
@@ -71,21 +76,27 @@ class Exporter:
         for name, value in ((weight, head.weight), (bias, head.bias)):
             array = (value.detach() / calibrated.temperature).numpy()
             tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+        of_labels = {weight: 0, bias: 0, "probabilities": 1, "logits": 1}
+        for value in (*graph.graph.output, *graph.graph.value_info):
+            if value.name in of_labels:
+                shape = value.type.tensor_type.shape
+                shape.dim[of_labels[value.name]].dim_value = head.out_features
         onnx.save(graph, path)
 
     def _backbone(self, classifier: Classifier) -> onnx.ModelProto:
-        """The graph of `classifier` with whatever head; not a new one's, whose bias of zeros the
-        exporter leaves out."""
-        of = digest_state(classifier.backbone.state_dict()) + str(classifier.head.out_features)
-        if self._graph is None or self._of != of:
-            self._console.line("Exporting to ONNX")
-            self._graph = to_onnx(Served(Calibrated(_with_any_head(classifier), 1.0)), self._size)
-            self._of = of
+        """The graph of `classifier` with whatever head."""
+        self.prepare(classifier)
+        assert self._graph is not None
         return self._graph
+
+    def _exported(self, classifier: Classifier) -> onnx.ModelProto:
+        self._console.line("Exporting to ONNX")
+        return to_onnx(Served(Calibrated(_with_any_head(classifier), 1.0)), self._size)
 
 
 def _with_any_head(classifier: Classifier) -> Classifier:
-    """The same backbone, in eval mode."""
+    """The same backbone, in eval mode. Not with its own head: the exporter leaves out a bias of
+    zeros."""
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(classifier.head.in_features, classifier.head.out_features)
     return Classifier(

@@ -1,63 +1,35 @@
 """Features on disk, so that the next head on the same frozen net takes seconds."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.whole_file import replaced, sweep
+from trainer.cached_file import CachedFile
 
 Features = dict[str, npt.NDArray[np.float32]]  # sha256 of a photo's bytes -> [views, F]
 
 
 class FeatureCache:
-    """One npz for each `key`: all that features depend on but the photo. None: nothing is kept.
-
-    `say` is told where a file can't be read or written: no run ends for it.
-    """
+    """One npz for each `key`: all that features depend on but the photo."""
 
     def __init__(
         self, folder: Path | None, key: dict[str, object], say: Callable[[str], None]
     ) -> None:
-        self._say = say
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        self.path = None if folder is None else folder / f"features-{name}.npz"
+        self._file = CachedFile(folder, "features.npz", key, say)
+        self.path = self._file.path
 
     def load(self) -> Features:
         """What is kept; nothing if there is none, or if the file is damaged."""
-        if self.path is None:
-            return {}
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                return dict(zip(data["digests"].tolist(), data["features"], strict=True))
-        except FileNotFoundError:
-            return {}
-        except Exception as error:  # numpy and zipfile raise almost anything on other bytes
-            self._say(
-                f"Warning: the features in {self.path} can't be read ({_reason(error)}); they are "
-                "computed again"
-            )
-            return {}
+        return self._file.read(_parse) or {}
 
     def save(self, features: Features) -> None:
-        """Replace the file in one step, so that a reader never sees half of it."""
-        if self.path is None:
-            return
-        try:
-            sweep(self.path)
-            with replaced(self.path) as file:
-                digests, vectors = np.array(list(features)), np.stack(list(features.values()))
-                np.savez(file, digests=digests, features=vectors)
-        except OSError as error:
-            self._say(
-                f"Warning: features can't be kept in {self.path.parent} ({_reason(error)}); the "
-                "next run computes them again"
-            )
+        digests, vectors = np.array(list(features)), np.stack(list(features.values()))
+        self._file.write(lambda file: np.savez(file, digests=digests, features=vectors))
 
 
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) else None
-    return text or str(error).strip().split("\n")[0] or type(error).__name__
+def _parse(file: IO[bytes]) -> Features:
+    with np.load(file, allow_pickle=False) as data:
+        return dict(zip(data["digests"].tolist(), data["features"], strict=True))

@@ -16,6 +16,7 @@ from trainer.data import PhotoData
 from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import FeatureNet, cache_of, extract, in_torch
+from trainer.graph_cache import graph_cache_of
 from trainer.head_steps import solver_by_steps
 from trainer.learner import Learner
 from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
@@ -114,7 +115,7 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     open_net: Callable[[Classifier], FeatureNet] = in_torch
     if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
         # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
-        run.exporter.prepare(classifier)
+        run.exporter.prepare(classifier, graph_cache_of(config, classifier, console.line))
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         features = extract(

@@ -97,7 +97,7 @@ _HELP = {
     "fp16": "publish the model in 16-bit floats too, for GPUs",
     "max_accuracy_loss": "accuracy that int8 and fp16 may lose; else they are left out",
     "workers": "threads that decode photos (default: the cores that may be used)",
-    "cache": "folder in which frozen features are kept for the next run",
+    "cache": "folder in which frozen features and the exported backbone are kept for the next run",
 }
 
 

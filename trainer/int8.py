@@ -11,7 +11,6 @@ from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import METHODS, Pixels, Ranges, calibrate, layers, prepare, quantize
 from trainer.split import spread
 
-_BATCH = 16
 _SENSITIVITY_PHOTOS = 16
 _ROUNDING = 1e-9  # 0.95 - 0.94 is above 0.01; one photo of a million is 1e-6
 
@@ -117,7 +116,7 @@ def _best(tried: Sequence[tuple[onnx.ModelProto, Attempt]]) -> tuple[onnx.ModelP
 
 
 def _logits(runner: OnnxRunner, images: Pixels) -> Floats:
-    return runner.run(images, _BATCH)[1]
+    return runner.run(images)[1]
 
 
 def _doubling(limit: int) -> Iterator[int]:

@@ -1,37 +1,55 @@
 """The exported file in ONNX Runtime on the CPU, as a server would run it."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from serving.cores import usable_cores
 from trainer.threads import onnx_threads
 
 Floats = npt.NDArray[np.float32]
 
-
-def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """`model` on all cores that may be used."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = onnx_threads()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+_BATCH = 4  # what its layers make of as many pictures stays in the cache of a core
 
 
 class OnnxRunner:
-    """uint8 [n, S, S, 3] -> probabilities and logits, float32 [n, K] each."""
+    """Runs of `outputs`, each [n, ...], for pictures uint8 [n, S, S, 3].
 
-    def __init__(self, model: Path | bytes) -> None:
-        self._session = open_session(model)
+    Each core takes a batch by itself, as in a busy server: threads that share one wait for each
+    other at every layer. MobileNetV2 on two cores: 8.0 to 8.9 ms of CPU a picture in batches of up
+    to 4, and 13.0 to 15.1 where both shared batches of 32.
 
-    def run(self, images: npt.NDArray[np.uint8], batch_size: int) -> tuple[Floats, Floats]:
+    alone: all cores share a batch, as in a server with one caller; for its latency.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        outputs: Sequence[str] = ("probabilities", "logits"),
+        *,
+        alone: bool = False,
+    ) -> None:
+        self._outputs = outputs
+        self._at_once = 1 if alone else usable_cores()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = onnx_threads() if alone else 1
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, images: npt.NDArray[np.uint8], batch_size: int = _BATCH) -> tuple[Floats, ...]:
         """In batches of `batch_size`; the last one may be smaller."""
-        parts = [
-            self._session.run(
-                ["probabilities", "logits"], {"image": images[start : start + batch_size]}
-            )
+        feeds = [
+            {"image": images[start : start + batch_size]}
             for start in range(0, len(images), batch_size)
         ]
-        probabilities, logits = zip(*parts, strict=True)
-        return np.concatenate(probabilities), np.concatenate(logits)
+        if len(feeds) == 1:
+            return tuple(self._session.run(self._outputs, feeds[0]))
+        with ThreadPoolExecutor(self._at_once) as pool:
+            parts = list(pool.map(lambda feed: self._session.run(self._outputs, feed), feeds))
+        return tuple(np.concatenate(values) for values in zip(*parts, strict=True))

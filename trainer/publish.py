@@ -4,12 +4,10 @@ import contextlib
 import dataclasses
 import json
 import math
-import platform
 import shlex
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +31,13 @@ from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.preparing import Run
 from trainer.results import Fitted, Published
+from trainer.software import software
 from trainer.split import spread
-from trainer.timm_nets import PREFIX
 from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden
 
 MODEL = "model.onnx"
 
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
-_SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "pillow")
 
 
 def publish(run: Run, fitted: Fitted, started: float) -> Published:
@@ -65,7 +62,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         fp32 = bench.measure(folder / MODEL, FP32)
         require_parity(fp32.parity, fp32.differ, [photo.file for photo in sample])
         save_golden(folder / "golden.npz", fp32.runner, images)
-        variants = as_variants(add_precisions(bench, folder, fp32, config), images[:1])
+        variants = as_variants(add_precisions(bench, folder, fp32, config), folder, images[:1])
         # Not save_file: its error where the disk is full is no OSError.
         (folder / WEIGHTS).write_bytes(save(version_state(run.classifier)))
         (folder / SPLIT).write_text(data.split_json(), encoding="utf-8")
@@ -103,7 +100,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 configuration=dataclasses.asdict(config),
                 training_seconds=round(time.monotonic() - started, 1),
                 variants=variants,
-                software=_software(config.backbone),
+                software=software(config.backbone),
                 files=files,
             )
 
@@ -143,9 +140,3 @@ def training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> s
         for epoch in value["history"]
     ]
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _software(backbone: str) -> dict[str, str]:
-    extra = ("timm",) if backbone.startswith(PREFIX) else ()
-    packages = {name: installed(name) for name in (*_SOFTWARE, *extra, "numpy", "scipy")}
-    return {"python": platform.python_version(), **packages}

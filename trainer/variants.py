@@ -145,10 +145,12 @@ def _to_int8(bench: Bench, fp32: Path, config: TrainConfig) -> onnx.ModelProto:
     return quantized.model
 
 
-def as_variants(candidates: Mapping[str, Candidate], image: np.ndarray) -> dict[str, Variant]:
-    """With the latency of each on `image`, uint8 [1, S, S, 3]."""
-    runners = {precision: candidate.runner for precision, candidate in candidates.items()}
-    latency_ms = measure_latency(runners, image)
+def as_variants(
+    candidates: Mapping[str, Candidate], folder: Path, image: np.ndarray
+) -> dict[str, Variant]:
+    """With the latency of each on `image`, uint8 [1, S, S, 3]; their files lie in `folder`."""
+    alone = {p: OnnxRunner(folder / c.file, alone=True) for p, c in candidates.items()}
+    latency_ms = measure_latency(alone, image)
     return {
         precision: Variant(
             file=candidate.file,

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from trainer.backbones import Calibrated, Classifier, build
+from trainer.cached_file import CachedFile
 from trainer.console import Console
 from trainer.export import Served
 from trainer.exporter import Exporter
@@ -70,7 +72,7 @@ def test_a_new_head_of_zeros_is_exported_too(tmp_path: Path):
     require_same(Calibrated(net, 1.0), tmp_path / "b.onnx")
 
 
-def test_another_backbone_or_number_of_labels_is_exported_anew(
+def test_another_backbone_is_exported_anew_another_number_of_labels_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     exporter = new_exporter()
@@ -78,10 +80,45 @@ def test_another_backbone_or_number_of_labels_is_exported_anew(
     for number, net in enumerate(nets):
         exporter.export(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
         require_same(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
-    assert exports(capsys) == 3
+        onnx.checker.check_model(onnx.load(tmp_path / f"{number}.onnx"), full_check=True)
+    assert exports(capsys) == 2
     statistics = nets[2].backbone.state_dict()
     name = next(key for key in statistics if key.endswith("running_mean"))
     statistics[name] += 0.1
     exporter.export(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
     require_same(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
     assert exports(capsys) == 1
+
+
+def test_what_the_cache_keeps_is_not_exported_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cache = CachedFile(tmp_path / "cache", "graph.bin", {"net": 0}, pytest.fail)
+    net = classifier(0)
+    for number in range(2):
+        exporter = new_exporter()
+        exporter.prepare(net, cache)
+        exporter.export(Calibrated(net, 1.3), tmp_path / f"{number}.onnx")
+    assert exports(capsys) == 1
+    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
+    require_same(Calibrated(net, 1.3), tmp_path / "1.onnx")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_graph_is_exported_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    said: list[str] = []
+    cache = CachedFile(tmp_path / "cache", "graph.bin", {}, said.append)
+    net = classifier(0)
+    new_exporter().prepare(net, cache)
+    assert cache.path is not None
+    whole = cache.path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    cache.path.write_bytes({"flipped": flipped, "cut": whole[:middle], "empty": b""}[damage])
+    new_exporter().prepare(net, cache)
+    assert exports(capsys) == 2
+    assert cache.path.read_bytes() == whole
+    (line,) = said
+    assert str(cache.path) in line and "damaged" in line

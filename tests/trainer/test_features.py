@@ -106,7 +106,7 @@ def test_a_damaged_cache_is_as_none(
     cache.path.write_bytes(damaged[damage])
     assert cache.load() == {}
     (line,) = said
-    assert str(cache.path) in line and line.endswith("they are computed again")
+    assert str(cache.path) in line and line.endswith("what it kept is made again")
     again = extract(classifier, members, data.squares, cache, lambda *_: None)
     assert np.array_equal(again, expected)
     assert len(cache.load()) == len(members)
@@ -122,7 +122,7 @@ def test_a_cache_that_can_not_be_written_is_a_warning(
     members = data.splits["train"]
     features = extract(classifier, members, data.squares, cache, lambda *_: None)
     assert len(features) == len(members)
-    assert "can't be kept" in said[-1] and "the next run computes them again" in said[-1]
+    assert "can be kept in" in said[-1] and "the next run makes it again" in said[-1]
 
 
 def test_what_a_killed_process_has_left_in_the_cache_is_removed(tmp_path: Path):

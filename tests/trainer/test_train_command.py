@@ -289,6 +289,23 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
 
 
+def test_the_next_probe_with_a_cache_exports_nothing_and_is_the_same(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    weights = trained.repository.root / "shapes/1" / "weights.safetensors"
+    arguments = [
+        *("--data", trained.photos, "--name", "probe", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", weights, "--size", 32, "--epochs", 0, "--cache", tmp_path / "cache"),
+    ]
+    said = []
+    for _ in range(2):
+        assert main([str(argument) for argument in arguments]) == 0
+        said.append(capsys.readouterr().out)
+    assert ["Exporting to ONNX" in text for text in said] == [True, False]
+    first, second = (tmp_path / f"probe/{number}/model.onnx" for number in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_version_that_callers_do_not_get_yet_says_how_they_would(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -63,7 +63,7 @@ class Subject:
         """
         spec = self.manifest.preprocessing
         decoded = np.stack([preprocess(png_bytes(picture), spec) for picture in pictures])
-        served = np.stack([runner.run(decoded, _BATCH)[0] for runner in self.runners.values()])
+        served = np.stack([runner.run(decoded)[0] for runner in self.runners.values()])
         parts = np.split(decoded, range(_BATCH, len(decoded), _BATCH))  # memory for any number
         logits = torch.cat([logits_of(self.model, self.images(part)) for part in parts])
         return served, torch.softmax(logits, dim=1).cpu().numpy()

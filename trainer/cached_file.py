@@ -1,0 +1,64 @@
+"""Files of `--cache`: what the next run need not compute again."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeVar
+
+from serving.whole_file import replaced, sweep
+
+T = TypeVar("T")
+
+
+class CachedFile:
+    """One file for each `key`: all that its content depends on. folder None: nothing is kept.
+
+    `say` is told where it can't be read or written: no run ends for it.
+    """
+
+    def __init__(
+        self, folder: Path | None, kind: str, key: dict[str, object], say: Callable[[str], None]
+    ) -> None:
+        """kind: "features.npz" is kept as "features-<digest of the key>.npz"."""
+        self._say = say
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        stem, _, suffix = kind.partition(".")
+        self.path = None if folder is None else folder / f"{stem}-{digest}.{suffix}"
+
+    def read(self, parse: Callable[[IO[bytes]], T]) -> T | None:
+        """None if it is not there, or damaged."""
+        if self.path is None:
+            return None
+        try:
+            with self.path.open("rb") as file:
+                return parse(file)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # numpy and zipfile raise almost anything on other bytes
+            self._say(
+                f"Warning: {self.path} can't be read ({_reason(error)}); what it kept is made again"
+            )
+            return None
+
+    def write(self, write: Callable[[IO[bytes]], object]) -> None:
+        """Replace the file in one step, so that a reader never sees half of it."""
+        if self.path is None:
+            return
+        try:
+            sweep(self.path)
+            with replaced(self.path) as file:
+                write(file)
+        except OSError as error:
+            self._say(
+                f"Warning: nothing can be kept in {self.path.parent} ({_reason(error)}); the next "
+                "run makes it again"
+            )
+
+
+NOTHING_KEPT = CachedFile(None, "nothing.none", {}, lambda _: None)
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,47 @@
+"""The exported graph of a frozen backbone on disk: the next head on it waits for no exporter."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import onnx
+
+from trainer.backbones import Classifier
+from trainer.cached_file import CachedFile
+from trainer.config import TrainConfig
+from trainer.software import software
+from trainer.weights import digest_state
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def graph_cache_of(
+    config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
+) -> CachedFile:
+    """What `config.cache` keeps of this backbone, as these packages export it."""
+    key = {
+        "backbone": config.backbone,
+        "weights": digest_state(classifier.backbone.state_dict()),
+        "normalisation": repr(classifier.normalisation),
+        "size": config.size,
+        "software": software(config.backbone),
+    }
+    return CachedFile(None if config.cache is None else Path(config.cache), "graph.bin", key, say)
+
+
+def load_graph(cache: CachedFile) -> onnx.ModelProto | None:
+    """What is kept, to the bit; None if nothing is, or if the file is damaged."""
+    return cache.read(_parse)
+
+
+def save_graph(cache: CachedFile, graph: onnx.ModelProto) -> None:
+    data = graph.SerializeToString()
+    cache.write(lambda file: file.writelines([hashlib.sha256(data).digest(), data]))
+
+
+def _parse(file: IO[bytes]) -> onnx.ModelProto:
+    digest, data = file.read(_DIGEST), file.read()
+    if hashlib.sha256(data).digest() != digest:
+        raise ValueError("it is damaged")
+    return onnx.ModelProto.FromString(data)
