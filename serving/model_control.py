@@ -376,8 +376,11 @@ class ModelControl:
         NotFound, Unavailable."""
         try:
             there = self._repository.stamps()
+            gone = bool(self._models) and not self._repository.exists()
         except OSError as error:
             raise Unavailable(f"{settings.models} can't be read: {error}") from error
+        if gone:  # with its disk, it may be: nothing is known of what it holds
+            raise Unavailable(f"{settings.models} is not there")
         only = settings.model_names
         check_only(settings, there, self._models)
         names = {*there, *self._models}
