@@ -426,7 +426,7 @@ class ModelControl:
 
     def _check_control(self, name: str) -> None:
         if self.settings.control == "none":
-            raise InvalidRequest("this server was started with --control none")
+            raise InvalidRequest("`control` of this server is none: only SIGHUP changes versions")
         only = self.settings.model_names
         if only and name not in only:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")
