@@ -30,8 +30,8 @@ class ControlSettings:
     )
     control: str = setting(
         "poll",
-        "poll: the repository is watched; explicit: versions change only by AdminService; none: "
-        "what is loaded at the start stays",
+        "poll: the repository is watched; explicit: versions change only by AdminService and at "
+        "SIGHUP; none: only at SIGHUP",
     )
     poll_s: float = setting(
         5.0, "how often the repository is looked at, seconds; 0: only on SIGHUP"

@@ -108,6 +108,8 @@ class Metrics:
     def set_states(self, states: Sequence[VersionState]) -> None:
         """What has become of the versions of the repository."""
         refused = {(s.model, s.version, s.reason) for s in states if s.state == "refused"}
+        for state in states:  # from 0, or Prometheus would see no increase in the first
+            self._failures.labels(state.model)
         for model, _, _ in refused - self._refused_before:
             self._failures.labels(model).inc()
         self._refused_before = refused

@@ -376,8 +376,11 @@ class ModelControl:
         NotFound, Unavailable."""
         try:
             there = self._repository.stamps()
+            gone = bool(self._models) and not self._repository.exists()
         except OSError as error:
             raise Unavailable(f"{settings.models} can't be read: {error}") from error
+        if gone:  # with its disk, it may be: nothing is known of what it holds
+            raise Unavailable(f"{settings.models} is not there")
         only = settings.model_names
         check_only(settings, there, self._models)
         names = {*there, *self._models}
@@ -423,7 +426,7 @@ class ModelControl:
 
     def _check_control(self, name: str) -> None:
         if self.settings.control == "none":
-            raise InvalidRequest("this server was started with --control none")
+            raise InvalidRequest("`control` of this server is none: only SIGHUP changes versions")
         only = self.settings.model_names
         if only and name not in only:
             raise InvalidRequest(f"this server serves only {', '.join(sorted(only))}")

@@ -55,6 +55,9 @@ class RemoteRepository(Repository):
 
     # --- what is there
 
+    def exists(self) -> bool:
+        return True  # a prefix is there whatever it holds
+
     def names(self) -> list[str]:
         return list(self.stamps())
 

@@ -58,6 +58,9 @@ class Repository:
 
     # --- what is there
 
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
     def names(self) -> list[str]:
         """The models that have at least one version, or can't be read, sorted."""
         if not self.root.is_dir():

@@ -148,6 +148,17 @@ async def test_a_repository_that_can_not_be_read_is_shown(running: Running, port
     assert after.value(troubles) == 0 and after.value(looked) > before.value(looked)
 
 
+async def test_the_first_refused_version_is_an_increase(models: Path, port: int) -> None:
+    """Prometheus sees none where a series begins with it."""
+    failures = "pawprint_model_load_failures_total"
+    async with running_server(models, metrics_port=port, control="none") as running:
+        said = await scrape(port)
+        assert [s.value for s in said.samples if s.name == failures] == [0]
+        build_version(models, "pets", golden=golden_of(seed=5))
+        await running.server.control.rescan()
+        assert (await scrape(port)).value(failures, model="pets") == 1
+
+
 async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: int) -> None:
     build_version(models, "pets", golden=golden_of(seed=5))
     async with running_server(models, metrics_port=port, poll_s=0.1) as running:

@@ -300,11 +300,21 @@ async def test_a_repository_that_is_gone_is_said_once(
         running_server(models, control="none") as running,
         AsyncClient(running.address) as client,
     ):
-        models.rename(models.with_name("away"))
-        models.write_text("not a folder")
+        control, away = running.server.control, models.with_name("away")
+        last_look = control.troubles.last_look
+        models.rename(away)
         for _ in range(3):
-            await running.server.control.rescan()
+            await control.rescan()
+        assert control.problems() == [f"{models} is not there"]
+        models.write_text("not a folder")
+        await control.rescan()
         assert await answering(client) == 1
+        assert control.troubles.last_look == last_look
+        models.unlink()
+        away.rename(models)
+        await control.rescan()
+        assert control.problems() == [] and control.troubles.last_look > last_look
+    assert caplog.text.count("is not there") == 1
     assert not [r for r in caplog.records if "Traceback" in r.getMessage()]
 
 

@@ -15,6 +15,7 @@ from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.test_loading import flip
 from tests.tiny import build_version, golden_of
 from tests.waiting import until, until_said
@@ -53,6 +54,22 @@ def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) 
     status, _, err = server.stop()
     assert status == 0 and "Traceback" not in err
     assert "only a restart changes: max_batch" in err
+
+
+def test_without_control_versions_change_at_sighup_alone(models: Path, start) -> None:
+    port = free_port()
+    server = start(models, "--control", "none", "--admin-port", str(port))
+    build_version(models, "pets", seed=1)
+    asked = [sys.executable, "-m", "serving.models", "load", "pets/2"]
+    refused = subprocess.run(
+        [*asked, "--server", f"127.0.0.1:{port}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "`control` of this server is none: only SIGHUP changes versions" in refused.stderr
+    with Client(server.address) as client:
+        assert client.list_models()[0].versions == (1,)
+        hang_up(server, "changed: nothing")
+        until(lambda: client.list_models()[0].versions == (2,))
 
 
 def test_what_can_not_change_alone_changes_nothing_and_the_next_sighup_does(
