@@ -29,6 +29,7 @@ M = TypeVar("M")  # what comes
 T = TypeVar("T")  # what goes back
 
 REQUEST_ID = "x-request-id"
+PUSHBACK = "grpc-retry-pushback-ms"
 _LONGEST_ID = 128
 # gRPC says that a call which it is about to cancel has no message, and cancels it a moment later.
 _MOMENT_S = 0.1
@@ -373,13 +374,25 @@ async def _write(context: Any, reply: Any) -> None:
 
 
 async def _abort(context: Any, call: Call, failure: Failure) -> None:
-    trailers = (*failure.trailers, (REQUEST_ID, call.request_id))
+    trailers = (*failure.trailers, *_pushback(call, failure), (REQUEST_ID, call.request_id))
     try:
         await context.abort(failure.code, failure.message, trailers)
     except grpc.aio.AbortError:
         raise
     except grpc.aio.BaseError as error:  # the caller has gone, and can't be told
         raise asyncio.CancelledError from error
+
+
+def _pushback(call: Call, failure: Failure) -> tuple[tuple[str, str], ...]:
+    """When gRPC's own retries of a refused call, where its client has them, are to come; not at all
+    if the call would be over by then: it had better know at once.
+
+    https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+    """
+    if not failure.retry_after_ms:
+        return ()
+    in_time = time.monotonic() + failure.retry_after_ms / 1e3 < call.deadline
+    return ((PUSHBACK, str(failure.retry_after_ms if in_time else -1)),)
 
 
 def _request_id(given: str | None) -> str:

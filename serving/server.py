@@ -46,6 +46,8 @@ MIB = 1024 * 1024
 # Above our own limit, whose error says more, so that gRPC's cuts off only what is far over it.
 MESSAGE_MARGIN = MIB
 MORE_STREAMS = 128
+# Who pings more often, three times, loses the connection.
+PING_INTERVAL_MS = 5_000
 # A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
 
@@ -101,8 +103,10 @@ class Server:
                     "grpc.max_concurrent_streams",
                     settings.max_calls + settings.max_streams + MORE_STREAMS,
                 ),
-                # Our clients ping an answer that is long in coming; gRPC would call that abuse.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                # Clients ping an answer that is long in coming, ours too, and many their idle
+                # connections, which a network in between would forget; gRPC would call both abuse.
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
                 # Identity alone: a thousandth of it on the network would make a message in memory,
                 # for health and reflection without a token. Photos are compressed already.
                 ("grpc.compression_enabled_algorithms_bitset", 1),

@@ -4,6 +4,7 @@ The caller's W3C context (metadata `traceparent`) is carried on. Spans are made 
 ended, from the times that were taken anyway: nothing is added to the call itself.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 
@@ -33,6 +34,8 @@ class Tracing:
                 f"{ENDPOINT} is set, but OpenTelemetry is not installed: unset it, or "
                 f"{to_install('otel')}"
             ) from error
+        # It warns of each malformed context, with up to 8 KiB of the caller's own words.
+        logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         resource = Resource.create()  # as the SDK's variables have it
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))

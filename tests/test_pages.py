@@ -2,16 +2,18 @@
 
 import argparse
 import asyncio
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from serving import classify, models, settings
+from serving import channel, classify, models, settings
 from tests.conftest import ROOT, Running
 from tests.photos import jpeg
 from trainer import flags
@@ -137,6 +139,31 @@ async def test_the_programs_of_the_clients_page_run(
             timeout=60,
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_service_config_of_the_page_is_that_of_our_clients() -> None:
+    page = (ROOT / "docs/languages.md").read_text()
+    (config,) = re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert json.loads(config) == channel._SERVICE_CONFIG
+
+
+@pytest.mark.parametrize("language", ["go", "cpp", "java", "ruby"])
+def test_the_code_of_other_languages_is_made_as_their_page_says(
+    language: str, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/languages.md").read_text()
+    (command,) = re.findall(rf"^protoc .*--{language}_out=gen .*$", page, re.MULTILINE)
+    if shutil.which("protoc") is None:
+        pytest.skip("no protoc here (Debian's package protobuf-compiler)")
+    (tmp_path / "gen").mkdir()
+    (tmp_path / "protos").symlink_to(ROOT / "protos")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    if "program not found" in done.stderr:
+        pytest.skip(f"no plugin for {language} here")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "gen").rglob("*[cC]lassifier*"))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """The generated code in the repository is what protos/generate.py makes of the .proto files."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from protos.inference import grpc_service_pb2
+from protos.pawprint.v1 import admin_pb2, classifier_pb2
 from tests.conftest import ROOT
 
 
@@ -24,6 +29,33 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert fresh.keys() == here.keys() and len(here) >= 3
     stale = [file for file in here if fresh[file] != here[file]]
     assert not stale, f"stale: {stale}; run `make protos`"
+
+
+def test_every_file_says_its_package_in_go() -> None:
+    """Without it protoc-gen-go makes nothing, and with one that has neither "." nor "/"."""
+    for file in (classifier_pb2, admin_pb2, grpc_service_pb2):
+        path, _, name = file.DESCRIPTOR.GetOptions().go_package.partition(";")
+        assert "/" in path and name.isidentifier()
+
+
+def test_go_code_is_made_of_every_file(tmp_path: Path) -> None:
+    if shutil.which("protoc-gen-go") is None:
+        pytest.skip("no protoc-gen-go here (Debian's package protoc-gen-go)")
+    protos = sorted((ROOT / "protos").rglob("*.proto"))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}"),
+            *(f"--go_out={tmp_path}", *map(str, protos)),
+        ],
+        check=True,
+        timeout=60,
+    )
+    made = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.go"))
+    assert made == [
+        "pawprint/inference/grpc_service.pb.go",
+        "pawprint/v1/admin.pb.go",
+        "pawprint/v1/classifier.pb.go",
+    ]
 
 
 def test_the_oldest_packages_that_may_be_installed_run_the_generated_code() -> None:

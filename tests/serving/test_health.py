@@ -11,13 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.health import Health
 from serving.server import SERVICES
 from tests.conftest import Running
+from tests.serving.frames import PREFACE, frame
 
 Status = health_pb2.HealthCheckResponse
-
-
-def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
-    """Of HTTP/2 (RFC 9113, section 4.1)."""
-    return struct.pack(">IBBI", len(data), kind, flags, stream)[1:] + data
 
 
 @asynccontextmanager
@@ -34,7 +30,7 @@ async def never_reading_watcher(address: str) -> AsyncIterator[None]:
         for name, value in headers.items()
     )
     writer.write(
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        PREFACE
         + frame(4, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS_INITIAL_WINDOW_SIZE
         + frame(1, 4, 1, block)
         + frame(0, 1, 1, bytes(5))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import math
 import os
 import resource
@@ -127,6 +128,43 @@ async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, 
         await stub.Classify(one, metadata=metadata)
         async with AsyncClient(running.address, token="secret") as other:
             await other.classify([jpeg()] * 10, model="pets")  # another's rate is its own
+
+
+async def test_retries_of_grpc_come_when_the_server_says_and_only_if_in_time(
+    models: Path, file: Path
+) -> None:
+    policy = {
+        **{"maxAttempts": 2, "initialBackoff": "0.01s", "maxBackoff": "0.01s"},
+        **{"backoffMultiplier": 1, "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]},
+    }
+    config = {"methodConfig": [{"name": [{}], "retryPolicy": policy}]}
+    async with (
+        running_server(models, tokens=str(file)) as running,
+        grpc.aio.insecure_channel(
+            running.address, [("grpc.service_config", json.dumps(config))]
+        ) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        edge = running.server._edge
+        codes: list[grpc.StatusCode] = []
+        edge._sinks = (*edge._sinks, lambda call: codes.append(call.code))
+
+        def call(photos: int, timeout: float) -> grpc.aio.Call:
+            request = pb.ClassifyRequest(model="pets", images=[jpeg()] * photos)
+            metadata = [("authorization", "Bearer calm")]
+            return stub.Classify(request, metadata=metadata, timeout=timeout)
+
+        await call(3, 20)
+        await call(2, 20)  # for the little that came back: 1 s owed
+        codes.clear()
+        await call(1, 20)
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OK]
+        await call(20, 20)
+        codes.clear()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call(1, 5)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # before its deadline
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED]
 
 
 async def test_a_call_that_is_refused_costs_its_token_nothing(models: Path, file: Path) -> None:

@@ -105,6 +105,24 @@ def test_a_call_is_a_span_in_its_callers_trace(
     assert failed.status.code == trace_pb2.Status.STATUS_CODE_ERROR  # and the unsampled is not here
 
 
+def test_a_malformed_context_costs_no_call_and_no_line_of_the_log(
+    collector: Collector, start: Callable[..., ServerProcess], models: Path
+) -> None:
+    server = start(models)
+    parent = ("traceparent", f"00-{TRACE}-{PARENT}-01")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        for metadata in (
+            [parent, ("tracestate", "no=member=at,all")],
+            [parent, ("tracestate", "x" * 8000)],
+            [("traceparent", "x" * 8000)],
+        ):
+            stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+    status, _, err = server.stop()
+    assert (status, "WARNING" in err) == (0, False), err
+    assert [span.trace_id.hex() == TRACE for span in collector.spans] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "attributes, name",
     [("service.name=shop,k8s.pod.name=p", "shop"), ("k8s.pod.name=p", "pawprint")],

@@ -1,0 +1,21 @@
+"""Frames of HTTP/2 (RFC 9113), for what no gRPC client does by itself."""
+
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, PING, GOAWAY = 4, 6, 7
+ACK = 1
+
+
+def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+    """Section 4.1."""
+    return struct.pack(">IBBI", len(data), kind, flags, stream)[1:] + data
+
+
+def frames(data: bytes) -> list[tuple[int, int, bytes]]:
+    """The whole ones at the beginning: kind, flags and content of each."""
+    found = []
+    while len(data) >= 9 and len(data) >= 9 + (size := int.from_bytes(data[:3])):
+        found.append((data[3], data[4], data[9 : 9 + size]))
+        data = data[9 + size :]
+    return found

@@ -1,0 +1,41 @@
+"""Connections as clients of other languages keep them, by frames of HTTP/2."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import running_server
+from tests.serving.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, frame, frames
+
+
+async def ended_by_pings(address: str, every_s: float) -> bool:
+    """Whether a connection without a call is ended before its sixth ping is answered."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, b""))
+    came = b""
+    for number in range(6):
+        await asyncio.sleep(every_s)
+        content = bytes([number]) * 8
+        writer.write(frame(PING, 0, 0, content))
+        while (PING, ACK, content) not in frames(came):
+            data = await asyncio.wait_for(reader.read(4096), 20)
+            came += data
+            if not data or any(kind == GOAWAY for kind, _, _ in frames(came)):
+                writer.close()
+                return True
+    writer.close()
+    return False
+
+
+async def test_pings_keep_an_idle_connection_unless_they_are_too_many(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Go, Java, Node: keepalive without calls, for networks that forget what is quiet."""
+    monkeypatch.setattr("serving.server.PING_INTERVAL_MS", 50)
+    async with running_server(models) as running:
+        assert not await ended_by_pings(running.address, every_s=0.06)
+    monkeypatch.undo()
+    async with running_server(models) as running:
+        assert await ended_by_pings(running.address, every_s=0.06)
