@@ -23,6 +23,7 @@ from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import _classes, _text, main
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
+from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.workspace import run_tasks
 from trainer.onnx_runner import OnnxRunner
 
@@ -207,6 +208,26 @@ def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
         "sanity": f"{sum(passed)} of {len(passed)}",
     }
     assert done.stdout.count("<svg") >= 5
+
+
+def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 40), (80 * number, 90, 10)).save(others / f"{number}.png")
+    said = analyze(trained, *SMALL, "--strangers", others)
+    kinds = [row["kind"] for row in report_of(trained)["trust"]["strangers"]]
+    assert kinds == [*STRANGERS, GIVEN]
+    (given,) = [r for r in report_of(trained)["trust"]["strangers"] if r["kind"] == GIVEN]
+    assert given["pictures"] == 3 and given["median"] >= 0.5
+    assert "of given" in said and "too few photos to show" in said
+    assert (trained.models / "cartoon/1/analysis/strangers/given.webp").is_file()
+
+
+def test_strangers_that_are_not_there_are_an_error_before_any_work(trained, tmp_path):
+    said = analyze(trained, *SMALL, "--strangers", tmp_path / "none", status=2)
+    assert "no folder" in said and "Traceback" not in said
+    assert not list(trained.models.glob("cartoon/.analysis-*"))
 
 
 def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(trained, monkeypatch):

@@ -21,15 +21,16 @@ from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.over_grpc import Server
-from trainer.analysis.report import NAMED, k255, percent
+from trainer.analysis.report import NAMED, k255, percent, threshold_text
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
+from trainer.analysis.trust import USUAL
 from trainer.console import Console
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.threads import keep_to_cores
 
-_OF_ONE_VERSION = ("fail_under", "linf", "l2", "ideal", "recipe", "over_grpc")
+_OF_ONE_VERSION = ("fail_under", "linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
 _INTERRUPTED = "interrupted; the same command goes on from what is finished"
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
@@ -84,6 +85,7 @@ def _analyse(options: argparse.Namespace) -> int:
         photos=options.photos,
         linf=options.linf,
         l2=options.l2,
+        strangers=options.strangers,
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
         recipe=options.recipe or "fourier",
         device=_device(options.device),
@@ -226,6 +228,11 @@ def _text(report: dict[str, Any], folder: str) -> str:
         )
         lines.append(f"robust, {norm:<4} {sizes} (worst case over attacks)")
     lines.append(f"corruptions  {percent(report['corruptions']['mean_accuracy'])} on average")
+    lines.append(f"believed     {_believed(report['trust'])}")
+    passing = ", ".join(
+        f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
+    )
+    lines.append(f"strangers    {passing} are as sure as {percent(USUAL)} of photos")
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
@@ -238,6 +245,19 @@ def _text(report: dict[str, Any], folder: str) -> str:
     said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
     lines.append(f"sanity       {said}")
     return "\n".join([*lines, f"{folder}/report.html"])
+
+
+def _believed(trust: dict[str, Any]) -> str:
+    """The threshold for the highest accuracy that is shown."""
+    shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
+    if not shown:
+        least = percent(trust["thresholds"][0]["accuracy"])
+        return f"too few photos to show from which probability on {least} are right"
+    best = shown[-1]
+    return (
+        f"from a probability of {threshold_text(best['threshold'])} on {percent(best['accuracy'])} "
+        f"are right or more; {percent(best['answered'])} of photos are answered then"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -270,6 +290,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 epsilons, such as 0.5,1"
+    )
+    parser.add_argument(
+        "--strangers",
+        metavar="DIR",
+        help="pictures of none of the classes, as callers may send them: how sure is it of those?",
     )
     parser.add_argument(
         "--ideal",

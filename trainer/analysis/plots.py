@@ -129,6 +129,27 @@ def reliability(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
     return _svg(figure, "accuracy against confidence, clean and attacked")
 
 
+def answered(curves: Mapping[str, Sequence[float] | None], thresholds: Sequence[float]) -> str:
+    """The share of pictures that get an answer, against the probability that it must have."""
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    x = curves["probability"]
+    assert x is not None
+    for k, (name, y) in enumerate(curves.items()):
+        if name == "probability" or y is None:
+            continue
+        style = {"right": "-", "wrong": "--"}.get(name, ":")
+        label = f"photos that are {name}" if style != ":" else name
+        axes.plot(x, y, style, lw=1.6, color=_COLOURS[(k - 1) % len(_COLOURS)], label=label)
+    for threshold in thresholds:
+        axes.axvline(threshold, color="#999", lw=0.8)
+    axes.set(
+        xlabel="an answer must have this probability", ylabel="share that is answered",
+        xlim=(0, 1), ylim=(-0.03, 1.03),
+    )  # fmt: skip
+    return _svg(figure, "share answered against the probability asked for", axes)
+
+
 def descent(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Probability of the class against the step, for each ideal image; of many the quartiles."""
     figure = Figure(figsize=(7.6, 3.0), layout="constrained")

@@ -1,5 +1,6 @@
 """report.json to report.html: one file that needs no other, and no network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         "epsilon": epsilon_text,
         "norm": lambda norm: NORMS[norm],
         "duration": duration,
+        "floor": threshold_text,
         "heat": lambda accuracy: f"hsl({round(120 * accuracy)} 55% 86%)",
     }
     clean = report["clean"]["fp32"]
@@ -53,6 +55,11 @@ def percent(share: float) -> str:
     if share < 5e-5 or share > 1 - 5e-5:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
+
+
+def threshold_text(threshold: float) -> str:
+    """Rounded down, so that what is as sure as it says is answered."""
+    return f"{math.floor(1e4 * threshold) / 1e4:.4f}"
 
 
 def below(drop: float) -> str:
@@ -104,6 +111,10 @@ def _plots(report: Mapping[str, Any], clean: float) -> dict[str, Any]:
         "confusion": confusion,
         "left_out": left_out,
         "reliability": plots.reliability(report["calibration"]),
+        "answered": plots.answered(
+            report["trust"]["curves"],
+            [t["threshold"] for t in report["trust"]["thresholds"] if t["threshold"] is not None],
+        ),
         "descent": plots.descent({i["label"]: i["curve"] for i in report["ideal"]})
         if report["ideal"]
         else "",

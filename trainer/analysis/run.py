@@ -24,13 +24,15 @@ from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import show_to_server, write_adversarial, write_fragile
 from trainer.analysis.inside import write_looks, write_sees
 from trainer.analysis.over_grpc import Server, ServerFailed
-from trainer.analysis.photos import Photos, load_photos
+from trainer.analysis.photos import load_photos
 from trainer.analysis.pictures import captioned, png_bytes
 from trainer.analysis.robustness import worst_case
 from trainer.analysis.sanity import check_all
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
+from trainer.analysis.strangers import pictures_below
 from trainer.analysis.study import LESSON_STEP_SIZE, Study
-from trainer.analysis.subject import Subject, load_subject
+from trainer.analysis.subject import load_subject
+from trainer.analysis.trust import trust_section
 from trainer.analysis.visions import Visions
 from trainer.analysis.workspace import Workspace, run_tasks
 from trainer.console import Console
@@ -56,6 +58,7 @@ class AnalysisConfig:
     photos: int | None = None  # at most so many; None: as the budget says
     linf: tuple[float, ...] | None = None  # epsilons; None: as the budget says
     l2: tuple[float, ...] | None = None
+    strangers: str | None = None  # folder of pictures of none of the classes
     ideal: tuple[str, ...] | None = None  # classes to draw; None: all
     recipe: str = "fourier"
     device: str = "cpu"
@@ -101,14 +104,23 @@ def analyse(
         workers=config.workers,
         datasets=config.datasets,
     )
-    study = Study(subject, photos, budget, config.seed)
+    strangers = None
+    if config.strangers is not None:
+        strangers = pictures_below(
+            config.strangers,
+            subject.manifest.preprocessing,
+            limit=budget.photos,
+            seed=config.seed,
+            workers=config.workers,
+        )
+    study = Study(subject, photos, budget, config.seed, strangers)
     if not len(study.rows):
         raise InvalidData(
             f"{name}/{version} is wrong on all {len(photos.labels)} photos of {config.data}; "
             "is this the data it was made for?"
         )
     visions = Visions(subject, budget, config.ideal, config.recipe, config.seed)
-    workspace = Workspace(repository.root / name, _key(repository, subject, photos, config))
+    workspace = Workspace(repository.root / name, _key(repository, study, config))
     tasks = [*study.tasks(), *visions.tasks()]
     if rank != 0:
         run_tasks(tasks, workspace, rank=rank, processes=processes, done=lambda _: None)
@@ -210,6 +222,7 @@ def _report(
     smallest = {norm: study.smallest(workspace, norm) for norm in SMALLEST}
     lesson = study.lesson(workspace)
     pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
+    strangers = {kind: workspace.load(f"stranger/{kind}") for kind in study.strangers}
     corrupted, survived = assemble.corruption_section(pieces, clean, CORRUPTIONS)
     outcome = assemble.outcome_at_reference(attacked, clean, smallest)
     e = study.budget.linf.index(REFERENCE_EPSILON)
@@ -247,6 +260,11 @@ def _report(
         "per_class": assemble.class_section(clean, robust, outcome, survived, labels),
         "corruptions": corrupted,
         "calibration": assemble.calibration_section(clean, study.surest(workspace)),
+        "trust": trust_section(
+            clean.served[0],
+            clean.right,
+            {kind: piece["served"] for kind, piece in strangers.items()},
+        ),
         "adversarial": write_adversarial(
             folder,
             study,
@@ -260,7 +278,8 @@ def _report(
         "sees": write_sees(folder, study),
         **visions.write(folder, workspace),
     }
-    corrupted["examples"] = _write_corruptions(folder, pieces)
+    corrupted["examples"] = _write_examples(folder, "corruptions", pieces)
+    made["trust"]["examples"] = _write_examples(folder, "strangers", strangers)
     probe = {k: float(v) for k, v in workspace.load("probe").items() if k != "seconds"}
     agreement = assemble.agreement(clean, attacked)
     made["sanity"] = check_all(made, probe | agreement)
@@ -280,11 +299,11 @@ def _report(
     return made
 
 
-def _write_corruptions(folder: Path, pieces: dict[str, Any]) -> list[dict[str, str]]:
-    (folder / "corruptions").mkdir()
+def _write_examples(folder: Path, of: str, pieces: dict[str, Any]) -> list[dict[str, str]]:
+    (folder / of).mkdir()
     examples = []
     for kind, piece in pieces.items():
-        picture = f"corruptions/{kind}.webp"
+        picture = f"{of}/{kind}.webp"
         captioned([piece["example"]], [""], side=160).crop((0, 0, 160, 160)).save(
             folder / picture, quality=85
         )
@@ -292,19 +311,20 @@ def _write_corruptions(folder: Path, pieces: dict[str, Any]) -> list[dict[str, s
     return examples
 
 
-def _key(
-    repository: Repository, subject: Subject, photos: Photos, config: AnalysisConfig
-) -> dict[str, Any]:
+def _key(repository: Repository, study: Study, config: AnalysisConfig) -> dict[str, Any]:
+    manifest = study.subject.manifest
     code = hashlib.sha256()
     trainer = Path(__file__).parents[1]
     for file in (*sorted(trainer.rglob("*.py")), Path(preprocess.__file__)):
         code.update(file.read_bytes())
     settings = dataclasses.asdict(config)
-    del settings["data"], settings["datasets"], settings["workers"]
+    for name in ("data", "datasets", "strangers", "workers"):
+        del settings[name]
     return {
-        "version": subject.manifest.version,
-        "manifest": repository.manifest_digest(subject.manifest.name, subject.manifest.version),
-        "photos": photos.digest,
+        "version": manifest.version,
+        "manifest": repository.manifest_digest(manifest.name, manifest.version),
+        "photos": study.photos.digest,
+        "strangers": study.strangers_digest,
         "settings": settings,
         "budget": dataclasses.asdict(config.thoroughness()),
         "code": code.hexdigest(),

@@ -4,6 +4,7 @@ Processes under torchrun share the pieces out by number; every random draw of a 
 seed and the piece's own name, so who computes it, and after what, makes no difference.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +19,7 @@ from trainer.analysis.plans import plans
 from trainer.analysis.probes import PHOTOS, probe
 from trainer.analysis.seeds import generator_of, number_of
 from trainer.analysis.settings import Budget
+from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.subject import Subject
 from trainer.analysis.workspace import Piece, Task, Workspace
 
@@ -34,8 +36,17 @@ def chunks_of(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 class Study:
     """Attacks, smallest perturbations, corruptions and probes of one version on given photos."""
 
-    def __init__(self, subject: Subject, photos: Photos, budget: Budget, seed: int) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        photos: Photos,
+        budget: Budget,
+        seed: int,
+        strangers: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        """strangers: uint8 [n, S, S, 3], pictures of none of the classes, beside those drawn."""
         self.subject, self.photos, self.budget, self.seed = subject, photos, budget, seed
+        self._given = strangers
         served, torched = subject.judge(photos.pixels)
         self.clean = Clean(served=served, torched=torched, labels=photos.labels)
         self.rows = np.flatnonzero(self.clean.right)  # the photos to attack
@@ -58,9 +69,22 @@ class Study:
         tasks += [
             Task(name=f"corruption/{kind}", run=partial(self._corruption, kind)) for kind in KINDS
         ]
+        tasks += [
+            Task(name=f"stranger/{kind}", run=partial(self._stranger, kind))
+            for kind in self.strangers
+        ]
         if len(self.rows):
             tasks.append(Task(name="probe", run=self._probe))
         return tasks
+
+    @property
+    def strangers_digest(self) -> str:
+        return "" if self._given is None else hashlib.sha256(self._given.tobytes()).hexdigest()
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Kinds of pictures of none of the classes."""
+        return (*STRANGERS, *([GIVEN] if self._given is not None else []))
 
     def epsilons(self, norm: str) -> tuple[float, ...]:
         return self.budget.linf if norm == "linf" else self.budget.l2
@@ -143,6 +167,16 @@ class Study:
             if severity == 3:
                 example = pictures[0]
         return {"served": np.stack(served), "example": example}
+
+    def _stranger(self, kind: str) -> Piece:
+        """served: float32 [n, K]; example: uint8 [S, S, 3]."""
+        generator = np.random.default_rng(number_of(self.seed, f"stranger/{kind}"))
+        if self._given is not None and kind == GIVEN:
+            pictures = self._given
+        else:
+            draw = STRANGERS[kind]
+            pictures = np.stack([draw(photo, generator) for photo in self.photos.pixels])
+        return {"served": self.subject.judge(pictures)[0][0], "example": pictures[0]}
 
     def _probe(self) -> Piece:
         rows = spread_over(self.photos.labels, self.rows, PHOTOS)

@@ -1,0 +1,134 @@
+"""When an answer may be believed: thresholds hold what they promise, strange pictures are told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binom
+
+from serving.modelspec import Preprocessing
+from trainer.analysis.selective import LOOKS, auroc, lower_bound, photos_needed, threshold_for
+from trainer.analysis.strangers import STRANGERS, pictures_below
+from trainer.analysis.trust import trust_section
+from trainer.errors import InvalidData
+
+SPEC = Preprocessing(size=32, interpolation="bilinear")
+
+
+def test_the_bound_is_where_so_many_right_ones_become_unlikely():
+    for correct, n in ((99, 100), (30, 50), (7, 7)):
+        bound = lower_bound(correct, n, 0.01)
+        assert binom.sf(correct - 1, n, bound) == pytest.approx(0.01)
+    assert lower_bound(0, 5, 0.01) == 0.0
+
+
+def test_a_threshold_promises_too_much_no_more_often_than_it_may():
+    """On nets whose accuracy at each threshold is known: right with probability of the confidence
+    to the third."""
+    generator = np.random.default_rng(0)
+    broken, found = 0, 0
+    for _ in range(400):
+        confidence = generator.uniform(0.5, 1, 300)
+        right = generator.uniform(size=300) < confidence**3
+        threshold = threshold_for(confidence, right, 0.7, delta=0.1)
+        if threshold is not None:
+            found += 1
+            t = threshold.value
+            truth = (1 - t**4) / 4 / (1 - t)  # the mean of c^3 between t and 1
+            broken += truth < 0.7
+    assert found > 300
+    assert broken <= binom.ppf(0.999, 400, 0.1)
+
+
+def test_all_are_answered_where_all_show_it_and_none_where_too_few_do():
+    sure = np.linspace(0.5, 1, 200)
+    right = np.ones(200, bool)
+    found = threshold_for(sure, right, 0.95)
+    assert found is not None and found.value == 0.5 and found.answered == found.correct == 200
+    few = photos_needed(0.95)
+    assert threshold_for(sure[:few], right[:few], 0.95) is not None
+    assert threshold_for(sure[: few - 1], right[: few - 1], 0.95) is None
+
+
+def test_unsure_ones_that_are_wrong_are_not_answered():
+    sure = np.linspace(0.5, 1, 400)
+    found = threshold_for(sure, sure > 0.7, 0.95)
+    assert found is not None
+    assert found.value > 0.69 and found.correct / found.answered >= 0.95
+    assert found.answered == np.sum(sure >= found.value)
+
+
+def test_equally_sure_ones_are_answered_together():
+    found = threshold_for(np.full(300, 0.8), np.ones(300, bool), 0.9)
+    assert found is not None and found.answered == 300
+
+
+def test_auroc_is_the_share_of_pairs():
+    generator = np.random.default_rng(1)
+    inside, outside = generator.integers(0, 6, 40) / 5, generator.integers(0, 6, 30) / 5
+    pairs = inside[:, None] - outside[None]
+    expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    assert auroc(inside, outside) == pytest.approx(expected)
+    assert auroc(np.array([0.9, 0.8]), np.array([0.1])) == 1.0
+
+
+def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
+    def scores(values: np.ndarray) -> np.ndarray:
+        return np.stack([values, 1 - values], axis=1)
+
+    sure = np.linspace(0.6, 0.99, 100)
+    section = trust_section(
+        scores(sure), np.ones(100, bool), {"noise": scores(np.linspace(0.55, 0.65, 11))}
+    )
+    (noise,) = section["strangers"]
+    assert np.mean(sure >= section["usual"]["threshold"]) >= 0.95
+    assert noise["answered"] == np.mean(
+        np.linspace(0.55, 0.65, 11) >= section["usual"]["threshold"]
+    )
+    assert noise["auroc"] > 0.95 and noise["pictures"] == 11
+    assert section["curves"]["wrong"] is None
+    assert section["curves"]["right"][0] == 1.0 and section["curves"]["right"][-1] == 0.0
+    shown = [row["threshold"] for row in section["thresholds"]]
+    assert shown[0] == pytest.approx(0.6) and shown[2] is None
+    assert section["thresholds"][2]["needed"] == np.ceil(np.log(0.05 / LOOKS) / np.log(0.99))
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_are_pictures_drawn_by_the_seed(kind: str):
+    photo = np.random.default_rng(0).integers(0, 256, (33, 33, 3), dtype=np.uint8)
+    one, same = (STRANGERS[kind](photo, np.random.default_rng(5)) for _ in range(2))
+    other = STRANGERS[kind](photo, np.random.default_rng(6))
+    assert one.shape == photo.shape and one.dtype == np.uint8
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    assert one.std() > 5
+
+
+def test_the_texture_of_a_photo_has_its_mean_colour_and_spectrum():
+    photo = np.random.default_rng(0).integers(96, 160, (64, 64, 3), dtype=np.uint8)
+    made = STRANGERS["texture"](photo, np.random.default_rng(1)).astype(float)
+    assert made.mean(axis=(0, 1)) == pytest.approx(photo.mean(axis=(0, 1)), abs=0.5)
+    power, expected = (np.abs(np.fft.fft2(x, axes=(0, 1))) for x in (made, photo.astype(float)))
+    assert np.corrcoef(power.ravel(), expected.ravel())[0, 1] > 0.99
+    assert abs(np.corrcoef(made.ravel(), photo.ravel())[0, 1]) < 0.2
+
+
+def test_pictures_below_a_folder(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    for number in range(5):
+        colour = (40 * number, 0, 0)
+        Image.new("RGB", (50, 40), colour).save(tmp_path / "deep" / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    read = pictures_below(str(tmp_path), SPEC, limit=None, seed=0, workers=2)
+    assert read.shape == (5, 32, 32, 3)
+    assert sorted(read[:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160]
+    some = pictures_below(str(tmp_path / "deep"), SPEC, limit=2, seed=0, workers=2)
+    assert len(some) == 2
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(InvalidData, match="no picture that can be used"):
+        pictures_below(str(tmp_path), SPEC, limit=None, seed=0, workers=1)
+    with pytest.raises(InvalidData, match="no folder"):
+        pictures_below(str(tmp_path / "none"), SPEC, limit=None, seed=0, workers=1)
