@@ -20,7 +20,7 @@ from serving.log_format import configure_logging
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
-from serving.worker import told_settings, when_parent_ends, worker_index
+from serving.worker import tell_parent, told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
         if beginning.done():
             port, catalogue = beginning.result()
             announce(settings, port, described(catalogue))
+            if worker_index() is not None:
+                tell_parent(lambda: server.ready)
             following = asyncio.ensure_future(follow(server, hung_up, reread))
             await stop
             following.cancel()

@@ -31,7 +31,7 @@ from serving.settings import ServerSettings, differing, read_settings, taken_ove
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import read_tokens
-from serving.worker import INDEX, SETTINGS
+from serving.worker import ANSWERS, BEAT_S, INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 RESTART_WAITS_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 # One that lived so long counts as sound again.
 SOUND_AFTER_S = 60.0
+# One that is silent at so many looks in a row, or says that it can't answer while others can, is
+# replaced. However busy it is, or whatever it loads, its event loop never stands still so long.
+PATIENCE = 30
 # One that still lives so long after its own hard limit is killed.
 MARGIN_S = 3.0
 
@@ -90,6 +93,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._serves = False
         self._hung_up = False  # while it did not serve yet
+        self.answers = False  # as it said last
 
     async def start(self) -> str:
         """Returns what the worker says once it serves; "" if it ended before that.
@@ -120,11 +124,16 @@ class Worker:
         assert self._process is not None
         return await self._process.wait()
 
-    async def keep(self) -> None:
-        """Start it again whenever it dies, until this is cancelled."""
+    async def keep(self, workers: Sequence["Worker"]) -> None:
+        """Start it again whenever it dies, or has to, until this is cancelled. workers: all."""
         deaths, since = 0, time.monotonic()
         while True:
-            status = await self.ended()
+            watching = asyncio.ensure_future(self._watch(workers))
+            try:
+                status = await self.ended()
+            finally:
+                watching.cancel()
+            self.answers = False
             deaths = 1 if time.monotonic() - since > SOUND_AFTER_S else deaths + 1
             wait_s = RESTART_WAITS_S[min(deaths, len(RESTART_WAITS_S)) - 1]
             log.error(
@@ -137,6 +146,41 @@ class Worker:
                     log.info("worker %d serves again", self._index)
             except Unavailable as error:  # the one before has ended: the next wait follows
                 log.error("%s", error)
+
+    async def _watch(self, workers: Sequence["Worker"]) -> None:
+        """End it once it hangs, or can't answer where others can; it gets connections all the same.
+
+        Looks are counted, not time: nobody could speak while the machine slept, or was heard while
+        we were stopped.
+        """
+        silent = unfit = 0
+        while max(silent, unfit) < PATIENCE:
+            await asyncio.sleep(BEAT_S)
+            said = await self._said()
+            self.answers = said.endswith(ANSWERS)
+            silent = 0 if said else silent + 1
+            if self.answers:
+                unfit = 0
+            elif said and any(worker.answers for worker in workers):
+                unfit += 1
+        for_s = PATIENCE * BEAT_S
+        if silent:
+            log.error("worker %d hangs: silent for %g s, it is killed", self._index, for_s)
+            self.signal(signal.SIGKILL)
+        else:
+            log.error(
+                "worker %d can't answer, as others can, for %g s: it ends", self._index, for_s
+            )
+            await self.stop(longest_stop_s(self._plan.settings.drain_s))
+
+    async def _said(self) -> bytes:
+        """Since it was last asked."""
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            async with asyncio.timeout(0):  # what is there already
+                return await self._process.stdout.read(2**16)
+        except TimeoutError:
+            return b""
 
     def signal(self, number: int) -> None:
         """SIGHUP waits until it serves: before, it would end it."""
@@ -237,8 +281,12 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         finally:
             tending.cancel()
             await asyncio.wait({tending})
-            within_s = drain_s + CLOSING_S + MARGIN_S
+            within_s = longest_stop_s(drain_s)
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+
+
+def longest_stop_s(drain_s: float) -> float:
+    return drain_s + CLOSING_S + MARGIN_S
 
 
 def check_files(settings: ServerSettings) -> None:
@@ -254,7 +302,7 @@ async def _start(workers: Sequence[Worker]) -> list[str]:
 
 
 async def _keep(workers: Sequence[Worker]) -> None:
-    await asyncio.gather(*(worker.keep() for worker in workers))
+    await asyncio.gather(*(worker.keep(workers) for worker in workers))
 
 
 async def _failed(index: int, workers: Sequence[Worker]) -> int:

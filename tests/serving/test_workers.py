@@ -14,15 +14,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
 from serving.errors import InvalidRequest
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
 from tests.object_store import s3_environment
-from tests.photos import jpeg
+from tests.photos import encode, jpeg
 from tests.ports import free_port
+from tests.serving.test_service import request
+from tests.tiny import build_version, tiny_model
 from tests.waiting import until, until_said
 
 
@@ -145,6 +153,99 @@ def test_a_worker_takes_no_connection_before_it_can_answer() -> None:
         finally:
             process.kill()
             process.wait()
+
+
+# Waits for a worker that hangs, or can't answer, for as many seconds alone.
+IMPATIENT = "import serving.workers as w; w.PATIENCE = 6; from serving.launch import serve; serve()"
+ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+
+
+def test_a_worker_that_hangs_is_replaced_and_costs_its_own_calls_alone(models: Path, start) -> None:
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", IMPATIENT))
+    ended = threading.Event()
+    answered = [0] * 16
+    failures: dict[int, grpc.StatusCode] = {}
+
+    def call(index: int) -> None:
+        """On a connection of its own, until a call fails."""
+        with grpc.insecure_channel(server.address, ALONE) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            while not ended.is_set():
+                try:
+                    stub.Classify(request(jpeg()), timeout=60)
+                    answered[index] += 1
+                except grpc.RpcError as error:
+                    failures[index] = error.code()
+                    return
+
+    callers = [threading.Thread(target=call, args=(index,)) for index in range(len(answered))]
+    for caller in callers:
+        caller.start()
+    until(lambda: min(answered) > 2)
+    before = workers_of(server)
+    os.kill(min(before), signal.SIGSTOP)
+    at_the_stop = list(answered)
+    until_said(server.log, "hangs: silent for 6 s, it is killed")
+    until_said(server.log, "serves again")
+    unharmed = [i for i in range(len(answered)) if answered[i] > at_the_stop[i] + 20]
+    ended.set()
+    for caller in callers:
+        caller.join()
+    assert set(failures.values()) == {grpc.StatusCode.UNAVAILABLE}
+    assert unharmed and not failures.keys() & set(unharmed)
+    assert len(unharmed) + len(failures) == len(answered)
+    port = int(server.address.rpartition(":")[2])
+    after = workers_of(server)
+    assert len(after) == 2 and min(before) not in after and max(before) in after
+    assert all(listening(pid, port) for pid in after)
+    status, _, err = server.stop()
+    assert status == 0 and err.count("hangs") == 1 and "Traceback" not in err
+
+
+def fails_on_white() -> onnx.ModelProto:
+    """The tiny net, whose engine has an error where all of a batch is white."""
+    model = tiny_model()
+    nodes, constants = model.graph.node, model.graph.initializer
+    for name, value in (("nothing", np.zeros(1, np.float32)), ("white", np.float32(254.5))):
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+    nodes[0].output[0] = "pixels"
+    for node in (
+        helper.make_node("Add", ["pixels", "zero"], ["float"]),
+        helper.make_node("Gather", ["nothing", "index"], ["zero"]),  # which has one element
+        helper.make_node("Cast", ["all"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Greater", ["least", "white"], ["all"]),
+        helper.make_node("ReduceMin", ["pixels"], ["least"], keepdims=0),
+    ):
+        nodes.insert(1, node)
+    return model
+
+
+def test_a_worker_that_can_not_answer_where_others_can_is_replaced(tmp_path: Path, start) -> None:
+    models = tmp_path / "models"
+    build_version(models, "pets", model=fails_on_white())
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", IMPATIENT))
+    file = models / "pets/1/model.onnx"
+    sound = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(sound[:-1])  # so that the engine can't be made anew
+    before = workers_of(server)
+    white = encode(Image.new("RGB", (32, 32), "white"), "PNG")
+    with grpc.insecure_channel(server.address, ALONE) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        stub.Classify(request(jpeg()))
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                stub.Classify(request(white))
+        until_said(server.log, "can't answer, as others can, for 6 s: it ends")
+        until_said(server.log, "ended with status 0; started again")
+    file.write_bytes(sound)
+    until_said(server.log, "serves again")
+    after = workers_of(server)
+    assert len(after) == 2 and len(before & after) == 1
+    status, _, err = server.stop()
+    assert status == 0 and err.count("as others can") == 1
 
 
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
