@@ -262,7 +262,18 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 
+        def suspend() -> None:
+            """Ctrl-Z: all stand still, and go on together, as one process would."""
+            for worker in workers:
+                worker.signal(signal.SIGSTOP)
+            loop.remove_signal_handler(signal.SIGTSTP)
+            os.kill(os.getpid(), signal.SIGTSTP)  # returns once we are continued
+            loop.add_signal_handler(signal.SIGTSTP, suspend)
+            for worker in workers:
+                worker.signal(signal.SIGCONT)
+
         loop.add_signal_handler(signal.SIGHUP, hang_up)
+        loop.add_signal_handler(signal.SIGTSTP, suspend)
         stop = asyncio.ensure_future(stopped.wait())
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
         try:

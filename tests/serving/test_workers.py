@@ -60,11 +60,16 @@ def listening(pid: int, port: int) -> bool:
     return any(f"socket:[{inode}]" in held for inode in inodes)
 
 
-def running(pid: int) -> bool:
+def state(pid: int) -> str:
+    """As the kernel has it: S asleep, T stopped, Z dead ...; "" for none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""
+
+
+def running(pid: int) -> bool:
+    return state(pid) not in ("Z", "")
 
 
 @pytest.fixture
@@ -322,6 +327,29 @@ def test_what_a_terminal_signals_to_all_reaches_workers_by_their_parent(
         assert process.wait(30) == 0
     said = log.read_text()
     assert said.count("changed: nothing") == 2 and "Traceback" not in said
+
+
+# As a shell with job control starts it: else nothing that a terminal stops would stop.
+A_JOB = "import os; os.setpgid(0, 0); from serving.launch import serve; serve()"
+
+
+def test_ctrl_z_stops_all_and_they_go_on_together(models: Path, start) -> None:
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", A_JOB))
+    workers = workers_of(server)
+    with Client(server.address) as client:
+        for _ in range(2):
+            os.killpg(server.process.pid, signal.SIGTSTP)
+            until(lambda: all(state(pid) == "T" for pid in (server.process.pid, *workers)))
+            os.killpg(server.process.pid, signal.SIGCONT)
+            assert client.classify([jpeg()], model="pets").version == 1
+            until(lambda: all(state(pid) == "S" for pid in (server.process.pid, *workers)))
+    os.killpg(server.process.pid, signal.SIGTSTP)
+    until(lambda: state(server.process.pid) == "T")
+    server.process.send_signal(signal.SIGTERM)  # as `kill %1` does, which continues it then
+    status, _, err = server.stop(signal.SIGCONT)
+    assert status == 0 and "ended with status" not in err
+    assert not any(running(pid) for pid in workers)
 
 
 def test_workers_import_what_their_parent_did(models: Path, tmp_path: Path) -> None:
