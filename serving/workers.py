@@ -237,6 +237,8 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     drain_s = settings.drain_s  # the longest that a worker may have been told
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # Workers have it from us: to a terminal with `stty tostop` they are of the background.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     with reserve(settings.host, settings.port) as reserved, gathered_metrics(settings):
         port = int(reserved.getsockname()[1])
         plan = Plan(arguments=arguments, port=port, settings=settings)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -350,6 +351,21 @@ def test_ctrl_z_stops_all_and_they_go_on_together(models: Path, start) -> None:
     status, _, err = server.stop(signal.SIGCONT)
     assert status == 0 and "ended with status" not in err
     assert not any(running(pid) for pid in workers)
+
+
+def test_a_terminal_that_stops_whom_it_finds_writing_stops_no_worker(models: Path, start) -> None:
+    """`stty tostop`: workers are of its background."""
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0), open(theirs, "rb", buffering=0):
+        modes = termios.tcgetattr(theirs)
+        modes[3] |= termios.TOSTOP
+        termios.tcsetattr(theirs, termios.TCSANOW, modes)
+        open_it = f"import os; os.setsid(); os.dup2(os.open({os.ttyname(theirs)!r}, os.O_RDWR), 2)"
+        program = ("-c", f"{open_it}; from serving.launch import serve; serve()")
+        server: ServerProcess = start(models, "--workers", "2", program=program)
+        status, _, _ = server.stop()
+        said = os.read(ours, 65536)
+        assert status == 0 and b" worker 0 " in said and b" worker 1 " in said
 
 
 def test_workers_import_what_their_parent_did(models: Path, tmp_path: Path) -> None:
