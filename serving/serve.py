@@ -17,6 +17,7 @@ from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
 from serving.hard_limit import CLOSING_S, leave_within
 from serving.log_format import configure_logging
+from serving.rereading import follow
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
@@ -48,7 +49,7 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
             announce(settings, port, described(catalogue))
             if worker_index() is not None:
                 tell_parent(lambda: server.ready)
-            following = asyncio.ensure_future(follow(server, hung_up, reread))
+            following = asyncio.ensure_future(follow(hung_up, reread, server.reconfigure))
             await stop
             following.cancel()
             log.info("stopping: running calls may finish within %g s", server.drain_s)
@@ -69,21 +70,6 @@ async def begin(server: Server) -> tuple[int, Catalogue]:
         return await server.open(), await server.load()
     catalogue = await server.load()
     return await server.open(), catalogue
-
-
-async def follow(
-    server: Server, hung_up: asyncio.Event, reread: Callable[[], ServerSettings]
-) -> None:
-    """At each SIGHUP, read the configuration again; one that is wrong changes nothing."""
-    while True:
-        await hung_up.wait()
-        hung_up.clear()
-        try:
-            await server.reconfigure(reread())
-        except PawprintError as error:
-            log.error("the configuration stays as it was: %s", error)
-        except Exception:  # a defect of ours must not end this
-            log.exception("unexpected error while the configuration was taken over")
 
 
 async def check(settings: ServerSettings) -> bool:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,10 +23,11 @@ from prometheus_client import CollectorRegistry
 from serving.announcement import announce
 from serving.channel import host_port
 from serving.cores import usable_cores
-from serving.errors import PawprintError, Unavailable
-from serving.hard_limit import CLOSING_S
+from serving.errors import Unavailable
+from serving.hard_limit import CLOSING_S, leave_within
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
+from serving.rereading import follow
 from serving.settings import ServerSettings, differing, read_settings, taken_over
 from serving.storage import open_repository
 from serving.tls import server_credentials
@@ -244,19 +245,16 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         plan = Plan(arguments=arguments, port=port, settings=settings)
         workers = [Worker(index, plan) for index in range(settings.workers)]
 
-        def hang_up() -> None:
+        def reread() -> ServerSettings:
+            return read_settings(arguments, os.environ)
+
+        async def take_over(read: ServerSettings) -> None:
             """Workers would not see what is wrong with, or new in, a setting that they are told."""
             nonlocal drain_s
-            try:
-                read = read_settings(arguments, os.environ)
-                live, fixed = differing(plan.settings, read)
-                taken = taken_over(plan.settings, read)
-                if "only" in live and "://" not in taken.models:  # a bucket may take its time
-                    with suppress(OSError, Unavailable):  # to be said by the workers
-                        check_only(taken, open_repository(taken.models).stamps())
-            except PawprintError as error:
-                log.error("the configuration stays as it was: %s", error)
-                return
+            live, fixed = differing(plan.settings, read)
+            taken = taken_over(plan.settings, read)
+            if "only" in live:  # one that is started again would not find it, and end
+                await asyncio.to_thread(check_models, taken)
             if changed := [name for name in fixed if name in plan.own(0)]:
                 log.warning("only a restart changes: %s", ", ".join(changed))
             plan.settings = taken
@@ -274,7 +272,8 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             for worker in workers:
                 worker.signal(signal.SIGCONT)
 
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        hung_up = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
         loop.add_signal_handler(signal.SIGTSTP, suspend)
         stop = asyncio.ensure_future(stopped.wait())
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
@@ -286,7 +285,9 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             if not all(lines):
                 return await _failed(lines.index(""), workers)
             announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
-            tending = asyncio.ensure_future(_keep(workers))
+            tending = asyncio.ensure_future(
+                _keep(workers, beside=follow(hung_up, reread, take_over))
+            )
             await _first(tending, stop)
             if tending.done():
                 tending.result()  # raises: a defect of ours
@@ -296,6 +297,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             await asyncio.wait({tending})
             within_s = longest_stop_s(drain_s)
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+            leave_within(CLOSING_S)  # a look at a bucket that take_over began may last longer
 
 
 def longest_stop_s(drain_s: float) -> float:
@@ -310,12 +312,18 @@ def check_files(settings: ServerSettings) -> None:
         read_tokens(Path(settings.tokens))
 
 
+def check_models(settings: ServerSettings) -> None:
+    """Raises NotFound if a model that the settings ask for is not there."""
+    with suppress(OSError, Unavailable):  # to be said by the workers
+        check_only(settings, open_repository(settings.models).stamps())
+
+
 async def _start(workers: Sequence[Worker]) -> list[str]:
     return await asyncio.gather(*(worker.start() for worker in workers))
 
 
-async def _keep(workers: Sequence[Worker]) -> None:
-    await asyncio.gather(*(worker.keep(workers) for worker in workers))
+async def _keep(workers: Sequence[Worker], *, beside: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(beside, *(worker.keep(workers) for worker in workers))
 
 
 async def _failed(index: int, workers: Sequence[Worker]) -> int:

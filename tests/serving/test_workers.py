@@ -24,10 +24,13 @@ from PIL import Image
 
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
+from serving.copying import copy_version
 from serving.errors import InvalidRequest
+from serving.repository import Repository
+from serving.storage import open_repository
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
-from tests.object_store import s3_environment
+from tests.object_store import BUCKET, running_store, s3_environment
 from tests.photos import encode, jpeg
 from tests.ports import free_port
 from tests.serving.test_service import request
@@ -436,6 +439,31 @@ def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
     until_said(server.log, "changed: max_photos\n", times=2, after=after)
     status, _, err = server.stop()
     assert status == 0 and err.count("the configuration stays as it was") == 3
+
+
+def test_a_model_that_a_bucket_lacks_is_no_setting_of_workers_that_are_replaced(
+    models: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    (tmp_path / "store").mkdir()
+    with running_store(tmp_path / "store") as store:
+        store.put_into(monkeypatch)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        bucket = f"s3://{BUCKET}/models"
+        copy_version(Repository(models), "pets", 1, open_repository(bucket))
+        config = tmp_path / "serve.toml"
+        config.write_text("workers = 2\n")
+        server: ServerProcess = start(bucket, "--config", str(config))
+        config.write_text('workers = 2\nonly = "fish"\n')
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "no model 'fish' in s3://models/models, which `only` asks for")
+        os.kill(min(workers_of(server)), signal.SIGKILL)
+        until_said(server.log, "serves again")
+        config.write_text("workers = 2\nmax_photos = 2\n")
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "changed: max_photos\n", times=2)
+        status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
 
 
 def said_in_vain(models: Path, *flags: str) -> list[str]:
