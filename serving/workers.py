@@ -58,7 +58,8 @@ class Plan:
 
     def own(self, index: int) -> dict[str, str | int]:
         """The settings that a worker never reads for itself."""
-        settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
+        settings = self.settings
+        share = share_of(usable_cores(), settings.workers, index)
         return {
             "workers": 1,
             "port": self.port,
@@ -83,6 +84,11 @@ class Plan:
             SETTINGS: json.dumps(asdict(settings)),
             "PYTHONPATH": os.pathsep.join(sys.path),  # it finds the very modules that we did
         }
+
+
+def share_of(cores: int, workers: int, index: int) -> int:
+    """Of the cores, at least 1; what is left over once they are dealt out goes to the first."""
+    return max(1, (cores + workers - 1 - index) // workers)
 
 
 class Worker:

@@ -28,6 +28,7 @@ from serving.copying import copy_version
 from serving.errors import InvalidRequest
 from serving.repository import Repository
 from serving.storage import open_repository
+from serving.workers import share_of
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
 from tests.object_store import BUCKET, running_store, s3_environment
@@ -79,6 +80,13 @@ def running(pid: int) -> bool:
 @pytest.fixture
 def pair(models: Path, start) -> ServerProcess:
     return start(models, "--workers", "2", "--control", "none")
+
+
+@pytest.mark.parametrize(
+    "cores, shares", [(1, [1, 1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (5, [2, 2, 1])]
+)
+def test_no_core_is_left_over(cores: int, shares: list[int]) -> None:
+    assert [share_of(cores, len(shares), index) for index in range(len(shares))] == shares
 
 
 def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> None:
