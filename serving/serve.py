@@ -15,7 +15,7 @@ from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
-from serving.hard_limit import CLOSING_S, leave_within
+from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.log_format import configure_logging
 from serving.rereading import follow
 from serving.server import Server
@@ -61,6 +61,7 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
     finally:
         await server.close()
     log.info("stopped")
+    end_whatever_is_signalled()
 
 
 async def begin(server: Server) -> tuple[int, Catalogue]:

@@ -24,7 +24,7 @@ from serving.announcement import announce
 from serving.channel import host_port
 from serving.cores import usable_cores
 from serving.errors import Unavailable
-from serving.hard_limit import CLOSING_S, leave_within
+from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
 from serving.rereading import follow
@@ -304,6 +304,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             within_s = longest_stop_s(drain_s)
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
             leave_within(CLOSING_S)  # a look at a bucket that take_over began may last longer
+            end_whatever_is_signalled()
 
 
 def longest_stop_s(drain_s: float) -> float:

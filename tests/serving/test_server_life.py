@@ -173,6 +173,17 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
         client.list_models()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_upon_signals_change_no_status(models: Path, start, workers: str) -> None:
+    server = start(models, "--workers", workers)
+    numbers = itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    while server.process.poll() is None:
+        server.process.send_signal(next(numbers))
+        time.sleep(0.002)  # it has to do more than to take them
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+
+
 def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
     for number in range(60):
         build_version(tmp_path / "models", f"pets-{number}")
