@@ -20,7 +20,10 @@ def leave_within(seconds: float) -> None:
     """If the process is still there by then, end it, with status 0."""
     timer = threading.Timer(seconds, _leave, (seconds,))  # the event loop may be what hangs
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError as error:
+        log.warning("the stop has no end of its own: %s", error)
 
 
 def end_whatever_is_signalled() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, running_server
+from tests.faults.process import MIB
 from tests.object_store import s3_environment
 from tests.photos import jpeg, slow_png
 from tests.ports import free_port
@@ -182,6 +184,16 @@ def test_signals_upon_signals_change_no_status(models: Path, start, workers: str
         time.sleep(0.002)  # it has to do more than to take them
     status, _, err = server.stop()
     assert status == 0 and "Traceback" not in err
+
+
+def test_a_stop_is_the_same_where_no_thread_can_be_had(models: Path, start) -> None:
+    """As in a container that has as many as it may have; here for want of room for its stack."""
+    server = start(models, "--control", "none")
+    pid = server.process.pid
+    mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (mapped + 4 * MIB, mapped + 4 * MIB))
+    status, _, err = server.stop()
+    assert status == 0 and "stopped" in err and "Traceback" not in err, err
 
 
 def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
