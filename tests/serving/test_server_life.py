@@ -272,6 +272,15 @@ def test_no_model_is_status_1_and_a_clear_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("versions", ["99", "alias"])
+def test_where_no_version_is_asked_for_none_is_called_refused(models: Path, versions: str) -> None:
+    done = run_serve("--models", str(models), "--port", "0", "--versions", versions)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: no model to serve in")
+    assert f": versions is {versions}, and none there is of these;" in last
+
+
 def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
