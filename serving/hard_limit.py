@@ -4,8 +4,10 @@ A photo that is being decoded, a model that is being loaded, a download: none of
 short, and the interpreter would wait for their threads.
 """
 
+import asyncio
 import logging
 import os
+import signal
 import threading
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,19 @@ def leave_within(seconds: float) -> None:
     """If the process is still there by then, end it, with status 0."""
     timer = threading.Timer(seconds, _leave, (seconds,))  # the event loop may be what hangs
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError as error:
+        log.warning("the stop has no end of its own: %s", error)
+
+
+def end_whatever_is_signalled() -> None:
+    """What is left to do ends by itself, and with the status that it has: another SIGTERM would be
+    that status, once the event loop has no handlers any more."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(seconds: float) -> None:

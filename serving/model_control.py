@@ -99,6 +99,8 @@ class ModelControl:
                 if self.troubles.texts:
                     raise Unavailable(f"{where}: {self.troubles.texts[0]}")
                 found = "every version there is refused" if names else "there is none"
+                if names and not any(model.refused for model in self._models.values()):
+                    found = f"versions is {self.settings.versions}, and none there is of these"
                 raise NotFound(
                     f"{where}: {found}; publish one with `train`, or see `models verify`"
                 )

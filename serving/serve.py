@@ -15,12 +15,13 @@ from serving.commandline import fail
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
-from serving.hard_limit import CLOSING_S, leave_within
+from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.log_format import configure_logging
+from serving.rereading import follow
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
-from serving.worker import told_settings, when_parent_ends, worker_index
+from serving.worker import tell_parent, told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
         if beginning.done():
             port, catalogue = beginning.result()
             announce(settings, port, described(catalogue))
-            following = asyncio.ensure_future(follow(server, hung_up, reread))
+            if worker_index() is not None:
+                tell_parent(lambda: server.ready)
+            following = asyncio.ensure_future(follow(hung_up, reread, server.reconfigure))
             await stop
             following.cancel()
             log.info("stopping: running calls may finish within %g s", server.drain_s)
@@ -58,6 +61,7 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
     finally:
         await server.close()
     log.info("stopped")
+    end_whatever_is_signalled()
 
 
 async def begin(server: Server) -> tuple[int, Catalogue]:
@@ -67,21 +71,6 @@ async def begin(server: Server) -> tuple[int, Catalogue]:
         return await server.open(), await server.load()
     catalogue = await server.load()
     return await server.open(), catalogue
-
-
-async def follow(
-    server: Server, hung_up: asyncio.Event, reread: Callable[[], ServerSettings]
-) -> None:
-    """At each SIGHUP, read the configuration again; one that is wrong changes nothing."""
-    while True:
-        await hung_up.wait()
-        hung_up.clear()
-        try:
-            await server.reconfigure(reread())
-        except PawprintError as error:
-            log.error("the configuration stays as it was: %s", error)
-        except Exception:  # a defect of ours must not end this
-            log.exception("unexpected error while the configuration was taken over")
 
 
 async def check(settings: ServerSettings) -> bool:

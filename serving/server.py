@@ -121,6 +121,11 @@ class Server:
         """How long running calls may take to finish, as it is set now."""
         return self._settings.drain_s
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes calls and has a version that answers."""
+        return self._edge.ready
+
     async def open(self) -> int:
         """Listen, and serve what is loaded; returns the port. Raises Unavailable if it can't be
         had, InvalidRequest if the TLS files can't be used."""
@@ -174,7 +179,7 @@ class Server:
                 settings.metrics_host,
                 settings.metrics_port,
                 self._metrics.registry,
-                lambda: self._edge.ready,
+                lambda: self.ready,
             )
         await self._grpc.start()
         return port

@@ -5,11 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from serving.settings import ServerSettings
 
 INDEX = "PAWPRINT_WORKER"
 SETTINGS = "PAWPRINT_WORKER_SETTINGS"
+# What the parent is told of so often, once calls are taken.
+BEAT_S = 1.0
+ANSWERS, CAN_NOT_ANSWER = b"+", b"-"
 
 
 def worker_index() -> int | None:
@@ -35,3 +39,17 @@ def when_parent_ends(ended: Callable[[], None]) -> None:
             ended()
 
     loop.add_reader(descriptor, readable)
+
+
+def tell_parent(answers: Callable[[], bool]) -> None:
+    """From now on tell the parent again and again that this event loop runs, and what `answers`
+    says: whether calls can be answered."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdout.fileno()
+    os.set_blocking(descriptor, False)
+
+    def beat() -> None:
+        with suppress(OSError):  # one that is stopped does not read, one that is gone never will
+            os.write(descriptor, ANSWERS if answers() else CAN_NOT_ANSWER)
+        loop.call_later(BEAT_S, beat)
+
+    beat()

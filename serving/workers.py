@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,15 +23,16 @@ from prometheus_client import CollectorRegistry
 from serving.announcement import announce
 from serving.channel import host_port
 from serving.cores import usable_cores
-from serving.errors import PawprintError, Unavailable
-from serving.hard_limit import CLOSING_S
+from serving.errors import Unavailable
+from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
+from serving.rereading import follow
 from serving.settings import ServerSettings, differing, read_settings, taken_over
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import read_tokens
-from serving.worker import INDEX, SETTINGS
+from serving.worker import ANSWERS, BEAT_S, INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 RESTART_WAITS_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 # One that lived so long counts as sound again.
 SOUND_AFTER_S = 60.0
+# One that is silent at so many looks in a row, or says that it can't answer while others can, is
+# replaced. However busy it is, or whatever it loads, its event loop never stands still so long.
+PATIENCE = 30
 # One that still lives so long after its own hard limit is killed.
 MARGIN_S = 3.0
 
@@ -54,7 +58,8 @@ class Plan:
 
     def own(self, index: int) -> dict[str, str | int]:
         """The settings that a worker never reads for itself."""
-        settings, share = self.settings, max(1, usable_cores() // self.settings.workers)
+        settings = self.settings
+        share = share_of(usable_cores(), settings.workers, index)
         return {
             "workers": 1,
             "port": self.port,
@@ -81,6 +86,11 @@ class Plan:
         }
 
 
+def share_of(cores: int, workers: int, index: int) -> int:
+    """Of the cores, at least 1; what is left over once they are dealt out goes to the first."""
+    return max(1, (cores + workers - 1 - index) // workers)
+
+
 class Worker:
     """One of the processes, and those that follow it."""
 
@@ -90,6 +100,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._serves = False
         self._hung_up = False  # while it did not serve yet
+        self.answers = False  # as it said last
 
     async def start(self) -> str:
         """Returns what the worker says once it serves; "" if it ended before that.
@@ -120,11 +131,16 @@ class Worker:
         assert self._process is not None
         return await self._process.wait()
 
-    async def keep(self) -> None:
-        """Start it again whenever it dies, until this is cancelled."""
+    async def keep(self, workers: Sequence["Worker"]) -> None:
+        """Start it again whenever it dies, or has to, until this is cancelled. workers: all."""
         deaths, since = 0, time.monotonic()
         while True:
-            status = await self.ended()
+            watching = asyncio.ensure_future(self._watch(workers))
+            try:
+                status = await self.ended()
+            finally:
+                watching.cancel()
+            self.answers = False
             deaths = 1 if time.monotonic() - since > SOUND_AFTER_S else deaths + 1
             wait_s = RESTART_WAITS_S[min(deaths, len(RESTART_WAITS_S)) - 1]
             log.error(
@@ -137,6 +153,41 @@ class Worker:
                     log.info("worker %d serves again", self._index)
             except Unavailable as error:  # the one before has ended: the next wait follows
                 log.error("%s", error)
+
+    async def _watch(self, workers: Sequence["Worker"]) -> None:
+        """End it once it hangs, or can't answer where others can; it gets connections all the same.
+
+        Looks are counted, not time: nobody could speak while the machine slept, or was heard while
+        we were stopped.
+        """
+        silent = unfit = 0
+        while max(silent, unfit) < PATIENCE:
+            await asyncio.sleep(BEAT_S)
+            said = await self._said()
+            self.answers = said.endswith(ANSWERS)
+            silent = 0 if said else silent + 1
+            if self.answers:
+                unfit = 0
+            elif said and any(worker.answers for worker in workers):
+                unfit += 1
+        for_s = PATIENCE * BEAT_S
+        if silent:
+            log.error("worker %d hangs: silent for %g s, it is killed", self._index, for_s)
+            self.signal(signal.SIGKILL)
+        else:
+            log.error(
+                "worker %d can't answer, as others can, for %g s: it ends", self._index, for_s
+            )
+            await self.stop(longest_stop_s(self._plan.settings.drain_s))
+
+    async def _said(self) -> bytes:
+        """Since it was last asked."""
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            async with asyncio.timeout(0):  # what is there already
+                return await self._process.stdout.read(2**16)
+        except TimeoutError:
+            return b""
 
     def signal(self, number: int) -> None:
         """SIGHUP waits until it serves: before, it would end it."""
@@ -193,24 +244,23 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
     drain_s = settings.drain_s  # the longest that a worker may have been told
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # Workers have it from us: to a terminal with `stty tostop` they are of the background.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     with reserve(settings.host, settings.port) as reserved, gathered_metrics(settings):
         port = int(reserved.getsockname()[1])
         plan = Plan(arguments=arguments, port=port, settings=settings)
         workers = [Worker(index, plan) for index in range(settings.workers)]
 
-        def hang_up() -> None:
+        def reread() -> ServerSettings:
+            return read_settings(arguments, os.environ)
+
+        async def take_over(read: ServerSettings) -> None:
             """Workers would not see what is wrong with, or new in, a setting that they are told."""
             nonlocal drain_s
-            try:
-                read = read_settings(arguments, os.environ)
-                live, fixed = differing(plan.settings, read)
-                taken = taken_over(plan.settings, read)
-                if "only" in live and "://" not in taken.models:  # a bucket may take its time
-                    with suppress(OSError, Unavailable):  # to be said by the workers
-                        check_only(taken, open_repository(taken.models).stamps())
-            except PawprintError as error:
-                log.error("the configuration stays as it was: %s", error)
-                return
+            live, fixed = differing(plan.settings, read)
+            taken = taken_over(plan.settings, read)
+            if "only" in live:  # one that is started again would not find it, and end
+                await asyncio.to_thread(check_models, taken)
             if changed := [name for name in fixed if name in plan.own(0)]:
                 log.warning("only a restart changes: %s", ", ".join(changed))
             plan.settings = taken
@@ -218,7 +268,19 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             for worker in workers:
                 worker.signal(signal.SIGHUP)
 
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        def suspend() -> None:
+            """Ctrl-Z: all stand still, and go on together, as one process would."""
+            for worker in workers:
+                worker.signal(signal.SIGSTOP)
+            loop.remove_signal_handler(signal.SIGTSTP)
+            os.kill(os.getpid(), signal.SIGTSTP)  # returns once we are continued
+            loop.add_signal_handler(signal.SIGTSTP, suspend)
+            for worker in workers:
+                worker.signal(signal.SIGCONT)
+
+        hung_up = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+        loop.add_signal_handler(signal.SIGTSTP, suspend)
         stop = asyncio.ensure_future(stopped.wait())
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))
         try:
@@ -229,7 +291,9 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             if not all(lines):
                 return await _failed(lines.index(""), workers)
             announce(settings, port, f"{lines[0].partition(': ')[2]}; {len(workers)} workers")
-            tending = asyncio.ensure_future(_keep(workers))
+            tending = asyncio.ensure_future(
+                _keep(workers, beside=follow(hung_up, reread, take_over))
+            )
             await _first(tending, stop)
             if tending.done():
                 tending.result()  # raises: a defect of ours
@@ -237,8 +301,14 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         finally:
             tending.cancel()
             await asyncio.wait({tending})
-            within_s = drain_s + CLOSING_S + MARGIN_S
+            within_s = longest_stop_s(drain_s)
             await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+            leave_within(CLOSING_S)  # a look at a bucket that take_over began may last longer
+            end_whatever_is_signalled()
+
+
+def longest_stop_s(drain_s: float) -> float:
+    return drain_s + CLOSING_S + MARGIN_S
 
 
 def check_files(settings: ServerSettings) -> None:
@@ -249,12 +319,18 @@ def check_files(settings: ServerSettings) -> None:
         read_tokens(Path(settings.tokens))
 
 
+def check_models(settings: ServerSettings) -> None:
+    """Raises NotFound if a model that the settings ask for is not there."""
+    with suppress(OSError, Unavailable):  # to be said by the workers
+        check_only(settings, open_repository(settings.models).stamps())
+
+
 async def _start(workers: Sequence[Worker]) -> list[str]:
     return await asyncio.gather(*(worker.start() for worker in workers))
 
 
-async def _keep(workers: Sequence[Worker]) -> None:
-    await asyncio.gather(*(worker.keep() for worker in workers))
+async def _keep(workers: Sequence[Worker], *, beside: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(beside, *(worker.keep(workers) for worker in workers))
 
 
 async def _failed(index: int, workers: Sequence[Worker]) -> int:

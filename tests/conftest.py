@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,11 @@ class ServerProcess:
 
 
 def start_server(
-    models: Path, folder: Path, *flags: str, python: Path | str = sys.executable
+    models: Path,
+    folder: Path,
+    *flags: str,
+    python: Path | str = sys.executable,
+    program: Sequence[str] = ("-m", "serving.serve"),
 ) -> ServerProcess:
     """Start `serve` on a free port and wait until it is ready; `folder` takes its port file and
     its log."""
@@ -94,7 +99,7 @@ def start_server(
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [
-                *(str(python), "-m", "serving.serve", "--models", str(models)),
+                *(str(python), *program, "--models", str(models)),
                 *("--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags),
             ],
             cwd=ROOT,
@@ -116,11 +121,11 @@ def start_server(
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """start_server(models, *flags); what still runs at the end is killed."""
+    """start_server(models, *flags, ...); what still runs at the end is killed."""
     started: list[ServerProcess] = []
 
-    def begin(models: Path, *flags: str, python: Path | str = sys.executable) -> ServerProcess:
-        started.append(start_server(models, tmp_path, *flags, python=python))
+    def begin(models: Path, *flags: str, **how: Any) -> ServerProcess:
+        started.append(start_server(models, tmp_path, *flags, **how))
         return started[-1]
 
     yield begin

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, running_server
+from tests.faults.process import MIB
 from tests.object_store import s3_environment
 from tests.photos import jpeg, slow_png
 from tests.ports import free_port
@@ -173,6 +175,27 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
         client.list_models()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_upon_signals_change_no_status(models: Path, start, workers: str) -> None:
+    server = start(models, "--workers", workers)
+    numbers = itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    while server.process.poll() is None:
+        server.process.send_signal(next(numbers))
+        time.sleep(0.002)  # it has to do more than to take them
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+
+
+def test_a_stop_is_the_same_where_no_thread_can_be_had(models: Path, start) -> None:
+    """As in a container that has as many as it may have; here for want of room for its stack."""
+    server = start(models, "--control", "none")
+    pid = server.process.pid
+    mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (mapped + 4 * MIB, mapped + 4 * MIB))
+    status, _, err = server.stop()
+    assert status == 0 and "stopped" in err and "Traceback" not in err, err
+
+
 def test_a_stop_while_loading_ends_with_status_0(tmp_path: Path) -> None:
     for number in range(60):
         build_version(tmp_path / "models", f"pets-{number}")
@@ -247,6 +270,15 @@ def test_no_model_is_status_1_and_a_clear_error(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: no model to serve in")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("versions", ["99", "alias"])
+def test_where_no_version_is_asked_for_none_is_called_refused(models: Path, versions: str) -> None:
+    done = run_serve("--models", str(models), "--port", "0", "--versions", versions)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: no model to serve in")
+    assert f": versions is {versions}, and none there is of these;" in last
 
 
 def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:

@@ -8,21 +8,34 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
+from serving.copying import copy_version
 from serving.errors import InvalidRequest
+from serving.repository import Repository
+from serving.storage import open_repository
+from serving.workers import share_of
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
-from tests.object_store import s3_environment
-from tests.photos import jpeg
+from tests.object_store import BUCKET, running_store, s3_environment
+from tests.photos import encode, jpeg
 from tests.ports import free_port
+from tests.serving.test_service import request
+from tests.tiny import build_version, tiny_model
 from tests.waiting import until, until_said
 
 
@@ -52,16 +65,28 @@ def listening(pid: int, port: int) -> bool:
     return any(f"socket:[{inode}]" in held for inode in inodes)
 
 
-def running(pid: int) -> bool:
+def state(pid: int) -> str:
+    """As the kernel has it: S asleep, T stopped, Z dead ...; "" for none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""
+
+
+def running(pid: int) -> bool:
+    return state(pid) not in ("Z", "")
 
 
 @pytest.fixture
 def pair(models: Path, start) -> ServerProcess:
     return start(models, "--workers", "2", "--control", "none")
+
+
+@pytest.mark.parametrize(
+    "cores, shares", [(1, [1, 1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (5, [2, 2, 1])]
+)
+def test_no_core_is_left_over(cores: int, shares: list[int]) -> None:
+    assert [share_of(cores, len(shares), index) for index in range(len(shares))] == shares
 
 
 def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> None:
@@ -147,6 +172,99 @@ def test_a_worker_takes_no_connection_before_it_can_answer() -> None:
             process.wait()
 
 
+# Waits for a worker that hangs, or can't answer, for as many seconds alone.
+IMPATIENT = "import serving.workers as w; w.PATIENCE = 6; from serving.launch import serve; serve()"
+ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+
+
+def test_a_worker_that_hangs_is_replaced_and_costs_its_own_calls_alone(models: Path, start) -> None:
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", IMPATIENT))
+    ended = threading.Event()
+    answered = [0] * 16
+    failures: dict[int, grpc.StatusCode] = {}
+
+    def call(index: int) -> None:
+        """On a connection of its own, until a call fails."""
+        with grpc.insecure_channel(server.address, ALONE) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            while not ended.is_set():
+                try:
+                    stub.Classify(request(jpeg()), timeout=60)
+                    answered[index] += 1
+                except grpc.RpcError as error:
+                    failures[index] = error.code()
+                    return
+
+    callers = [threading.Thread(target=call, args=(index,)) for index in range(len(answered))]
+    for caller in callers:
+        caller.start()
+    until(lambda: min(answered) > 2)
+    before = workers_of(server)
+    os.kill(min(before), signal.SIGSTOP)
+    at_the_stop = list(answered)
+    until_said(server.log, "hangs: silent for 6 s, it is killed")
+    until_said(server.log, "serves again")
+    unharmed = [i for i in range(len(answered)) if answered[i] > at_the_stop[i] + 20]
+    ended.set()
+    for caller in callers:
+        caller.join()
+    assert set(failures.values()) == {grpc.StatusCode.UNAVAILABLE}
+    assert unharmed and not failures.keys() & set(unharmed)
+    assert len(unharmed) + len(failures) == len(answered)
+    port = int(server.address.rpartition(":")[2])
+    after = workers_of(server)
+    assert len(after) == 2 and min(before) not in after and max(before) in after
+    assert all(listening(pid, port) for pid in after)
+    status, _, err = server.stop()
+    assert status == 0 and err.count("hangs") == 1 and "Traceback" not in err
+
+
+def fails_on_white() -> onnx.ModelProto:
+    """The tiny net, whose engine has an error where all of a batch is white."""
+    model = tiny_model()
+    nodes, constants = model.graph.node, model.graph.initializer
+    for name, value in (("nothing", np.zeros(1, np.float32)), ("white", np.float32(254.5))):
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+    nodes[0].output[0] = "pixels"
+    for node in (
+        helper.make_node("Add", ["pixels", "zero"], ["float"]),
+        helper.make_node("Gather", ["nothing", "index"], ["zero"]),  # which has one element
+        helper.make_node("Cast", ["all"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Greater", ["least", "white"], ["all"]),
+        helper.make_node("ReduceMin", ["pixels"], ["least"], keepdims=0),
+    ):
+        nodes.insert(1, node)
+    return model
+
+
+def test_a_worker_that_can_not_answer_where_others_can_is_replaced(tmp_path: Path, start) -> None:
+    models = tmp_path / "models"
+    build_version(models, "pets", model=fails_on_white())
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", IMPATIENT))
+    file = models / "pets/1/model.onnx"
+    sound = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(sound[:-1])  # so that the engine can't be made anew
+    before = workers_of(server)
+    white = encode(Image.new("RGB", (32, 32), "white"), "PNG")
+    with grpc.insecure_channel(server.address, ALONE) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        stub.Classify(request(jpeg()))
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                stub.Classify(request(white))
+        until_said(server.log, "can't answer, as others can, for 6 s: it ends")
+        until_said(server.log, "ended with status 0; started again")
+    file.write_bytes(sound)
+    until_said(server.log, "serves again")
+    after = workers_of(server)
+    assert len(after) == 2 and len(before & after) == 1
+    status, _, err = server.stop()
+    assert status == 0 and err.count("as others can") == 1
+
+
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
     workers = workers_of(pair)
     pair.process.kill()
@@ -223,6 +341,44 @@ def test_what_a_terminal_signals_to_all_reaches_workers_by_their_parent(
     assert said.count("changed: nothing") == 2 and "Traceback" not in said
 
 
+# As a shell with job control starts it: else nothing that a terminal stops would stop.
+A_JOB = "import os; os.setpgid(0, 0); from serving.launch import serve; serve()"
+
+
+def test_ctrl_z_stops_all_and_they_go_on_together(models: Path, start) -> None:
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", A_JOB))
+    workers = workers_of(server)
+    with Client(server.address) as client:
+        for _ in range(2):
+            os.killpg(server.process.pid, signal.SIGTSTP)
+            until(lambda: all(state(pid) == "T" for pid in (server.process.pid, *workers)))
+            os.killpg(server.process.pid, signal.SIGCONT)
+            assert client.classify([jpeg()], model="pets").version == 1
+            until(lambda: all(state(pid) == "S" for pid in (server.process.pid, *workers)))
+    os.killpg(server.process.pid, signal.SIGTSTP)
+    until(lambda: state(server.process.pid) == "T")
+    server.process.send_signal(signal.SIGTERM)  # as `kill %1` does, which continues it then
+    status, _, err = server.stop(signal.SIGCONT)
+    assert status == 0 and "ended with status" not in err
+    assert not any(running(pid) for pid in workers)
+
+
+def test_a_terminal_that_stops_whom_it_finds_writing_stops_no_worker(models: Path, start) -> None:
+    """`stty tostop`: workers are of its background."""
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0), open(theirs, "rb", buffering=0):
+        modes = termios.tcgetattr(theirs)
+        modes[3] |= termios.TOSTOP
+        termios.tcsetattr(theirs, termios.TCSANOW, modes)
+        open_it = f"import os; os.setsid(); os.dup2(os.open({os.ttyname(theirs)!r}, os.O_RDWR), 2)"
+        program = ("-c", f"{open_it}; from serving.launch import serve; serve()")
+        server: ServerProcess = start(models, "--workers", "2", program=program)
+        status, _, _ = server.stop()
+        said = os.read(ours, 65536)
+        assert status == 0 and b" worker 0 " in said and b" worker 1 " in said
+
+
 def test_workers_import_what_their_parent_did(models: Path, tmp_path: Path) -> None:
     """And not what lies in the folder in which an installed `serve` is started."""
     (tmp_path / "serving").mkdir()
@@ -291,6 +447,31 @@ def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
     until_said(server.log, "changed: max_photos\n", times=2, after=after)
     status, _, err = server.stop()
     assert status == 0 and err.count("the configuration stays as it was") == 3
+
+
+def test_a_model_that_a_bucket_lacks_is_no_setting_of_workers_that_are_replaced(
+    models: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    (tmp_path / "store").mkdir()
+    with running_store(tmp_path / "store") as store:
+        store.put_into(monkeypatch)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        bucket = f"s3://{BUCKET}/models"
+        copy_version(Repository(models), "pets", 1, open_repository(bucket))
+        config = tmp_path / "serve.toml"
+        config.write_text("workers = 2\n")
+        server: ServerProcess = start(bucket, "--config", str(config))
+        config.write_text('workers = 2\nonly = "fish"\n')
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "no model 'fish' in s3://models/models, which `only` asks for")
+        os.kill(min(workers_of(server)), signal.SIGKILL)
+        until_said(server.log, "serves again")
+        config.write_text("workers = 2\nmax_photos = 2\n")
+        server.process.send_signal(signal.SIGHUP)
+        until_said(server.log, "changed: max_photos\n", times=2)
+        status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
 
 
 def said_in_vain(models: Path, *flags: str) -> list[str]:
