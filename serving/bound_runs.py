@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from serving.golden import OUTPUTS, Floats, Images
+from serving.runtime import onnxruntime
 
 _GRAPH = "gpu_graph_id"  # a run option; -1: neither captured nor replayed
 

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import io
 
-import onnxruntime
+from serving.runtime import onnxruntime
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnxruntime
 
 from serving.bound_runs import BoundRuns
 from serving.device import cuda_problem, tensorrt_problem
@@ -17,6 +16,7 @@ from serving.modelspec import Manifest
 from serving.precision import choose_precision
 from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
+from serving.runtime import onnxruntime
 from serving.session import open_session
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-import onnxruntime
-
 from serving.errors import BrokenVersion
 from serving.onnxfile import refuse_external_data
 from serving.providers import CPU, Provider
+from serving.runtime import onnxruntime
 
 _SILENT, _ERROR, _WARNING = 4, 3, 2  # ONNX Runtime's log severities
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ CORE = {
     "onnxfile",
     "precision",
     "providers",
+    "runtime",
     "session",
     "setting",
     "shadowing",
@@ -152,6 +154,25 @@ def test_the_core_knows_no_grpc(name: str) -> None:
     path = ROOT / "serving" / f"{name}.py"
     assert not tops(path) & {"grpc", "protos", "google", "grpc_health", "grpc_reflection"}
     assert of_serving(path) <= CORE
+
+
+def test_serving_imports_onnx_runtime_where_its_telemetry_is_off() -> None:
+    for name, path in modules("serving").items():
+        assert "onnxruntime" not in imports(path) or name == "serving.runtime"
+
+
+@pytest.mark.parametrize("module", ["serving.engine", "trainer.onnx_runner", "trainer.quantize"])
+def test_onnx_runtime_keeps_no_record_of_this_machine(module: str, tmp_path: Path) -> None:
+    """What it would send lies below the home folder, from its import on."""
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    environment.pop("XDG_CACHE_HOME", None)
+    asked = f"import {module}, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    said = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, cwd=ROOT, capture_output=True, check=True
+    )
+    assert said.stdout == b"1\n"
+    assert [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)] == []
 
 
 def test_the_batcher_knows_no_onnx_runtime() -> None:
