@@ -21,7 +21,7 @@ from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.over_grpc import Server
-from trainer.analysis.report import NAMED, k255, percent, threshold_text
+from trainer.analysis.report import NAMED, k255, percent, threshold_text, whole
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
 from trainer.analysis.trust import USUAL
@@ -232,7 +232,7 @@ def _text(report: dict[str, Any], folder: str) -> str:
     passing = ", ".join(
         f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
     )
-    lines.append(f"strangers    {passing} are as sure as {percent(USUAL)} of photos")
+    lines.append(f"strangers    {passing} are as sure as {whole(USUAL)} of photos")
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
@@ -251,11 +251,11 @@ def _believed(trust: dict[str, Any]) -> str:
     """The threshold for the highest accuracy that is shown."""
     shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
     if not shown:
-        least = percent(trust["thresholds"][0]["accuracy"])
+        least = whole(trust["thresholds"][0]["accuracy"])
         return f"too few photos to show from which probability on {least} are right"
     best = shown[-1]
     return (
-        f"from a probability of {threshold_text(best['threshold'])} on {percent(best['accuracy'])} "
+        f"from a probability of {threshold_text(best['threshold'])} on {whole(best['accuracy'])} "
         f"are right or more; {percent(best['answered'])} of photos are answered then"
     )
 

@@ -31,6 +31,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         "norm": lambda norm: NORMS[norm],
         "duration": duration,
         "floor": threshold_text,
+        "whole": whole,
         "heat": lambda accuracy: f"hsl({round(120 * accuracy)} 55% 86%)",
     }
     clean = report["clean"]["fp32"]
@@ -55,6 +56,11 @@ def percent(share: float) -> str:
     if share < 5e-5 or share > 1 - 5e-5:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
+
+
+def whole(share: float) -> str:
+    """Of shares that were chosen, not measured."""
+    return f"{100 * share:g} %"
 
 
 def threshold_text(threshold: float) -> str:
