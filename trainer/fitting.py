@@ -29,6 +29,7 @@ from trainer.stages import frozen_stages
 from trainer.tracking import figures_of
 from trainer.training import Epoch, FineTuned, fine_tune
 
+EXPORTED_FROM = 1000  # photos whose features gain what an export costs that is not published
 SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 
 
@@ -113,8 +114,10 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     targets = np.concatenate([data.targets("train"), data.targets("val")])
     cache = cache_of(config, classifier, console.line)
     open_net: Callable[[Classifier], FeatureNet] = in_torch
-    if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
-        # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
+    exports = config.epochs == 0 or len(photos) >= EXPORTED_FROM
+    if exports and classifier.head.weight.device.type == "cpu":
+        # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
+        # export is due anyway; a net that can't be exported says so before it is trained.
         run.exporter.prepare(classifier, graph_cache_of(config, classifier, console.line))
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:

@@ -22,6 +22,7 @@ from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
+from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
@@ -287,6 +288,30 @@ def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier.1.weight", "classifier.1.bias"}
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1
+
+
+def test_features_of_many_photos_come_from_the_exported_backbone_though_fine_tuning_follows(
+    trained: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    arguments = [
+        *("--data", trained.photos, "--name", "many", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", trained.repository.root / "shapes/1" / "weights.safetensors"),
+        *("--size", 32, "--epochs", 1),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    few = capsys.readouterr().out
+    monkeypatch.setattr(fitting, "EXPORTED_FROM", 1)
+    assert main([str(argument) for argument in arguments]) == 0
+    many = capsys.readouterr().out
+    features = "Features of the frozen backbone"
+    assert few.index("Exporting to ONNX") > few.index(features)
+    assert many.index("Exporting to ONNX") < many.index(features)
+    one, other = (Repository(tmp_path).manifest("many", number) for number in (1, 2))
+    logits = (m.variants["fp32"].metrics.nll for m in (one, other))
+    assert next(logits) == pytest.approx(next(logits), rel=1e-3)
 
 
 def test_the_next_probe_with_a_cache_exports_nothing_and_is_the_same(
