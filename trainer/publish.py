@@ -9,7 +9,6 @@ import shlex
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from trainer.data import PhotoData
 from trainer.export import OPSET, Served
 from trainer.known_photos import SPLIT
 from trainer.metrics import expected_calibration_error, softmax
+from trainer.packages import ONNX_RUNTIMES, versions_of
 from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.preparing import Run
@@ -40,7 +40,7 @@ from trainer.variants import FP32, Bench, add_precisions, as_variants, save_gold
 MODEL = "model.onnx"
 
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
-_SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "pillow")
+_SOFTWARE = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", *ONNX_RUNTIMES, "pillow")
 
 
 def publish(run: Run, fitted: Fitted, started: float) -> Published:
@@ -147,5 +147,5 @@ def training_json(fitted: Fitted, uncalibrated_ece: float, data: PhotoData) -> s
 
 def _software(backbone: str) -> dict[str, str]:
     extra = ("timm",) if backbone.startswith(PREFIX) else ()
-    packages = {name: installed(name) for name in (*_SOFTWARE, *extra, "numpy", "scipy")}
+    packages = versions_of((*_SOFTWARE, *extra, "numpy", "scipy"))
     return {"python": platform.python_version(), **packages}
