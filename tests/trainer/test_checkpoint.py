@@ -258,6 +258,79 @@ def test_a_checkpoint_that_can_not_be_removed_costs_no_published_version(
     assert "test accuracy" in said and Repository(tmp_path / "out").versions("shapes") == [1]
 
 
+KILLED = """
+import os, signal, sys
+from trainer.checkpoint import Checkpoints
+from trainer.train import main
+
+def killed(self, *published):
+    noted(self, *published)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+noted = {"note": Checkpoints.note, "delete": lambda self: None}[sys.argv[1]]
+setattr(Checkpoints, sys.argv[1], killed)
+main(sys.argv[2:])
+"""
+
+
+def killed_once_it_is_to(do: str, arguments: list[str]) -> None:
+    """`do`: note, the last thing before the version is there, or delete, the first one after."""
+    done = subprocess.run([sys.executable, "-c", KILLED, do, *arguments], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_killed_once_it_is_published_the_same_command_publishes_it_no_second_time(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
+):
+    kept = tmp_path / "kept" if asked else tmp_path / "out/.checkpoints"
+    more = ["--epochs", "1", *(["--checkpoints", str(kept)] if asked else [])]
+    arguments = command(photos(), tmp_path / "out", *more)
+    repository = Repository(tmp_path / "out")
+    killed_once_it_is_to("note", arguments)
+    assert repository.versions("shapes") == []
+    killed_once_it_is_to("delete", arguments)
+    published = repository.manifest("shapes", 1)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"This has been published before it was stopped: {tmp_path}/out/shapes/1" in said
+    assert "test accuracy" in said and "Epoch" not in said
+    assert repository.versions("shapes") == [1]
+    assert repository.manifest("shapes", 1) == published
+    assert list(kept.iterdir()) == []
+    if asked:  # a second training, as the first one's end is known; and other things of that
+        killed_once_it_is_to("delete", arguments)
+        assert main([*arguments, "--max-accuracy-loss", "0.5"]) == 0
+        assert repository.versions("shapes") == [1, 2, 3]
+
+
+def test_what_was_noted_of_another_training_is_not_of_this_one(tmp_path: Path):
+    for epoch in (1, 2):
+        one = checkpoints(tmp_path)
+        one.save(state(epoch))
+        if epoch == 1:
+            one.note(7, "digest")
+            assert (again := checkpoints(tmp_path)).load() is not None
+            assert again.noted() == (7, "digest")
+    assert (other := checkpoints(tmp_path)).load() is not None
+    assert other.noted() is None and checkpoints(tmp_path).noted() is None
+
+
+def test_interrupted_once_it_is_published_it_says_so(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def interrupted(metrics: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.pipeline.figures_on_test", interrupted)
+    assert main(command(photos(), tmp_path / "out", "--epochs", "1")) == 0
+    said = capsys.readouterr()
+    assert "test accuracy" in said.out and said.err == ""
+
+
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
