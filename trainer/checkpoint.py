@@ -37,6 +37,7 @@ class Checkpoint:
     best: State  # weights of the best epoch so far
     average: State  # of the weights, where one is kept
     average_steps: int
+    parts: int  # in which a batch is computed: what batch norm and dropout do depends on it
     logits: dict[str, torch.Tensor]  # on val: "first" and "best"
     history: list[list[float | None]]  # an Epoch each
 
