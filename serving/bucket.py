@@ -4,7 +4,7 @@ Credentials come from the environment alone, as each store's own tools read them
 (AWS_ACCESS_KEY_ID or a role, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...).
 """
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.conditional_write import replace_if
-from serving.errors import InvalidRequest, Unavailable, to_install
+from serving.errors import InvalidRequest, Unavailable, lacks
 
 # scheme -> (fsspec's package, the extra that installs it)
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
@@ -48,8 +48,10 @@ class Bucket:
                 "environment alone"
             )
         package, extra = SCHEMES[scheme]
-        if importlib.util.find_spec(package) is None:
-            raise InvalidRequest(f"{scheme}:// needs the package {package}; {to_install(extra)}")
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InvalidRequest(lacks(f"{scheme}://", package, error, extra)) from error
         self.location = f"{scheme}://{rest.strip('/')}"
         self._root = rest.strip("/")
         self._scheme = scheme

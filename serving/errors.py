@@ -31,6 +31,14 @@ def to_install(extra: str) -> str:
     )
 
 
+def lacks(what: str, package: str, error: Exception, extra: str) -> str:
+    """`what` needs a package of an extra that is missing, or whose import raised `error`."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name == package
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    why = "" if missing else f", which can't be loaded ({reason})"
+    return f"{what} needs the package {package}{why}; {to_install(extra)}"
+
+
 class PawprintError(Exception):
     """Something a user or a caller can put right; str(error) says what to do."""
 

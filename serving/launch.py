@@ -3,10 +3,11 @@
 import importlib
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.errors import to_install
+from serving.errors import lacks
 
 _OURS = ("protos", "serving", "trainer")
 
@@ -45,15 +46,33 @@ def _interruptible() -> Iterator[None]:
 
 
 def _start(module: str, extra: str) -> int:
+    loading = True
     try:
         with _interruptible():
             main = importlib.import_module(module).main
+        loading = False
         return int(main() or 0)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in _OURS:
+    except Exception as error:
+        # Packages that don't fit each other raise what they like, but where they are imported.
+        if not loading and not isinstance(error, ImportError):
             raise
-        print(
-            f"error: this needs the package {error.name}; {to_install(extra)}",
-            file=sys.stderr,
-        )
+        package = getattr(error, "name", None) or _blamed(error)
+        if package is None or package.partition(".")[0] in _OURS:
+            raise
+        if not isinstance(error, ModuleNotFoundError):
+            package = package.partition(".")[0]
+        print(f"error: {lacks('this', package, error, extra)}", file=sys.stderr)
         return 2
+
+
+def _blamed(error: Exception) -> str | None:
+    """The package that raised it, or the one that ours imported which that belongs to; None: ours
+    did."""
+    blamed = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package in _OURS:
+            blamed = None
+        elif blamed is None and package != "importlib":
+            blamed = package
+    return blamed

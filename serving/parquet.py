@@ -1,12 +1,11 @@
 """Answers as Parquet: one row a photo."""
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
 
 from serving.answers import Response
-from serving.errors import InvalidRequest, to_install
+from serving.errors import InvalidRequest, lacks
 
 
 def row_of(photo: str, response: Response | None, error: str | None) -> dict[str, Any]:
@@ -60,6 +59,9 @@ def failed_rows(data: bytes, name: str) -> int:
 
 
 def require_pyarrow() -> None:
-    """Raises InvalidRequest where it is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise InvalidRequest(f"--out needs the package pyarrow; {to_install('parquet')}")
+    """Raises InvalidRequest where it is not installed, or can't be loaded."""
+    try:
+        import pyarrow
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise InvalidRequest(lacks("--out", "pyarrow", error, "parquet")) from error

@@ -11,7 +11,7 @@ import uvloop
 
 from serving.announcement import announce, withdraw
 from serving.catalogue import Catalogue
-from serving.commandline import fail
+from serving.commandline import fail, reader_may_leave
 from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings.decoders,
         )
         if asks_check(arguments):
-            sys.exit(0 if asyncio.run(check(settings)) else 1)
+            with reader_may_leave():
+                sys.exit(0 if asyncio.run(check(settings)) else 1)
         withdraw(settings)
         if settings.workers > 1:
             given = sys.argv[1:] if arguments is None else arguments

@@ -31,7 +31,7 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise InvalidRequest(
-                f"{ENDPOINT} is set, but OpenTelemetry is not installed: unset it, or "
+                f"{ENDPOINT} is set, but OpenTelemetry can't be loaded ({error}): unset it, or "
                 f"{to_install('otel')}"
             ) from error
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.

@@ -37,6 +37,7 @@ class Checkpoint:
     best: State  # weights of the best epoch so far
     average: State  # of the weights, where one is kept
     average_steps: int
+    parts: int  # in which a batch is computed: what batch norm and dropout do depends on it
     logits: dict[str, torch.Tensor]  # on val: "first" and "best"
     history: list[list[float | None]]  # an Epoch each
 
@@ -90,6 +91,8 @@ class Checkpoints:
         self._tell = tell
         self._started = time.monotonic() if started is None else started
         self.earlier_s = 0.0  # that processes before this one took, up to the checkpoint loaded
+        self._last_s: float | None = None  # what the file says: no two trainings take the same
+        self._note = self.path.with_name(f"{self.path.name}.published")
 
     def check(self) -> None:
         """Raises InvalidRequest if no file can be made in the folder."""
@@ -111,6 +114,7 @@ class Checkpoints:
         for it, is told of.
         """
         sweep(self.path)
+        sweep(self._note)
         try:
             if self.path.exists():
                 return self._read(self.path)
@@ -148,7 +152,7 @@ class Checkpoints:
                 f"{'; '.join(different)}",
                 "give those, or delete it to start anew",
             )
-        self.earlier_s = seconds
+        self.earlier_s = self._last_s = seconds
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -161,6 +165,7 @@ class Checkpoints:
         try:
             with replaced(self.path) as file:
                 torch.save(content, file)
+            self._last_s = seconds
         except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "no space is left" if full else str(error).strip().split("\n")[0]
@@ -180,6 +185,22 @@ class Checkpoints:
             file.write(save({name: value.contiguous() for name, value in state.items()}))
         return self._weights
 
+    def note(self, version: int, digest: str) -> None:
+        """Before the model is published, as which version and with which manifest: who is killed
+        before the checkpoint is deleted finds by that what has been done. Raises OSError."""
+        if self._last_s is not None:
+            with replaced(self._note) as file:
+                file.write(json.dumps([self._last_s, version, digest]).encode())
+
+    def noted(self) -> tuple[int, str] | None:
+        """What a process before this one has noted of the training that was gone on with."""
+        try:
+            seconds, version, digest = json.loads(self._note.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return (version, digest) if seconds == self._last_s else None
+
     def delete(self) -> None:
         """Once the model is published."""
         self.path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)  # last: without its checkpoint it says nothing

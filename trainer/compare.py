@@ -52,10 +52,10 @@ def compare(
                 done = rows[-1]  # said at once: what comes may fail
                 console.line(f"Published {done.version}: {done.trained}")
     if rows:
-        _say(rows, console)
         path = root / f"{settings['name']}-comparison.json"
         path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         _plot(rows, path.with_suffix(".png"))
+        _say(rows, console)
         console.line(f"The table and its plot: {path} and .png")
     return rows
 

@@ -86,6 +86,12 @@ class TrainConfig:
         _range("seed", self.seed, 0, 2**31 - 1)
         _range("val_fraction", self.val_fraction, 0.01, 0.5)
         _range("test_fraction", self.test_fraction, 0.01, 0.5)
+        if self.val_fraction + self.test_fraction >= 1:
+            raise InvalidRequest(
+                f"val_fraction {self.val_fraction:g} and test_fraction {self.test_fraction:g} "
+                "leave nothing to train on; lower one, or leave it out where the photos bring that "
+                "split"
+            )
         _range("epochs", self.epochs, 0, 10_000)
         _range("batch_size", self.batch_size, 2, 4096)
         _range("learning_rate", self.learning_rate, 1e-8, 10.0)

@@ -1,5 +1,6 @@
 """What a run says: a progress bar on a terminal, plain lines in a log, and JSON on demand."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +18,36 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from trainer.exit_status import FAILED
+
 T = TypeVar("T")
 Advance = Callable[[int, str], None]  # how many are done since the last call, and a note
 
 _LOG_EVERY_S = 10.0
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Around what is said of work that is done: as in `... | head`, whoever reads stdout may have
+    left, which undoes none of it. What can't be written otherwise ends the command."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # which rich makes of the former
+        _to_nowhere()
+    except OSError as error:
+        _to_nowhere()
+        print(
+            f"error: what is done is done, but stdout takes no more of it ({error.strerror})",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED)
+
+
+def _to_nowhere() -> None:
+    """With what is left of stdout, which is written when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:

@@ -9,6 +9,7 @@ from typing import Any
 from serving.errors import InvalidRequest
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.packages import require_packages
 
 FROM_SCRATCH = {
     "epochs": 15,
@@ -28,6 +29,7 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     """
     if not given.get("data"):
         raise InvalidRequest("--data is required; see train --help")
+    require_packages()
     from trainer.auto import choose_batch_size, choose_workers
 
     defaults: dict[str, Any] = {"name": _name(given["data"])}

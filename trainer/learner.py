@@ -97,6 +97,10 @@ class Learner:
         """In which a batch is computed: more than the settings say once memory ran out."""
         return self._step.parts
 
+    @parts.setter
+    def parts(self, parts: int) -> None:
+        self._step.parts = parts
+
     def learn(
         self,
         batch: Sequence[int],

@@ -1,14 +1,13 @@
 """The photos of a folder, of a table of path, label and split, of shards, or of a set by name."""
 
 import csv
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest, to_install
+from serving.errors import InvalidRequest, lacks
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
 from trainer.shards import Track, find_shard_photos, is_shards
@@ -111,11 +110,11 @@ def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise InvalidRequest(f"reading Parquet needs pyarrow; {to_install('parquet')}")
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InvalidRequest(lacks("reading Parquet", "pyarrow", error, "parquet")) from error
     try:
         known = pyarrow.parquet.read_schema(table).names
         _require(known, table)

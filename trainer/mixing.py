@@ -9,6 +9,11 @@ from torch.nn.functional import one_hot
 
 from serving.errors import InvalidRequest
 
+NO_RECTANGLES = (
+    "cutmix cuts rectangles, and behind the frozen stages there are only vectors; give a larger "
+    "--thaw, or --mixup"
+)
+
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 
@@ -38,10 +43,7 @@ def make_mix(
         elif mixup_alpha:
             mixed, share = mixup(inputs, other, mixup_alpha, generator)
         else:
-            raise InvalidRequest(
-                "cutmix cuts rectangles, and behind the frozen stages there are only vectors; give "
-                "a larger --thaw, or --mixup"
-            )
+            raise InvalidRequest(NO_RECTANGLES)
         return mixed, share * targets + (1 - share) * targets[other]
 
     return mix

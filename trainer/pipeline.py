@@ -13,7 +13,7 @@ from trainer.distributed import World, joined
 from trainer.fitting import fit
 from trainer.mlflow_run import mlflow_run
 from trainer.preparing import Run, prepare
-from trainer.publish import publish
+from trainer.publish import publish, published_before
 from trainer.results import Published
 from trainer.tracking import figures_on_test, tracked
 
@@ -35,28 +35,41 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
             world.after_leader(name)  # if it does not come so far, all are to be started again
             return None
         logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
-        with (
-            mlflow_run(run.config, console, name) as recorded,
-            tracked(logs, name, console.line) as track,
-        ):
-            run = dataclasses.replace(run, recorded=recorded, track=track)
-            published = _fit_and_publish(run, started)
-        world.after_leader(name)
+        published = None
+        try:
+            with (
+                mlflow_run(run.config, console, name) as recorded,
+                tracked(logs, name, console.line) as track,
+            ):
+                run = dataclasses.replace(run, recorded=recorded, track=track)
+                published = _fit_and_publish(run, started)
+                _record(run, published)
+            world.after_leader(name)
+        except KeyboardInterrupt:  # of what is noted elsewhere: the version is there
+            if published is None:
+                raise
         return published
 
 
 def _fit_and_publish(run: Run, started: float) -> Published:
     fitted = fit(run)
     earlier_s = run.checkpoints.earlier_s if run.checkpoints is not None else 0.0
-    published = publish(run, fitted, started - earlier_s)
+    published = published_before(run, fitted)
+    if published is None:
+        published = publish(run, fitted, started - earlier_s)
+    else:
+        run.console.line(f"This has been published before it was stopped: {published.place}")
     if run.checkpoints is not None:
         _delete(run.checkpoints, run.console)
+    return published
+
+
+def _record(run: Run, published: Published) -> None:
     if run.track is not None:
         metrics = published.manifest.variants["fp32"].metrics
         run.track(figures_on_test(metrics), run.config.epochs)
     if run.recorded is not None:
         run.recorded.published(published)
-    return published
 
 
 def _delete(checkpoints: Checkpoints, console: Console) -> None:
@@ -66,5 +79,5 @@ def _delete(checkpoints: Checkpoints, console: Console) -> None:
     except OSError as error:
         console.line(
             f"Warning: the checkpoint {checkpoints.path} can't be removed ({error.strerror}); "
-            "delete it, or the same training publishes the same again"
+            "delete it, or the same training is taken for one that is published"
         )

@@ -27,8 +27,10 @@ from trainer.exporter import Exporter
 from trainer.heads import initialise_head
 from trainer.known_photos import Split, count_known, split_beside
 from trainer.listing import find_photos
+from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
 from trainer.shards import is_shards
+from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
 from trainer.tree import labels_of
@@ -85,6 +87,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     drawn = torch.Generator().manual_seed(config.seed)
     initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)
+    if config.epochs > 0 and config.cutmix and not config.mixup and not config.adversarial:
+        _require_rectangles(classifier, config)
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     teacher = None
     if config.teacher is not None:
@@ -125,6 +129,18 @@ def _require_same(data: PhotoData, world: World) -> None:
             f"the photos of process {listed(differ)} are not those of process 0, or not "
             "split in the same way; give all of them the same photos and settings"
         )
+
+
+def _require_rectangles(classifier: Classifier, config: TrainConfig) -> None:
+    """Raises InvalidRequest, now and not after the probe, where cutmix would be given vectors."""
+    classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
+    prefix, _ = split_frozen(classifier.backbone, classifier.frozen, config.size)
+    sample = torch.zeros(1, 3, config.size, config.size, device=classifier.head.weight.device)
+    with torch.inference_mode():
+        vectors = prefix(sample).dim() != 4
+    classifier.freeze([])
+    if vectors:
+        raise InvalidRequest(NO_RECTANGLES)
 
 
 def _check_places(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import shlex
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from serving.errors import PawprintError, Unavailable
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
 from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
     SCHEMA_VERSION,
@@ -23,6 +24,7 @@ from serving.modelspec import (
 )
 from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
+from trainer.checkpoint import Checkpoints
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
 from trainer.known_photos import SPLIT
@@ -37,6 +39,7 @@ from trainer.variants import FP32, Bench, add_precisions, as_variants, save_gold
 
 MODEL = "model.onnx"
 
+_PRECISIONS = ("int8", "fp16", "max_accuracy_loss")  # settings of theirs
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 
 
@@ -104,11 +107,36 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 files=files,
             )
 
-        manifest = _publish_or_keep(repository, config.name, folder, describe)
-    place = f"{repository.location}/{config.name}/{manifest.version}"
+        manifest = _publish_or_keep(repository, config.name, folder, describe, run.checkpoints)
+    return _published(run, manifest, fitted)
+
+
+def published_before(run: Run, fitted: Fitted) -> Published | None:
+    """The version that this training has published, where the process that did was killed before
+    its checkpoint was removed. Other precisions than were asked for then are published anew."""
+    repository, name = run.repository, run.config.name
+    noted = run.checkpoints.noted() if run.checkpoints is not None else None
+    if noted is None:
+        return None
+    version, digest = noted
+    try:
+        if repository.manifest_digest(name, version) != digest:
+            return None
+        manifest = repository.manifest(name, version)
+    except (BrokenVersion, NotFound):  # it never came to that, or is gone
+        return None
+    asked = dataclasses.asdict(run.config)
+    if any(manifest.configuration[key] != asked[key] for key in _PRECISIONS):
+        return None
+    return _published(run, manifest, fitted)
+
+
+def _published(run: Run, manifest: Manifest, fitted: Fitted) -> Published:
+    repository, name = run.repository, run.config.name
+    place = f"{repository.location}/{name}/{manifest.version}"
     stable = None
     with contextlib.suppress(PawprintError):  # a store that fails now has the version all the same
-        stable = repository.aliases(config.name).get(DEFAULT_ALIAS)
+        stable = repository.aliases(name).get(DEFAULT_ALIAS)
     return Published(place=place, manifest=manifest, how=fitted.how, stable=stable)
 
 
@@ -117,9 +145,18 @@ def _publish_or_keep(
     name: str,
     staging: Path,
     describe: Callable[[int, dict[str, FileEntry]], Manifest],
+    checkpoints: Checkpoints | None,
 ) -> Manifest:
+    def noted(number: int, files: dict[str, FileEntry]) -> Manifest:
+        manifest = describe(number, files)
+        if checkpoints is not None:
+            with contextlib.suppress(OSError):  # it costs no version
+                digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+                checkpoints.note(number, digest)
+        return manifest
+
     try:
-        return repository.publish(name, staging, describe)
+        return repository.publish(name, staging, noted)
     except Unavailable as error:
         here = Repository(repository.root)
         kept = f"{name}/{here.publish(name, staging, describe).version}"

@@ -1,14 +1,14 @@
 """Which packages, in which versions, make a version what it is."""
 
 import platform
-from importlib.metadata import version as installed
 
+from trainer.packages import ONNX_RUNTIMES, versions_of
 from trainer.timm_nets import PREFIX
 
-_PACKAGES = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "pillow")
+_PACKAGES = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", *ONNX_RUNTIMES, "pillow")
 
 
 def software(backbone: str) -> dict[str, str]:
     extra = ("timm",) if backbone.startswith(PREFIX) else ()
-    packages = {name: installed(name) for name in (*_PACKAGES, *extra, "numpy", "scipy")}
+    packages = versions_of((*_PACKAGES, *extra, "numpy", "scipy"))
     return {"python": platform.python_version(), **packages}

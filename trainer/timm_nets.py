@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.errors import InvalidRequest, Unavailable, listed, to_install
+from serving.errors import InvalidRequest, Unavailable, lacks, listed
 from serving.modelspec import INTERPOLATIONS, Normalisation
 from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
@@ -77,7 +77,7 @@ def _find(backbone: str) -> tuple[ModuleType, str]:
     try:
         import timm
     except ImportError as error:
-        raise InvalidRequest(f"the backbone {backbone} needs timm; {to_install('timm')}") from error
+        raise InvalidRequest(lacks(f"the backbone {backbone}", "timm", error, "timm")) from error
     name = backbone.removeprefix(PREFIX)
     architecture, _, tag = name.partition(".")
     known = timm.list_models()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import PawprintError
 from trainer.config import TrainConfig
-from trainer.console import Console
+from trainer.console import Console, reader_may_leave
 from trainer.defaults import with_defaults
 from trainer.exit_status import FAILED, status_of
 from trainer.flags import parser
@@ -51,7 +51,7 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
 
             rows = compare({**given, "name": config.name}, with_defaults, console)
             if as_json and leads:
-                print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+                _print_json([dataclasses.asdict(row) for row in rows])
             return 0
         console.table("Configuration", _in_words(config, given))
         if rate_only:
@@ -59,7 +59,7 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
 
             found = find_rate(config, console)
             if as_json and leads:
-                print(json.dumps(dataclasses.asdict(found), indent=2))
+                _print_json(dataclasses.asdict(found))
             return 0
         if trials is not None:
             from trainer.tune import tune
@@ -90,10 +90,16 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
         return INTERRUPTED
     if published is None:
         return 0
-    _summary(published, config, console)
+    with reader_may_leave():
+        _summary(published, config, console)
     if as_json:
-        print(json.dumps(_as_json(published), indent=2))
+        _print_json(_as_json(published))
     return 0
+
+
+def _print_json(value: Any) -> None:
+    with reader_may_leave():
+        print(json.dumps(value, indent=2))
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

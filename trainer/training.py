@@ -115,6 +115,7 @@ def fine_tune(
         learner.optimizer.load_state_dict(last.optimizer)
         learner.scaler.load_state_dict(last.scaler)
         average.resume(last.average, last.average_steps)
+        learner.parts = last.parts
         first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
         if recall is not None:
@@ -177,6 +178,7 @@ def fine_tune(
                     best=kept,
                     average=average.state,
                     average_steps=average.steps,
+                    parts=learner.parts,
                     logits={
                         "first": torch.from_numpy(first_logits),
                         "best": torch.from_numpy(best_logits),

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from serving.durable import replace_file
-from serving.errors import InvalidRequest, to_install
+from serving.errors import InvalidRequest, lacks
 from trainer.alone import only_one
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
@@ -103,7 +103,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise InvalidRequest(f"--tune needs Optuna; {to_install('tune')}") from error
+        raise InvalidRequest(lacks("--tune", "optuna", error, "tune")) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

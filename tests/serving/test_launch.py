@@ -3,31 +3,34 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
+NEEDED = [
+    ("serve", "onnxruntime", "serve"),
+    ("analyze", "torch", "train"),
+    ("classify", "grpc", "client"),
+    ("models", "grpc", "client"),
+]
 
-@pytest.mark.parametrize(
-    ("command", "package", "extra"),
-    [
-        ("serve", "onnxruntime", "serve"),
-        ("analyze", "torch", "train"),
-        ("classify", "grpc", "client"),
-        ("models", "grpc", "client"),
-    ],
-)
-def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
-    code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['{command}', '--help']\n"
+
+def said(command: str, first: str, *arguments: str) -> str:
+    """What the command says on stderr once `first` has run; it must end with status 2."""
+    code = f"import sys; {first}; sys.argv = {[command, *arguments]!r}\n"
     code += f"from serving.launch import {command}; sys.exit({command}())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: this needs the package {package}; install the extra {extra} of Pawprint from its "
-        f"folder or wheel: pip install '.[{extra}]'\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+def to_install(extra: str) -> str:
+    return (
+        f"install the extra {extra} of Pawprint from its folder or wheel: pip install '.[{extra}]'"
     )
 
 
@@ -50,3 +53,43 @@ sys.exit({command}())
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize(("command", "package", "extra"), NEEDED)
+def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
+    assert said(command, f"sys.modules['{package}'] = None", "--help") == (
+        f"error: this needs the package {package}; {to_install(extra)}\n"
+    )
+
+
+@pytest.mark.parametrize(("command", "package", "extra"), NEEDED)
+@pytest.mark.parametrize("kind", ["ImportError", "RuntimeError"])
+def test_a_package_that_can_not_be_loaded_is_one_line(
+    tmp_path: Path, command: str, package: str, extra: str, kind: str
+) -> None:
+    """As where a library of the system is missing, or two packages don't fit each other."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {kind}('libcudart.so.13: no file')\n")
+    assert said(command, f"sys.path.insert(0, {str(tmp_path)!r})", "--help") == (
+        f"error: this needs the package {package}, which can't be loaded (libcudart.so.13: no "
+        f"file); {to_install(extra)}\n"
+    )
+
+
+@pytest.mark.parametrize("package", ["torch", "onnxscript", "tensorboard"])
+def test_train_asks_for_its_packages_before_any_work(tmp_path: Path, package: str) -> None:
+    photos = str(tmp_path / "there are none")
+    assert said("train", f"sys.modules['{package}'] = None", "--data", photos) == (
+        f"error: this needs the package {package}; {to_install('train')}\n"
+    )
+
+
+def test_what_is_wrong_with_ours_is_seen_whole() -> None:
+    code = (
+        "import sys; sys.modules['serving.commandline'] = None\n"
+        "from serving.launch import classify; classify()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr

@@ -185,3 +185,17 @@ def test_a_model_that_can_not_be_read_is_said_and_the_others_are_served(
     assert alone.returncode == 2
     last = alone.stderr.splitlines()[-1]
     assert last.startswith("error: no model to serve in") and "Permission denied" in last
+
+
+def test_a_reader_of_the_check_that_leaves_ends_it_without_a_word(models: Path) -> None:
+    flags = ("--check", "--device", "cpu", "--models", models)
+    with subprocess.Popen(
+        (sys.executable, "-m", "serving.serve", *flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert "Error" not in process.stderr.read()

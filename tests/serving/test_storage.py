@@ -619,3 +619,15 @@ def test_a_folder_is_a_repository_too(models: Path, tmp_path: Path) -> None:
     assert type(open_repository(models)) is Repository
     with pytest.raises(NotFound, match="no model repository at"):
         open_repository(tmp_path / "nowhere", must_exist=True)
+
+
+@pytest.mark.parametrize(("location", "package"), [("s3://b/x", "s3fs"), ("gs://b/x", "gcsfs")])
+def test_a_bucket_whose_package_can_not_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str, package: str
+):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('libssl.so: no file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InvalidRequest, match=rf"{package}, which can't be loaded \(libssl.so: no"):
+        Bucket(location)

@@ -42,22 +42,36 @@ class Stop(Exception):
     """Ends a training as a signal would, at the end of an epoch."""
 
 
+def take_room(run: Run, room: int) -> None:
+    """As on a GPU whose memory runs out at the net's end with more than `room` photos: batch norms
+    before it have seen them."""
+
+    def end(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if head.training and len(inputs[0]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run.classifier.head.register_forward_pre_hook(end)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "room"),
     [
-        {},
-        {"dropout": 0.5, "mixup": 0.4, "ema": 0.9, "optimizer": "momentum", "gradual": True},
-        {"amp": "fp16", "wise_ft": True},
+        ({}, 8),
+        ({"dropout": 0.5}, 4),
+        ({"dropout": 0.5, "mixup": 0.4, "ema": 0.9, "optimizer": "momentum", "gradual": True}, 8),
+        ({"amp": "fp16", "wise_ft": True}, 8),
     ],
 )
 def test_resumed_it_ends_in_the_same_weights(
-    photos: MakePhotos, tmp_path: Path, settings: dict[str, object]
+    photos: MakePhotos, tmp_path: Path, settings: dict[str, object], room: int
 ):
     settings = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, **settings}
     whole = Run(photos, "tiny", **settings)
+    take_room(whole, room)
     expected = whole()
 
     stopped = Run(photos, "tiny", **settings)
+    take_room(stopped, room)
     stopped.checkpoints = checkpoints(tmp_path)
 
     class Reported(list[Epoch]):
@@ -70,6 +84,7 @@ def test_resumed_it_ends_in_the_same_weights(
     with pytest.raises(Stop):
         stopped()
     resumed = Run(photos, "tiny", **settings)
+    take_room(resumed, room)
     resumed.checkpoints = checkpoints(tmp_path)
     result = resumed()
     assert [epoch.epoch for epoch in resumed.reported] == [3, 4]
@@ -258,6 +273,79 @@ def test_a_checkpoint_that_can_not_be_removed_costs_no_published_version(
     assert "test accuracy" in said and Repository(tmp_path / "out").versions("shapes") == [1]
 
 
+KILLED = """
+import os, signal, sys
+from trainer.checkpoint import Checkpoints
+from trainer.train import main
+
+def killed(self, *published):
+    noted(self, *published)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+noted = {"note": Checkpoints.note, "delete": lambda self: None}[sys.argv[1]]
+setattr(Checkpoints, sys.argv[1], killed)
+main(sys.argv[2:])
+"""
+
+
+def killed_once_it_is_to(do: str, arguments: list[str]) -> None:
+    """`do`: note, the last thing before the version is there, or delete, the first one after."""
+    done = subprocess.run([sys.executable, "-c", KILLED, do, *arguments], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_killed_once_it_is_published_the_same_command_publishes_it_no_second_time(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
+):
+    kept = tmp_path / "kept" if asked else tmp_path / "out/.checkpoints"
+    more = ["--epochs", "1", *(["--checkpoints", str(kept)] if asked else [])]
+    arguments = command(photos(), tmp_path / "out", *more)
+    repository = Repository(tmp_path / "out")
+    killed_once_it_is_to("note", arguments)
+    assert repository.versions("shapes") == []
+    killed_once_it_is_to("delete", arguments)
+    published = repository.manifest("shapes", 1)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"This has been published before it was stopped: {tmp_path}/out/shapes/1" in said
+    assert "test accuracy" in said and "Epoch" not in said
+    assert repository.versions("shapes") == [1]
+    assert repository.manifest("shapes", 1) == published
+    assert list(kept.iterdir()) == []
+    if asked:  # a second training, as the first one's end is known; and other things of that
+        killed_once_it_is_to("delete", arguments)
+        assert main([*arguments, "--max-accuracy-loss", "0.5"]) == 0
+        assert repository.versions("shapes") == [1, 2, 3]
+
+
+def test_what_was_noted_of_another_training_is_not_of_this_one(tmp_path: Path):
+    for epoch in (1, 2):
+        one = checkpoints(tmp_path)
+        one.save(state(epoch))
+        if epoch == 1:
+            one.note(7, "digest")
+            assert (again := checkpoints(tmp_path)).load() is not None
+            assert again.noted() == (7, "digest")
+    assert (other := checkpoints(tmp_path)).load() is not None
+    assert other.noted() is None and checkpoints(tmp_path).noted() is None
+
+
+def test_interrupted_once_it_is_published_it_says_so(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def interrupted(metrics: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.pipeline.figures_on_test", interrupted)
+    assert main(command(photos(), tmp_path / "out", "--epochs", "1")) == 0
+    said = capsys.readouterr()
+    assert "test accuracy" in said.out and said.err == ""
+
+
 def test_not_asked_for_a_checkpoint_of_other_settings_is_left_and_told_of(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -278,7 +366,7 @@ def state(epoch: int) -> Checkpoint:
     nothing: dict[str, torch.Tensor] = {}
     return Checkpoint(
         **{"epoch": epoch, "model": nothing, "optimizer": {}, "scaler": {}, "best": nothing},
-        **{"average": nothing, "average_steps": 0, "logits": nothing, "history": []},
+        **{"average": nothing, "average_steps": 0, "parts": 1, "logits": nothing, "history": []},
     )
 
 

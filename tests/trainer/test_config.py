@@ -131,6 +131,12 @@ def test_values_out_of_range_are_named_with_what_was_expected(
         TrainConfig(**{**REQUIRED, setting: value})
 
 
+def test_shares_that_leave_nothing_to_train_on_are_refused():
+    with pytest.raises(InvalidRequest, match="0.5 and test_fraction 0.5 leave nothing to train on"):
+        TrainConfig(**REQUIRED, val_fraction=0.5, test_fraction=0.5)
+    TrainConfig(**REQUIRED, val_fraction=0.5, test_fraction=0.4)
+
+
 def test_the_model_is_named_after_its_folder(tmp_path: Path):
     assert read_config({"data": "photos"}, {}, None).name == "photos"
     odd = tmp_path / "My cats & dogs!"

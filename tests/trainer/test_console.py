@@ -1,7 +1,12 @@
 """What is said on a terminal and in a log."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
 from trainer.console import Console
 
 
@@ -15,3 +20,40 @@ def test_names_of_files_are_said_as_they_are(
         console.line(name)
         console.table("Configuration", [("data", name)])
         assert capsys.readouterr().out.count(name) == 2
+
+
+SAID = """
+import sys
+from trainer.console import Console, reader_may_leave
+for _ in range(2):
+    with reader_may_leave():
+        Console(to_stderr=False).line("the summary")
+        print("the answer")
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_who_stops_reading_changes_nothing_of_what_is_done(unbuffered: str):
+    with subprocess.Popen(
+        [sys.executable, "-c", SAID],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (7, "")
+
+
+def test_a_full_disk_behind_stdout_is_said():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SAID], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: what is done is done, but stdout takes no more of it (No space left on device)\n"
+    )

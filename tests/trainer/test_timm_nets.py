@@ -162,5 +162,5 @@ def test_a_version_of_timm_where_timm_is_missing(
                  32, "--weights", "none", "--epochs", 1]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(BrokenVersion, match="can't be rebuilt: .* needs timm"):
+    with pytest.raises(BrokenVersion, match="can't be rebuilt: .* needs the package timm"):
         load_version(Repository(out), "shapes", 1)

@@ -607,3 +607,20 @@ def test_help_explains_itself():
     assert result.returncode == 0 and "examples:" in result.stdout
     for flag in ("--data", "--backbone", "--weights", "--epochs", "--strict", "--json"):
         assert flag in result.stdout
+
+
+def test_a_version_is_published_whoever_reads_of_it(photos: MakePhotos, tmp_path: Path):
+    arguments = ["--data", photos(), "--name", "shapes", "--out", tmp_path, *SCRATCH]
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer.train", *map(str, arguments), "--epochs", "1", "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(120) == 0, said
+    assert said.endswith(f"Serve it: serve --models {tmp_path}\n")
+    assert Repository(tmp_path).versions("shapes") == [1]

@@ -1,6 +1,7 @@
 """Each trick by itself: what it computes, against figures worked by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.schedules import SCHEDULES
 from trainer.stages import frozen_stages, make_thawing, stages
 from trainer.step import Step
+from trainer.train import main
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -140,6 +142,22 @@ def test_cutmix_alone_is_refused_where_there_are_only_vectors(photos: MakePhotos
     assert not torch.equal(targets, targets.round()), "mixup is"
     with pytest.raises(InvalidRequest, match="only vectors"):
         Run(photos, "tiny", epochs=1, batch_size=8, cutmix=1.0, thaw=0.0)()
+
+
+@pytest.mark.parametrize(("more", "status"), [([], 2), (["--mixup", "0.2"], 0)])
+def test_that_cutmix_has_vectors_alone_is_said_before_any_work(
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    status: int,
+):
+    arguments = ["--data", photos(), "--name", "x", "--out", tmp_path / "models", "--size", 32]
+    arguments += ["--backbone", "tiny", "--weights", "none", "--epochs", 1, "--thaw", 0, *more]
+    assert main([str(argument) for argument in [*arguments, "--cutmix", 1]]) == status
+    said = capsys.readouterr()
+    assert ("Opening photos" in said.out) == (status == 0)
+    assert ("only vectors; give a larger --thaw" in said.err) == (status == 2)
 
 
 def test_labels_are_mixed_with_their_pictures():

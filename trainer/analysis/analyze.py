@@ -25,7 +25,7 @@ from trainer.analysis.report import NAMED, k255, percent, threshold_text, whole
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
 from trainer.analysis.trust import USUAL
-from trainer.console import Console
+from trainer.console import Console, reader_may_leave
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.threads import keep_to_cores
@@ -107,10 +107,11 @@ def _analyse(options: argparse.Namespace) -> int:
     if report is None:
         return 0
     folder = f"{repository.location}/{name}/{version}/{ANALYSIS}"
-    if options.json:
-        print(json.dumps({"report": f"{folder}/report.json"} | _headline(report), indent=2))
-    else:
-        print(_text(report, folder))
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps({"report": f"{folder}/report.json"} | _headline(report), indent=2))
+        else:
+            print(_text(report, folder))
     failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
     for condition, got in failed:
         print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
@@ -144,16 +145,18 @@ def _compare(options: argparse.Namespace) -> int:
     )
     stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
     page = Path(f"{stem}.html")
-    if options.json:
-        print(json.dumps(made, indent=2))
-    else:
-        _say_side_by_side(made)
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps(made, indent=2))
+        else:
+            _say_side_by_side(made)
     try:  # last: the figures are out, whatever becomes of the page
         page.write_text(compare.render(made), encoding="utf-8")
     except OSError as error:
         return _failed(f"{error}; the figures are above, there is no page", status_of(error))
     if not options.json:
-        print(page)
+        with reader_may_leave():
+            print(page)
     return 0
 
 

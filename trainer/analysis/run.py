@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from trainer.analysis.visions import Visions
 from trainer.analysis.workspace import Workspace, run_tasks
 from trainer.console import Console
 from trainer.errors import InvalidData
+from trainer.packages import ONNX_RUNTIMES, versions_of
 
 SCHEMA_VERSION = 1
 SMALLEST = {
@@ -291,10 +291,7 @@ def _report(
         "recipe": config.recipe,
         "device": config.device,
         "settings": settings,
-        "software": {
-            package: metadata.version(package)
-            for package in ("pawprint", "torch", "torchvision", "onnxruntime-gpu", "pillow")
-        },
+        "software": versions_of(("pawprint", "torch", "torchvision", *ONNX_RUNTIMES, "pillow")),
     }
     return made
 
