@@ -115,7 +115,8 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     open_net: Callable[[Classifier], FeatureNet] = in_torch
     if config.epochs == 0 and classifier.head.weight.device.type == "cpu":
         # The backbone stays as it is: its export is due anyway, and faster than PyTorch on a CPU.
-        run.exporter.prepare(classifier, graph_cache_of(config, classifier, console.line))
+        cached = graph_cache_of(config, classifier, console.line)
+        run.exporter.prepare(classifier, cached, run.world)
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         features = extract(
