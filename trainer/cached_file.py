@@ -51,8 +51,8 @@ class CachedFile:
                 write(file)
         except OSError as error:
             self._say(
-                f"Warning: nothing can be kept in {self.path.parent} ({_reason(error)}); the next "
-                "run makes it again"
+                f"Warning: {self.path} can't be written ({_reason(error)}); the next run makes "
+                "again what it was to keep"
             )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from trainer.backbones import Calibrated, Classifier
 from trainer.cached_file import NOTHING_KEPT, CachedFile
 from trainer.console import Console
+from trainer.distributed import ALONE, World
 from trainer.export import Served, to_onnx
 from trainer.features import FeatureNet
 from trainer.graph_cache import load_graph, save_graph
@@ -33,16 +34,16 @@ class Exporter:
         self._graph: onnx.ModelProto | None = None
         self._of = ""
 
-    def prepare(self, classifier: Classifier, cache: CachedFile = NOTHING_KEPT) -> None:
+    def prepare(
+        self, classifier: Classifier, cache: CachedFile = NOTHING_KEPT, world: World = ALONE
+    ) -> None:
         """Export the backbone of `classifier` unless it was the last one, or lies in `cache`.
 
-        Raises FailedCheck if it can't be exported.
+        Of several processes the leader does, for all. Raises FailedCheck if it can't be exported.
         """
         if self._of != (of := digest_state(classifier.backbone.state_dict())):
-            kept = load_graph(cache)
-            self._graph, self._of = kept or self._exported(classifier), of
-            if kept is None:
-                save_graph(cache, self._graph)
+            self._graph = world.of_leader(lambda: self._kept_or_exported(classifier, cache))
+            self._of = of
 
     def features(self, classifier: Classifier) -> FeatureNet:
         """The backbone of `classifier` in ONNX Runtime on the CPU.
@@ -89,9 +90,13 @@ class Exporter:
         assert self._graph is not None
         return self._graph
 
-    def _exported(self, classifier: Classifier) -> onnx.ModelProto:
-        self._console.line("Exporting to ONNX")
-        return to_onnx(Served(Calibrated(_with_any_head(classifier), 1.0)), self._size)
+    def _kept_or_exported(self, classifier: Classifier, cache: CachedFile) -> onnx.ModelProto:
+        graph = load_graph(cache)
+        if graph is None:
+            self._console.line("Exporting to ONNX")
+            graph = to_onnx(Served(Calibrated(_with_any_head(classifier), 1.0)), self._size)
+            save_graph(cache, graph)
+        return graph
 
 
 def _with_any_head(classifier: Classifier) -> Classifier:

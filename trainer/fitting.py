@@ -118,7 +118,8 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     if exports and classifier.head.weight.device.type == "cpu":
         # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
         # export is due anyway; a net that can't be exported says so before it is trained.
-        run.exporter.prepare(classifier, graph_cache_of(config, classifier, console.line))
+        cached = graph_cache_of(config, classifier, console.line)
+        run.exporter.prepare(classifier, cached, run.world)
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         features = extract(

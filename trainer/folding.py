@@ -19,4 +19,7 @@ def folded(model: nn.Module) -> nn.Module:
         frozen = fuse(frozen)
     except Exception:  # control flow that depends on data; tracing raises whatever that raises
         pass
-    return frozen.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    for tensor in (*frozen.parameters(), *frozen.buffers()):
+        if tensor.dim() == 4:  # nn.Module.to would refuse those of 5, such as Swin's masks, traced
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return frozen.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """The exported file in ONNX Runtime on the CPU, as a server would run it."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainer.threads import onnx_threads
 Floats = npt.NDArray[np.float32]
 
 _BATCH = 4  # what its layers make of as many pictures stays in the cache of a core
+_AT_ONCE = 32  # pictures on many cores: a share for each, and no more memory than for few cores
 
 
 class OnnxRunner:
@@ -42,8 +44,11 @@ class OnnxRunner:
             model, options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, images: npt.NDArray[np.uint8], batch_size: int = _BATCH) -> tuple[Floats, ...]:
-        """In batches of `batch_size`; the last one may be smaller."""
+    def run(
+        self, images: npt.NDArray[np.uint8], batch_size: int | None = None
+    ) -> tuple[Floats, ...]:
+        """In batches of `batch_size`, or as suits the cores; the last one may be smaller."""
+        batch_size = batch_size or batch_for(len(images), self._at_once)
         feeds = [
             {"image": images[start : start + batch_size]}
             for start in range(0, len(images), batch_size)
@@ -53,3 +58,8 @@ class OnnxRunner:
         with ThreadPoolExecutor(self._at_once) as pool:
             parts = list(pool.map(lambda feed: self._session.run(self._outputs, feed), feeds))
         return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+
+
+def batch_for(pictures: int, cores: int) -> int:
+    """So that all cores have some of them."""
+    return min(_BATCH, math.ceil(min(pictures, _AT_ONCE) / cores))

@@ -32,6 +32,24 @@ def test_a_model_that_can_not_be_traced_is_left_as_it_is():
     assert torch.equal(folded(Branching())(images), Branching()(images))
 
 
+class Masked(torch.nn.Module):
+    """As timm's Swin: a mask that tracing makes a constant of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = convnet(3)
+        self.register_buffer("mask", torch.arange(2.0).reshape(1, 2, 1, 1))
+
+    def forward(self, images):
+        masked = self.mask[None] * images[:, None, :2]
+        return self.net(images) + masked.mean((1, 2, 3, 4))[:, None]
+
+
+def test_a_model_with_constants_of_five_dimensions():
+    model, images = Masked().eval(), pictures(2, 16)
+    assert torch.allclose(folded(model)(images), model(images), atol=1e-4)
+
+
 def test_the_gradient_is_that_of_finite_differences_image_by_image():
     model, images = convnet(3).double(), pictures(2, 16).double()
     logits, values, gradient = input_gradient(model, images, lambda z: z[:, 0] * z[:, 1])

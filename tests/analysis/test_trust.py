@@ -8,7 +8,15 @@ from PIL import Image
 from scipy.stats import binom
 
 from serving.modelspec import Preprocessing
-from trainer.analysis.selective import LOOKS, auroc, lower_bound, photos_needed, threshold_for
+from trainer.analysis.report import threshold_text
+from trainer.analysis.selective import (
+    LOOKS,
+    auroc,
+    lower_bound,
+    photos_needed,
+    rounded_down,
+    threshold_for,
+)
 from trainer.analysis.strangers import STRANGERS, pictures_below
 from trainer.analysis.trust import trust_section
 from trainer.errors import InvalidData
@@ -57,6 +65,28 @@ def test_unsure_ones_that_are_wrong_are_not_answered():
     assert found is not None
     assert found.value > 0.69 and found.correct / found.answered >= 0.95
     assert found.answered == np.sum(sure >= found.value)
+
+
+def test_what_is_shown_is_shown_of_the_threshold_as_it_is_told():
+    """Of a net that is sure of all: right where 1 - p is below 1e-5, on nine of ten above."""
+    generator = np.random.default_rng(0)
+    lacks = 10 ** -generator.uniform(1, 7, 4000)
+    right = (lacks < 1e-5) | (generator.uniform(size=4000) < 0.9)
+    found = threshold_for((1 - lacks).astype(np.float32), right, 0.99)
+    assert found is not None
+    told = float(threshold_text(found.value))
+    truth = np.where(lacks < 1e-5, 1, 0.9)[1 - lacks >= told].mean()
+    assert truth >= 0.99
+    assert found.answered == np.sum((1 - lacks).astype(np.float32) >= told)
+
+
+def test_a_threshold_is_told_in_two_digits_of_what_it_lacks():
+    some = (0.0, 0.0041, 0.8234, 0.5, 0.9999642, float(np.float32(1 - 6e-8)), 1.0)
+    assert [threshold_text(rounded_down(p)) for p in some] == [
+        *("0", "0", "0.82", "0.5", "0.999964", "0.99999994", "1")
+    ]
+    for p in np.random.default_rng(0).uniform(0, 1, 1000):
+        assert p - 0.1 * (1 - p) <= rounded_down(p) <= p
 
 
 def test_equally_sure_ones_are_answered_together():

@@ -16,6 +16,7 @@ from serving.errors import InvalidRequest
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
+from trainer.backbones import build, version_state
 from trainer.distributed import SyncedBatchNorm2d, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +132,22 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
         _, said = process.communicate(timeout=120)
         assert process.returncode == 2
         assert "error: the photos of process 1 are not those of process 0" in said
+
+
+def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
+    torch.save(version_state(build("tiny", 2, 32)), tmp_path / "tiny.pth")
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
+        *("--out", tmp_path / "models", "--backbone", "tiny", "--weights", tmp_path / "tiny.pth"),
+        *("--size", 32, "--epochs", 0, "--cache"),
+    ]
+    folders = [tmp_path / "first", tmp_path / "other"]
+    both = together(*([*train, folder] for folder in folders))
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    kept = sorted(file.name.partition("-")[0] for file in folders[0].iterdir())
+    assert kept == ["features", "graph"] and not folders[1].exists()
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from serving import cores
+from trainer.onnx_runner import batch_for
 from trainer.threads import keep_to_cores, onnx_threads
 
 
@@ -39,3 +40,11 @@ def test_fewer_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_each_core_has_a_share_of_the_pictures_and_many_cores_need_no_more_memory() -> None:
+    """32 are decoded at a time."""
+    cores = (1, 2, 8, 11, 16, 32, 64)
+    assert [batch_for(32, each) for each in cores] == [4, 4, 4, 3, 2, 1, 1]
+    assert [batch_for(1000, each) for each in cores] == [4, 4, 4, 3, 2, 1, 1]
+    assert [batch_for(5, each) for each in cores] == [4, 3, 1, 1, 1, 1, 1]

@@ -255,7 +255,7 @@ def _believed(trust: dict[str, Any]) -> str:
     shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
     if not shown:
         least = whole(trust["thresholds"][0]["accuracy"])
-        return f"too few photos to show from which probability on {least} are right"
+        return f"these photos show no probability from which on {least} are right"
     best = shown[-1]
     return (
         f"from a probability of {threshold_text(best['threshold'])} on {whole(best['accuracy'])} "

@@ -1,6 +1,5 @@
 """report.json to report.html: one file that needs no other, and no network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -30,7 +29,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         "epsilon": epsilon_text,
         "norm": lambda norm: NORMS[norm],
         "duration": duration,
-        "floor": threshold_text,
+        "threshold": threshold_text,
         "whole": whole,
         "heat": lambda accuracy: f"hsl({round(120 * accuracy)} 55% 86%)",
     }
@@ -64,8 +63,8 @@ def whole(share: float) -> str:
 
 
 def threshold_text(threshold: float) -> str:
-    """Rounded down, so that what is as sure as it says is answered."""
-    return f"{math.floor(1e4 * threshold) / 1e4:.4f}"
+    """Whole: what was shown is shown of no other."""
+    return f"{threshold:.10g}"
 
 
 def below(drop: float) -> str:

@@ -19,7 +19,7 @@ LOOKS = 10  # thresholds that are tried
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    value: float  # answered is what is at least as sure
+    value: float  # answered is what is at least as sure; as `rounded_down` has it
     answered: int  # photos
     correct: int  # of those
 
@@ -37,12 +37,20 @@ def threshold_for(
     """
     order = np.sort(confidence)[::-1]
     for tenth in range(LOOKS, 0, -1):
-        value = float(order[math.ceil(len(order) * tenth / LOOKS) - 1])
+        value = rounded_down(float(order[math.ceil(len(order) * tenth / LOOKS) - 1]))
         answered = confidence >= value
         n, correct = int(answered.sum()), int(right[answered].sum())
         if lower_bound(correct, n, delta / LOOKS) >= accuracy:
             return Threshold(value=value, answered=n, correct=correct)
     return None
+
+
+def rounded_down(probability: float) -> float:
+    """To two digits of what it lacks of 1, so that what is tried is what is told: 0.82, 0.99993."""
+    if probability >= 1:
+        return 1.0
+    scale = 10.0 ** (1 - math.floor(math.log10(1 - probability)))
+    return math.floor(probability * scale) / scale
 
 
 def lower_bound(correct: int, n: int, delta: float) -> float:

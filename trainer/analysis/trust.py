@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.analysis.selective import DELTA, auroc, photos_needed, threshold_for
+from trainer.analysis.selective import DELTA, auroc, photos_needed, rounded_down, threshold_for
 
 Floats = npt.NDArray[np.floating]
 
@@ -23,7 +23,7 @@ def trust_section(
     highest probability, and how many pass where 95 % of photos do."""
     sure = served.max(axis=1)
     said = {kind: scores.max(axis=1) for kind, scores in strangers.items()}
-    usual = float(np.quantile(sure, 1 - USUAL, method="lower"))
+    usual = rounded_down(float(np.quantile(sure, 1 - USUAL, method="lower")))
     return {
         "confidence": 1 - DELTA,
         "photos": len(sure),
