@@ -36,8 +36,11 @@ def load_graph(cache: CachedFile) -> onnx.ModelProto | None:
 
 
 def save_graph(cache: CachedFile, graph: onnx.ModelProto) -> None:
-    data = graph.SerializeToString()
-    cache.write(lambda file: file.writelines([hashlib.sha256(data).digest(), data]))
+    def write(file: IO[bytes]) -> None:
+        data = graph.SerializeToString()
+        file.writelines([hashlib.sha256(data).digest(), data])
+
+    cache.write(write)
 
 
 def _parse(file: IO[bytes]) -> onnx.ModelProto:
