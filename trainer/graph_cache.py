@@ -10,7 +10,7 @@ import onnx
 from trainer.backbones import Classifier
 from trainer.cached_file import CachedFile
 from trainer.config import TrainConfig
-from trainer.software import software
+from trainer.software import digest_code, software
 from trainer.weights import digest_state
 
 _DIGEST = hashlib.sha256().digest_size
@@ -19,13 +19,14 @@ _DIGEST = hashlib.sha256().digest_size
 def graph_cache_of(
     config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
 ) -> CachedFile:
-    """What `config.cache` keeps of this backbone, as these packages export it."""
+    """What `config.cache` keeps of this backbone, as these packages and this code export it."""
     key = {
         "backbone": config.backbone,
         "weights": digest_state(classifier.backbone.state_dict()),
         "normalisation": repr(classifier.normalisation),
         "size": config.size,
         "software": software(config.backbone),
+        "code": digest_code(),
     }
     return CachedFile(None if config.cache is None else Path(config.cache), "graph.bin", key, say)
 
@@ -36,8 +37,11 @@ def load_graph(cache: CachedFile) -> onnx.ModelProto | None:
 
 
 def save_graph(cache: CachedFile, graph: onnx.ModelProto) -> None:
-    data = graph.SerializeToString()
-    cache.write(lambda file: file.writelines([hashlib.sha256(data).digest(), data]))
+    def write(file: IO[bytes]) -> None:
+        data = graph.SerializeToString()
+        file.writelines([hashlib.sha256(data).digest(), data])
+
+    cache.write(write)
 
 
 def _parse(file: IO[bytes]) -> onnx.ModelProto:

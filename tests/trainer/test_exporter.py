@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from trainer.backbones import Calibrated, Classifier, build
-from trainer.cached_file import CachedFile
+from trainer.cached_file import NOTHING_KEPT, CachedFile
+from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.export import Served
 from trainer.exporter import Exporter
 from trainer.features import in_torch
+from trainer.graph_cache import graph_cache_of, save_graph
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import measure_parity, require_parity
 
@@ -102,6 +104,22 @@ def test_what_the_cache_keeps_is_not_exported_again(
     assert exports(capsys) == 1
     assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
     require_same(Calibrated(net, 1.3), tmp_path / "1.onnx")
+
+
+def test_what_other_code_has_exported_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a checkout: the version of the package is the same all along."""
+    config = TrainConfig(data="x", name="x", backbone="tiny", cache=str(tmp_path / "cache"))
+    net = classifier(0)
+    before = graph_cache_of(config, net, pytest.fail).path
+    assert before == graph_cache_of(config, net, pytest.fail).path
+    (tmp_path / "export.py").write_text("OPSET = 21\n")
+    monkeypatch.setattr("trainer.software.__file__", str(tmp_path / "software.py"))
+    assert before != graph_cache_of(config, net, pytest.fail).path
+
+
+def test_without_a_cache_no_copy_of_the_graph_is_made():
+    """Of VGG's it would be half a gigabyte; here there is not even one to copy."""
+    save_graph(NOTHING_KEPT, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])

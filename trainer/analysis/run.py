@@ -37,6 +37,7 @@ from trainer.analysis.workspace import Workspace, run_tasks
 from trainer.console import Console
 from trainer.errors import InvalidData
 from trainer.packages import ONNX_RUNTIMES, versions_of
+from trainer.software import digest_code
 
 SCHEMA_VERSION = 1
 SMALLEST = {
@@ -310,10 +311,7 @@ def _write_examples(folder: Path, of: str, pieces: dict[str, Any]) -> list[dict[
 
 def _key(repository: Repository, study: Study, config: AnalysisConfig) -> dict[str, Any]:
     manifest = study.subject.manifest
-    code = hashlib.sha256()
-    trainer = Path(__file__).parents[1]
-    for file in (*sorted(trainer.rglob("*.py")), Path(preprocess.__file__)):
-        code.update(file.read_bytes())
+    decoding = hashlib.sha256(Path(preprocess.__file__).read_bytes()).hexdigest()
     settings = dataclasses.asdict(config)
     for name in ("data", "datasets", "strangers", "workers"):
         del settings[name]
@@ -324,7 +322,7 @@ def _key(repository: Repository, study: Study, config: AnalysisConfig) -> dict[s
         "strangers": study.strangers_digest,
         "settings": settings,
         "budget": dataclasses.asdict(config.thoroughness()),
-        "code": code.hexdigest(),
+        "code": [digest_code(), decoding],
         "libraries": [module.__version__ for module in (torch, onnxruntime, np, PIL)],
     }
 
