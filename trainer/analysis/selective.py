@@ -1,4 +1,4 @@
-"""How sure an answer must be to be believed, and whether that tells strange pictures. Pure numpy.
+"""How sure an answer must be to be believed, and whether that tells strange pictures. Pure.
 
 A classifier that may decline: it answers where its highest probability is at least a threshold.
 """
