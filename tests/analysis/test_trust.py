@@ -160,5 +160,6 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(InvalidData, match="no picture that can be used"):
         pictures_below(str(tmp_path), SPEC, limit=None, seed=0, workers=1)
-    with pytest.raises(InvalidData, match="no folder"):
-        pictures_below(str(tmp_path / "none"), SPEC, limit=None, seed=0, workers=1)
+    for place in (str(tmp_path / "none"), ""):
+        with pytest.raises(InvalidData, match="no folder"):
+            pictures_below(place, SPEC, limit=None, seed=0, workers=1)

@@ -70,8 +70,8 @@ def pictures_below(
     """uint8 [n, S, S, 3]: the pictures below `folder` as served; of at most `limit` files, which
     `seed` draws. What is no picture is passed over. Raises InvalidData where none is."""
     root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InvalidData(f"no folder {folder}; give one with pictures of none of the classes")
+    if not folder or not root.is_dir():  # Path("") is the current folder
+        raise InvalidData(f"no folder {folder!r}; give one with pictures of none of the classes")
     paths = sorted(walk(root, lambda _: None, lambda _: None))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(paths))[:limit])
     found = [
