@@ -1,6 +1,7 @@
 """What our commands have in common: a user's mistake is one line on stderr, and status 2."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,15 +25,26 @@ def fail(message: str, status: int = USER_ERROR) -> NoReturn:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Whoever reads what is printed, as in `... | head`: the command then ends, without a word."""
+    """Whoever reads what is printed, as in `... | head`: the command then ends, without a word; and
+    with one where what is printed goes to a full disk."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:  # that of another file
+            raise
+        _to_nowhere()
+        fail(f"stdout takes no more ({error.strerror})", 1)
+
+
+def _to_nowhere() -> None:
+    """With what is left of stdout, which is written when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def aligned(rows: Sequence[Sequence[object]]) -> str:

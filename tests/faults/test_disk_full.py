@@ -76,6 +76,28 @@ def test_no_room_for_the_start_line(models: Path) -> None:
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", [("serve", "--check"), ("models", "list")])
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_no_room_for_what_is_printed(
+    models: Path, command: tuple[str, str], unbuffered: list[str]
+) -> None:
+    module, what = command
+    arguments = [*unbuffered, "-m", f"serving.{module}", what, "--models", str(models)]
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == ("error: stdout takes no more (No space left on device)")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 def test_logs_that_find_no_room_are_lost_and_calls_answered(models: Path, tmp_path: Path) -> None:
     port_file = tmp_path / "port"
     command = [*(sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0")]
