@@ -50,6 +50,8 @@ def cache_of(
     config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
 ) -> FeatureCache:
     """What `config.cache` keeps of this backbone, with these weights and this preprocessing."""
+    if config.cache is None:
+        return FeatureCache(None, {}, say)
     key = {
         "backbone": config.backbone,
         "weights": digest_state(classifier.backbone.state_dict()),
@@ -57,7 +59,7 @@ def cache_of(
         "interpolation": config.interpolation,
         "views": VIEWS,
     }
-    return FeatureCache(None if config.cache is None else Path(config.cache), key, say)
+    return FeatureCache(Path(config.cache), key, say)
 
 
 def extract(

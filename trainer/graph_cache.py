@@ -8,7 +8,7 @@ from typing import IO
 import onnx
 
 from trainer.backbones import Classifier
-from trainer.cached_file import CachedFile
+from trainer.cached_file import NOTHING_KEPT, CachedFile
 from trainer.config import TrainConfig
 from trainer.software import digest_code, software
 from trainer.weights import digest_state
@@ -20,6 +20,8 @@ def graph_cache_of(
     config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
 ) -> CachedFile:
     """What `config.cache` keeps of this backbone, as these packages and this code export it."""
+    if config.cache is None:  # digests of all weights and of the code take their time
+        return NOTHING_KEPT
     key = {
         "backbone": config.backbone,
         "weights": digest_state(classifier.backbone.state_dict()),
@@ -28,7 +30,7 @@ def graph_cache_of(
         "software": software(config.backbone),
         "code": digest_code(),
     }
-    return CachedFile(None if config.cache is None else Path(config.cache), "graph.bin", key, say)
+    return CachedFile(Path(config.cache), "graph.bin", key, say)
 
 
 def load_graph(cache: CachedFile) -> onnx.ModelProto | None:
