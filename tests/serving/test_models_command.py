@@ -1,15 +1,13 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from serving.models import main
 from serving.repository import Repository
-from tests.conftest import ROOT
 from tests.tiny import build_version
+from tests.unread import unread
 
 
 @pytest.fixture
@@ -39,13 +37,7 @@ def models(root: Path, capsys: pytest.CaptureFixture[str]):
 def test_a_reader_that_leaves_ends_it_without_a_word(root: Path, asked: str) -> None:
     """`verify` with something to complain of, too."""
     (root / "birds/1/model.onnx").write_bytes(b"damaged")
-    command = (sys.executable, "-m", "serving.models", asked, "--models", root)
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.close()
-        assert process.wait(60) == 1
-        assert process.stderr.read() == ""
+    assert unread("-m", "serving.models", asked, "--models", root) == (1, "")
 
 
 def test_list(models) -> None:

@@ -18,6 +18,7 @@ from tests.photos import jpeg
 from tests.ports import free_port
 from tests.serving.test_loading import flip
 from tests.tiny import build_version, golden_of
+from tests.unread import unread
 from tests.waiting import until, until_said
 
 UNCHANGED = "the configuration stays as it was: "
@@ -189,13 +190,5 @@ def test_a_model_that_can_not_be_read_is_said_and_the_others_are_served(
 
 def test_a_reader_of_the_check_that_leaves_ends_it_without_a_word(models: Path) -> None:
     flags = ("--check", "--device", "cpu", "--models", models)
-    with subprocess.Popen(
-        (sys.executable, "-m", "serving.serve", *flags),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        process.stdout.close()
-        assert process.wait(60) == 1
-        assert "Error" not in process.stderr.read()
+    status, said = unread("-m", "serving.serve", *flags)
+    assert status == 1 and "Error" not in said

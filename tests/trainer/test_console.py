@@ -1,12 +1,12 @@
 """What is said on a terminal and in a log."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.unread import unread
 from trainer.console import Console
 
 
@@ -35,17 +35,7 @@ sys.exit(7)
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_who_stops_reading_changes_nothing_of_what_is_done(unbuffered: str):
-    with subprocess.Popen(
-        [sys.executable, "-c", SAID],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert (process.wait(60), process.stderr.read()) == (7, "")
+    assert unread("-c", SAID, PYTHONUNBUFFERED=unbuffered) == (7, "")
 
 
 def test_a_full_disk_behind_stdout_is_said():

@@ -22,6 +22,7 @@ from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos, write_photos
+from tests.unread import unread
 from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.cartoons import draw_cartoon
@@ -611,16 +612,7 @@ def test_help_explains_itself():
 
 def test_a_version_is_published_whoever_reads_of_it(photos: MakePhotos, tmp_path: Path):
     arguments = ["--data", photos(), "--name", "shapes", "--out", tmp_path, *SCRATCH]
-    with subprocess.Popen(
-        [sys.executable, "-m", "trainer.train", *map(str, arguments), "--epochs", "1", "--json"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        said = process.stderr.read()
-        assert process.wait(120) == 0, said
+    status, said = unread("-m", "trainer.train", *arguments, "--epochs", "1", "--json")
+    assert status == 0, said
     assert said.endswith(f"Serve it: serve --models {tmp_path}\n")
     assert Repository(tmp_path).versions("shapes") == [1]
