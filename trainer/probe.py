@@ -1,6 +1,5 @@
 """A linear head on frozen features: logistic regression, its penalty cross-validated."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +137,8 @@ def fit_probe(
 ) -> Probe:
     """The head with the penalty of lowest out-of-fold loss, fitted to all photos.
 
-    `penalties`: from strong to weak; the search ends where the loss rises again.
+    `penalties`: from strong to weak. The search goes from the middle to where the loss falls, and
+    ends where it rises again.
     features [n, views, F]: the views of a photo stay in one fold, and are all trained on; judged is
     the first, which is what the server sees. labels [n]. weights [n]: of the photos in the loss
     that is lowered, and in that which chooses the penalty; None for equal ones. units [n]: of
@@ -156,9 +156,11 @@ def fit_probe(
     features = features @ basis if basis is not None else features
     folds = stratified_folds(labels, _FOLDS, generator, units)
     heads: list[Head | None] = [None] * _FOLDS
-    best_loss, best_penalty, best_logits = math.inf, penalties[0], np.empty((0, 0))
     left = len(penalties) * _FOLDS + 1
-    for penalty in penalties:
+
+    def judge(penalty: float) -> tuple[float, Floats]:
+        """Out of fold: the loss, and the logits [n, K]."""
+        nonlocal left
         logits = np.empty((len(labels), classes))
         for fold in range(_FOLDS):
             rest, held = folds != fold, folds == fold
@@ -169,10 +171,19 @@ def fit_probe(
             heads[fold] = head
             advance(1, "")
             left -= 1
-        loss = nll(logits, labels, shares)
-        if loss >= best_loss:  # the loss has one minimum along the path of penalties
+        return nll(logits, labels, shares), logits
+
+    middle = len(penalties) // 2
+    best_penalty = penalties[middle]
+    best_loss, best_logits = judge(best_penalty)
+    for direction in (penalties[middle + 1 :], penalties[:middle][::-1]):
+        for penalty in direction:
+            loss, logits = judge(penalty)
+            if loss >= best_loss:  # the loss has one minimum along the path of penalties
+                break
+            best_loss, best_penalty, best_logits = loss, penalty, logits
+        if best_penalty != penalties[middle]:
             break
-        best_loss, best_penalty, best_logits = loss, penalty, logits
     rows, targets, each = _rows(features), np.repeat(labels, views), np.repeat(shares, views)
     head = solve(rows, targets, classes, best_penalty, weights=each)
     advance(left, "")

@@ -108,6 +108,33 @@ def test_the_penalty_is_stronger_where_there_is_less_to_learn():
     assert chosen[0] < chosen[1]
 
 
+@pytest.mark.parametrize("best", range(7))
+def test_the_best_penalty_is_found_wherever_it_lies(best: int):
+    """Heads whose loss is known: four of five labels are as the feature says, so logits of
+    +-log(4)/2 are the best, and the further from them the worse."""
+    labels = np.arange(100) % 2
+    x = np.where(np.arange(100) % 5 == 0, 1 - labels, labels)[:, None, None] * 2.0 - 1
+    penalties = tuple(10.0**-i for i in range(7))
+    tried: list[float] = []
+
+    def solve(
+        features: np.ndarray,
+        labels: np.ndarray,
+        classes: int,
+        penalty: float,
+        start: Head | None = None,
+        tolerance: float = 0.0,
+        weights: np.ndarray | None = None,
+    ) -> Head:
+        tried.append(penalty)
+        scale = np.log(4) / 2 * 1.3 ** (penalties.index(penalty) - best)
+        return Head(weight=np.array([[-scale], [scale]]), bias=np.zeros(2))
+
+    probe = fit_probe(x, labels, 2, np.random.default_rng(0), penalties, solve=solve)
+    assert probe.penalty == penalties[best]
+    assert {penalties[i] for i in (best - 1, best + 1) if 0 <= i < 7} < set(tried)
+
+
 def test_views_are_trained_on_and_the_first_is_judged():
     x, labels = blobs(120, noise=0.8)
     views = np.stack([x, x + 0.1], axis=1)
