@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
@@ -15,6 +14,7 @@ from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.distributed import joined
+from trainer.figures import save_png
 from trainer.pipeline import train
 
 
@@ -131,5 +131,4 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xscale="log", xlabel="time, s", ylabel="accuracy on the test photos")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_png(figure, path)

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trainer.lettering import any_script, short_label
+from trainer.figures import save_png
+from trainer.lettering import short_label
 from trainer.metrics import Floats, Ints, confusion_matrix, expected_calibration_error, reliability
 from trainer.mistakes import draw_mistakes, most_wrong
 from trainer.pictures import Pixels
 from trainer.training import Epoch
 
-_DPI = 110
 _MAX_SIDE = 48.0  # inches of the confusion matrix
 _MAX_NAMES = 225  # that have room beside it
 _MAX_NUMBERS = 20  # classes up to which each cell of the confusion matrix has its number
@@ -43,14 +42,14 @@ def save_plots(
     """
     folder.mkdir()
     if len(history) > 1:
-        _save(draw_training(history), folder / "training.png")
+        save_png(draw_training(history), folder / "training.png")
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
-    _save(draw_confusion(matrix, labels), folder / "confusion.png")
-    _save(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
+    save_png(draw_confusion(matrix, labels), folder / "confusion.png")
+    save_png(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
     worst = most_wrong(probabilities, targets)
     if len(worst):
         figure = draw_mistakes(pictures_of(worst), probabilities[worst], targets[worst], labels)
-        _save(figure, folder / "mistakes.png")
+        save_png(figure, folder / "mistakes.png")
 
 
 def draw_training(history: Sequence[Epoch]) -> Figure:
@@ -123,9 +122,3 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with any_script():
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
@@ -21,6 +20,7 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import joined
 from trainer.errors import FailedCheck
+from trainer.figures import save_png
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.preparing import prepare
 
@@ -153,5 +153,4 @@ def _plot(found: RangeTest, path: Path) -> None:
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_png(figure, path)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -31,6 +30,7 @@ from trainer.data import PhotoData
 from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
+from trainer.figures import save_png
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
@@ -259,8 +259,7 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
     axes.set(xlabel="trial", ylabel=f"{_measure(run.config)} on val")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure)
-    figure.savefig(f"{place}-tuning.png", dpi=110, metadata={"Software": None})
+    save_png(figure, Path(f"{place}-tuning.png"))
     run.console.table(
         f"Best trials, {_measure(run.config)} on val",
         [

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from trainer.figures import save_png
 from trainer.plots import draw_confusion, draw_training, save_plots
 from trainer.training import Epoch
 
@@ -67,3 +69,17 @@ def test_what_is_not_known_of_an_older_checkpoints_epochs_is_not_drawn():
     drawn = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
     assert drawn["val, under attack"] == [[0, 0.25], [1, 0.5]]
     assert drawn["val, mean recall under attack"] == [[1, 0.375]]
+
+
+def test_a_saved_plot_has_the_pixels_that_matplotlib_would_save(tmp_path: Path):
+    matrix = np.random.default_rng(0).integers(0, 5, (25, 25))
+    labels = [f"a label of some length {i}" for i in range(25)]
+    save_png(draw_confusion(matrix, labels), tmp_path / "ours.png")
+    figure = draw_confusion(matrix, labels)
+    FigureCanvasAgg(figure)
+    figure.savefig(tmp_path / "theirs.png", dpi=110)
+    ours, theirs = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
+        for name in ("ours", "theirs")
+    )
+    assert np.array_equal(ours, theirs)

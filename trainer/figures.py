@@ -1,0 +1,23 @@
+"""A plot to a PNG."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from trainer.lettering import any_script
+
+_DPI = 110
+_COMPRESSION = 3  # half the time of zlib's own 6, for a thirtieth more bytes
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The very pixels of Figure.savefig, which draws all twice for the sake of the layout."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DPI)
+    with any_script():
+        canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels.save(path, "PNG", compress_level=_COMPRESSION, dpi=(_DPI, _DPI))
