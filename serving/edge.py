@@ -20,7 +20,7 @@ from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
 from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
 from serving.malformed import ARRIVES_S, Parse
-from serving.shares import Held, Shares
+from serving.shares import Held, InLine, Shares
 from serving.status import Failure, failure_of
 from serving.tokens import Token, Tokens
 from serving.turns import Priority
@@ -188,14 +188,15 @@ class Edge:
     ) -> None:
         """Answer each request of a stream with `work`'s result, or `failed`'s where that raises.
 
-        Up to max_stream_in_flight at once; no further one is read until then.
+        Up to max_stream_in_flight at once; no further one is read until then, nor while one waits
+        for its place among the calls.
         """
         whole = _call(context, method)
         slots = asyncio.Semaphore(self._limits.max_stream_in_flight)
         sending = asyncio.Lock()  # gRPC allows one message on its way at a time
         wrong: InvalidRequest | None = None
 
-        async def answer(request: M, size: int) -> None:
+        async def answer(request: M, size: int, place: InLine) -> None:
             call = Call(
                 method=method,
                 start=time.monotonic(),
@@ -203,17 +204,19 @@ class Edge:
                 metadata=whole.metadata,
                 request_id=whole.request_id,
                 token=whole.token,
+                place=place,
             )
             try:
                 self._check_size(size)
-                with self._calls.one(call.turn) as call.place:
-                    reply = await work(request, call)
+                await place.let_in
+                reply = await work(request, call)
                 call.code = grpc.StatusCode.OK
             except Exception as error:
                 failure = _failure(error)
                 call.code = failure.code
                 reply = failed(request, failure)
             finally:
+                self._calls.leave(place)
                 self._tell(call)
             del request  # its photos need not wait with the answer
             async with sending:
@@ -226,10 +229,16 @@ class Edge:
                 with self._streams.one(whole.turn):
                     context.set_trailing_metadata(((REQUEST_ID, whole.request_id),))
                     async with asyncio.TaskGroup() as group:
+
+                        def begin(request: M, size: int) -> InLine:
+                            place = self._calls.join(whole.turn)
+                            task = group.create_task(answer(request, size, place))
+                            # Of one that is cancelled before it has begun nothing else would.
+                            task.add_done_callback(lambda _: self._calls.leave(place))
+                            return place
+
                         try:
-                            await self._read(
-                                context, parse, slots, lambda *one: group.create_task(answer(*one))
-                            )
+                            await self._read(context, parse, slots, begin)
                         except InvalidRequest as error:
                             wrong = error
                 if wrong:
@@ -266,10 +275,10 @@ class Edge:
         context: Any,
         parse: Parse[M],
         slots: asyncio.Semaphore,
-        begin: Callable[[M, int], object],
+        begin: Callable[[M, int], InLine],
     ) -> None:
-        """`begin` each request of a stream, once there is a slot for it, until no more come or the
-        server drains.
+        """`begin` each request of a stream, once there is a slot for it and the one before has been
+        let in, until no more come or the server drains.
 
         With the bytes of its message: one that is too large is refused by itself, and the stream
         goes on. Raises InvalidRequest for what can't be parsed.
@@ -284,8 +293,10 @@ class Edge:
                     data = await context.read()
                     if data is None or data is grpc.aio.EOF:
                         return
-                    begin(parse(data), len(data))
+                    place = begin(parse(data), len(data))
                     del data
+                    if not place.let_in.done():
+                        await asyncio.wait([place.let_in])
         except TimeoutError:
             assert self._draining
         finally:

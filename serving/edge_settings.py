@@ -12,7 +12,9 @@ from serving.tls import TlsFiles
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
     max_calls: int = setting(
-        1024, "calls read or answered at once, each request of a stream counting as one"
+        1024,
+        "calls read or answered at once, each request of a stream counting as one: they wait for "
+        "their places, and have at most half of them",
     )
     max_streams: int = setting(256, "streams open at once")
     max_stream_in_flight: int = setting(16, "requests of one stream that are answered at once")

@@ -13,6 +13,7 @@ from serving.catalogue import ServedVersion
 from serving.classification import Photo, best_labels, check_count
 from serving.errors import InvalidRequest
 from serving.turns import Priority
+from serving.typed_pixels import OVER_255, Pixels
 
 INPUT = "image"
 OUTPUTS = ("probabilities", "logits")  # in the order of an answer's rows
@@ -24,9 +25,11 @@ _LENGTH = struct.Struct("<I")
 _SHOWN = 8  # so many names or numbers of a caller's stand in an error; a shape has 4 at most
 
 
-def photos_of(request: pb.ModelInferRequest, side: int, most: int) -> Sequence[Photo]:
+def photos_of(
+    request: pb.ModelInferRequest, pixels: Pixels | None, side: int, most: int
+) -> Sequence[Photo]:
     """The photos of a call: encoded bytes, or uint8 [S, S, 3] each, without a copy where they came
-    raw. No more than `most` are looked at. Raises InvalidRequest."""
+    raw. pixels: see InferRequest. No more than `most` are looked at. Raises InvalidRequest."""
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
         names = [tensor.name[:64] for tensor in request.inputs[:_SHOWN]]
         raise InvalidRequest(f"the call must have one input, {INPUT!r}; it has {names}")
@@ -59,13 +62,17 @@ def photos_of(request: pb.ModelInferRequest, side: int, most: int) -> Sequence[P
                 f"got {_text(tensor)}"
             )
         check_count(shape[0], most)
-        size = len(tensor.contents.uint_contents if raw is None else raw)
+        typed = tensor.contents.uint_contents if pixels is None else pixels
+        size = len(typed if raw is None else raw)
         if size != math.prod(shape):
             raise InvalidRequest(
                 f"input {INPUT!r} has {size:,} bytes; its shape {_text(tensor)} needs "
                 f"{math.prod(shape):,}"
             )
-        flat = _typed(tensor.contents) if raw is None else np.frombuffer(raw, np.uint8)
+        if raw is not None:
+            flat = np.frombuffer(raw, np.uint8)
+        else:
+            flat = _typed(tensor.contents) if pixels is None else pixels.array()
         return list(flat.reshape(shape))
     raise InvalidRequest(
         f"input {INPUT!r} must be BYTES (encoded photos) or UINT8 (pixels); "
@@ -180,7 +187,7 @@ def _text(tensor: pb.ModelInferRequest.InferInputTensor) -> str:
 def _typed(contents: pb.InferTensorContents) -> npt.NDArray[np.uint8]:
     values = np.array(contents.uint_contents, np.uint32)
     if values.size and values.max() > 255:
-        raise InvalidRequest(f"input {INPUT!r} as UINT8 has the element {values.max()}")
+        raise InvalidRequest(OVER_255)
     return values.astype(np.uint8)
 
 

@@ -21,6 +21,7 @@ from serving.inference_messages import (
 from serving.inference_statistics import InferenceStatistics
 from serving.malformed import Parse
 from serving.status import Failure
+from serving.typed_pixels import InferRequest, with_typed_pixels
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -44,22 +45,24 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(
         self, parse: Parse[pb.ModelInferRequest], context: Any
     ) -> pb.ModelInferResponse:
-        return await self._edge.answer(context, "ModelInfer", parse, self._infer)
+        return await self._edge.answer(context, "ModelInfer", with_typed_pixels(parse), self._infer)
 
     async def ModelStreamInfer(self, parse: Parse[pb.ModelInferRequest], context: Any) -> None:
         caller = object()  # one turn for the whole stream
 
-        async def infer(request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
+        async def infer(request: InferRequest, call: Call) -> pb.ModelStreamInferResponse:
             answer = await self._infer(request, call, caller)
             return pb.ModelStreamInferResponse(infer_response=answer)
 
-        def failed(request: pb.ModelInferRequest, failure: Failure) -> pb.ModelStreamInferResponse:
+        def failed(request: InferRequest, failure: Failure) -> pb.ModelStreamInferResponse:
             return pb.ModelStreamInferResponse(
                 error_message=failure.message,
-                infer_response=pb.ModelInferResponse(id=request.id),
+                infer_response=pb.ModelInferResponse(id=request.message.id),
             )
 
-        await self._edge.answer_stream(context, "ModelStreamInfer", parse, infer, failed)
+        await self._edge.answer_stream(
+            context, "ModelStreamInfer", with_typed_pixels(parse), infer, failed
+        )
 
     async def ServerLive(
         self, parse: Parse[pb.ServerLiveRequest], context: Any
@@ -141,15 +144,16 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def _infer(
-        self, request: pb.ModelInferRequest, call: Call, caller: Hashable = None
+        self, received: InferRequest, call: Call, caller: Hashable = None
     ) -> pb.ModelInferResponse:
+        request = received.message
         served = self._edge.catalogue().find(
             request.model_name, request.model_version, routing_key_of(request)
         )
         call.found(served)
         wanted = wanted_outputs(request)
         side = served.engine.manifest.preprocessing.size
-        photos = photos_of(request, side, self._classifier.limits.max_photos)
+        photos = photos_of(request, received.pixels, side, self._classifier.limits.max_photos)
         call.photos = len(photos)
         deadline = min(call.deadline, call.start + timeout_of(request))
         priority = priority_of(request)

@@ -5,10 +5,8 @@ any digest of ours. So the file is walked in protobuf's wire format along the fi
 that lead to tensors.
 """
 
-from collections.abc import Iterator
-
 from serving.errors import BrokenVersion
-from serving.wire_format import FIXED, LENGTH, VARINT, varint
+from serving.wire_format import fields
 
 # message -> field number -> message in that field, after onnx.proto of ONNX 1.19
 _CHILDREN = {
@@ -48,7 +46,7 @@ def refuse_external_data(data: bytes, file: str) -> None:
 
 def _has_external_tensor(message: memoryview, kind: str) -> bool:
     children = _CHILDREN[kind]
-    for number, value in _fields(message):
+    for number, value, _ in fields(message):
         if kind == "Tensor" and (
             number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0)
         ):
@@ -59,25 +57,3 @@ def _has_external_tensor(message: memoryview, kind: str) -> bool:
             if _has_external_tensor(value, children[number]):
                 return True
     return False
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field number and value of each field: an int, or the bytes of a length-delimited one."""
-    at = 0
-    while at < len(message):
-        tag, at = varint(message, at)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == VARINT:
-            value, at = varint(message, at)
-            yield number, value
-            continue
-        if wire_type == LENGTH:
-            length, at = varint(message, at)
-        elif wire_type in FIXED:
-            length = FIXED[wire_type]
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {at}")
-        if at + length > len(message):
-            raise ValueError("it ends in the middle of a field")
-        yield number, message[at : at + length]
-        at += length

@@ -29,8 +29,9 @@ ENDINGS = frozenset(
 )
 MAX_PIXELS = 64_000_000
 
-# Decoding takes up to 16 bytes a pixel (WebP), so pictures of more pixels than this, as they lie in
-# memory, are decoded one at a time, whatever the number of threads.
+# Decoding takes up to 16 bytes a pixel (WebP; docs/capacity.md has what else it takes), so pictures
+# of more pixels than this, as they lie in memory, are decoded one at a time, whatever the number of
+# threads.
 _LARGE = 12_000_000
 _one_large = threading.Lock()
 _BAND = 1_000_000  # pixels

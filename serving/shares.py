@@ -1,5 +1,6 @@
 """Places that callers hold, so divided that no caller can take them all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +18,27 @@ class Held:
     low: bool = False  # of low priority
 
 
+@dataclass(eq=False, kw_only=True)
+class InLine(Held):
+    """One that is waited for."""
+
+    turn: str | None
+    let_in: asyncio.Future[None]  # done once the place is held
+
+
 class Shares:
-    """Belongs to the event loop. Whose token holds some places leaves as many free, and so does all
-    work of low priority together."""
+    """Belongs to the event loop. Whose token holds some places leaves as many free. All work of low
+    priority takes no more than half, nor does all that waits in line for its place."""
 
     def __init__(self, most: int, what: str, hint: str) -> None:
         """what: the places and what is done with them, such as "calls are being answered"; hint:
         what a caller who is refused may do."""
         self._most, self._what, self._hint = most, what, hint
+        self._half = max(1, most // 2)
         self._held: Counter[str | None] = Counter()  # by whose turn
         self._low = 0
+        self._line: dict[InLine, None] = {}  # who waits, in the order in which they came
+        self._from_line: set[InLine] = set()  # who has waited, and holds a place now
 
     def total(self) -> int:
         return self._held.total()
@@ -34,9 +46,8 @@ class Shares:
     @contextmanager
     def one(self, turn: str | None) -> Iterator[Held]:
         """turn: None for a caller without a token. Raises Overloaded."""
-        own = self._held[turn] if turn else 0
-        if self._most - self.total() - own < 1:
-            whose = f", {own} of this token" if turn else ""
+        if not self._free(turn):
+            whose = f", {self._held[turn]} of this token" if turn else ""
             raise Overloaded(
                 f"{self.total()} of {self._most} {self._what}{whose}; {self._hint}",
                 retry_after_s=_BUSY_RETRY_S,
@@ -46,18 +57,55 @@ class Shares:
         try:
             yield held
         finally:
-            self._low -= held.low
-            self._held[turn] -= 1
-            if not self._held[turn]:
-                del self._held[turn]
+            self._give_back(held, turn)
+
+    def join(self, turn: str | None) -> InLine:
+        """Wait in line where `one` would refuse; there may be a place at once."""
+        held = InLine(turn=turn, let_in=asyncio.get_running_loop().create_future())
+        self._line[held] = None
+        self._let_in()
+        return held
+
+    def leave(self, held: InLine) -> None:
+        """Give the place back, or leave the line; whoever has left may do so again."""
+        if held in self._line:
+            del self._line[held]
+            held.let_in.cancel()
+        elif held in self._from_line:
+            self._from_line.remove(held)
+            self._give_back(held, held.turn)
 
     def lower(self, held: Held) -> None:
         """From now on this place is one of low priority. Raises Overloaded if these hold half."""
-        most = max(1, self._most // 2)
-        if self._low >= most:
+        if self._low >= self._half:
             raise Overloaded(
-                f"{self._low} of {most} {self._what} that may be of low priority; {self._hint}",
+                f"{self._low} of {self._half} {self._what} that may be of low priority; "
+                f"{self._hint}",
                 retry_after_s=_BUSY_RETRY_S,
             )
         held.low = True
         self._low += 1
+
+    def _free(self, turn: str | None) -> bool:
+        own = self._held[turn] if turn else 0
+        return self._most - self.total() - own >= 1
+
+    def _give_back(self, held: Held, turn: str | None) -> None:
+        self._low -= held.low
+        self._held[turn] -= 1
+        if not self._held[turn]:
+            del self._held[turn]
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Whoever waits and may have a place now."""
+        while self._line and len(self._from_line) < self._half:
+            # One that is done is cancelled, and about to leave.
+            may = (one for one in self._line if self._free(one.turn) and not one.let_in.done())
+            first = next(may, None)
+            if first is None:
+                return
+            del self._line[first]
+            self._from_line.add(first)
+            self._held[first.turn] += 1
+            first.let_in.set_result(None)

@@ -15,7 +15,8 @@ SMALL_BYTES = 64 * 1024
 # As many parts as a message may have, and one more for each so many of its bytes.
 _PARTS, _BYTES_A_PART = 4096, 2048
 
-# By number: the fields of a message within, or None: packed integers that take 8 bytes each.
+# By number: the fields of a message within, or None: packed numbers of any length, each of which
+# takes time, and up to 8 bytes.
 Fields = dict[int, "Fields | None"]
 
 
@@ -27,8 +28,8 @@ def fields_of(descriptor: Any) -> Fields:
         if field.message_type is not None:
             fields[field.number] = fields_of(field.message_type)
         elif field.is_repeated and field.cpp_type in (
-            field.CPPTYPE_INT64,
-            field.CPPTYPE_UINT64,
+            *(field.CPPTYPE_INT32, field.CPPTYPE_UINT32, field.CPPTYPE_BOOL),
+            *(field.CPPTYPE_INT64, field.CPPTYPE_UINT64, field.CPPTYPE_ENUM),
         ):
             fields[field.number] = None
     return fields

@@ -143,7 +143,7 @@ def test_a_pod_that_is_full_is_not_taken_for_one_that_is_gone(name: str) -> None
 
 
 # docs/capacity.md, MiB.
-OF_A_MESSAGE, ONE_LARGE_PHOTO, A_DECODER = 2.6, 1024, 180
+OF_A_MESSAGE, ONE_LARGE_PHOTO, A_DECODER = 2.6, 1024, 220
 OF_MODELS = {"cpu": 526, "cuda": 1536}
 IN_MIB = {"Mi": 1, "Gi": 1024}
 

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -162,6 +163,36 @@ def test_large_photos_are_not_all_in_memory_at_once() -> None:
         timeout=60,
     )
     assert int(done.stdout) < 900  # MiB; each keeps 80, one takes 240 more; all, 1600
+
+
+_ONE = """
+import re, sys
+from serving.modelspec import Preprocessing
+from serving.preprocess import preprocess
+def mib(what):
+    return int(re.search(what + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+data, before = sys.stdin.buffer.read(), mib("VmRSS")
+preprocess(data, Preprocessing(size=32, interpolation="bilinear"))
+print(mib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
+def test_a_picture_that_is_not_large_takes_what_the_page_allows_each_thread() -> None:
+    """A transparent WebP takes the most, of as many pixels as are not yet decoded one at a time."""
+    page = (ROOT / "docs/capacity.md").read_text()
+    allowed = re.search(r"decode_threads x (\d+) MiB", page)
+    assert allowed
+    picture = Image.new("RGBA", (4000, 2999), (9, 9, 9, 99))
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE],
+        cwd=ROOT,
+        input=encode(picture, "WEBP", lossless=True, quality=0, method=0),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert 150 < float(done.stdout) < int(allowed[1])
 
 
 def test_palette_without_transparency_keeps_its_colours() -> None:

@@ -12,7 +12,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
-from tests.serving.held_model import HeldModel
+from tests.serving.held_model import HeldModel, until
 from tests.serving.test_service import check, request
 
 Code = grpc.StatusCode
@@ -98,6 +98,62 @@ async def test_no_more_is_read_than_may_be_in_flight(models: Path) -> None:
         assert sorted(await answers(call)) == list(range(10))
 
 
+async def written(stub, count: int) -> grpc.aio.Call:
+    """A stream of so many requests."""
+    call = stub.ClassifyStream()
+    for number in range(count):
+        await call.write(part(number, request(jpeg())))
+    await call.done_writing()
+    return call
+
+
+async def test_streams_leave_half_of_the_places_and_wait_for_theirs(models: Path) -> None:
+    """They would take all, and have the more of their own requests refused the more they send."""
+    async with (
+        running_server(models, max_calls=4) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        edge, held = running.server._edge, HeldModel(running.server)
+        streams = [await written(stub, 8) for _ in range(3)]
+        await held.admitted(2)
+        # Of each no more is read than what waits.
+        await until(lambda: len(edge._calls._line) == 3)
+        assert edge.active == 2
+        calls = [asyncio.ensure_future(stub.Classify(request(jpeg()))) for _ in range(2)]
+        await held.admitted(4)
+        with pytest.raises(grpc.aio.AioRpcError, match="4 of 4 calls are being answered"):
+            await stub.Classify(request(jpeg()))
+        assert len(edge._calls._line) == 3
+        held.release()
+        for call in calls:
+            check((await call).results[0], jpeg())
+        for stream in streams:
+            found = await answers(stream)
+            assert sorted(found) == list(range(8))
+            assert all(answer.HasField("response") for answer in found.values())
+        assert edge.active == 0 and not edge._calls._line
+
+
+async def test_streams_that_wait_for_a_place_can_be_left(models: Path) -> None:
+    async with (
+        running_server(models, max_calls=2) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        calls, held = running.server._edge._calls, HeldModel(running.server)
+        streams = [await written(stub, 3) for _ in range(3)]
+        await until(lambda: len(calls._line) == 3)
+        waiting = streams.pop()
+        waiting.cancel()
+        await until(lambda: len(calls._line) == 2)
+        assert calls.total() == 1
+        held.release()
+        for stream in streams:
+            assert sorted(await answers(stream)) == [0, 1, 2]
+        assert calls.total() == 0 and not calls._line
+
+
 async def test_a_stream_does_not_starve_a_call(running: Running, stub) -> None:
     """16 requests of a stream wait; a call that comes later is in the very next batch."""
     held = HeldModel(running.server)
@@ -138,10 +194,24 @@ async def test_a_caller_that_vanishes_leaves_the_server_sound(
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_callers_that_leave_at_any_moment(
-    running: Running, stub, caplog: pytest.LogCaptureFixture, seed: int
+    models: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
-    """60 streams, each cut off somewhere between its first write and its last answer."""
-    generator = random.Random(seed)
+    """60 streams, each cut off somewhere between its first write and its last answer; most of them
+    while they wait for a place."""
+    async with running_server(models, max_calls=8) as running:
+        # Which ends them all: of some grpc.aio's client forgets that their task was cancelled.
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            await leaving_at_any_moment(stub, random.Random(seed))
+        edge, decoders = running.server._edge, running.server._classifier._decoders
+        await HeldModel(running.server).admitted(0)
+        await until(lambda: not edge._here and not edge.active and not edge._streams.total())
+        assert not edge._calls._line and not edge._calls._from_line and not edge._reading
+        await until(lambda: not decoders._waiting and not decoders._postponed)
+    assert not caplog.records, caplog.text
+
+
+async def leaving_at_any_moment(stub, generator: random.Random) -> None:
     photo = jpeg()
 
     async def caller() -> None:
@@ -161,7 +231,6 @@ async def test_callers_that_leave_at_any_moment(
     for task in callers:
         assert task.cancelled() or task.exception() is None
     check((await stub.Classify(request(photo))).results[0], photo)
-    assert not caplog.records, caplog.text
 
 
 async def test_a_cancelled_stream_leaves_the_queue(running: Running, stub) -> None:
