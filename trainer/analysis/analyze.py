@@ -16,7 +16,6 @@ from serving.access import access_of, add_access_flags, advised
 from serving.cores import usable_cores
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
 from serving.layout import ANALYSIS
-from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
@@ -76,7 +75,7 @@ def _failed(message: str, status: int) -> int:
 def _analyse(options: argparse.Namespace) -> int:
     conditions = [parse_condition(text) for text in options.fail_under]
     repository = open_repository(options.models)
-    name, version = _version(repository, options.model)
+    name, version = repository.find(options.model)
     config = AnalysisConfig(
         data=options.data,
         datasets=options.datasets,
@@ -131,7 +130,7 @@ def _compare(options: argparse.Namespace) -> int:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         raise InvalidRequest(f"{flags} can't be had with --compare: analyse each version by itself")
     repository = open_repository(options.models)
-    versions = [_version(repository, text) for text in options.compare]
+    versions = [repository.find(text) for text in options.compare]
     made = compare.compare(
         repository,
         versions,
@@ -175,11 +174,6 @@ def _say_side_by_side(made: dict[str, Any]) -> None:
                 for share, other in zip(row, made["versions"], strict=True)
             )
         )
-
-
-def _version(repository: Repository, text: str) -> tuple[str, int]:
-    name, _, reference = text.partition("/")
-    return name, repository.resolve(name, reference)
 
 
 def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
