@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
 from trainer.balance import make_order, repeats_of
@@ -22,6 +20,7 @@ from trainer.determinism import deterministic
 from trainer.distributed import joined
 from trainer.errors import FailedCheck
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
+from trainer.line_plot import line_plot
 from trainer.preparing import prepare
 
 Floats = npt.NDArray[np.float64]
@@ -143,15 +142,10 @@ def _say(found: RangeTest, console: Console) -> None:
 
 
 def _plot(found: RangeTest, path: Path) -> None:
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(found.rates, found.losses, ".", alpha=0.4, label="of each step")
-    axes.plot(found.rates, smooth(np.array(found.losses)), label="smoothed")
-    if found.suggested is not None:
-        text = f"suggested: {found.suggested:.1e}"
-        axes.axvline(found.suggested, linestyle="--", color="grey", label=text)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with line_plot(path) as axes:
+        axes.plot(found.rates, found.losses, ".", alpha=0.4, label="of each step")
+        axes.plot(found.rates, smooth(np.array(found.losses)), label="smoothed")
+        if found.suggested is not None:
+            text = f"suggested: {found.suggested:.1e}"
+            axes.axvline(found.suggested, linestyle="--", color="grey", label=text)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
