@@ -32,11 +32,11 @@ def seeded(seed=0):
 ATTACKS = {
     "fgsm": lambda m, x, goal, ball: fgsm(m, x, goal, ball),
     "pgd": lambda m, x, goal, ball: pgd(m, x, goal, ball, steps=10, generator=seeded()),
-    "pgd-momentum": lambda m, x, goal, ball: pgd(
-        m, x, goal, ball, steps=10, restarts=2, momentum=0.9, generator=seeded()
+    "pgd-restarts": lambda m, x, goal, ball: pgd(
+        m, x, goal, ball, steps=10, restarts=2, generator=seeded()
     ),
     "apgd-ce": lambda m, x, goal, ball: apgd_cross_entropy(
-        m, x, goal, ball, steps=10, restarts=2, generator=seeded()
+        m, x, goal, ball, steps=10, generator=seeded()
     ),
     "apgd-dlr": lambda m, x, goal, ball: apgd_targeted(
         m, x, goal, ball, steps=10, generator=seeded()
