@@ -22,6 +22,7 @@ from trainer.errors import FailedCheck
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.line_plot import line_plot
 from trainer.preparing import prepare
+from trainer.split import spread
 
 Floats = npt.NDArray[np.float64]
 
@@ -128,10 +129,8 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
 
 def _say(found: RangeTest, console: Console) -> None:
     smoothed = smooth(np.array(found.losses))
-    rows = sorted(set(np.linspace(0, len(smoothed) - 1, _ROWS).round().astype(int).tolist()))
-    console.table(
-        "Learning rate and loss", [(f"{found.rates[i]:.1e}", f"{smoothed[i]:.4f}") for i in rows]
-    )
+    rows = [(f"{found.rates[i]:.1e}", f"{smoothed[i]:.4f}") for i in spread(len(smoothed), _ROWS)]
+    console.table("Learning rate and loss", rows)
     if found.suggested is None:
         console.line(
             "No rate lowers the loss from where it starts: a linear head may be all there is to "
