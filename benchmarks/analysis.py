@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -141,14 +142,32 @@ def fit(head: torch.nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> 
 
 def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     sys.path.insert(0, str(ROOT))
-    from trainer.analysis.attacks.apgd import apgd_cross_entropy
+    from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
     from trainer.analysis.attacks.ball import Ball
-    from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
     from trainer.analysis.attacks.goal import Goal
     from trainer.analysis.attacks.gradient import fgsm, pgd
+    from trainer.analysis.attacks.square import square
     from trainer.folding import folded
 
     goal, ready = Goal(labels=labels), folded(net)
+
+    def ensemble(ball: Ball, settings: dict) -> torch.Tensor:
+        """As AutoAttack (arXiv:2003.01690) with FGSM and PGD before: each attack gets the images
+        that withstood those before it."""
+        attacks = (
+            fgsm,
+            partial(pgd, **settings),
+            partial(apgd_cross_entropy, **settings),
+            partial(apgd_targeted, **settings),
+            partial(square, queries=QUERIES, generator=settings["generator"]),
+        )
+        adversarial, stand = images.clone(), torch.arange(len(images))
+        for attack in attacks:
+            if len(stand):
+                result = attack(ready, images[stand], goal[stand], ball)
+                adversarial[stand] = result.adversarial
+                stand = stand[~result.success]
+        return adversarial
 
     def attack(name: str, levels: int) -> torch.Tensor:
         ball, generator = Ball(norm="linf", epsilon=levels / 255), torch.Generator().manual_seed(0)
@@ -159,8 +178,7 @@ def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
             size = step_size(levels)
             return pgd(ready, images, goal, ball, step_size=size, **settings).adversarial
         if name == "ensemble":
-            attacks = standard_attacks(ball, queries=QUERIES, **settings)
-            return worst_case(ready, images, goal, attacks).adversarial
+            return ensemble(ball, settings)
         return apgd_cross_entropy(ready, images, goal, ball, **settings).adversarial
 
     return attack

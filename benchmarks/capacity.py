@@ -6,20 +6,18 @@ Processor time per photo, not photos per second, is what is measured: it hardly 
 the machine is doing. A core answers 1000 / (ms per photo) photos a second at full use.
 """
 
-import argparse
 import asyncio
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from started import started
+from limit import parser_of, read_photos
+from started import cpu_s, started
 
 from serving.client import AsyncClient
 from serving.commandline import aligned
-from serving.photo_paths import photo_paths
 
-TICKS = os.sysconf("SC_CLK_TCK")
 CALLERS = (1, 16)
 WARM_PHOTOS = 32
 TARGET_PHOTOS_S = 1_000_000 / 3600
@@ -31,12 +29,6 @@ class Cost:
     cpu_ms: float  # of all the server's threads, per photo
     photos_s: float  # as the machine happened to be
     resident_mib: float  # at its highest
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process and all its threads (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def peak_mib(pid: int) -> float:
@@ -76,14 +68,10 @@ def serve_and_measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path, help="folder")
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=400, help="photos (default: %(default)s)")
     options = parser.parse_args()
-    found = [path.read_bytes() for path in photo_paths([options.photos])]
-    photos = [found[i % len(found)] for i in range(options.count)]
+    photos = read_photos(options.photos, options.count)
     rows: list[tuple[object, ...]] = [
         ("CORES", "CALLERS", "CPU MS/PHOTO", "PHOTOS/S A CORE", "PHOTOS/S NOW", "MEMORY MIB")
     ]

@@ -7,15 +7,13 @@ run in one loop. Ours run without and with CUDA graphs, and with TensorRT where 
 each run copies its input to the GPU. Exit code 2 where there is no GPU.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from limit import read_photos
+from limit import parser_of, read_photos
 
 from serving.commandline import aligned
 from serving.device import cuda_problem
@@ -60,10 +58,7 @@ def measure(engine: Engine, photos: list[bytes], pixels: np.ndarray) -> tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path, help="folder")
+    parser = parser_of(__doc__)
     parser.add_argument("--tensorrt", default="", help="folder for its engines")
     options = parser.parse_args()
     if problem := cuda_problem():

@@ -92,6 +92,15 @@ def alone_ms(models: Path, name: str, photos: list[bytes], precision: str) -> fl
     return 1e3 * statistics.median(taken[8:])
 
 
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """For a model of a repository, and photos."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("photos", type=Path, help="folder")
+    return parser
+
+
 def read_photos(folder: Path, count: int) -> list[bytes]:
     """`count` photos of a folder, over again where it has fewer."""
     found = [path.read_bytes() for path in photo_paths([folder])]
@@ -99,10 +108,7 @@ def read_photos(folder: Path, count: int) -> list[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path, help="folder")
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=320, help="photos (default: %(default)s)")
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()

@@ -9,7 +9,6 @@ tried once only. Callers and server share the cores, so the callers' own part of
 what they take, the server lacks. Peak, memory and latency are measured once more afterwards.
 """
 
-import argparse
 import asyncio
 import os
 import socket
@@ -23,8 +22,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import uvloop
-from limit import CORES, read_photos
-from started import started
+from limit import CORES, parser_of, read_photos
+from started import cpu_s, started
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.client_messages import retry_after_s
@@ -56,10 +55,6 @@ class Target:
                 elif line.startswith("pawprint_calls_total{") and 'code="OK"' in line:
                     answered += float(line.split()[-1])
         return memory, answered
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -193,10 +188,10 @@ async def measure(target: Target, messages: list[bytes], factor: float, seconds:
     async def overloaded(words: str, calling: Awaitable[Tally]) -> None:
         samples: list[tuple[float, float, float]] = []
         watching = asyncio.create_task(watched(target, samples))
-        begin, ours, theirs = time.perf_counter(), time.process_time(), target.cpu_s()
+        begin, ours, theirs = time.perf_counter(), time.process_time(), cpu_s(target.pid)
         tally = await calling
         passed = time.perf_counter() - begin
-        ours, theirs = time.process_time() - ours, target.cpu_s() - theirs
+        ours, theirs = time.process_time() - ours, cpu_s(target.pid) - theirs
         watching.cancel()
         first, *_, last = (one for one in samples if begin + 1 <= one[0] <= begin + seconds)
         accepted = (last[2] - first[2]) / (last[0] - first[0])
@@ -233,10 +228,7 @@ async def measure(target: Target, messages: list[bytes], factor: float, seconds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path, help="folder")
+    parser = parser_of(__doc__)
     parser.add_argument("--factor", type=float, default=10, help="times the peak (%(default)s)")
     parser.add_argument("--seconds", type=float, default=15, help="of each part (%(default)s)")
     parser.add_argument("--flags", default="", help="more flags for serve, in one word")

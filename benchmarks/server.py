@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 from callers import WARM, measured
-from limit import CORES, alone_ms, engine_of, limits, rate, read_photos
+from limit import CORES, alone_ms, engine_of, limits, parser_of, rate, read_photos
 from started import started
 
 from serving.client import AsyncClient
@@ -219,10 +219,7 @@ def measure(options: argparse.Namespace, photos: list[bytes]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path, help="folder")
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=400, help="photos a row")
     parser.add_argument("--rounds", type=int, default=3, help="medians are of these")
     parser.add_argument("--precision", default="fp32", help="of ours (others have fp32)")

@@ -1,5 +1,6 @@
 """A `serve` of our own, on a free port, for the benchmarks that call one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,12 @@ from pathlib import Path
 class Started:
     address: str
     pid: int
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process and all its threads (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

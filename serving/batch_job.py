@@ -137,14 +137,7 @@ def _with_way_out(error: PawprintError, plan: Plan) -> PawprintError:
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One of what ended the job: ours if there is one, for it says what to do."""
-    found: list[BaseException] = []
-
-    def collect(error: BaseException) -> None:
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                collect(inner)
-        else:
-            found.append(error)
-
-    collect(group)
-    return next((error for error in found if isinstance(error, PawprintError)), found[0])
+    first: BaseException = group.subgroup(PawprintError) or group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -19,7 +19,7 @@ SERVICE = "pawprint.v1.ClassifierService"
 RETRY_BUFFER_BYTES = 80 * 1024 * 1024
 
 MAX_ATTEMPTS = 5
-INITIAL_BACKOFF_S = 0.05
+INITIAL_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 1.0
 # CANCELLED too: a call that reaches a server in the very moment in which it stops.
 RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -27,12 +27,11 @@ RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _RETRIES = {
     "name": [{"service": SERVICE, "method": m} for m in ("Classify", "ListModels", "GetModel")],
     "retryPolicy": {
-        "maxAttempts": 5,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "1s",
+        "maxAttempts": MAX_ATTEMPTS,
+        "initialBackoff": f"{INITIAL_BACKOFF_S:g}s",
+        "maxBackoff": f"{MAX_BACKOFF_S:g}s",
         "backoffMultiplier": 2,
-        # CANCELLED too: a call that reaches a server in the very moment in which it stops.
-        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+        "retryableStatusCodes": [code.name for code in RETRIED],
     },
 }
 _SERVICE_CONFIG = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.bound_runs import BoundRuns
 from serving.device import cuda_problem, tensorrt_problem
-from serving.errors import BrokenVersion, Unavailable
+from serving.errors import BrokenVersion, Unavailable, first_line
 from serving.golden import OUTPUTS, Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
 from serving.modelspec import Manifest
@@ -177,7 +177,7 @@ def _on_gpu(opening: _Opening) -> Engine | None:
         if gpu.cuda_graphs == "on":
             _warm(engine, sizes)  # which captures
     except Exception as error:  # ONNX Runtime's own types have no common base
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if gpu.cuda_graphs == "off":
             raise BrokenVersion(
                 f"{where}: no room on the GPU for batches of {sizes[-1]} ({reason}); use a smaller "
@@ -205,7 +205,7 @@ def _warm(engine: Engine, sizes: Sequence[int]) -> None:
             for alone in (True, False):
                 engine.run(np.zeros((size, side, side, 3), np.uint8), alone=alone)
         except Exception as error:  # ONNX Runtime's own types have no common base
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise BrokenVersion(
                 f"{manifest.name}/{manifest.version} can't run a batch of {size} ({reason}); use a "
                 "smaller max_batch"

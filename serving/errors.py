@@ -31,11 +31,15 @@ def to_install(extra: str) -> str:
     )
 
 
+def first_line(said: object) -> str:
+    """Of an error's text, which may be pages long; its type where it says nothing."""
+    return str(said).strip().partition("\n")[0] or type(said).__name__
+
+
 def lacks(what: str, package: str, error: Exception, extra: str) -> str:
     """`what` needs a package of an extra that is missing, or whose import raised `error`."""
     missing = isinstance(error, ModuleNotFoundError) and error.name == package
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    why = "" if missing else f", which can't be loaded ({reason})"
+    why = "" if missing else f", which can't be loaded ({first_line(error)})"
     return f"{what} needs the package {package}{why}; {to_install(extra)}"
 
 

@@ -102,7 +102,7 @@ def _summary(
 
 
 def _show(repository: Repository, options: argparse.Namespace) -> None:
-    name, version = _named(repository, options.model)
+    name, version = repository.find(options.model)
     manifest = repository.manifest(name, version)
     if options.json:
         print(manifest.to_json(), end="")
@@ -136,7 +136,7 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
 def _verify(repository: Repository, options: argparse.Namespace) -> None:
     problems = {}
     if options.model:
-        for name, version in [_named(repository, model) for model in options.model]:
+        for name, version in [repository.find(model) for model in options.model]:
             problems[f"{name}/{version}"] = repository.verify(name, version)
     else:
         for name, version in _all(repository):
@@ -157,7 +157,7 @@ def _verify(repository: Repository, options: argparse.Namespace) -> None:
 def _promote(repository: Repository, options: argparse.Namespace) -> None:
     if "/" not in options.model:
         raise InvalidRequest(f"say which version: models promote {options.model}/VERSION")
-    name, version = _named(repository, options.model)
+    name, version = repository.find(options.model)
     repository.promote(name, version, options.alias)
     _report(options, name, version)
 
@@ -167,7 +167,7 @@ def _rollback(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _copy(repository: Repository, options: argparse.Namespace) -> None:
-    name, version = _named(repository, options.model)
+    name, version = repository.find(options.model)
     copied = copy_version(repository, name, version, open_repository(options.to))
     if options.json:
         print(json.dumps({"name": name, "version": copied}))
@@ -188,12 +188,6 @@ def _report(options: argparse.Namespace, name: str, version: int) -> None:
 
 def _all(repository: Repository) -> list[tuple[str, int]]:
     return [(name, version) for name in repository.names() for version in repository.versions(name)]
-
-
-def _named(repository: Repository, reference: str) -> tuple[str, int]:
-    """NAME, NAME/VERSION or NAME/ALIAS."""
-    name, _, version = reference.partition("/")
-    return name, repository.resolve(name, version)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -87,4 +87,4 @@ class Outbox(Generic[Q]):
             losses = max(self._losses.values(), default=0)
         if code not in RETRIED or losses == MAX_ATTEMPTS:
             return None
-        return min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * float(2**losses))
+        return min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * 2.0 ** (losses - 1))

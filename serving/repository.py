@@ -116,6 +116,11 @@ class Repository:
             raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
         return aliases.get(DEFAULT_ALIAS, versions[-1])
 
+    def find(self, text: str) -> tuple[str, int]:
+        """Name and number of NAME, NAME/VERSION or NAME/ALIAS, as `resolve`."""
+        name, _, reference = text.partition("/")
+        return name, self.resolve(name, reference)
+
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
         """Changes when a file of the version does; () if there is no version. Reads no file."""
         folder = self.root / check_name(name) / str(version)

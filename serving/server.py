@@ -33,7 +33,7 @@ from serving.settings import ServerSettings, differing, taken_over
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import Tokens
-from serving.tracing import sinks_of, tracing_of
+from serving.tracing import tracing_of
 from serving.wiring import runs_at_once
 from serving.worker import worker_index
 
@@ -74,7 +74,7 @@ class Server:
                 self._statistics.add,
                 self._metrics.observe,
                 *([log_access] if settings.access_log == "on" else []),
-                *sinks_of(self._tracing),
+                *([self._tracing.export] if self._tracing else []),
             ),
         )
         self._health = Health()

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, first_line
 from serving.onnxfile import refuse_external_data
 from serving.providers import CPU, Provider
 from serving.runtime import onnxruntime
@@ -44,8 +44,7 @@ def open_session(
                 model, options, [*providers, CPU], enable_fallback=0
             )
     except Exception as error:  # ONNX Runtime's own types have no common base
-        reason = str(error).strip().splitlines()[0]
-        raise BrokenVersion(f"ONNX Runtime refuses {where}: {reason}") from error
+        raise BrokenVersion(f"ONNX Runtime refuses {where}: {first_line(error)}") from error
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
     session._model_bytes = None  # kept only for set_providers, which we never call; VGG: 550 MB

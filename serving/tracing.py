@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from serving.edge import Call, Sink
+from serving.edge import Call
 from serving.errors import InvalidRequest, to_install
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -84,10 +84,6 @@ class Tracing:
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
     """None where no endpoint is set. Raises InvalidRequest."""
     return Tracing() if environment.get(ENDPOINT) else None
-
-
-def sinks_of(tracing: Tracing | None) -> tuple[Sink, ...]:
-    return (tracing.export,) if tracing else ()
 
 
 def _ns(seconds: float, epoch_ns: int) -> int:

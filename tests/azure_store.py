@@ -1,14 +1,13 @@
 """Microsoft's emulator of Azure Blob Storage on loopback: Azurite, from npm."""
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.environments import npm_folder_with
-from tests.object_store import BUCKET, ObjectStore, wait_for_port
+from tests.object_store import BUCKET, ObjectStore, running, wait_for_port
 from tests.ports import free_port
 
 AZURITE = "azurite@3.35.0"
@@ -36,16 +35,11 @@ def running_azure_store(folder: Path, cache: pytest.Cache) -> Iterator[ObjectSto
     port = free_port()
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--disableTelemetry"]
     command += ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            wait_for_port(port, process, folder / "log")
-            store = ObjectStore(scheme="az", port=port, environment_at=azure_environment)
-            _create_container(store)
-            yield store
-        finally:
-            process.kill()
-            process.wait()
+    with running(command, folder) as process:
+        wait_for_port(port, process, folder / "log")
+        store = ObjectStore(scheme="az", port=port, environment_at=azure_environment)
+        _create_container(store)
+        yield store
 
 
 def _create_container(store: ObjectStore) -> None:

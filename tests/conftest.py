@@ -119,6 +119,16 @@ def start_server(
     return ServerProcess(address=address, process=process, log=log)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`serve` with pets/1, for all tests of a file."""
+    folder = tmp_path_factory.mktemp("server")
+    build_version(folder / "models", "pets")
+    process = start_server(folder / "models", folder)
+    yield process
+    process.stop()
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """start_server(models, *flags, ...); what still runs at the end is killed."""

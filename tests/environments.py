@@ -5,12 +5,33 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer.alone import alone
 
-NETWORK_TROUBLE = ("failed to fetch", "error sending request", "dns error", "connection refused")
+_NETWORK_TROUBLE = (
+    *("failed to fetch", "error sending request", "dns error", "connection refused"),  # of uv
+    *("enotfound", "econnrefused", "eai_again", "etimedout", "enotcached", "e403"),  # of npm
+)
+
+
+def the_uv() -> str:
+    """Skips where there is none."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+    if uv is None:
+        pytest.skip("no uv beside this Python; `make test` installs it")
+    return uv
+
+
+def run_fetching(*command: str | Path, **options: Any) -> None:
+    """A command that fetches packages. Skips where there is no network and nothing cached."""
+    usual = {"capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, **(usual | options))
+    if done.returncode and any(words in done.stderr.lower() for words in _NETWORK_TROUBLE):
+        pytest.skip(f"no network and nothing cached: {done.stderr.strip().splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
 
 
 def environment_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
@@ -25,26 +46,13 @@ def _environment(folder: Path, packages: tuple[str, ...]) -> Path:
     wanted = "\n".join((sys.version, *packages))
     if done.is_file() and done.read_text() == wanted:
         return folder
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    if uv is None:
-        pytest.skip("no uv beside this Python; `make test` installs it")
+    uv = the_uv()
     subprocess.run(
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True
     )
-    installing = subprocess.run(
-        [uv, "pip", "install", "--quiet", "--python", folder / "bin/python", *packages],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if installing.returncode and any(x in installing.stderr.lower() for x in NETWORK_TROUBLE):
-        pytest.skip(f"no network and nothing cached: {installing.stderr.strip().splitlines()[0]}")
-    assert installing.returncode == 0, installing.stderr
+    run_fetching(uv, "pip", "install", "--quiet", "--python", folder / "bin/python", *packages)
     done.write_text(wanted)
     return folder
-
-
-NPM_TROUBLE = ("enotfound", "econnrefused", "eai_again", "etimedout", "enotcached", "e403")
 
 
 def npm_folder_with(cache: pytest.Cache, name: str, *packages: str) -> Path:
@@ -62,15 +70,7 @@ def _npm_folder(folder: Path, packages: tuple[str, ...]) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("no npm here")
-    installing = subprocess.run(
-        [npm, "install", "--prefer-offline", "--no-progress", "--no-save", *packages],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    if installing.returncode and any(x in installing.stderr.lower() for x in NPM_TROUBLE):
-        pytest.skip(f"npm can't install: {installing.stderr.strip().splitlines()[0]}")
-    assert installing.returncode == 0, installing.stderr
+    quietly = ("--prefer-offline", "--no-progress", "--no-save")
+    run_fetching(npm, "install", *quietly, *packages, cwd=folder)
     done.write_text("\n".join(packages))
     return folder

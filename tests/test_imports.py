@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_python
 from tests.conftest import ROOT
 
 CONTRACTS = {
@@ -131,9 +132,7 @@ def test_serving_never_loads_torch() -> None:
         f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]; "
         "print(sorted({'torch', 'torchvision', 'onnx', 'trainer', 'scipy'} & sys.modules.keys()))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = run_python("-c", code)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_python
 from tests.conftest import ROOT
-from tests.environments import NETWORK_TROUBLE
+from tests.environments import run_fetching
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -29,18 +30,7 @@ def cloned(folder: Path) -> Path:
 
 def wheel_of(checkout: Path, umask: int) -> Path:
     """What .ci/dist makes there. Skips where its build packages can't be had."""
-    done = subprocess.run(
-        ["bash", ".ci/dist"],
-        cwd=checkout,
-        env=os.environ | {"PATH": PATH},
-        umask=umask,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if done.returncode and any(trouble in done.stderr.lower() for trouble in NETWORK_TROUBLE):
-        pytest.skip(f"no network and nothing cached: {done.stderr.strip().splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
+    run_fetching("bash", ".ci/dist", cwd=checkout, env=os.environ | {"PATH": PATH}, umask=umask)
     (wheel,) = checkout.glob("dist/*.whl")
     return wheel
 
@@ -117,19 +107,14 @@ def test_a_program_against_the_wheel_sees_our_types(tmp_path: Path) -> None:
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
     (tmp_path / "caller.py").write_text(CALLER)
     python = tmp_path / "environment/bin/python"
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "caller.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = ("-m", "mypy", "--strict", "--python-executable", python, "caller.py")
+    done = run_python(*command, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout
 
 
 def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="pip install '.[release]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site")
     assert done.returncode == 0, done.stderr
     for page in ("capacity", "benchmarks", "changes"):
         assert (tmp_path / f"site/{page}.html").exists()

@@ -16,15 +16,15 @@ class MovingAverage:
     def __init__(self, net: nn.Module, decay: float) -> None:
         self._net = net
         self._decay = decay
-        self._steps = 0
+        self.steps = 0
         self.state = copy.deepcopy(net.state_dict()) if decay else {}
 
     def update(self) -> None:
         """After a step. The first steps count more: else the average would stick to the start."""
         if not self._decay:
             return
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        self.steps += 1
+        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
         for name, value in self._net.state_dict().items():
             kept = self.state[name]
             kept.copy_(torch.lerp(value, kept, decay) if kept.is_floating_point() else value)
@@ -44,13 +44,9 @@ class MovingAverage:
 
     def resume(self, state: State, steps: int) -> None:
         """Go on from such a state, which may be on another device, after so many steps."""
-        self._steps = steps
+        self.steps = steps
         for name, kept in self.state.items():
             kept.copy_(state[name])
-
-    @property
-    def steps(self) -> int:
-        return self._steps
 
 
 def interpolate(first: State, last: State, share: float) -> dict[str, torch.Tensor]:

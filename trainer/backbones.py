@@ -16,7 +16,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
-from serving.errors import BrokenVersion, InvalidRequest, Unavailable
+from serving.errors import BrokenVersion, InvalidRequest, Unavailable, first_line
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
 from trainer.stages import in_no_stage
@@ -150,8 +150,9 @@ def build(
         with torch.inference_mode():
             shape = net(torch.zeros(2, 3, size, size)).shape
     except Exception as error:  # a net raises what it likes on a size that it can't take
-        reason = str(error).strip().split("\n")[0]
-        raise InvalidRequest(f"{backbone} can't take {size} x {size} px: {reason}") from error
+        raise InvalidRequest(
+            f"{backbone} can't take {size} x {size} px: {first_line(error)}"
+        ) from error
     head = nn.Linear(shape[1], labels)
     return Classifier(net, head, head_name, normalisation, dropout).eval()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeVar
 
+from serving.errors import first_line
 from serving.whole_file import replaced, sweep
 
 T = TypeVar("T")
@@ -61,4 +62,4 @@ NOTHING_KEPT = CachedFile(None, "nothing.none", {}, lambda _: None)
 
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) else None
-    return text or str(error).strip().split("\n")[0] or type(error).__name__
+    return text or first_line(error)

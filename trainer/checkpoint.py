@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, first_line
 from serving.whole_file import remove_old, replaced, sweep
 from trainer.errors import FailedCheck
 
@@ -168,7 +168,7 @@ class Checkpoints:
             self._last_s = seconds
         except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "no space is left" if full else str(error).strip().split("\n")[0]
+            why = "no space is left" if full else first_line(error)
             said = (
                 f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
                 f" ({why})"

@@ -6,15 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from serving.errors import InvalidRequest
 from serving.modelspec import Manifest
 from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.distributed import joined
-from trainer.figures import save_png
+from trainer.figures import line_plot
 from trainer.pipeline import train
 
 
@@ -122,13 +120,9 @@ def _say(rows: Sequence[Row], console: Console) -> None:
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        below, above = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
-        errors = [[max(0.0, below)], [max(0.0, above)]]
-        axes.errorbar(row.seconds, row.accuracy, errors, fmt="o", capsize=3, label=row.way)
-    axes.set(xscale="log", xlabel="time, s", ylabel="accuracy on the test photos")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_png(figure, path)
+    with line_plot(path) as axes:
+        for row in rows:
+            below, above = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
+            errors = [[max(0.0, below)], [max(0.0, above)]]
+            axes.errorbar(row.seconds, row.accuracy, errors, fmt="o", capsize=3, label=row.way)
+        axes.set(xscale="log", xlabel="time, s", ylabel="accuracy on the test photos")

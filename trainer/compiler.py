@@ -2,7 +2,7 @@
 
 import torch
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, first_line
 
 
 def require_compiler(device: torch.device) -> None:
@@ -14,5 +14,4 @@ def require_compiler(device: torch.device) -> None:
 
 
 def uncompilable(error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
-    return f"the net can't be compiled on this machine ({reason}); leave out --compile"
+    return f"the net can't be compiled on this machine ({first_line(error)}); leave out --compile"

@@ -181,14 +181,7 @@ def _units(photos: Sequence[Photo], groups: dict[str, int], parts: int) -> Ints:
 
 def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:
     return [
-        Photo(
-            path=item.found.path,
-            file=item.found.file,
-            label=labels.index(item.found.label),
-            digest=item.digest,
-        )
-        for item in kept
-        if item.found.split == split
+        item.photo(labels.index(item.found.label)) for item in kept if item.found.split == split
     ]
 
 

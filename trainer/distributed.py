@@ -114,10 +114,6 @@ class World:
         """Within it, gradients add up in this process alone."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 ALONE = World()
 

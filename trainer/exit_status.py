@@ -1,6 +1,7 @@
 """What the commands of the trainer end with where they fail."""
 
 import errno
+import sys
 
 from serving.errors import Unavailable
 from trainer.errors import FailedCheck
@@ -24,3 +25,13 @@ def status_of(error: Exception) -> int:
     known = error if isinstance(error, OSError) else error.__cause__
     never = isinstance(known, OSError) and known.errno in _NEVER_PASSES
     return WRONG if never else MAY_PASS
+
+
+def fail(error: Exception) -> int:
+    """Say on stderr what a PawprintError or an OSError is, and where; returns the status."""
+    said = str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        said = f"{place}{error.strerror or error}"
+    print(f"error: {said}", file=sys.stderr)
+    return status_of(error)

@@ -1,8 +1,11 @@
-"""A plot to a PNG."""
+"""Plots to PNGs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,3 +24,14 @@ def save_png(figure: Figure, path: Path) -> None:
         canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     pixels.save(path, "PNG", compress_level=_COMPRESSION, dpi=(_DPI, _DPI))
+
+
+@contextmanager
+def line_plot(path: Path) -> Iterator[Axes]:
+    """What is drawn within, each line with a label, is saved at the end."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    yield axes
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_png(figure, path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest, lacks
+from serving.errors import InvalidRequest, first_line, lacks
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
 from trainer.shards import Track, find_shard_photos, is_shards
@@ -121,8 +121,7 @@ def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         # Others may hold the pictures themselves.
         content = pyarrow.parquet.read_table(table, columns=[c for c in COLUMNS if c in known])
     except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidData(f"{table} can't be read as Parquet: {reason}") from error
+        raise InvalidData(f"{table} can't be read as Parquet: {first_line(error)}") from error
     yield from enumerate(content.to_pylist(), start=1)
 
 

@@ -11,7 +11,8 @@ from serving.bucket import Bucket
 from serving.errors import InvalidRequest, PawprintError
 from trainer.console import Console
 from trainer.errors import InvalidData
-from trainer.exit_status import status_of
+from trainer.exit_status import fail
+from trainer.interrupt import INTERRUPTED
 from trainer.listing import find_photos
 from trainer.shard_places import UNFINISHED
 from trainer.shard_writer import Entry, divide, name_entries, write_shard
@@ -40,16 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 1 <= options.shard_mb <= 100_000:
             raise InvalidRequest(f"--shard-mb must be 1 to 100000, got {options.shard_mb}")
         _make(options, console)
-    except PawprintError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return status_of(error)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        return status_of(error)
+    except (PawprintError, OSError) as error:
+        return fail(error)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     console.line(f"Train on them: train --data {options.out}")
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from serving.errors import to_install
+from serving.errors import first_line, to_install
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.results import Published
@@ -91,15 +91,15 @@ class MlflowRun:
         try:
             send()
         except ImportError as error:
-            self._give_up(f"{error}; {to_install('mlflow')}")
+            self._give_up(f"{first_line(error)}; {to_install('mlflow')}")
         except Exception as error:  # MLflow, its stores and the network raise what they like
-            self._give_up(str(error))
+            self._give_up(first_line(error))
 
     def _give_up(self, reason: str) -> None:
         self._open = False
         if self._parent is not None:
             self._parent._open = False
-        said = f"{os.environ[_URI]}: " + reason.strip().split("\n")[0][:300]
+        said = f"{os.environ[_URI]}: {reason[:300]}"
         said = re.sub(r"//[^/@\s]*@", "//", said)  # a name and password
         self._console.line(f"Nothing more goes to MLflow at {said}")
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from torchvision import datasets
 
-from serving.errors import Unavailable
+from serving.errors import Unavailable, first_line
 from trainer.alone import alone
 from trainer.cats_vs_dogs import cats_vs_dogs
 from trainer.errors import InvalidData
@@ -149,7 +149,7 @@ def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
         for part in beside.iterdir():
             os.replace(part, root / part.name)
     except _FETCH_FAILED as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise Unavailable(
             f"{name} is not in {root} and can't be downloaded ({reason}); where there is a network,"
             f" run the same command with --datasets DIR and bring DIR here, or give --data FOLDER"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line
 from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
     SCHEMA_VERSION,
@@ -84,8 +84,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 lambda chosen: data.squares.get([test[i] for i in chosen]),
             )
         except Exception as error:  # no picture may cost a finished training
-            reason = str(error).strip().partition("\n")[0]
-            run.console.line(f"Warning: not all plots could be drawn: {reason}")
+            run.console.line(f"Warning: not all plots could be drawn: {first_line(error)}")
 
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from serving.errors import InvalidRequest
 from trainer.balance import make_order, repeats_of
@@ -20,9 +19,10 @@ from trainer.console import Console
 from trainer.determinism import deterministic
 from trainer.distributed import joined
 from trainer.errors import FailedCheck
-from trainer.figures import save_png
+from trainer.figures import line_plot
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.preparing import prepare
+from trainer.split import spread
 
 Floats = npt.NDArray[np.float64]
 
@@ -129,10 +129,8 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
 
 def _say(found: RangeTest, console: Console) -> None:
     smoothed = smooth(np.array(found.losses))
-    rows = sorted(set(np.linspace(0, len(smoothed) - 1, _ROWS).round().astype(int).tolist()))
-    console.table(
-        "Learning rate and loss", [(f"{found.rates[i]:.1e}", f"{smoothed[i]:.4f}") for i in rows]
-    )
+    rows = [(f"{found.rates[i]:.1e}", f"{smoothed[i]:.4f}") for i in spread(len(smoothed), _ROWS)]
+    console.table("Learning rate and loss", rows)
     if found.suggested is None:
         console.line(
             "No rate lowers the loss from where it starts: a linear head may be all there is to "
@@ -143,14 +141,10 @@ def _say(found: RangeTest, console: Console) -> None:
 
 
 def _plot(found: RangeTest, path: Path) -> None:
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(found.rates, found.losses, ".", alpha=0.4, label="of each step")
-    axes.plot(found.rates, smooth(np.array(found.losses)), label="smoothed")
-    if found.suggested is not None:
-        text = f"suggested: {found.suggested:.1e}"
-        axes.axvline(found.suggested, linestyle="--", color="grey", label=text)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_png(figure, path)
+    with line_plot(path) as axes:
+        axes.plot(found.rates, found.losses, ".", alpha=0.4, label="of each step")
+        axes.plot(found.rates, smooth(np.array(found.losses)), label="smoothed")
+        if found.suggested is not None:
+            text = f"suggested: {found.suggested:.1e}"
+            axes.axvline(found.suggested, linestyle="--", color="grey", label=text)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss, nats")

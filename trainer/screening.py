@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InvalidImage
+from trainer.pictures import Photo
 from trainer.shard_places import Member
 from trainer.tree import Found
 
@@ -24,6 +25,9 @@ class LeftOut:
 class Usable:
     found: Found
     digest: str  # sha256 of its bytes, hex
+
+    def photo(self, label: int) -> Photo:
+        return Photo(path=self.found.path, file=self.found.file, label=label, digest=self.digest)
 
 
 def screen(

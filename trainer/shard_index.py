@@ -7,7 +7,6 @@ are one sample, as 000012.jpg and 000012.cls are.
 import json
 import re
 import tarfile
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
 
@@ -96,8 +95,7 @@ def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
             parts = found.setdefault(key, _Parts())
             if parts.photo is not None:
                 raise InvalidData(f"{shard.location} has two photos of the key {key}")
-            place = member.name.removeprefix("./"), member.offset_data, member.size
-            parts.photo = place
+            parts.photo = member.name.removeprefix("./"), member.offset_data, member.size
         elif ending in _LABELS:
             parts = found.setdefault(key, _Parts())
             if ending in parts.labels:
@@ -113,7 +111,7 @@ def _sample(key: str, parts: _Parts) -> Sample:
     ending = next((each for each in _LABELS if each in parts.labels), None)
     label, fault = "", None
     if ending is None:
-        fault = f"no label: the shard has no {_listed(f'{key}.{each}' for each in _LABELS)}"
+        fault = f"no label: the shard has no {' or '.join(f'{key}.{each}' for each in _LABELS)}"
     else:
         label, fault = _label(*parts.labels[ending], ending)
     if parts.photo is None:
@@ -140,7 +138,3 @@ def _label(name: str, text: str, ending: str) -> tuple[str, str | None]:
     if len(text) > _MAX_LABEL_LENGTH or not one_line(text):
         return "", f"no label: {name} is not one line of at most {_MAX_LABEL_LENGTH} characters"
     return text, None
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " or ".join(names)

@@ -45,8 +45,7 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
     """NAME or NAME/VERSION in `repository`. Raises NotFound, BrokenVersion, or InvalidRequest where
     it knows other labels.
     """
-    name, _, version = reference.partition("/")
-    number = repository.resolve(name, version)
+    name, number = repository.find(reference)
     net, manifest = load_version(repository, name, number)
     if manifest.labels != tuple(labels):
         differ = [repr(label) for label in sorted(set(labels) ^ set(manifest.labels))]

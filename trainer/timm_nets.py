@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.errors import InvalidRequest, Unavailable, lacks, listed
+from serving.errors import InvalidRequest, Unavailable, first_line, lacks, listed
 from serving.modelspec import INTERPOLATIONS, Normalisation
 from trainer.hub import reachable_hub
 from trainer.trained_input import TrainedInput
@@ -48,15 +48,14 @@ def make_timm_net(backbone: str, size: int, *, pretrained: bool) -> tuple[nn.Mod
             # Some nets come without a head, or with one of other outputs; all can be given this.
             net = timm.create_model(name, pretrained=pretrained, num_classes=1000, **options)
     except OSError as error:
-        reason = (problem or str(error)).strip().split("\n")[0]
+        reason = first_line(problem or error)
         raise Unavailable(
             f"the imagenet weights of {backbone} can't be downloaded ({reason}); "
             "give --weights FILE with a state dict of timm"
         ) from error
     except Exception as error:  # a net raises what it likes on a size that it can't take
-        reason = str(error).strip().split("\n")[0]
         raise InvalidRequest(
-            f"{backbone} can't be made for {size} x {size} px: {reason}"
+            f"{backbone} can't be made for {size} x {size} px: {first_line(error)}"
         ) from error
     return net, _head_name(net, backbone)
 

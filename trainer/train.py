@@ -11,7 +11,7 @@ from serving.errors import PawprintError
 from trainer.config import TrainConfig
 from trainer.console import Console, reader_may_leave
 from trainer.defaults import with_defaults
-from trainer.exit_status import FAILED, status_of
+from trainer.exit_status import FAILED, fail
 from trainer.flags import parser
 from trainer.given import read_settings
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
@@ -68,9 +68,8 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
         from trainer.pipeline import train
 
         published = train(config, console)
-    except PawprintError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return status_of(error)
+    except (PawprintError, OSError) as error:
+        return fail(error)
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
@@ -81,10 +80,6 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
             file=sys.stderr,
         )
         return FAILED
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        return status_of(error)
     except KeyboardInterrupt:
         print(last_words, file=sys.stderr)
         return INTERRUPTED

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from serving.durable import replace_file
@@ -30,7 +29,7 @@ from trainer.data import PhotoData
 from trainer.determinism import deterministic
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
-from trainer.figures import save_png
+from trainer.figures import line_plot
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
@@ -248,18 +247,14 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
     Path(f"{place}-tuning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     toml = "".join(f"{name} = {_toml(value)}\n" for name, value in found.items())
     replace_file(Path(f"{place}-tuned.toml"), toml.encode())  # half of it would be settings, too
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
     at = {trial.number: i + 1 for i, trial in enumerate(done)}
     judged = {t.number: Epoch(**t.user_attrs["best"]).judged for t in complete}
     numbers, shares = zip(*sorted((at[n], share) for n, share in judged.items()), strict=True)
-    axes.plot(numbers, shares, "o", label="trial")
-    axes.step(numbers, np.maximum.accumulate(shares), where="post", label="best so far")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial", ylabel=f"{_measure(run.config)} on val")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_png(figure, Path(f"{place}-tuning.png"))
+    with line_plot(Path(f"{place}-tuning.png")) as axes:
+        axes.plot(numbers, shares, "o", label="trial")
+        axes.step(numbers, np.maximum.accumulate(shares), where="post", label="best so far")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="trial", ylabel=f"{_measure(run.config)} on val")
     run.console.table(
         f"Best trials, {_measure(run.config)} on val",
         [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from serving.errors import first_line
 from serving.modelspec import Metrics, Parity, Variant
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -93,8 +94,7 @@ def add_precisions(
             _require_accuracy(candidate.metrics, fp32.metrics, config)
             save_golden(golden, candidate.runner, bench.images)
         except Exception as error:  # converters and ONNX Runtime raise what they like
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            bench.console.line(f"{precision} is left out: {reason}")
+            bench.console.line(f"{precision} is left out: {first_line(error)}")
             for file in (path, golden):
                 file.unlink(missing_ok=True)
         else:

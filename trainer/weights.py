@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from serving.errors import InvalidRequest, listed
+from serving.errors import InvalidRequest, first_line, listed
 
 State = Mapping[str, torch.Tensor]
 
@@ -23,8 +23,9 @@ def read_state(path: Path) -> State:
             return tensors
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on other bytes
-        reason = str(error).strip().split("\n")[0][:160]
-        raise InvalidRequest(f"{path} can't be read as a state dict: {reason}") from error
+        raise InvalidRequest(
+            f"{path} can't be read as a state dict: {first_line(error)[:160]}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InvalidRequest(f"{path} is not a state dict: expected a dict of name to tensor")
     return state

@@ -3,17 +3,15 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run_python
 from trainer.cartoons import write_cartoons
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see trainer.train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +40,7 @@ def trained(trained_once, tmp_path) -> Trained:
 
 def run(module: str, *arguments: object, status: int = 0, **options: object) -> str:
     """Run one of our commands in a process of its own; returns stdout and stderr together."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **options,
-    )
+    how = {"stderr": subprocess.STDOUT, "timeout": None, **options}
+    done = run_python("-m", module, *arguments, **how)
     assert done.returncode == status, done.stdout
     return done.stdout

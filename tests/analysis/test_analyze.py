@@ -21,7 +21,8 @@ from serving.repository import Repository
 from tests.analysis.conftest import run
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
-from trainer.analysis.analyze import _classes, _text, main
+from trainer.analysis.analyze import _classes, main
+from trainer.analysis.headline import in_words
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.workspace import run_tasks
@@ -158,7 +159,7 @@ def test_a_report_of_many_classes_names_some_and_embeds_few_animations(analysed)
     assert page.count('alt="ideal class ') == drawn
     assert page.count(' from noise" loading') == MOST_CLASSES < drawn
     assert f"<bdi>class {NAMED - 1}</bdi> and {drawn - NAMED} more." in page
-    assert f"class {NAMED - 1} and {drawn - NAMED} more\n" in _text(report | {"ideal": many}, "")
+    assert f"class {NAMED - 1} and {drawn - NAMED} more\n" in in_words(report | {"ideal": many}, "")
 
 
 @pytest.mark.parametrize(

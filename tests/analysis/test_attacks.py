@@ -14,7 +14,6 @@ from tests.analysis.nets import (
 )
 from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
 from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball
-from trainer.analysis.attacks.ensemble import standard_attacks, worst_case
 from trainer.analysis.attacks.fmn import fmn
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd, pgd_to_the_end
@@ -32,11 +31,11 @@ def seeded(seed=0):
 ATTACKS = {
     "fgsm": lambda m, x, goal, ball: fgsm(m, x, goal, ball),
     "pgd": lambda m, x, goal, ball: pgd(m, x, goal, ball, steps=10, generator=seeded()),
-    "pgd-momentum": lambda m, x, goal, ball: pgd(
-        m, x, goal, ball, steps=10, restarts=2, momentum=0.9, generator=seeded()
+    "pgd-restarts": lambda m, x, goal, ball: pgd(
+        m, x, goal, ball, steps=10, restarts=2, generator=seeded()
     ),
     "apgd-ce": lambda m, x, goal, ball: apgd_cross_entropy(
-        m, x, goal, ball, steps=10, restarts=2, generator=seeded()
+        m, x, goal, ball, steps=10, generator=seeded()
     ),
     "apgd-dlr": lambda m, x, goal, ball: apgd_targeted(
         m, x, goal, ball, steps=10, generator=seeded()
@@ -231,21 +230,6 @@ def test_an_image_that_already_fools_has_distance_zero_and_a_constant_net_none()
         constant, images, Goal(labels=torch.zeros(3, dtype=torch.int64)), "linf", steps=5
     )
     assert not stuck.success.any() and torch.equal(stuck.adversarial, images)
-
-
-def test_the_worst_case_tries_only_what_stood_and_equals_the_union():
-    model, images = convnet(5), pictures(16, SIDE)
-    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=2 / 255)
-    attacks = standard_attacks(ball, steps=8, queries=20, generator=seeded())
-    worst = worst_case(model, images, goal, attacks)
-    fallen = torch.zeros(16, dtype=torch.bool)
-    for name in attacks:
-        assert torch.equal(worst.tried[name], ~fallen)
-        assert not (worst.fooled[name] & fallen).any()
-        fallen |= worst.fooled[name]
-    assert torch.equal(worst.success, fallen)
-    assert torch.equal(predicted(model, worst.adversarial) != goal.labels, worst.success)
-    assert worst.success.sum() >= fgsm(model, images, goal, ball).success.sum()
 
 
 def test_a_ball_that_holds_no_other_8_bit_picture_leaves_every_image_as_it_is():

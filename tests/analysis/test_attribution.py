@@ -3,12 +3,7 @@ import torch
 from torch import nn
 
 from tests.analysis.nets import Linear, convnet, pictures
-from trainer.analysis.attribution import (
-    activation_maps,
-    grad_cam,
-    integrated_gradients,
-    spatial_layers,
-)
+from trainer.analysis.attribution import activation_maps, grad_cam, spatial_layers
 
 SIDE = 16
 
@@ -53,23 +48,6 @@ def test_grad_cam_of_evidence_against_is_zero():
 def test_spatial_layers_come_in_order_and_end_with_the_last_map():
     assert spatial_layers(convnet(3), pictures(1, SIDE)) == ["0", "1", "2", "3", "4", "5"]
     assert spatial_layers(TwoLooks(), pictures(1, SIDE)) == ["map"]
-
-
-def test_integrated_gradients_are_complete():
-    model, images = convnet(4), pictures(3, SIDE)
-    classes = torch.tensor([0, 3, 1])
-    parts = integrated_gradients(model, images, classes, steps=64, baseline=0.2)
-    rows = torch.arange(3)
-    rise = model(images)[rows, classes] - model(torch.full_like(images, 0.2))[rows, classes]
-    assert parts.shape == images.shape
-    assert torch.allclose(parts.sum(dim=(1, 2, 3)), rise, rtol=0.02, atol=0.02)
-
-
-def test_integrated_gradients_of_a_linear_model_are_weight_times_pixel():
-    weight = torch.randn(2, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(0))
-    model, images = Linear(weight, torch.zeros(2)), pictures(2, SIDE)
-    parts = integrated_gradients(model, images, torch.tensor([1, 0]), steps=1)
-    assert torch.allclose(parts.flatten(1), weight[[1, 0]] * images.flatten(1), atol=1e-6)
 
 
 def test_activation_maps_are_what_the_layers_put_out():

@@ -7,7 +7,7 @@ from tests.analysis.nets import convnet, pictures
 from trainer.analysis.ideal import FRAMES, FourierRecipe, LessonRecipe, fourier, lesson
 from trainer.analysis.lattice import from_uint8
 from trainer.analysis.objectives import class_logit, total_variation
-from trainer.analysis.parameterization import random_spectrum, resized, to_pixels, to_spectrum
+from trainer.analysis.parameterization import random_spectrum, resized, to_pixels
 from trainer.analysis.transforms import Motion, moved
 
 SIDE = 32
@@ -30,12 +30,6 @@ def test_total_variation_of_an_array_worked_by_hand():
 def test_class_logit_picks_each_images_own_class():
     logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert class_logit(logits, torch.tensor([1, 0])).tolist() == [2.0, 3.0]
-
-
-@pytest.mark.parametrize("side", [32, 33])
-def test_the_spectrum_of_a_picture_gives_the_picture(side):
-    images = pictures(2, side).clamp(0.02, 0.98)
-    assert torch.allclose(to_pixels(to_spectrum(images)), images, atol=1e-5)
 
 
 def test_every_spectrum_is_a_picture_with_real_pixels():

@@ -13,6 +13,7 @@ from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.repository import Repository
 from serving.storage import open_repository
+from tests.commands import run_python
 from tests.conftest import ROOT, running_server
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
@@ -45,17 +46,8 @@ def fill(disk: Path) -> Path:
 
 def serve_in_vain(models: Path | str, *flags: str, stdout: object = subprocess.PIPE) -> str:
     """The one line that `serve` says as it ends with status 2."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "serving.serve", "--models", str(models)),
-            *("--port", "0", "--device", "cpu", *flags),
-        ],
-        cwd=ROOT,
-        stdout=stdout,  # type: ignore[arg-type]
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
+    command = ("-m", "serving.serve", "--models", models, "--port", "0", "--device", "cpu", *flags)
+    done = run_python(*command, stdout=stdout)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: ")
@@ -82,17 +74,9 @@ def test_no_room_for_what_is_printed(
     models: Path, command: tuple[str, str], unbuffered: list[str]
 ) -> None:
     module, what = command
-    arguments = [*unbuffered, "-m", f"serving.{module}", what, "--models", str(models)]
+    arguments = [*unbuffered, "-m", f"serving.{module}", what, "--models", models]
     with FULL.open("w") as full:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_python(*arguments, stdout=full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == ("error: stdout takes no more (No space left on device)")
 
@@ -119,11 +103,9 @@ def test_logs_that_find_no_room_are_lost_and_calls_answered(models: Path, tmp_pa
 def test_no_room_for_a_copied_version(models: Path, disk: Path) -> None:
     """Writing to an open file fails without a name: which disk is full is said all the same."""
     fill(disk)
-    command = [*(sys.executable, "-m", "serving.models", "copy", "pets/1", "--to", str(disk / "m"))]
     (disk / "m").mkdir()
-    done = subprocess.run(
-        [*command, "--models", str(models)], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    command = ("-m", "serving.models", "copy", "pets/1", "--to", disk / "m", "--models", models)
+    done = run_python(*command)
     assert done.returncode == 1
     assert done.stderr == f"error: [Errno 28] No space left on device: '{disk}/m/pets'\n"
     assert not [*(disk / "m").iterdir()]

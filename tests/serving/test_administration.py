@@ -3,13 +3,13 @@
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.conftest import ROOT, running_server
+from tests.commands import run_python
+from tests.conftest import running_server
 from tests.ports import free_port
 from tests.tiny import build_version, golden_of
 
@@ -23,13 +23,7 @@ def admin(models: Path, start) -> str:
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "serving.models", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_python("-m", "serving.models", *arguments)
 
 
 def test_load_unload_and_status(admin: str, models: Path) -> None:

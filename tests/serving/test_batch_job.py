@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from serving.batch_plan import Plan, Share
 from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder, place
+from tests.commands import run_python
 from tests.conftest import ROOT, Running, ServerProcess
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
@@ -233,12 +233,6 @@ def classify(
     server: ServerProcess | None, *flags: str, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     address = server.address if server else "127.0.0.1:1"
-    command = [sys.executable, "-m", "serving.classify", *flags, "--address", address]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ("-m", "serving.classify", *flags, "--address", address)
+    return run_python(*command, cwd=folder, env=environment)

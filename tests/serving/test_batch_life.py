@@ -17,6 +17,7 @@ from serving.batch_plan import PART_PHOTOS, Share, agree
 from serving.client import AsyncClient
 from serving.errors import Unavailable
 from serving.places import Folder
+from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
@@ -122,14 +123,14 @@ def test_a_version_that_is_no_longer_served_is_named_with_the_way_out(
     source, out = Folder(photos), tmp_path / "out"
     plan = plan_of(source, part_photos=PART_PHOTOS, top_k=1)
     agree(plan, Folder(out), version_given=True, labels=2)
-    command = [sys.executable, "-m", "serving.classify", photos, "--out", out, "--address"]
     newer = start(models)  # the newest alone: version 2
     with pytest.raises(BaseExceptionGroup) as ended:
         asyncio.run(job(newer.address, source, out, patience_s=1))
     said = str(first_error(ended.value))
     assert "goes on with version 1 alone: serve that too (serve --versions" in said
     both = start(models, "--versions", "1,2")
-    done = subprocess.run([*command, both.address], cwd=ROOT, capture_output=True, text=True)
+    given = ("-m", "serving.classify", photos, "--out", out, "--address", both.address)
+    done = run_python(*given)
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["version"] for row in rows_of(out)} == {1}
 
@@ -150,7 +151,7 @@ async def test_a_server_that_is_full_or_fails_is_worth_another_try(
     fault: str, models: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Status 2 would end the Job of deploy/batch for good."""
-    command = [sys.executable, "-m", "serving.classify", photos, "--out", tmp_path / "out"]
+    command = ["-m", "serving.classify", photos, "--out", tmp_path / "out"]
     async with running_server(models, max_calls=1) as running, AsyncExitStack() as stack:
         command += ["--address", running.address]
         if fault == "full":
@@ -162,9 +163,7 @@ async def test_a_server_that_is_full_or_fails_is_worth_another_try(
             assert running.server.catalogue is not None
             batcher = running.server.catalogue.models["pets"].versions[1].batcher
             batcher._run_model = lambda images, alone: images / "a fault of ours"
-        done = await asyncio.to_thread(
-            subprocess.run, command, cwd=ROOT, capture_output=True, text=True
-        )
+        done = await asyncio.to_thread(run_python, *command)
         if fault == "full":
             held.release()
             await call

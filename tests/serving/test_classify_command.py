@@ -9,27 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.client import Client
-from tests.conftest import ROOT, ServerProcess, start_server
+from tests.commands import run_python
+from tests.conftest import ROOT, ServerProcess
 from tests.photos import drawing, jpeg
 from tests.tiny import build_version
 from trainer.tree import find_files
 
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("classify")
-    build_version(folder / "models", "pets")
-    process = start_server(folder / "models", folder)
-    yield process
-    process.stop()
 
 
 @pytest.fixture
@@ -46,16 +37,7 @@ def album(tmp_path: Path) -> Path:
 
 
 def classify(server: ServerProcess, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "serving.classify", "--address", server.address),
-            *map(str, arguments),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_python("-m", "serving.classify", "--address", server.address, *arguments)
 
 
 def test_a_table_for_a_few(server: ServerProcess, tmp_path: Path) -> None:
@@ -243,13 +225,7 @@ def test_wrong_arguments_are_one_line_and_status_2(
 def test_no_server_is_status_1_and_one_line(tmp_path: Path) -> None:
     photo = tmp_path / "cat.jpg"
     photo.write_bytes(jpeg())
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.classify", photo, "--address", "127.0.0.1:1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-m", "serving.classify", photo, "--address", "127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the server at 127.0.0.1:1 does not answer")

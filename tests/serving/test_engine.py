@@ -1,7 +1,5 @@
 import mmap
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from serving.gpu_settings import GpuSettings
 from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
 from serving.session import open_session
-from tests.conftest import ROOT
+from tests.commands import run_python
 from tests.tiny import build_version, golden_of, logits_of, softmax, tiny_model
 
 
@@ -194,13 +192,7 @@ def test_nothing_is_written_to_stderr_on_the_way(models: Path) -> None:
         "load_engine(Repository(Path(sys.argv[1])), 'pets', 1, device='auto', cores=1); "
         "assert not {'torch', 'onnx'} & sys.modules.keys()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(models)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-c", code, models)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.errors import listed
+from serving.errors import first_line, listed
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,11 @@ from serving.errors import listed
 )
 def test_long_lists_end(names: list[object], most: int, text: str) -> None:
     assert listed(names, most) == text
+
+
+@pytest.mark.parametrize(
+    "said, text",
+    [(ValueError("\n one line\nand pages"), "one line"), (KeyError(), "KeyError"), ("a", "a")],
+)
+def test_of_an_errors_pages_the_first_line_is_told(said: object, text: str) -> None:
+    assert first_line(said) == text

@@ -1,13 +1,11 @@
 """Commands in an installation that lacks what they need."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.commands import run_python
 
 NEEDED = [
     ("serve", "onnxruntime", "serve"),
@@ -21,9 +19,7 @@ def said(command: str, first: str, *arguments: str) -> str:
     """What the command says on stderr once `first` has run; it must end with status 2."""
     code = f"import sys; {first}; sys.argv = {[command, *arguments]!r}\n"
     code += f"from serving.launch import {command}; sys.exit({command}())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code)
     assert (done.returncode, done.stdout) == (2, "")
     return done.stderr
 
@@ -49,9 +45,7 @@ sys.argv = ["{command}", "--help"]
 from serving.launch import {command}
 sys.exit({command}())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
@@ -89,7 +83,5 @@ def test_what_is_wrong_with_ours_is_seen_whole() -> None:
         "import sys; sys.modules['serving.commandline'] = None\n"
         "from serving.launch import classify; classify()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code)
     assert done.returncode == 1 and "Traceback" in done.stderr

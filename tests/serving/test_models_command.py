@@ -6,8 +6,8 @@ import pytest
 
 from serving.models import main
 from serving.repository import Repository
+from tests.commands import unread
 from tests.tiny import build_version
-from tests.unread import unread
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import pytest
 
 from serving.client import Client
 from tests.certificates import Authority
-from tests.conftest import ROOT, ServerProcess, start_server
-from tests.environments import NPM_TROUBLE
+from tests.conftest import ROOT, ServerProcess
+from tests.environments import run_fetching
 from tests.photos import jpeg
 from tests.tiny import build_version
 
@@ -22,31 +22,13 @@ Classify = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("node")
-    build_version(folder / "models", "pets")
-    process = start_server(folder / "models", folder)
-    yield process
-    process.stop()
-
-
-@pytest.fixture(scope="module")
 def classify(server: ServerProcess) -> Classify:
     """Runs classify.js; installs its packages into node_modules (ignored by git) if need be."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("no node and npm here")
     if not (EXAMPLE / "node_modules/@grpc/grpc-js").is_dir():
-        done = subprocess.run(
-            [npm, "install", "--prefer-offline", "--no-progress"],
-            cwd=EXAMPLE,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        if done.returncode != 0 and any(word in done.stderr.lower() for word in NPM_TROUBLE):
-            pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[0]}")
-        assert done.returncode == 0, done.stderr
+        run_fetching(npm, "install", "--prefer-offline", "--no-progress", cwd=EXAMPLE)
 
     def run(
         *arguments: object, address: str = server.address, token: str = ""

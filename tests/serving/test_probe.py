@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import sys
 
 import pytest
 
@@ -10,7 +9,8 @@ from serving.access import TRY_TLS
 from serving.probe import _here, serving_status
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
-from tests.conftest import ROOT, Running
+from tests.commands import run_python
+from tests.conftest import Running
 
 
 async def test_a_server_is_healthy_only_once_it_is_loaded(models) -> None:
@@ -63,5 +63,4 @@ async def test_the_command_says_serving(running: Running) -> None:
 
 
 def probe(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serving.probe", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    return run_python("-m", "serving.probe", *flags)

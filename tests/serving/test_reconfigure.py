@@ -13,12 +13,12 @@ import pytest
 from serving.client import Client
 from serving.errors import InvalidRequest
 from serving.repository import Repository
+from tests.commands import run_python, unread
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import jpeg
 from tests.ports import free_port
 from tests.serving.test_loading import flip
 from tests.tiny import build_version, golden_of
-from tests.unread import unread
 from tests.waiting import until, until_said
 
 UNCHANGED = "the configuration stays as it was: "
@@ -61,10 +61,7 @@ def test_without_control_versions_change_at_sighup_alone(models: Path, start) ->
     port = free_port()
     server = start(models, "--control", "none", "--admin-port", str(port))
     build_version(models, "pets", seed=1)
-    asked = [sys.executable, "-m", "serving.models", "load", "pets/2"]
-    refused = subprocess.run(
-        [*asked, "--server", f"127.0.0.1:{port}"], cwd=ROOT, capture_output=True, text=True
-    )
+    refused = run_python("-m", "serving.models", "load", "pets/2", "--server", f"127.0.0.1:{port}")
     assert refused.returncode == 2
     assert "`control` of this server is none: only SIGHUP changes versions" in refused.stderr
     with Client(server.address) as client:

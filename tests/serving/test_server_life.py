@@ -27,6 +27,7 @@ from serving.engine import Engine
 from serving.errors import Unavailable
 from serving.server import SERVICE, Server
 from serving.settings import ServerSettings
+from tests.commands import run_python
 from tests.conftest import ROOT, Running, running_server
 from tests.faults.process import MIB
 from tests.object_store import s3_environment
@@ -256,13 +257,7 @@ def test_a_stop_does_not_wait_for_what_can_not_be_cut_short() -> None:
 
 
 def run_serve(*flags: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "serving.serve", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_python("-m", "serving.serve", *flags)
 
 
 def test_no_model_is_status_1_and_a_clear_error(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,8 @@ from serving.repository import Repository
 from serving.storage import open_repository
 from tests.azure_store import KEY as AZURE_KEY
 from tests.azure_store import running_azure_store
-from tests.conftest import ROOT, ServerProcess, running_server
+from tests.commands import run_python
+from tests.conftest import ServerProcess, running_server
 from tests.google_store import running_google_store
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
@@ -557,12 +557,8 @@ def test_a_store_that_can_not_be_reached_is_one_line(
 ) -> None:
     flags = ["list", "--models"] if command == "models" else ["--device", "cpu", "--models"]
     proxy.close()
-    done = subprocess.run(
-        [sys.executable, "-m", f"serving.{command}", *flags, f"{store.scheme}://{BUCKET}/x"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
+    done = run_python(
+        "-m", f"serving.{command}", *flags, f"{store.scheme}://{BUCKET}/x", timeout=200
     )
     assert done.returncode == status and "Traceback" not in done.stderr
     said = f"error: {store.scheme}://{BUCKET}/x can't be used: "

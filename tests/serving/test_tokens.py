@@ -26,6 +26,7 @@ from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, Overloaded, Unauthenticated
 from serving.rate_limit import Bucket
 from serving.tokens import Tokens, read_tokens
+from tests.commands import run_python
 from tests.conftest import ROOT, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import HeldModel, until
@@ -71,13 +72,10 @@ def test_a_token_that_no_call_can_carry_is_told(token: str) -> None:
 
 def test_a_secret_with_a_newline_is_one_line_to_its_user(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg())
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.classify", "photo.jpg", "--address", "127.0.0.1:1"],
+    done = run_python(
+        *("-m", "serving.classify", "photo.jpg", "--address", "127.0.0.1:1"),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PAWPRINT_TOKEN": "secret\n"},
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
     assert done.returncode == 2 and done.stderr.startswith("error: the token (PAWPRINT_TOKEN ")
     assert len(done.stderr.splitlines()) == 1
@@ -378,8 +376,7 @@ async def test_classify_says_where_its_token_stands(
 
 
 async def test_the_command_makes_a_token_that_works(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serving.tokens", "shop", "--photos-per-s", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_python("-m", "serving.tokens", "shop", "--photos-per-s", 5)
     path = tmp_path / "tokens.toml"
     path.write_text(done.stderr)
     tokens = Tokens(path)
@@ -389,5 +386,5 @@ async def test_the_command_makes_a_token_that_works(tmp_path: Path) -> None:
     with pytest.raises(Overloaded) as raised:
         tokens.charge(token, 1)
     assert 0 < raised.value.retry_after_s < 1
-    wrong = subprocess.run([*command[:3], "a b"], cwd=ROOT, capture_output=True, text=True)
+    wrong = run_python("-m", "serving.tokens", "a b")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: name must be")

@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -18,7 +16,8 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.edge import Call
 from serving.tracing import Tracing
-from tests.conftest import ROOT, ServerProcess
+from tests.commands import run_python
+from tests.conftest import ServerProcess
 from tests.photos import jpeg
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -156,13 +155,8 @@ def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -
         "import sys; sys.modules['opentelemetry'] = None; import serving.serve as s; "
         "s.main(['--models', sys.argv[1], '--port', '0', '--device', 'cpu'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(models)],
-        cwd=ROOT,
-        env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
+    done = run_python(
+        "-c", code, models, env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     )
     assert done.returncode == 2
     assert "error: OTEL_EXPORTER_OTLP_ENDPOINT is set, but" in done.stderr

@@ -1,7 +1,6 @@
 """A server from an environment with the `serve` extra alone, really installed: no torch there."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.environments import NETWORK_TROUBLE
+from tests.environments import run_fetching, the_uv
 from tests.photos import jpeg
 from tests.tiny import build_version
 
@@ -28,23 +27,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
     for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
         shutil.copy(ROOT / name, source / name)
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    if uv is None:
-        pytest.skip("no uv beside this Python; `make test` installs it")
-    environment = folder / "venv"
+    uv, environment = the_uv(), folder / "venv"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-    done = subprocess.run(
-        [
-            *(uv, "pip", "install", "--quiet", "--python", environment / "bin/python"),
-            *("--constraints", source / "constraints.txt", f"{source}[serve]"),
-        ],
-        capture_output=True,
-        text=True,
+    run_fetching(
+        *(uv, "pip", "install", "--quiet", "--python", environment / "bin/python"),
+        *("--constraints", source / "constraints.txt", f"{source}[serve]"),
         timeout=500,
     )
-    if done.returncode != 0 and any(words in done.stderr.lower() for words in NETWORK_TROUBLE):
-        pytest.skip(f"no network and nothing cached: {done.stderr.strip().splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
     yield environment / "bin"
     shutil.rmtree(folder, ignore_errors=True)
 

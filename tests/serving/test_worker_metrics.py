@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +10,8 @@ from pathlib import Path
 
 from serving.client import Client
 from serving.worker_metrics import WorkerMetrics
-from tests.conftest import ROOT, ServerProcess
+from tests.commands import run_python
+from tests.conftest import ServerProcess
 from tests.photos import jpeg
 from tests.ports import free_ports
 from tests.serving.test_metrics import Scrape, fetch
@@ -68,15 +67,9 @@ def test_workers_that_hang_hold_up_no_probe() -> None:
 def test_a_metrics_port_that_is_taken_starts_no_worker(models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "serving.serve", "--models", str(models), "--port", "0"),
-                *("--device", "cpu", "--workers", "2", "--metrics-port", str(port)),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
+        done = run_python(
+            *("-m", "serving.serve", "--models", models, "--port", 0, "--device", "cpu"),
+            *("--workers", 2, "--metrics-port", port),
         )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(

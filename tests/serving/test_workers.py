@@ -29,6 +29,7 @@ from serving.errors import InvalidRequest
 from serving.repository import Repository
 from serving.storage import open_repository
 from serving.workers import share_of
+from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
 from tests.object_store import BUCKET, running_store, s3_environment
@@ -522,13 +523,7 @@ def test_an_address_of_ipv6_can_be_called_as_it_is_told(models: Path, start) -> 
 
 def test_without_a_model_no_worker_stays(tmp_path: Path) -> None:
     flags = ["--models", str(tmp_path), "--workers", "2", "--device", "cpu", "--port", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.serve", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-m", "serving.serve", *flags)
     assert done.returncode == 1 and "error: no model to serve" in done.stderr
     assert "Traceback" not in done.stderr
 

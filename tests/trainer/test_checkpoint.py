@@ -21,6 +21,7 @@ from torch import nn
 
 from serving.errors import InvalidRequest
 from serving.repository import Repository
+from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.averaging import MovingAverage
@@ -30,8 +31,6 @@ from trainer.errors import FailedCheck
 from trainer.tracking import tracked
 from trainer.train import main
 from trainer.training import Epoch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def checkpoints(folder: Path, **settings: object) -> Checkpoints:

@@ -1,14 +1,12 @@
 """torch.compile and deterministic operators, for real."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.commands import run_python
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.determinism import deterministic
@@ -40,23 +38,14 @@ def test_an_operator_that_has_no_deterministic_form_is_named():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def command(folder: Path, out: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "trainer.train", "--data", str(folder), "--name", "shapes"),
-        *("--out", str(out), "--backbone", "tiny", "--size", "32", "--weights", "none"),
-        *("--epochs", "2", "--batch-size", "8", "--compile"),
-    ]
-
-
 @pytest.mark.slow
 def test_without_a_compiler_it_says_what_to_leave_out(photos: MakePhotos, tmp_path: Path):
     nowhere = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "empty")}
-    done = subprocess.run(
-        command(photos(), tmp_path / "models"),
-        cwd=ROOT,
+    done = run_python(
+        *("-m", "trainer.train", "--data", photos(), "--name", "shapes", "--compile"),
+        *("--out", tmp_path / "models", "--backbone", "tiny", "--size", 32, "--weights", "none"),
+        *("--epochs", 2, "--batch-size", 8),
         env={**os.environ, **nowhere},
-        capture_output=True,
-        text=True,
         timeout=300,
     )
     assert done.returncode == 2

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from tests.commands import unread
 from tests.conftest import ROOT
-from tests.unread import unread
 from trainer.console import Console
 
 

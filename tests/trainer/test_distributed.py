@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,19 @@ import torch.distributed as dist
 
 from serving.errors import InvalidRequest
 from serving.repository import Repository
+from tests.commands import run_python
+from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
 from trainer.distributed import SyncedBatchNorm2d, World
 
-ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def run(*arguments: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return run_python(*arguments, env=environment, timeout=timeout)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8])

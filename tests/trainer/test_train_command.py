@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from serving.errors import BrokenVersion
 from serving.preprocess import preprocess
 from serving.repository import Repository
+from tests.commands import run_python, unread
+from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, write_photos
-from tests.unread import unread
 from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.cartoons import draw_cartoon
@@ -33,7 +34,6 @@ from trainer.tiny import Tiny
 from trainer.train import main
 from trainer.tree import find_files
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ["--backbone", "tiny", "--weights", "none", "--size", "32"]
 
 
@@ -53,13 +53,7 @@ class Trained:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trainer.train", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_python("-m", "trainer.train", *arguments, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,15 +15,14 @@ from serving.access import access_of, add_access_flags, advised
 from serving.cores import usable_cores
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
 from serving.layout import ANALYSIS
-from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
+from trainer.analysis.headline import headline, in_words, side_by_side
 from trainer.analysis.over_grpc import Server
-from trainer.analysis.report import NAMED, k255, percent, threshold_text, whole
+from trainer.analysis.report import k255
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
-from trainer.analysis.trust import USUAL
 from trainer.console import Console, reader_may_leave
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
@@ -76,7 +74,7 @@ def _failed(message: str, status: int) -> int:
 def _analyse(options: argparse.Namespace) -> int:
     conditions = [parse_condition(text) for text in options.fail_under]
     repository = open_repository(options.models)
-    name, version = _version(repository, options.model)
+    name, version = repository.find(options.model)
     config = AnalysisConfig(
         data=options.data,
         datasets=options.datasets,
@@ -109,9 +107,9 @@ def _analyse(options: argparse.Namespace) -> int:
     folder = f"{repository.location}/{name}/{version}/{ANALYSIS}"
     with reader_may_leave():
         if options.json:
-            print(json.dumps({"report": f"{folder}/report.json"} | _headline(report), indent=2))
+            print(json.dumps({"report": f"{folder}/report.json"} | headline(report), indent=2))
         else:
-            print(_text(report, folder))
+            print(in_words(report, folder))
     failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
     for condition, got in failed:
         print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
@@ -131,7 +129,7 @@ def _compare(options: argparse.Namespace) -> int:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         raise InvalidRequest(f"{flags} can't be had with --compare: analyse each version by itself")
     repository = open_repository(options.models)
-    versions = [_version(repository, text) for text in options.compare]
+    versions = [repository.find(text) for text in options.compare]
     made = compare.compare(
         repository,
         versions,
@@ -149,7 +147,7 @@ def _compare(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(made, indent=2))
         else:
-            _say_side_by_side(made)
+            print(side_by_side(made))
     try:  # last: the figures are out, whatever becomes of the page
         page.write_text(compare.render(made), encoding="utf-8")
     except OSError as error:
@@ -158,28 +156,6 @@ def _compare(options: argparse.Namespace) -> int:
         with reader_may_leave():
             print(page)
     return 0
-
-
-def _say_side_by_side(made: dict[str, Any]) -> None:
-    for one, row in zip(made["versions"], made["transfer"], strict=True):
-        print(
-            f"{one['version']}: defence {one['defence']}; clean "
-            f"{percent(one['clean']['accuracy'])}; left by PGD "
-            + ", ".join(
-                f"{percent(point['accuracy'])} at {k255(point['epsilon'])}"
-                for point in one["robust"]
-            )
-            + f"; its images at {k255(made['epsilon'])} turn "
-            + ", ".join(
-                f"{percent(share)} in {other['version']}"
-                for share, other in zip(row, made["versions"], strict=True)
-            )
-        )
-
-
-def _version(repository: Repository, text: str) -> tuple[str, int]:
-    name, _, reference = text.partition("/")
-    return name, repository.resolve(name, reference)
 
 
 def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
@@ -203,64 +179,6 @@ def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
-
-
-def _headline(report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "clean": report["clean"]["fp32"]["accuracy"],
-        "worst_case": {
-            norm: {str(p["epsilon"]): p["accuracy"] for p in points}
-            for norm, points in report["worst_case"].items()
-        },
-        "corruptions": report["corruptions"]["mean_accuracy"],
-        "sanity": {check["name"]: check["passed"] for check in report["sanity"]},
-    }
-
-
-def _text(report: dict[str, Any], folder: str) -> str:
-    clean = report["clean"]["fp32"]
-    lines = [
-        f"clean        {percent(clean['accuracy'])} of {clean['photos']} photos "
-        f"({percent(clean['low'])} to {percent(clean['high'])})"
-    ]
-    for norm, points in report["worst_case"].items():
-        sizes = ", ".join(
-            f"{percent(p['accuracy'])} at "
-            + (k255(p["epsilon"]) if norm == "linf" else f"{p['epsilon']:g}")
-            for p in points
-        )
-        lines.append(f"robust, {norm:<4} {sizes} (worst case over attacks)")
-    lines.append(f"corruptions  {percent(report['corruptions']['mean_accuracy'])} on average")
-    lines.append(f"believed     {_believed(report['trust'])}")
-    passing = ", ".join(
-        f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
-    )
-    lines.append(f"strangers    {passing} are as sure as {whole(USUAL)} of photos")
-    if report["ideal"]:
-        short = [i["label"] for i in report["ideal"] if not i["reached"]]
-        drawn = len(report["ideal"])
-        lines.append(
-            f"ideal        {drawn - len(short)} of {drawn} reach {percent(report['ideal_goal'])}"
-            + (f"; not {listed(short, NAMED)}" if short else "")
-        )
-    failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
-    advice = "; the figures may flatter: see the report, and try a larger --budget"
-    said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
-    lines.append(f"sanity       {said}")
-    return "\n".join([*lines, f"{folder}/report.html"])
-
-
-def _believed(trust: dict[str, Any]) -> str:
-    """The threshold for the highest accuracy that is shown."""
-    shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
-    if not shown:
-        least = whole(trust["thresholds"][0]["accuracy"])
-        return f"these photos show no probability from which on {least} are right"
-    best = shown[-1]
-    return (
-        f"from a probability of {threshold_text(best['threshold'])} on {whole(best['accuracy'])} "
-        f"are right or more; {percent(best['answered'])} of photos are answered then"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.analysis.differentiable import input_gradient
 from trainer.analysis.objectives import class_logit
 
 
@@ -33,20 +32,17 @@ def spatial_layers(model: nn.Module, images: Tensor) -> list[str]:
     return list(names)
 
 
-def grad_cam(
-    model: nn.Module, images: Tensor, classes: Tensor, *, layer: str | None = None
-) -> Tensor:
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Gradient-weighted class activation maps (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
 
-    images: float32 [n, 3, S, S] in [0, 1]; classes: int64 [n]; layer: None for the last feature map
-    with spatial extent. Returns float32 [n, S, S] in [0, 1], each map over its own maximum; zero
-    everywhere if nothing speaks for the class.
+    Of the last feature map with spatial extent. images: float32 [n, 3, S, S] in [0, 1]; classes:
+    int64 [n]. Returns float32 [n, S, S] in [0, 1], each map over its own maximum; zero everywhere
+    if nothing speaks for the class.
     """
-    if layer is None:
-        candidates = spatial_layers(model, images)
-        if not candidates:
-            raise ValueError("the model has no layer with a spatial feature map")
-        layer = candidates[-1]
+    candidates = spatial_layers(model, images)
+    if not candidates:
+        raise ValueError("the model has no layer with a spatial feature map")
+    layer = candidates[-1]
     maps: dict[str, Tensor] = {}
     with _watching(model, [layer], maps.__setitem__), torch.enable_grad():
         score = class_logit(model(images.detach().requires_grad_(True)), classes).sum()
@@ -57,24 +53,6 @@ def grad_cam(
         heat, size=images.shape[2:], mode="bilinear", align_corners=False
     ).squeeze(1)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def integrated_gradients(
-    model: nn.Module, images: Tensor, classes: Tensor, *, steps: int = 32, baseline: float = 0.0
-) -> Tensor:
-    """Sundararajan et al. 2017, arXiv:1703.01365, section 3, by the midpoint rule.
-
-    baseline: grey level in [0, 1] of the picture that stands for nothing. Returns float32
-    [n, 3, S, S]; the sum over an image is, up to the error of the rule, the logit of its class less
-    that of the baseline (completeness).
-    """
-    start = torch.full_like(images, baseline)
-    total = torch.zeros_like(images)
-    for step in range(steps):
-        point = start + (step + 0.5) / steps * (images - start)
-        _, _, gradient = input_gradient(model, point, lambda z: class_logit(z, classes))
-        total += gradient
-    return (images - start) * total / steps
 
 
 def activation_maps(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

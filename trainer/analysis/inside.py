@@ -12,6 +12,7 @@ from trainer.analysis.attribution import activation_maps, grad_cam, spatial_laye
 from trainer.analysis.pictures import captioned
 from trainer.analysis.report import verdict, words
 from trainer.analysis.study import Study, spread_over
+from trainer.split import spread
 
 PHOTOS = 4
 LAYERS = 5
@@ -49,8 +50,7 @@ def write_sees(folder: Path, study: Study) -> dict[str, Any]:
     subject, row = study.subject, int(study.rows[0])
     image = subject.images(study.photos.pixels[row : row + 1])
     names = spatial_layers(subject.net, image)
-    places = np.linspace(0, len(names) - 1, LAYERS).round().astype(int)
-    chosen = [names[i] for i in sorted(set(places.tolist()))]
+    chosen = [names[i] for i in spread(len(names), LAYERS)]
     layers = []
     for number, (name, maps) in enumerate(activation_maps(subject.net, image, chosen).items()):
         channels = maps[0].cpu().numpy()

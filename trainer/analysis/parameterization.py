@@ -35,15 +35,6 @@ def to_pixels(spectrum: Tensor) -> Tensor:
     return torch.sigmoid(torch.einsum("ij,njhw->nihw", _colours(spectrum), planes))
 
 
-def to_spectrum(images: Tensor) -> Tensor:
-    """The inverse of `to_pixels`; images: [n, 3, S, S] in (0, 1), S even or odd."""
-    size = images.shape[2]
-    planes = torch.einsum("ij,njhw->nihw", torch.linalg.inv(_colours(images)), torch.logit(images))
-    weight = _AMPLITUDE / _cycles(size, images.device).clamp_min(1)
-    spectrum: Tensor = torch.view_as_real(torch.fft.rfft2(planes, norm="forward") / weight)
-    return spectrum
-
-
 def resized(spectrum: Tensor, size: int) -> Tensor:
     """The spectrum for pictures of another size: frequencies cut off, or added as zeros."""
     n, channels, old, _, _ = spectrum.shape

@@ -15,7 +15,7 @@ from serving.repository import Repository
 from trainer.errors import InvalidData
 from trainer.known_photos import SPLIT, count_known
 from trainer.listing import find_photos
-from trainer.pictures import Photo, as_served
+from trainer.pictures import as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.tree import Found
 
@@ -58,15 +58,7 @@ def load_photos(
     if not kept:
         reason = f"; {left_out[0].file}: {left_out[0].reason}" if left_out else ""
         raise InvalidData(f"{data} has no photo that can be used{reason}")
-    photos = [
-        Photo(
-            path=item.found.path,
-            file=item.found.file,
-            label=manifest.labels.index(item.found.label),
-            digest=item.digest,
-        )
-        for item in kept
-    ]
+    photos = [item.photo(manifest.labels.index(item.found.label)) for item in kept]
     digest = hashlib.sha256()
     for photo in photos:
         entry = (manifest.labels[photo.label], photo.file, photo.digest)

@@ -28,14 +28,14 @@ def png_bytes(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(image: Image.Image | Path, quality: int = 85) -> str:
+def data_uri(image: Image.Image | Path) -> str:
     """The picture as a data: address, so that a page needs no other file. WebP stays as it is."""
     if isinstance(image, Path) and image.suffix == ".webp":
         data = image.read_bytes()
     else:
         buffer = io.BytesIO()
         picture = Image.open(image) if isinstance(image, Path) else image
-        picture.save(buffer, "WEBP", quality=quality)
+        picture.save(buffer, "WEBP", quality=85)
         data = buffer.getvalue()
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
@@ -85,10 +85,10 @@ def strip(frames: Sequence[Pixels], captions: Sequence[str]) -> Image.Image:
     return captioned(frames, captions, side=112)
 
 
-def save_animation(frames: Sequence[Pixels], path: Path, *, frame_ms: int = 180) -> None:
+def save_animation(frames: Sequence[Pixels], path: Path) -> None:
     """A looping WebP that rests on the last frame."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    durations = [frame_ms] * (len(pictures) - 1) + [1500]
+    durations = [180] * (len(pictures) - 1) + [1500]  # milliseconds
     pictures[0].save(
         path,
         "WEBP",

@@ -1,5 +1,7 @@
 """The attacks of a robustness report, as strong as the budget allows."""
 
+from functools import partial
+
 from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
 from trainer.analysis.attacks.ball import Norm
 from trainer.analysis.attacks.gradient import fgsm, pgd
@@ -24,25 +26,23 @@ def _plans_of(norm: Norm, epsilons: tuple[float, ...], budget: Budget) -> list[P
     pgd_setting = f"{budget.pgd_steps} steps, {budget.pgd_restarts} starts"
     madry = "Madry et al. 2018, arXiv:1706.06083"
     croce = "Croce & Hein 2020, arXiv:2003.01690"
+    plan = partial(Plan, norm=norm, epsilons=epsilons)
     return [
-        Plan(
-            name="fgsm", norm=norm, epsilons=epsilons, one_step=True,
+        plan(
+            name="fgsm", one_step=True,
             source="Goodfellow et al. 2015, arXiv:1412.6572", setting="one step",
             attack=lambda m, x, goal, ball, _: fgsm(m, x, goal, ball),
         ),
-        Plan(name="pgd", norm=norm, epsilons=epsilons, source=madry, setting=pgd_setting,
-             attack=pgd_attack),
-        Plan(name="pgd", norm=norm, epsilons=epsilons, source=madry, setting=pgd_setting,
-             attack=pgd_attack, targeted=True),
-        Plan(
-            name="apgd-ce", norm=norm, epsilons=epsilons, source=croce,
-            setting=f"{budget.apgd_steps} steps",
+        plan(name="pgd", source=madry, setting=pgd_setting, attack=pgd_attack),
+        plan(name="pgd", source=madry, setting=pgd_setting, attack=pgd_attack, targeted=True),
+        plan(
+            name="apgd-ce", source=croce, setting=f"{budget.apgd_steps} steps",
             attack=lambda m, x, goal, ball, g: apgd_cross_entropy(
                 m, x, goal, ball, steps=budget.apgd_steps, generator=g
             ),
         ),
-        Plan(
-            name="apgd-dlr", norm=norm, epsilons=epsilons, source=f"{croce}, APGD-T",
+        plan(
+            name="apgd-dlr", source=f"{croce}, APGD-T",
             setting=f"{budget.apgd_steps} steps towards each of the likeliest wrong classes, at "
             f"most {budget.apgd_targets}; difference of logits for fewer than four classes",
             attack=lambda m, x, goal, ball, g: apgd_targeted(
@@ -50,8 +50,8 @@ def _plans_of(norm: Norm, epsilons: tuple[float, ...], budget: Budget) -> list[P
                 most_targets=budget.apgd_targets,
             ),
         ),
-        Plan(
-            name="square", norm=norm, epsilons=epsilons, white_box=False,
+        plan(
+            name="square", white_box=False,
             source="Andriushchenko et al. 2020, arXiv:1912.00049",
             setting=f"{budget.square_queries} queries",
             attack=lambda m, x, goal, ball, g: square(

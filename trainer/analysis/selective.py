@@ -58,9 +58,9 @@ def lower_bound(correct: int, n: int, delta: float) -> float:
     return float(beta.ppf(delta, correct, n - correct + 1)) if correct else 0.0
 
 
-def photos_needed(accuracy: float, delta: float = DELTA) -> int:
+def photos_needed(accuracy: float) -> int:
     """How many answers without an error show `accuracy`."""
-    return math.ceil(math.log(delta / LOOKS) / math.log(accuracy))
+    return math.ceil(math.log(DELTA / LOOKS) / math.log(accuracy))
 
 
 def auroc(inside: Floats, outside: Floats) -> float:

@@ -10,7 +10,7 @@ from serving.folders import walk
 from serving.modelspec import Preprocessing
 from trainer.analysis.corruptions.fractal import plasma
 from trainer.errors import InvalidData
-from trainer.pictures import Photo, as_served
+from trainer.pictures import as_served
 from trainer.screening import Usable, screen
 from trainer.tree import Found
 
@@ -80,7 +80,7 @@ def pictures_below(
     ]
     squares = as_served(spec, workers=workers)
     photos = [
-        Photo(path=item.found.path, file=item.found.file, label=-1, digest=item.digest)
+        item.photo(label=-1)
         for item in screen(found, squares.decode, workers)
         if isinstance(item, Usable)
     ]

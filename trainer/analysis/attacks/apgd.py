@@ -30,13 +30,10 @@ def apgd_cross_entropy(
     *,
     steps: int,
     generator: torch.Generator,
-    restarts: int = 1,
 ) -> AttackResult:
-    """APGD on the cross-entropy (arXiv:2003.01690, section 3). Each restart begins at random."""
+    """APGD on the cross-entropy (arXiv:2003.01690, section 3), from a random start."""
     pursuit = Pursuit(model, images, goal, ball)
-    for _ in range(restarts):
-        if len(pursuit.rows) == 0:
-            break
+    if len(pursuit.rows):
         _run(pursuit, pursuit.goal, _cross_entropy, steps, generator)
     return pursuit.result()
 

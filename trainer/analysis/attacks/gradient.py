@@ -39,20 +39,19 @@ def pgd(
     generator: torch.Generator,
     step_size: float | None = None,
     restarts: int = 1,
-    momentum: float = 0.0,
 ) -> AttackResult:
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
     The first run starts at the image itself, so that one step of size epsilon is FGSM; further
     restarts start at random in the ball. step_size: pixel units; None is 2.5 epsilon / steps
-    (section 5.1 there). momentum: decay of Dong et al. 2018, arXiv:1710.06081, algorithm 1.
+    (section 5.1 there).
     """
     pursuit = Pursuit(model, images, goal, ball)
     for restart in range(restarts):
         start = pursuit.originals
         if restart > 0:
             start = random_start(start, pursuit.ball, generator)
-        _climb(pursuit, start, steps=steps, step_size=step_size, momentum=momentum)
+        _climb(pursuit, start, steps=steps, step_size=step_size)
         if len(pursuit.rows) == 0:
             break
     return pursuit.result()
@@ -80,10 +79,7 @@ def pgd_to_the_end(
     return round_in_ball(best, images, ball)
 
 
-def _climb(
-    pursuit: Pursuit, iterates: Tensor, *, steps: int, step_size: float | None, momentum: float
-) -> None:
-    velocity = torch.zeros_like(iterates) if momentum else None
+def _climb(pursuit: Pursuit, iterates: Tensor, *, steps: int, step_size: float | None) -> None:
     for _ in range(steps):
         logits, _, gradient = input_gradient(pursuit.model, iterates, pursuit.goal.cross_entropy)
         pursuit.count()
@@ -91,10 +87,6 @@ def _climb(
         iterates, gradient = iterates[stands], gradient[stands]
         if len(iterates) == 0:
             return
-        if velocity is not None:
-            mean = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
-            velocity = momentum * velocity[stands] + gradient / mean
-            gradient = velocity
         ball = pursuit.ball
         size = step_size if step_size is not None else 2.5 * ball.column(iterates) / steps
         step = size * steepest(gradient, ball.norm)

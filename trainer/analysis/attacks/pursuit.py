@@ -46,18 +46,12 @@ class Pursuit:
         iterates: the standing rows, within the ball. candidates: bool [standing]. Returns
         bool [standing]: who is still there.
         """
-        stands = torch.ones(len(self.rows), dtype=torch.bool, device=iterates.device)
         tried = candidates.nonzero().squeeze(1)
         if len(tried) == 0:
-            return stands
+            return torch.ones_like(candidates)
         rounded = round_in_ball(iterates[tried], self.originals[tried], self.ball[tried])
         reached = self.goal[tried].reached(logits_of(self.model, rounded))
-        self._evaluations[self.rows[tried]] += 1
-        self._adversarial[self.rows[tried]] = rounded
-        self._success[self.rows[tried[reached]]] = True
-        stands[tried[reached]] = False
-        self._keep(stands)
-        return stands
+        return self._judged(tried, rounded, reached, 1)
 
     def conclude(self, iterates: Tensor) -> None:
         """The end of one run: judge the last iterates, and repair what rounding alone undid."""
@@ -80,19 +74,23 @@ class Pursuit:
             self.ball[tried],
             steps=_REPAIR_STEPS,
         )
-        self._evaluations[self.rows[tried]] += _REPAIR_STEPS + 1  # at most
-        self._adversarial[self.rows[tried]] = repaired
-        self._success[self.rows[tried[fools]]] = True
-        stands = torch.ones(len(self.rows), dtype=torch.bool, device=iterates.device)
-        stands[tried[fools]] = False
-        self._keep(stands)
+        self._judged(tried, repaired, fools, _REPAIR_STEPS + 1)  # evaluations at most
 
     def result(self) -> AttackResult:
         return AttackResult(
             adversarial=self._adversarial, success=self._success, evaluations=self._evaluations
         )
 
-    def _keep(self, stands: Tensor) -> None:
+    def _judged(self, tried: Tensor, pictures: Tensor, reached: Tensor, evaluations: int) -> Tensor:
+        """Note what became of the standing rows that were tried, and let go of those that reach the
+        goal. Returns bool [standing]: who is still there."""
+        rows = self.rows[tried]
+        self._evaluations[rows] += evaluations
+        self._adversarial[rows] = pictures
+        self._success[rows[reached]] = True
+        stands = torch.ones_like(self.rows, dtype=torch.bool)
+        stands[tried[reached]] = False
         if not bool(stands.all()):
             self.originals, self.goal = self.originals[stands], self.goal[stands]
             self.ball, self.rows = self.ball[stands], self.rows[stands]
+        return stands

@@ -1,0 +1,84 @@
+"""What `analyze` prints of a report, and of two versions side by side."""
+
+from typing import Any
+
+from serving.errors import listed
+from trainer.analysis.report import NAMED, k255, percent, threshold_text, whole
+from trainer.analysis.trust import USUAL
+
+
+def headline(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "clean": report["clean"]["fp32"]["accuracy"],
+        "worst_case": {
+            norm: {str(p["epsilon"]): p["accuracy"] for p in points}
+            for norm, points in report["worst_case"].items()
+        },
+        "corruptions": report["corruptions"]["mean_accuracy"],
+        "sanity": {check["name"]: check["passed"] for check in report["sanity"]},
+    }
+
+
+def in_words(report: dict[str, Any], folder: str) -> str:
+    clean = report["clean"]["fp32"]
+    lines = [
+        f"clean        {percent(clean['accuracy'])} of {clean['photos']} photos "
+        f"({percent(clean['low'])} to {percent(clean['high'])})"
+    ]
+    for norm, points in report["worst_case"].items():
+        sizes = ", ".join(
+            f"{percent(p['accuracy'])} at "
+            + (k255(p["epsilon"]) if norm == "linf" else f"{p['epsilon']:g}")
+            for p in points
+        )
+        lines.append(f"robust, {norm:<4} {sizes} (worst case over attacks)")
+    lines.append(f"corruptions  {percent(report['corruptions']['mean_accuracy'])} on average")
+    lines.append(f"believed     {_believed(report['trust'])}")
+    passing = ", ".join(
+        f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
+    )
+    lines.append(f"strangers    {passing} are as sure as {whole(USUAL)} of photos")
+    if report["ideal"]:
+        short = [i["label"] for i in report["ideal"] if not i["reached"]]
+        drawn = len(report["ideal"])
+        lines.append(
+            f"ideal        {drawn - len(short)} of {drawn} reach {percent(report['ideal_goal'])}"
+            + (f"; not {listed(short, NAMED)}" if short else "")
+        )
+    failed = [check["name"] for check in report["sanity"] if check["passed"] is False]
+    advice = "; the figures may flatter: see the report, and try a larger --budget"
+    said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
+    lines.append(f"sanity       {said}")
+    return "\n".join([*lines, f"{folder}/report.html"])
+
+
+def _believed(trust: dict[str, Any]) -> str:
+    """The threshold for the highest accuracy that is shown."""
+    shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
+    if not shown:
+        least = whole(trust["thresholds"][0]["accuracy"])
+        return f"these photos show no probability from which on {least} are right"
+    best = shown[-1]
+    return (
+        f"from a probability of {threshold_text(best['threshold'])} on {whole(best['accuracy'])} "
+        f"are right or more; {percent(best['answered'])} of photos are answered then"
+    )
+
+
+def side_by_side(made: dict[str, Any]) -> str:
+    """A line for each of the two versions."""
+    lines = []
+    for one, row in zip(made["versions"], made["transfer"], strict=True):
+        left = ", ".join(
+            f"{percent(point['accuracy'])} at {k255(point['epsilon'])}" for point in one["robust"]
+        )
+        turned = ", ".join(
+            f"{percent(share)} in {other['version']}"
+            for share, other in zip(row, made["versions"], strict=True)
+        )
+        lines.append(
+            f"{one['version']}: defence {one['defence']}; clean "
+            f"{percent(one['clean']['accuracy'])}; left by PGD {left}; its images at "
+            f"{k255(made['epsilon'])} turn {turned}"
+        )
+    return "\n".join(lines)
