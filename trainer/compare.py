@@ -14,8 +14,10 @@ from serving.modelspec import Manifest
 from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.distributed import joined
+from trainer.data import PhotoData
+from trainer.distributed import World, joined
 from trainer.pipeline import train
+from trainer.preparing import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ def compare(
     root = open_repository(configs["frozen"].out).root
     rows = []
     with joined() as world:
+        _require_all(configs, console, world)
         for way, config in configs.items():
             console.line(f"\n--- {way}")
             published = train(config, console, world)
@@ -89,6 +92,15 @@ def configurations(
     return {
         way: make({**fine, **own, "name": f"{settings['name']}-{way}"}) for way, own in ways.items()
     }
+
+
+def _require_all(configs: Mapping[str, TrainConfig], console: Console, world: World) -> None:
+    """Raises PawprintError, before any is trained, for a way that this net or these photos don't
+    suit."""
+    data: PhotoData | None = None
+    for config in configs.values():
+        data = prepare(config, console, world, data).data
+        console = Console(to_stderr=True, silent=True)  # the others would say the same
 
 
 def _row(way: str, manifest: Manifest, how: str) -> Row:

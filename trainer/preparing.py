@@ -62,9 +62,12 @@ class Run:
     track: Track | None = None  # for TensorBoard
 
 
-def prepare(config: TrainConfig, console: Console, world: World) -> Run:
+def prepare(
+    config: TrainConfig, console: Console, world: World, data: PhotoData | None = None
+) -> Run:
     """Everything but the training: the net and the photos, opened and split.
 
+    data: the photos, where settings that are the same in all that concerns them have opened them.
     Raises PawprintError where something is missing or wrong.
     """
     started = time.monotonic()
@@ -94,7 +97,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     if config.teacher is not None:
         teacher = load_teacher(repository, config.teacher, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
-    data = load_data(config, files, spec, console.track)
+    if data is None:
+        data = load_data(config, files, spec, console.track)
     _require_same(data, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)

@@ -92,6 +92,22 @@ def test_what_one_way_would_refuse_is_refused_before_the_first(
     assert capsys.readouterr().err.startswith(f"error: {message}") and not out.exists()
 
 
+def test_what_a_later_way_can_not_do_with_these_photos_is_refused_before_the_first(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Only the frozen way has no cutmix: the others have, of which one is given vectors."""
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out = tmp_path / "models"
+    arguments = [
+        *("--data", photos(), "--name", "shapes", "--out", out, "--backbone", "tiny", "--size", 32),
+        *("--weights", tmp_path / "tiny.pth", "--compare", "--cutmix", 1, "--thaw", 0),
+    ]
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert "only vectors; give a larger --thaw" in said.err and "Published" not in said.out
+    assert Repository(out).names() == []
+
+
 def test_the_four_ways_have_one_backbone(photos: MakePhotos, monkeypatch: pytest.MonkeyPatch):
     """On a GPU too, of which only its memory is asked."""
     properties = SimpleNamespace(total_memory=24 << 30)
