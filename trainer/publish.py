@@ -128,6 +128,7 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
     asked = dataclasses.asdict(run.config)
     if any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
         return None
+    repository.describe_to_triton(name, version)  # it may have come to all but that
     return _published(run, manifest, fitted)
 
 
