@@ -1,5 +1,10 @@
 """The command `analyze`: how far a published version can be trusted, measured and drawn."""
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.analyze())
+
 import argparse
 import difflib
 import json
@@ -354,7 +359,3 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
         return tuple(sizes)
 
     return read
-
-
-if __name__ == "__main__":
-    sys.exit(main())
