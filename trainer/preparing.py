@@ -34,7 +34,6 @@ from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
 from trainer.tree import labels_of
-from trainer.weights import digest_state
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -192,7 +191,7 @@ def decisive_settings(
     """All that the trained weights depend on, as JSON."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
-    settings["weights"] = digest_state(classifier.backbone.state_dict())
+    settings["weights"] = classifier.backbone_digest()
     return settings
 
 
