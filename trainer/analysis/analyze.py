@@ -33,7 +33,7 @@ from trainer.analysis.trust import USUAL
 from trainer.console import Console, reader_may_leave
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
-from trainer.threads import keep_to_cores
+from trainer.threads import keep_to_cores, own_cores
 
 _OF_ONE_VERSION = ("fail_under", "linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
 _INTERRUPTED = "interrupted; the same command goes on from what is finished"
@@ -94,7 +94,7 @@ def _analyse(options: argparse.Namespace) -> int:
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
         recipe=options.recipe or "fourier",
         device=_device(options.device),
-        workers=usable_cores(),
+        workers=own_cores(os.environ),
     )
     for condition in conditions:  # now, and not after hours
         check(condition, config.thoroughness())
