@@ -51,8 +51,14 @@ def main() -> int:
     parser.add_argument(
         "--runs", type=int, default=3, help="of publishing, 2 or more; 0: leave it out"
     )
-    parser.add_argument("--steps", type=int, default=12, help="of each loop; 0: leave it out")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="of each loop, 3 or more; 0: leave it out"
+    )
     options = parser.parse_args()
+    if options.runs != 0 and options.runs < 2:
+        parser.error("--runs: the first fills the cache, so give 2 or more, or 0")
+    if options.steps != 0 and options.steps < 3:
+        parser.error("--steps: the first two are not counted, so give 3 or more, or 0")
     with tempfile.TemporaryDirectory() as place:
         config = TrainConfig(
             data=options.data,

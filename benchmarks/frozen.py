@@ -33,4 +33,4 @@ def opened(
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
     classifier = build(config.backbone, len(data.labels), config.size, options.weights)
-    return config, data, classifier, cache_of(config, classifier, print)
+    return config, data, classifier, cache_of(config, classifier.backbone_digest, print)

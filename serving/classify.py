@@ -1,5 +1,10 @@
 """The command `classify`: photos and folders of them to a running server, answers as text."""
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.classify())
+
 import argparse
 import asyncio
 import io
@@ -264,7 +269,3 @@ def _parser() -> argparse.ArgumentParser:
     add_access_flags(parser)
     form.add_argument("--csv", action="store_true", help="CSV, one row for each label")
     return parser
-
-
-if __name__ == "__main__":
-    main()

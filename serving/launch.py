@@ -1,4 +1,4 @@
-"""Console scripts of commands whose packages an installation may lack: one line says so."""
+"""How commands start whose packages an installation may lack: one line says so."""
 
 import importlib
 import signal
@@ -30,6 +30,14 @@ def classify() -> int:
 
 def models() -> int:
     return _start("serving.models", "client")
+
+
+def probe() -> int:
+    return _start("serving.probe", "serve")
+
+
+def make_shards() -> int:
+    return _start("trainer.make_shards", "train")
 
 
 @contextmanager

@@ -1,5 +1,10 @@
 """The command `models`: what a model repository holds and a server serves, checks and aliases."""
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.models())
+
 import argparse
 import json
 import os
@@ -258,7 +263,3 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("model", metavar="NAME[/VERSION]")
     add_remote("status", administration.status, "What a server has loaded, and what it refuses.")
     return parser
-
-
-if __name__ == "__main__":
-    main()

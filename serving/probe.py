@@ -5,6 +5,11 @@ environment (PAWPRINT_SERVE_PORT and _TLS_...) or at --address. Status 0: SERVIN
 not there, or no answer in time. 2: wrong arguments.
 """
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.probe())
+
 import os
 from collections.abc import Mapping, Sequence
 
@@ -63,7 +68,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"; {TRY_TLS}" if tls is None and status in _NO_ANSWER else ""
         fail(f"{options.address} is {status}{hint}", status=1)
     print(status)
-
-
-if __name__ == "__main__":
-    main()

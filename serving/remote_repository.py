@@ -150,7 +150,7 @@ class RemoteRepository(Repository):
             self._bucket.upload(staging / file, f"{name}/{version}/{file}")
         self._bucket.write(f"{name}/{version}/{MANIFEST_DIGEST}", digest_line(data))
         self._bucket.write(f"{name}/{version}/{MANIFEST}", data)
-        self._describe_to_triton(name, version)
+        self.describe_to_triton(name, version)
         return manifest
 
     def _write_beside(self, name: str, file: str, data: bytes) -> None:

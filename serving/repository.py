@@ -281,7 +281,7 @@ class Repository:
                     raise
                 continue
             settle(self.root / name)
-            self._describe_to_triton(name, version)
+            self.describe_to_triton(name, version)
             return manifest
 
     def _highest(self, name: str) -> int:
@@ -293,7 +293,7 @@ class Repository:
                 numbers += self._alias_history(name, alias)
         return max(numbers, default=0)
 
-    def _describe_to_triton(self, name: str, published: int) -> None:
+    def describe_to_triton(self, name: str, published: int) -> None:
         """Write config.pbtxt and labels.txt of the newest version, also if another publishes now.
 
         `published` is there already, so what fails here is logged: an error would look as if it

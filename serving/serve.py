@@ -1,5 +1,10 @@
 """The command `serve`: a server in the foreground, until a signal ends it."""
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.serve())
+
 import asyncio
 import logging
 import os
@@ -131,7 +136,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error), status=1)
     except PawprintError as error:
         fail(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from serving.announcement import announce
 from serving.channel import host_port
 from serving.cores import usable_cores
-from serving.errors import Unavailable
+from serving.errors import BrokenVersion, NotFound, Unavailable
 from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
@@ -32,6 +32,7 @@ from serving.settings import ServerSettings, differing, read_settings, taken_ove
 from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import read_tokens
+from serving.version_policy import read_policy
 from serving.worker import ANSWERS, BEAT_S, INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
@@ -259,7 +260,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             nonlocal drain_s
             live, fixed = differing(plan.settings, read)
             taken = taken_over(plan.settings, read)
-            if "only" in live:  # one that is started again would not find it, and end
+            if {"only", "versions"} & {*live}:  # one started again would not find it, and end
                 await asyncio.to_thread(check_models, taken)
             if changed := [name for name in fixed if name in plan.own(0)]:
                 log.warning("only a restart changes: %s", ", ".join(changed))
@@ -320,9 +321,19 @@ def check_files(settings: ServerSettings) -> None:
 
 
 def check_models(settings: ServerSettings) -> None:
-    """Raises NotFound if a model that the settings ask for is not there."""
-    with suppress(OSError, Unavailable):  # to be said by the workers
-        check_only(settings, open_repository(settings.models).stamps())
+    """Raises NotFound if a model that the settings ask for is not there, or none has a version that
+    they ask for."""
+    with suppress(OSError, Unavailable, BrokenVersion):  # to be said by the workers
+        repository = open_repository(settings.models)
+        names = repository.stamps().keys()
+        check_only(settings, names)
+        policy = read_policy(settings.versions)
+        if policy.newest or settings.canary or settings.shadow:  # which have versions of their own
+            return
+        for name in settings.model_names or names:
+            if policy.numbers.intersection(repository.versions(name)) or repository.aliases(name):
+                return
+        raise NotFound(f"versions is {settings.versions}, and no model has any of these")
 
 
 async def _start(workers: Sequence[Worker]) -> list[str]:

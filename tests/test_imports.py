@@ -182,15 +182,17 @@ def test_the_batcher_knows_no_onnx_runtime() -> None:
 
 @pytest.mark.parametrize("name", sorted(modules("trainer")))
 def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
-    """And what opens a repository or shards wherever they are, where it is given their place."""
+    """And what opens a repository or shards wherever they are, where it is given their place; and
+    what commands start with."""
     also = {
         "trainer.compare": {"storage"},
         "trainer.preparing": {"storage"},
-        "trainer.analysis.analyze": {"access", "storage"},
+        "trainer.train": {"launch"},
+        "trainer.analysis.analyze": {"access", "launch", "storage"},
         "trainer.analysis.over_grpc": {"client"},
         "trainer.shard_places": {"bucket"},
         "trainer.shard_cache": {"blob_cache"},
-        "trainer.make_shards": {"bucket"},
+        "trainer.make_shards": {"bucket", "launch"},
     }.get(name, set())
     assert of_serving(modules("trainer")[name]) <= CONTRACTS | also
 

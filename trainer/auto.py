@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from serving.cores import usable_cores
+from trainer.threads import own_cores
 
 _PER_GPU_BYTE = 64 / 8e9  # photos of 224 px that fit a step of fine-tuning
 _SIZE = 224
@@ -35,6 +35,5 @@ def choose_batch_size(size: int, gpu_bytes: int | None) -> int:
 
 
 def choose_workers(environment: Mapping[str, str]) -> int:
-    """The cores that this process may use, shared with others that torchrun started here."""
-    beside = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(_MAX_WORKERS, usable_cores() // beside))
+    """As many as this process has cores."""
+    return min(_MAX_WORKERS, own_cores(environment))

@@ -23,7 +23,7 @@ from trainer.stages import in_no_stage
 from trainer.timm_nets import PREFIX, make_timm_net, remove_timm_head, timm_input
 from trainer.tiny import Tiny
 from trainer.trained_input import TrainedInput
-from trainer.weights import load_state, read_state
+from trainer.weights import digest_state, load_state, read_state
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TINY = "tiny"
@@ -70,6 +70,10 @@ class Classifier(nn.Module):
         """The pooled vector that the head sees: float32 [n, F]."""
         pooled: torch.Tensor = self.backbone(self.normalise(images))
         return pooled
+
+    def backbone_digest(self) -> str:
+        """Of the backbone's weights; of many it takes a second."""
+        return digest_state(self.backbone.state_dict())
 
     def top(self) -> tuple[nn.Module, ...]:
         """The layers that make logits of `features`."""

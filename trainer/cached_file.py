@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
 from serving.errors import first_line
-from serving.whole_file import replaced, sweep
+from serving.whole_file import remove_old, replaced, sweep
 
 T = TypeVar("T")
+
+_DISUSED_S = 90 * 86400.0  # after it was last read or written: that of old weights, or of old code
 
 
 class CachedFile:
@@ -26,6 +30,7 @@ class CachedFile:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         stem, _, suffix = kind.partition(".")
         self.path = None if folder is None else folder / f"{stem}-{digest}.{suffix}"
+        self._alike = f"{stem}-{'[0-9a-f]' * len(digest)}.{suffix}"
 
     def read(self, parse: Callable[[IO[bytes]], T]) -> T | None:
         """None if it is not there, or damaged."""
@@ -33,6 +38,8 @@ class CachedFile:
             return None
         try:
             with self.path.open("rb") as file:
+                with suppress(OSError):  # a folder that is not to be written to, or another user's
+                    os.utime(file.fileno())
                 return parse(file)
         except FileNotFoundError:
             return None
@@ -43,9 +50,12 @@ class CachedFile:
             return None
 
     def write(self, write: Callable[[IO[bytes]], object]) -> None:
-        """Replace the file in one step, so that a reader never sees half of it."""
+        """Replace the file in one step, so that a reader never sees half of it; those of its kind
+        that nobody has used for long make room."""
         if self.path is None:
             return
+        with suppress(OSError):  # another user's
+            remove_old(self.path.parent.glob(self._alike), _DISUSED_S)
         try:
             sweep(self.path)
             with replaced(self.path) as file:

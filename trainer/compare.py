@@ -11,9 +11,13 @@ from serving.modelspec import Manifest
 from serving.storage import open_repository
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.distributed import joined
+from trainer.data import PhotoData
+from trainer.distributed import World, joined
 from trainer.figures import line_plot
+from trainer.finished_ways import FinishedWays
 from trainer.pipeline import train
+from trainer.preparing import decisive_settings, prepare
+from trainer.publish import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +39,41 @@ def compare(
     """Train `settings` in each of four ways; `make` fills in the defaults of each.
 
     Beside the versions, <name>-<way>, lie <name>-comparison.json and .png; of a repository in a
-    bucket, in the folder on this machine that stands for it. Raises PawprintError, for settings
+    bucket, in the folder on this machine that stands for it. One that was stopped goes on after the
+    ways that it has published, unless checkpoints is "none". Raises PawprintError, for settings
     that don't suit every way before the first training.
     """
     configs = configurations(settings, make)
-    root = open_repository(configs["frozen"].out).root
+    checkpoints = configs["frozen"].checkpoints
+    repository = open_repository(configs["frozen"].out)
+    root = repository.root
+    folder = root / ".checkpoints" if checkpoints is None else Path(checkpoints)
     rows = []
     with joined() as world:
+        decisive = _require_all(configs, console, world)
+        finished = FinishedWays(folder / f"{settings['name']}-ways.json", repository, decisive)
+        known = {} if checkpoints == "none" else world.of_leader(finished.load)
         for way, config in configs.items():
             console.line(f"\n--- {way}")
+            if way in known:
+                row = Row(**known[way])
+                console.line(f"This has been published before it was stopped: {row.version}")
+                rows.append(row)
+                continue
             published = train(config, console, world)
             if published is not None:
-                rows.append(_row(way, published.manifest, published.how))
-                done = rows[-1]  # said at once: what comes may fail
-                console.line(f"Published {done.version}: {done.trained}")
-    if rows:
+                row = _row(way, published.manifest, published.how)
+                if checkpoints != "none":
+                    finished.note(way, asdict(row))
+                console.line(f"Published {row.version}: {row.trained}")  # now: what comes may fail
+                rows.append(row)
+    if world.leads:
         path = root / f"{settings['name']}-comparison.json"
         path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         _plot(rows, path.with_suffix(".png"))
         _say(rows, console)
         console.line(f"The table and its plot: {path} and .png")
+        finished.delete()
     return rows
 
 
@@ -87,6 +106,22 @@ def configurations(
     return {
         way: make({**fine, **own, "name": f"{settings['name']}-{way}"}) for way, own in ways.items()
     }
+
+
+def _require_all(
+    configs: Mapping[str, TrainConfig], console: Console, world: World
+) -> dict[str, dict[str, Any]]:
+    """way -> all that its version depends on. Raises PawprintError, before any is trained, for a
+    way that this net or these photos don't suit."""
+    data: PhotoData | None = None
+    found = {}
+    for way, config in configs.items():
+        run = prepare(config, console, world, data)
+        data = run.data
+        precisions = {name: getattr(config, name) for name in PRECISIONS}
+        found[way] = decisive_settings(run.classifier, data, run.config) | precisions
+        console = Console(to_stderr=True, silent=True)  # the others would say the same
+    return found
 
 
 def _row(way: str, manifest: Manifest, how: str) -> Row:

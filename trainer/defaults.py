@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, to_install
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.packages import require_packages
+from trainer.packages import outdated, require_packages
 
 FROM_SCRATCH = {
     "epochs": 15,
@@ -30,6 +30,9 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     if not given.get("data"):
         raise InvalidRequest("--data is required; see train --help")
     require_packages()
+    console = console or Console(to_stderr=False, silent=True)
+    for package in outdated():
+        console.line(f"Warning: {package}; {to_install('train')}")
     from trainer.auto import choose_batch_size, choose_workers
 
     defaults: dict[str, Any] = {"name": _name(given["data"])}
@@ -37,7 +40,7 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
         defaults |= FROM_SCRATCH
     elif given.get("adversarial"):
         defaults |= ADVERSARIAL
-    defaults |= _chosen({**given, **defaults}, console or Console(to_stderr=False, silent=True))
+    defaults |= _chosen({**given, **defaults}, console)
     if not {"size", "interpolation"} <= given.keys():
         from trainer.backbones import trained_input
 

@@ -16,7 +16,6 @@ from trainer.features import FeatureNet
 from trainer.graph_cache import load_graph, save_graph
 from trainer.onnx_runner import Floats, OnnxRunner
 from trainer.pictures import Pixels
-from trainer.weights import digest_state
 
 _HEAD = "calibrated.classifier.head"
 
@@ -35,13 +34,19 @@ class Exporter:
         self._of = ""
 
     def prepare(
-        self, classifier: Classifier, cache: CachedFile = NOTHING_KEPT, world: World = ALONE
+        self,
+        classifier: Classifier,
+        cache: CachedFile = NOTHING_KEPT,
+        world: World = ALONE,
+        *,
+        weights: str | None = None,
     ) -> None:
         """Export the backbone of `classifier` unless it was the last one, or lies in `cache`.
 
-        Of several processes the leader does, for all. Raises FailedCheck if it can't be exported.
+        weights: its digest, where that is known. Of several processes the leader exports, for all.
+        Raises FailedCheck if it can't be exported.
         """
-        if self._of != (of := digest_state(classifier.backbone.state_dict())):
+        if self._of != (of := weights or classifier.backbone_digest()):
             self._graph = world.of_leader(lambda: self._kept_or_exported(classifier, cache))
             self._of = of
 

@@ -15,7 +15,6 @@ from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
 from trainer.memory import halved
 from trainer.pictures import Photo, Pictures, Pixels
-from trainer.weights import digest_state
 
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
@@ -47,14 +46,17 @@ def in_torch(classifier: Classifier) -> FeatureNet:
 
 
 def cache_of(
-    config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
+    config: TrainConfig, weights: Callable[[], str], say: Callable[[str], None]
 ) -> FeatureCache:
-    """What `config.cache` keeps of this backbone, with these weights and this preprocessing."""
+    """What `config.cache` keeps of the backbone, with these weights and this preprocessing.
+
+    weights: their digest, which of many takes its time.
+    """
     if config.cache is None:
         return FeatureCache(None, {}, say)
     key = {
         "backbone": config.backbone,
-        "weights": digest_state(classifier.backbone.state_dict()),
+        "weights": weights(),
         "size": config.size,
         "interpolation": config.interpolation,
         "views": VIEWS,

@@ -1,6 +1,7 @@
 """The ways of transfer learning: a probe, fine-tuning from it, or a head drawn at random."""
 
 import copy
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -112,14 +113,15 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     data, config, console, classifier = run.data, run.config, run.console, run.classifier
     photos = data.splits["train"] + data.splits["val"]
     targets = np.concatenate([data.targets("train"), data.targets("val")])
-    cache = cache_of(config, classifier, console.line)
+    digest = functools.cache(classifier.backbone_digest)  # no weight changes before the probe
+    cache = cache_of(config, digest, console.line)
     open_net: Callable[[Classifier], FeatureNet] = in_torch
     exports = config.epochs == 0 or len(photos) >= EXPORTED_FROM
     if exports and classifier.head.weight.device.type == "cpu":
         # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
         # export is due anyway; a net that can't be exported says so before it is trained.
-        cached = graph_cache_of(config, classifier, console.line)
-        run.exporter.prepare(classifier, cached, run.world)
+        cached = graph_cache_of(config, classifier, digest, console.line)
+        run.exporter.prepare(classifier, cached, run.world, weights=digest())
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         features = extract(

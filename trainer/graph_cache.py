@@ -11,20 +11,25 @@ from trainer.backbones import Classifier
 from trainer.cached_file import NOTHING_KEPT, CachedFile
 from trainer.config import TrainConfig
 from trainer.software import digest_code, software
-from trainer.weights import digest_state
 
 _DIGEST = hashlib.sha256().digest_size
 
 
 def graph_cache_of(
-    config: TrainConfig, classifier: Classifier, say: Callable[[str], None]
+    config: TrainConfig,
+    classifier: Classifier,
+    weights: Callable[[], str],
+    say: Callable[[str], None],
 ) -> CachedFile:
-    """What `config.cache` keeps of this backbone, as these packages and this code export it."""
+    """What `config.cache` keeps of this backbone, as these packages and this code export it.
+
+    weights: the digest of its own.
+    """
     if config.cache is None:  # digests of all weights and of the code take their time
         return NOTHING_KEPT
     key = {
         "backbone": config.backbone,
-        "weights": digest_state(classifier.backbone.state_dict()),
+        "weights": weights(),
         "normalisation": repr(classifier.normalisation),
         "size": config.size,
         "software": software(config.backbone),

@@ -1,8 +1,9 @@
 """The packages of the extra `train`: asked for before any work, and their versions on record."""
 
 import importlib
+import re
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from serving.errors import InvalidRequest, lacks
 
@@ -23,6 +24,29 @@ def require_packages() -> None:
             importlib.import_module(package)
         except Exception as error:  # one that doesn't fit the others raises what it likes
             raise InvalidRequest(lacks("this", package, error, "train")) from error
+
+
+def outdated() -> list[str]:
+    """In words, which are older than Pawprint asks for; of one that is not installed, but runs from
+    its folder, none."""
+    try:
+        lines = requires("pawprint") or []
+    except PackageNotFoundError:
+        return []
+    bounds = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in lines)
+    asked = {bound[1]: bound[2] for bound in bounds if bound}
+    wanted = {*_WANTED, *ONNX_RUNTIMES} & asked.keys()
+    return [
+        f"{package} is {found}, older than the {asked[package]} that Pawprint asks for"
+        for package, found in versions_of(sorted(wanted)).items()
+        if _numbers(found) < _numbers(asked[package])
+    ]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """2.11.0a0+nv25.10, of a vendor's image, is not older than 2.11."""
+    numbers = [int(part) for part in re.split(r"[^\d.]", version)[0].split(".") if part]
+    return (*numbers, 0, 0, 0)[:3]
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

@@ -34,7 +34,6 @@ from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
 from trainer.tree import labels_of
-from trainer.weights import digest_state
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -62,9 +61,12 @@ class Run:
     track: Track | None = None  # for TensorBoard
 
 
-def prepare(config: TrainConfig, console: Console, world: World) -> Run:
+def prepare(
+    config: TrainConfig, console: Console, world: World, data: PhotoData | None = None
+) -> Run:
     """Everything but the training: the net and the photos, opened and split.
 
+    data: the photos, where settings that are the same in all that concerns them have opened them.
     Raises PawprintError where something is missing or wrong.
     """
     started = time.monotonic()
@@ -94,7 +96,8 @@ def prepare(config: TrainConfig, console: Console, world: World) -> Run:
     if config.teacher is not None:
         teacher = load_teacher(repository, config.teacher, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
-    data = load_data(config, files, spec, console.track)
+    if data is None:
+        data = load_data(config, files, spec, console.track)
     _require_same(data, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
@@ -188,7 +191,7 @@ def decisive_settings(
     """All that the trained weights depend on, as JSON."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
-    settings["weights"] = digest_state(classifier.backbone.state_dict())
+    settings["weights"] = classifier.backbone_digest()
     return settings
 
 

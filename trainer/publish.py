@@ -39,7 +39,7 @@ from trainer.variants import FP32, Bench, add_precisions, as_variants, save_gold
 
 MODEL = "model.onnx"
 
-_PRECISIONS = ("int8", "fp16", "max_accuracy_loss")  # settings of theirs
+PRECISIONS = ("int8", "fp16", "max_accuracy_loss")  # settings of theirs
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 
 
@@ -125,8 +125,9 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
     except (BrokenVersion, NotFound):  # it never came to that, or is gone
         return None
     asked = dataclasses.asdict(run.config)
-    if any(manifest.configuration[key] != asked[key] for key in _PRECISIONS):
+    if any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
         return None
+    repository.describe_to_triton(name, version)  # it may have come to all but that
     return _published(run, manifest, fitted)
 
 

@@ -1,6 +1,7 @@
 """No more threads than cores that may be used: a container's quota of them is seen by none else."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -11,6 +12,12 @@ def keep_to_cores() -> None:
     """PyTorch starts a thread for each core of the machine. Where a quota leaves fewer, they use it
     up while they wait for each other, and all are halted until the next period."""
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
+def own_cores(environment: Mapping[str, str]) -> int:
+    """This process's share of the cores that may be used, with others that torchrun started here;
+    at least 1."""
+    return max(1, usable_cores() // int(environment.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def onnx_threads() -> int:

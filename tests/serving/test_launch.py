@@ -1,5 +1,6 @@
 """Commands in an installation that lacks what they need."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -53,6 +54,36 @@ sys.exit({command}())
 def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
     assert said(command, f"sys.modules['{package}'] = None", "--help") == (
         f"error: this needs the package {package}; {to_install(extra)}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("serving.serve", "onnxruntime", "serve"),
+        ("serving.classify", "grpc", "client"),
+        ("serving.models", "grpc", "client"),
+        ("serving.probe", "grpc", "serve"),
+        ("trainer.train", "rich", "train"),
+        ("trainer.analysis.analyze", "torch", "train"),
+        ("trainer.make_shards", "torchvision", "train"),
+    ],
+)
+def test_so_it_is_where_python_is_given_the_module(
+    tmp_path: Path, module: str, package: str, extra: str
+) -> None:
+    """As torchrun is."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError('no file')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"error: this needs the package {package}, which can't be loaded (no file); "
+        f"{to_install(extra)}\n",
     )
 
 

@@ -305,12 +305,14 @@ def test_killed_once_it_is_published_the_same_command_publishes_it_no_second_tim
     assert repository.versions("shapes") == []
     killed_once_it_is_to("delete", arguments)
     published = repository.manifest("shapes", 1)
+    (tmp_path / "out/shapes/config.pbtxt").unlink()  # as a kill a moment earlier would leave it
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert f"This has been published before it was stopped: {tmp_path}/out/shapes/1" in said
     assert "test accuracy" in said and "Epoch" not in said
     assert repository.versions("shapes") == [1]
     assert repository.manifest("shapes", 1) == published
+    assert "with version 1" in (tmp_path / "out/shapes/config.pbtxt").read_text()
     assert list(kept.iterdir()) == []
     if asked:  # a second training, as the first one's end is known; and other things of that
         killed_once_it_is_to("delete", arguments)

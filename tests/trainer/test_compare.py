@@ -1,6 +1,10 @@
 """`train --compare`: four ways, one table."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,11 +12,14 @@ import pytest
 import torch
 
 from serving.repository import Repository
+from tests.conftest import ROOT
 from tests.object_store import BUCKET, running_store
+from tests.tiny import build_version
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.processes import together
 from trainer.compare import configurations
 from trainer.defaults import with_defaults
+from trainer.finished_ways import FinishedWays
 from trainer.tiny import Tiny
 from trainer.train import main
 
@@ -60,6 +67,60 @@ def test_processes_that_a_scheduler_starts_compare_too(photos: MakePhotos, tmp_p
     assert len(json.loads(first)) == 4 and other == ""
 
 
+STOPPED = """
+import os, signal, sys
+from trainer.compare import Console
+from trainer.train import main
+
+def said(self, text=""):
+    say(self, text)
+    if text == "\\n--- full":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+say, Console.line = Console.line, said
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_after_some_ways_the_same_command_publishes_the_others_alone(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out = tmp_path / "models"
+    given = [
+        *("--data", photos(per_class=8), "--name", "shapes", "--out", out, "--backbone", "tiny"),
+        *("--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 1, "--compare", "--json"),
+    ]
+    arguments = [str(argument) for argument in given]
+    stopped = subprocess.run([sys.executable, "-c", STOPPED, *arguments], cwd=ROOT)
+    assert stopped.returncode == -signal.SIGKILL
+    repository = Repository(out)
+    assert repository.names() == ["shapes-fine-tuned", "shapes-frozen"]
+    shutil.rmtree(out / "shapes-fine-tuned")  # one that is gone is made again
+
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    ways = ["frozen", "fine-tuned", "full", "scratch"]
+    assert [row["version"] for row in rows] == [f"shapes-{way}/1" for way in ways]
+    assert captured.err.count("published before it was stopped: shapes-frozen/1") == 1
+    assert captured.err.count("before it was stopped") == 1
+    metrics = repository.manifest("shapes-frozen", 1).variants["fp32"].metrics
+    assert rows[0]["accuracy"] == metrics.accuracy and rows[0]["trained"] == "linear probe"
+    assert list((out / ".checkpoints").iterdir()) == [], "it has ended: another begins anew"
+
+
+def test_other_settings_are_another_comparison(tmp_path: Path):
+    build_version(tmp_path, "x-frozen")
+    row, path = {"version": "x-frozen/1"}, tmp_path / "ways.json"
+    repository = Repository(tmp_path)
+    FinishedWays(path, repository, {"frozen": {"seed": 0}}).note("frozen", row)
+    for seed, expected in ((1, {}), (0, {"frozen": row})):
+        assert FinishedWays(path, repository, {"frozen": {"seed": seed}}).load() == expected
+
+
 def test_without_weights_there_is_nothing_to_compare(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -90,6 +151,22 @@ def test_what_one_way_would_refuse_is_refused_before_the_first(
     arguments = ["--data", photos(), "--out", out, "--backbone", "tiny", "--compare", *flags]
     assert main([str(argument) for argument in arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}") and not out.exists()
+
+
+def test_what_a_later_way_can_not_do_with_these_photos_is_refused_before_the_first(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Only the frozen way has no cutmix: the others have, of which one is given vectors."""
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    out = tmp_path / "models"
+    arguments = [
+        *("--data", photos(), "--name", "shapes", "--out", out, "--backbone", "tiny", "--size", 32),
+        *("--weights", tmp_path / "tiny.pth", "--compare", "--cutmix", 1, "--thaw", 0),
+    ]
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert "only vectors; give a larger --thaw" in said.err and "Published" not in said.out
+    assert Repository(out).names() == []
 
 
 def test_the_four_ways_have_one_backbone(photos: MakePhotos, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.cached_file import NOTHING_KEPT, CachedFile
 from trainer.config import TrainConfig
@@ -17,6 +18,8 @@ from trainer.features import in_torch
 from trainer.graph_cache import graph_cache_of, save_graph
 from trainer.onnx_runner import OnnxRunner
 from trainer.parity import measure_parity, require_parity
+from trainer.tiny import Tiny
+from trainer.train import main
 
 SIZE = 48
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
@@ -110,16 +113,38 @@ def test_what_other_code_has_exported_is_not_taken(tmp_path: Path, monkeypatch: 
     """From a checkout: the version of the package is the same all along."""
     config = TrainConfig(data="x", name="x", backbone="tiny", cache=str(tmp_path / "cache"))
     net = classifier(0)
-    before = graph_cache_of(config, net, pytest.fail).path
-    assert before == graph_cache_of(config, net, pytest.fail).path
+    before = graph_cache_of(config, net, net.backbone_digest, pytest.fail).path
+    assert before == graph_cache_of(config, net, net.backbone_digest, pytest.fail).path
     (tmp_path / "export.py").write_text("OPSET = 21\n")
     monkeypatch.setattr("trainer.software.__file__", str(tmp_path / "software.py"))
-    assert before != graph_cache_of(config, net, pytest.fail).path
+    assert before != graph_cache_of(config, net, net.backbone_digest, pytest.fail).path
 
 
 def test_without_a_cache_no_copy_of_the_graph_is_made():
     """Of VGG's it would be half a gigabyte; here there is not even one to copy."""
     save_graph(NOTHING_KEPT, None)  # type: ignore[arg-type]
+
+
+def test_with_a_cache_the_weights_are_digested_once_and_once_more_to_publish(
+    photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of VGG's, half a gigabyte, that takes a second each time."""
+    digest, digested = Classifier.backbone_digest, []
+
+    def counted(self: Classifier) -> str:
+        digested.append(self)
+        return digest(self)
+
+    monkeypatch.setattr(Classifier, "backbone_digest", counted)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    arguments = [
+        *("--data", photos(), "--name", "x", "--out", tmp_path, "--backbone", "tiny", "--size", 32),
+        *("--weights", tmp_path / "tiny.pth", "--epochs", 0, "--cache", tmp_path / "cache"),
+    ]
+    for opened in (1, 0):  # a net for its features; all lie in the cache
+        digested.clear()
+        assert main([str(argument) for argument in arguments]) == 0
+        assert len(digested) == 2 + opened
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])

@@ -136,6 +136,23 @@ def test_what_a_killed_process_has_left_in_the_cache_is_removed(tmp_path: Path):
     assert sorted(tmp_path.iterdir()) == sorted([of_others, cache.path])
 
 
+def test_what_no_run_has_used_for_long_makes_room(tmp_path: Path):
+    def cache(seed: int) -> FeatureCache:
+        return FeatureCache(tmp_path, {"weights": seed}, pytest.fail)
+
+    some = {"photo": np.zeros((2, 3), np.float32)}
+    for seed in (0, 1):
+        cache(seed).save(some)
+    others = [tmp_path / "features-of-my-own.npz", tmp_path / "graph-0.bin"]
+    for path in others:
+        path.write_bytes(b"")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert cache(1).load().keys() == some.keys()  # which uses it
+    cache(2).save(some)
+    assert set(tmp_path.iterdir()) == {cache(1).path, cache(2).path, *others}
+
+
 class Tight(torch.nn.Linear):
     """torch's own error; what raises it here stands for a GPU with room for three photos."""
 

@@ -1,14 +1,18 @@
 """Threads are as many as cores that may be used."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from serving import cores
-from trainer.onnx_runner import batch_for
+from tests.tiny import tiny_model
+from trainer.onnx_runner import OnnxRunner, batch_for
 from trainer.threads import keep_to_cores, onnx_threads
 
 
@@ -40,6 +44,36 @@ def test_fewer_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_processes_that_torchrun_starts_here_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At most as many batches run at once in all of them as there are cores."""
+    running, most, lock = [0], [0], threading.Lock()
+
+    class Session(onnxruntime.InferenceSession):
+        def run(self, *given: object) -> object:
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            try:
+                everyone.wait()
+                return super().run(*given)
+            finally:
+                with lock:
+                    running[0] -= 1
+
+    monkeypatch.setattr("trainer.threads.usable_cores", lambda: 8)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    model = tiny_model().SerializeToString()
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    for processes, share in ((1, 8), (2, 4), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        everyone = threading.Barrier(share)  # so many do run at once
+        most[0] = 0
+        OnnxRunner(model).run(images)
+        assert most[0] == share
 
 
 def test_each_core_has_a_share_of_the_pictures_and_many_cores_need_no_more_memory() -> None:

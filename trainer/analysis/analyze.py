@@ -1,5 +1,10 @@
 """The command `analyze`: how far a published version can be trusted, measured and drawn."""
 
+if __name__ == "__main__":  # as the command does: a package that is missing is one line
+    from serving import launch
+
+    raise SystemExit(launch.analyze())
+
 import argparse
 import difflib
 import json
@@ -26,7 +31,7 @@ from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON
 from trainer.console import Console, reader_may_leave
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
-from trainer.threads import keep_to_cores
+from trainer.threads import keep_to_cores, own_cores
 
 _OF_ONE_VERSION = ("fail_under", "linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
 _INTERRUPTED = "interrupted; the same command goes on from what is finished"
@@ -87,7 +92,7 @@ def _analyse(options: argparse.Namespace) -> int:
         ideal=_classes(options.ideal, repository.manifest(name, version).labels),
         recipe=options.recipe or "fourier",
         device=_device(options.device),
-        workers=usable_cores(),
+        workers=own_cores(os.environ),
     )
     for condition in conditions:  # now, and not after hours
         check(condition, config.thoroughness())
@@ -272,7 +277,3 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
         return tuple(sizes)
 
     return read
-
-
-if __name__ == "__main__":
-    sys.exit(main())
