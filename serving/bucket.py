@@ -22,6 +22,7 @@ SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
 _STAMPS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
 # What S3 says where a condition of a write does not hold, or another write goes on.
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
+_NO_BUCKET = "there is no such bucket"
 CHUNK_BYTES = 8 * 1024 * 1024
 
 
@@ -62,12 +63,14 @@ class Bucket:
     def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
         """The objects below the prefix, however deep or right below it: their keys below it."""
         root = self._path(prefix)
-        with self._refused():
-            try:
-                look = self._files.find if deep else self._files.ls
+        look = self._files.find if deep else self._files.ls
+        try:
+            with self._refused():
                 found = look(root, detail=True)
-            except FileNotFoundError:
-                return {}
+                if not found and self._scheme == "az":
+                    self._files.ls(root)  # `find` finds nothing where there is no container, too
+        except FileNotFoundError:
+            return {}
         entries = list(found.values()) if deep else found
         return {
             key: Stored(size=int(e["size"]), stamp=_stamp(e))
@@ -110,11 +113,11 @@ class Bucket:
 
     def stamp(self, key: str) -> str:
         """Of one object; empty where there is none."""
-        with self._refused():
-            try:
+        try:
+            with self._refused():
                 return _stamp(self._files.info(self._path(key)))
-            except FileNotFoundError:
-                return ""
+        except FileNotFoundError:
+            return ""
 
     def replace(self, key: str, data: bytes, stamp: str) -> bool:
         """Write an object if this still is its stamp, in one step; False if it is not."""
@@ -147,15 +150,29 @@ class Bucket:
 
     @contextmanager
     def _refused(self) -> Iterator[None]:
-        """FileNotFoundError passes; all else that a store's library raises is Unavailable."""
+        """FileNotFoundError of an object passes; all else that a store's library raises is
+        Unavailable."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:  # each store has exceptions of its own, with no common base
-            # What follows the first line is for the store's own support.
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise Unavailable(f"{self.location} can't be used: {reason[:300]}") from error
+            if isinstance(error, FileNotFoundError) and not self._lacks_bucket(error):
+                raise
+            raise Unavailable(f"{self.location} can't be used: {self._reason(error)}") from error
+
+    def _lacks_bucket(self, error: FileNotFoundError) -> bool:
+        """And not an object alone. Google says so of listings, which name what is listed."""
+        return (
+            s3_code(error) == "NoSuchBucket"
+            or getattr(error.__context__, "error_code", None) == "ContainerNotFound"
+            or str(error) == f"b/{self._root.partition('/')[0]}/o"
+        )
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, FileNotFoundError):
+            return _NO_BUCKET
+        # What follows the first line is for the store's own support.
+        text = str(error).strip()
+        return next(iter(text.splitlines()), type(error).__name__)[:300]
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -164,7 +181,7 @@ class Bucket:
             try:
                 yield
             except FileNotFoundError as error:
-                raise OSError("there is no such bucket") from error
+                raise OSError(_NO_BUCKET) from error
 
 
 def _filesystem(scheme: str) -> Any:
@@ -194,12 +211,19 @@ def _is_taken(error: Exception) -> bool:
     S3 says so in the error beneath that of s3fs, which calls it an invalid argument; adlfs lets
     Azure's own error pass.
     """
-    response = getattr(error.__cause__, "response", {})
     return (
         isinstance(error, FileExistsError)
-        or response.get("Error", {}).get("Code") in _TAKEN
+        or s3_code(error) in _TAKEN
         or getattr(error, "error_code", None) == "ConditionNotMet"
     )
+
+
+def s3_code(error: BaseException | None) -> str | None:
+    """What S3 calls the error, of which s3fs makes one of Python; None: it is none of S3's."""
+    response = getattr(error and error.__cause__, "response", None)
+    # Azure's errors have a response, too, of another kind.
+    code: str | None = response.get("Error", {}).get("Code") if type(response) is dict else None
+    return code
 
 
 def _is_folder(entry: dict[str, Any]) -> bool:

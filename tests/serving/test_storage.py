@@ -569,16 +569,30 @@ def test_a_store_that_can_not_be_reached_is_one_line(
     assert any(said in line and "connect" in line.lower() for line in done.stderr.splitlines())
 
 
-@pytest.mark.parametrize("store", ["gs", "az"], indirect=True)  # that of s3 creates it
 def test_a_bucket_that_is_not_there_is_told(
     store: ObjectStore, proxy: CutProxy, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nowhere = open_repository(f"{store.scheme}://nowhere/x")
-    assert nowhere.names() == []
-    with pytest.raises(Unavailable, match="no such bucket|does not exist") as caught:
-        copy_version(Repository(models), "pets", 1, nowhere)
-    assert str(caught.value).startswith(f"{store.scheme}://nowhere/x can't be used: ")
-    assert "\n" not in str(caught.value) and caplog.records == []
+    location = f"{store.scheme}://nowhere/x"
+    nowhere, photos = open_repository(location), BucketPlace(Bucket(location))
+    for use in (
+        nowhere.names,
+        lambda: copy_version(Repository(models), "pets", 1, nowhere),
+        photos.photos,
+    ):
+        with pytest.raises(Unavailable) as caught:
+            use()
+        assert str(caught.value) == f"{location} can't be used: there is no such bucket"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # gs says not what it lacks
+def test_a_bucket_that_goes_away_is_not_the_fault_of_one_photo(
+    store: ObjectStore, proxy: CutProxy
+) -> None:
+    with pytest.raises(Unavailable, match="no such bucket"):
+        BucketPlace(Bucket(f"{store.scheme}://nowhere/x")).read("one.jpg")
+    with pytest.raises(FileNotFoundError):
+        BucketPlace(Bucket(f"{store.scheme}://{BUCKET}/x")).read("one.jpg")
 
 
 @pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # that of gs asks for no credentials
