@@ -22,6 +22,11 @@ SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
 _STAMPS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
 # What S3 says where a condition of a write does not hold, or another write goes on.
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
+# Of s3fs, around the five attempts of botocore, and squared where an object is read: with its own 5
+# a store that takes connections and never answers is waited for half an hour.
+_S3_RETRIES = 2
+_ANSWERS = 3  # of one object, where each breaks off
+_CUT = ("ClientPayloadError", "FlexibleChecksumError")
 _NO_BUCKET = "there is no such bucket"
 CHUNK_BYTES = 8 * 1024 * 1024
 
@@ -86,16 +91,13 @@ class Bucket:
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
-        with self._refused():
-            data: bytes = self._files.cat_file(self._path(key), **self._whole)
-        return data
+        return self._bytes(key, **self._whole)
 
     def chunks(self, key: str, start: int, size: int) -> Iterator[bytes]:
         """The bytes from `start` to `size`, in pieces. Raises FileNotFoundError."""
         while start < size:
             end = min(start + CHUNK_BYTES, size)
-            with self._refused():
-                data: bytes = self._files.cat_file(self._path(key), start=start, end=end)
+            data = self._bytes(key, start=start, end=end)
             if not data:
                 return
             yield data
@@ -135,6 +137,19 @@ class Bucket:
             for key in keys:
                 self._files.rm_file(self._path(key))
 
+    def _bytes(self, key: str, **how: int) -> bytes:
+        """An answer that breaks off, or comes no further, is asked for again."""
+        left = _ANSWERS
+        while True:
+            left -= 1
+            with self._refused():
+                try:
+                    data: bytes = self._files.cat_file(self._path(key), **how)
+                    return data
+                except Exception as error:
+                    if not left or not _is_cut(error):
+                        raise
+
     def _unless_taken(self, write: Callable[[], Any]) -> bool:
         with self._written():
             try:
@@ -172,6 +187,8 @@ class Bucket:
             return _NO_BUCKET
         # What follows the first line is for the store's own support.
         text = str(error).strip()
+        if not text and isinstance(error, TimeoutError):
+            text = "it does not answer in time"
         return next(iter(text.splitlines()), type(error).__name__)[:300]
 
     @contextmanager
@@ -195,7 +212,10 @@ def _filesystem(scheme: str) -> Any:
         return GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
     import fsspec  # type: ignore[import-untyped,unused-ignore]
 
-    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    files = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    if scheme == "s3":
+        files.retries = _S3_RETRIES
+    return files
 
 
 def _whole(scheme: str, files: Any) -> dict[str, int]:
@@ -216,6 +236,11 @@ def _is_taken(error: Exception) -> bool:
         or s3_code(error) in _TAKEN
         or getattr(error, "error_code", None) == "ConditionNotMet"
     )
+
+
+def _is_cut(error: Exception) -> bool:
+    """Or altered on the way. By name: these are errors of what the store's library is made of."""
+    return isinstance(error, TimeoutError) or type(error).__name__ in _CUT
 
 
 def s3_code(error: BaseException | None) -> str | None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -593,6 +595,44 @@ def test_a_bucket_that_goes_away_is_not_the_fault_of_one_photo(
         BucketPlace(Bucket(f"{store.scheme}://nowhere/x")).read("one.jpg")
     with pytest.raises(FileNotFoundError):
         BucketPlace(Bucket(f"{store.scheme}://{BUCKET}/x")).read("one.jpg")
+
+
+@only_s3
+def test_a_store_that_takes_connections_and_never_answers_is_not_waited_for_long(
+    proxy: CutProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        silent.setblocking(False)
+        bucket = Bucket(f"s3://{BUCKET}/x")
+        for use, most in ((bucket.stored, 2), (lambda: bucket.read("key"), 4)):
+            with pytest.raises(Unavailable, match="[Tt]imeout"):
+                use()
+            assert _taken(silent) <= most
+
+
+def _taken(listener: socket.socket) -> int:
+    """How many connections wait there."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count
+
+
+@only_s3
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    remote: Repository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    proxy.reset(limit=4 * MIB, cuts=4)
+    assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
 
 
 @pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # that of gs asks for no credentials
