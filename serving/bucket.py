@@ -186,10 +186,13 @@ class Bucket:
         if isinstance(error, FileNotFoundError):
             return _NO_BUCKET
         # What follows the first line is for the store's own support.
-        text = str(error).strip()
+        text = str(getattr(error, "strerror", None) or error).strip()
         if not text and isinstance(error, TimeoutError):
             text = "it does not answer in time"
-        return next(iter(text.splitlines()), type(error).__name__)[:300]
+        reason = next(iter(text.splitlines()), type(error).__name__)[:300]
+        # Of S3: what may be done there is granted for each operation alone.
+        operation = getattr(error.__cause__, "operation_name", None)
+        return f"{reason} ({operation})" if operation and operation not in reason else reason
 
     @contextmanager
     def _written(self) -> Iterator[None]:
