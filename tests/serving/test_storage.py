@@ -635,6 +635,19 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
 
 
+@only_s3
+def test_a_store_that_refuses_every_conditional_write_is_not_asked_for_ever(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    monkeypatch.setattr(remote._bucket, "create", lambda key, data: False)
+    with pytest.raises(Unavailable, match=r"conditional writes .* to pets/aliases/stable were"):
+        remote.promote("pets", 1)
+    build_version(models, "pets", seed=1)
+    with pytest.raises(Unavailable, match=r"conditional writes .* to pets/.claims were refused"):
+        copy_version(Repository(models), "pets", 2, remote)
+
+
 @pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # that of gs asks for no credentials
 def test_wrong_credentials_are_told(
     store: ObjectStore,
