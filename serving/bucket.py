@@ -255,7 +255,8 @@ def s3_code(error: BaseException | None) -> str | None:
 
 
 def _is_folder(entry: dict[str, Any]) -> bool:
-    return bool(entry["type"] == "directory")
+    """Consoles and some tools make an empty object of a folder, whose name ends with a slash."""
+    return bool(entry["type"] == "directory" or (entry["name"][-1:] == "/" and not entry["size"]))
 
 
 def _stamp(entry: dict[str, Any]) -> str:

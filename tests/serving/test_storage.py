@@ -191,6 +191,19 @@ def test_the_page_shows_the_ideal_images_and_downloads_none(
         assert f'<img src="{source}"' in page and source in remote._bucket.sizes()
 
 
+@only_s3
+def test_folders_that_a_console_made_are_none_of_the_files(
+    remote: RemoteRepository, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    root = remote.location.removeprefix(f"s3://{BUCKET}/")
+    for key in ("", "pets/", "pets/1/", "pets/1/plots/", "pets/aliases/", "birds/", "birds/1/"):
+        remote._bucket._files.call_s3("put_object", Bucket=BUCKET, Key=f"{root}/{key}", Body=b"")
+    assert remote.verify("pets", 1) == []
+    remote.promote("pets", 1)
+    assert (remote.names(), remote.aliases("pets")) == (["pets"], {"stable": 1})
+
+
 def test_an_altered_object_is_found_and_never_returned(
     remote: RemoteRepository, models: Path
 ) -> None:
