@@ -22,6 +22,12 @@ SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az")}
 _STAMPS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
 # What S3 says where a condition of a write does not hold, or another write goes on.
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
+# Of s3fs, around the five attempts of botocore, and squared where an object is read: with its own 5
+# a store that takes connections and never answers is waited for half an hour.
+_S3_RETRIES = 2
+_ANSWERS = 3  # of one object, where each breaks off
+_CUT = ("ClientPayloadError", "FlexibleChecksumError")
+_NO_BUCKET = "there is no such bucket"
 CHUNK_BYTES = 8 * 1024 * 1024
 
 
@@ -62,12 +68,14 @@ class Bucket:
     def stored(self, prefix: str = "", *, deep: bool = True) -> dict[str, Stored]:
         """The objects below the prefix, however deep or right below it: their keys below it."""
         root = self._path(prefix)
-        with self._refused():
-            try:
-                look = self._files.find if deep else self._files.ls
+        look = self._files.find if deep else self._files.ls
+        try:
+            with self._refused():
                 found = look(root, detail=True)
-            except FileNotFoundError:
-                return {}
+                if not found and self._scheme == "az":
+                    self._files.ls(root)  # `find` finds nothing where there is no container, too
+        except FileNotFoundError:
+            return {}
         entries = list(found.values()) if deep else found
         return {
             key: Stored(size=int(e["size"]), stamp=_stamp(e))
@@ -83,16 +91,13 @@ class Bucket:
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
-        with self._refused():
-            data: bytes = self._files.cat_file(self._path(key), **self._whole)
-        return data
+        return self._bytes(key, **self._whole)
 
     def chunks(self, key: str, start: int, size: int) -> Iterator[bytes]:
         """The bytes from `start` to `size`, in pieces. Raises FileNotFoundError."""
         while start < size:
             end = min(start + CHUNK_BYTES, size)
-            with self._refused():
-                data: bytes = self._files.cat_file(self._path(key), start=start, end=end)
+            data = self._bytes(key, start=start, end=end)
             if not data:
                 return
             yield data
@@ -110,11 +115,11 @@ class Bucket:
 
     def stamp(self, key: str) -> str:
         """Of one object; empty where there is none."""
-        with self._refused():
-            try:
+        try:
+            with self._refused():
                 return _stamp(self._files.info(self._path(key)))
-            except FileNotFoundError:
-                return ""
+        except FileNotFoundError:
+            return ""
 
     def replace(self, key: str, data: bytes, stamp: str) -> bool:
         """Write an object if this still is its stamp, in one step; False if it is not."""
@@ -132,6 +137,19 @@ class Bucket:
             for key in keys:
                 self._files.rm_file(self._path(key))
 
+    def _bytes(self, key: str, **how: int) -> bytes:
+        """An answer that breaks off, or comes no further, is asked for again."""
+        left = _ANSWERS
+        while True:
+            left -= 1
+            with self._refused():
+                try:
+                    data: bytes = self._files.cat_file(self._path(key), **how)
+                    return data
+                except Exception as error:
+                    if not left or not _is_cut(error):
+                        raise
+
     def _unless_taken(self, write: Callable[[], Any]) -> bool:
         with self._written():
             try:
@@ -147,15 +165,34 @@ class Bucket:
 
     @contextmanager
     def _refused(self) -> Iterator[None]:
-        """FileNotFoundError passes; all else that a store's library raises is Unavailable."""
+        """FileNotFoundError of an object passes; all else that a store's library raises is
+        Unavailable."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:  # each store has exceptions of its own, with no common base
-            # What follows the first line is for the store's own support.
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise Unavailable(f"{self.location} can't be used: {reason[:300]}") from error
+            if isinstance(error, FileNotFoundError) and not self._lacks_bucket(error):
+                raise
+            raise Unavailable(f"{self.location} can't be used: {self._reason(error)}") from error
+
+    def _lacks_bucket(self, error: FileNotFoundError) -> bool:
+        """And not an object alone. Google says so of listings, which name what is listed."""
+        return (
+            s3_code(error) == "NoSuchBucket"
+            or getattr(error.__context__, "error_code", None) == "ContainerNotFound"
+            or str(error) == f"b/{self._root.partition('/')[0]}/o"
+        )
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, FileNotFoundError):
+            return _NO_BUCKET
+        # What follows the first line is for the store's own support.
+        text = str(getattr(error, "strerror", None) or error).strip()
+        if not text and isinstance(error, TimeoutError):
+            text = "it does not answer in time"
+        reason = next(iter(text.splitlines()), type(error).__name__)[:300]
+        # Of S3: what may be done there is granted for each operation alone.
+        operation = getattr(error.__cause__, "operation_name", None)
+        return f"{reason} ({operation})" if operation and operation not in reason else reason
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -164,7 +201,7 @@ class Bucket:
             try:
                 yield
             except FileNotFoundError as error:
-                raise OSError("there is no such bucket") from error
+                raise OSError(_NO_BUCKET) from error
 
 
 def _filesystem(scheme: str) -> Any:
@@ -178,7 +215,10 @@ def _filesystem(scheme: str) -> Any:
         return GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
     import fsspec  # type: ignore[import-untyped,unused-ignore]
 
-    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    files = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    if scheme == "s3":
+        files.retries = _S3_RETRIES
+    return files
 
 
 def _whole(scheme: str, files: Any) -> dict[str, int]:
@@ -194,16 +234,29 @@ def _is_taken(error: Exception) -> bool:
     S3 says so in the error beneath that of s3fs, which calls it an invalid argument; adlfs lets
     Azure's own error pass.
     """
-    response = getattr(error.__cause__, "response", {})
     return (
         isinstance(error, FileExistsError)
-        or response.get("Error", {}).get("Code") in _TAKEN
+        or s3_code(error) in _TAKEN
         or getattr(error, "error_code", None) == "ConditionNotMet"
     )
 
 
+def _is_cut(error: Exception) -> bool:
+    """Or altered on the way. By name: these are errors of what the store's library is made of."""
+    return isinstance(error, TimeoutError) or type(error).__name__ in _CUT
+
+
+def s3_code(error: BaseException | None) -> str | None:
+    """What S3 calls the error, of which s3fs makes one of Python; None: it is none of S3's."""
+    response = getattr(error and error.__cause__, "response", None)
+    # Azure's errors have a response, too, of another kind.
+    code: str | None = response.get("Error", {}).get("Code") if type(response) is dict else None
+    return code
+
+
 def _is_folder(entry: dict[str, Any]) -> bool:
-    return bool(entry["type"] == "directory")
+    """Consoles and some tools make an empty object of a folder, whose name ends with a slash."""
+    return bool(entry["type"] == "directory" or (entry["name"][-1:] == "/" and not entry["size"]))
 
 
 def _stamp(entry: dict[str, Any]) -> str:

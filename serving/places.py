@@ -5,7 +5,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from serving.bucket import Bucket
+from serving.bucket import Bucket, s3_code
 from serving.errors import InvalidRequest, Unavailable
 from serving.folders import identity
 from serving.photo_paths import is_photo, photo_paths
@@ -116,8 +116,7 @@ class BucketPlace:
             return self._bucket.read(key)
         except Unavailable as error:
             refusal = error.__cause__
-            response = getattr(refusal and refusal.__cause__, "response", {})
-            if response.get("Error", {}).get("Code") in _REFUSES_OBJECT:
+            if s3_code(refusal) in _REFUSES_OBJECT:
                 raise PermissionError(str(refusal)) from error
             raise
 

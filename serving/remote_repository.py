@@ -16,7 +16,7 @@ from typing import Any
 
 from serving.blob_cache import BlobCache
 from serving.bucket import Bucket
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, Unavailable
 from serving.layout import (
     ANALYSIS,
     ANALYSIS_DIGESTS,
@@ -34,6 +34,7 @@ from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
 
 CLAIMS = ".claims"
+_MOST_WRITES = 50  # of one object that others write too: so many are never at it
 
 
 class RemoteRepository(Repository):
@@ -160,9 +161,19 @@ class RemoteRepository(Repository):
         keys = self._bucket.sizes(check_name(name))
         taken = (re.match(rf"{_VERSION}|{re.escape(CLAIMS)}/(\d+)$", key) for key in keys)
         version = max((int(match[1] or match[2]) for match in taken if match), default=0) + 1
-        while not self._bucket.create(f"{name}/{CLAIMS}/{version}", b"claimed\n"):
-            version += 1
-        return version
+        for number in range(version, version + _MOST_WRITES):
+            if self._bucket.create(f"{name}/{CLAIMS}/{number}", b"claimed\n"):
+                return number
+        raise self._refuses_conditions(f"{name}/{CLAIMS}")
+
+    def _refuses_conditions(self, key: str) -> Unavailable:
+        """Of a store, or of a proxy before it that changes ETags, which says at every write that
+        another was there first."""
+        return Unavailable(
+            f"{self.location} can't be used: {_MOST_WRITES} conditional writes (If-None-Match, "
+            f"If-Match) to {key} were refused one after the other; what does not know them, or "
+            "alters the ETags on the way?"
+        )
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
         """Replace the analysis of a version; while that lasts a reader finds none."""
@@ -199,7 +210,7 @@ class RemoteRepository(Repository):
         """Of two at once the later one changes what the other made of it."""
         key = f"{check_name(name)}/aliases/{check_name(alias)}"
         after = None
-        while True:
+        for _ in range(_MOST_WRITES):
             stamp = self._bucket.stamp(key)  # first: what is read then is no older
             before = self._alias_history(name, alias)
             if before == after:
@@ -207,6 +218,7 @@ class RemoteRepository(Repository):
             after = change(before)
             if after == before or self._bucket.replace(key, alias_lines(after), stamp):
                 return after
+        raise self._refuses_conditions(key)
 
 
 _VERSION = r"([1-9][0-9]{0,8})/"

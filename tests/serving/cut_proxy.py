@@ -9,7 +9,8 @@ from collections.abc import Iterator
 class CutProxy:
     """`down` and `up` are the bytes passed; past `limit` of either it is as if the cable were cut.
 
-    `connections` counts those taken, `requests` those of HTTP. Set `limit` to None to mend it.
+    `connections` counts those taken, `requests` those of HTTP. Set `limit` to None to mend it;
+    after `cuts` of them it mends itself.
     """
 
     def __init__(self, upstream: int) -> None:
@@ -18,14 +19,15 @@ class CutProxy:
         self.port: int = self._listener.getsockname()[1]
         self.down = self.up = self.connections = self.requests = 0
         self.limit: int | None = None
+        self.cuts: int | None = None
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
-    def reset(self, limit: int | None = None) -> None:
+    def reset(self, limit: int | None = None, cuts: int | None = None) -> None:
         self.down = self.up = self.requests = 0
-        self.limit = limit
+        self.limit, self.cuts = limit, cuts
 
     def close(self) -> None:
         """End every connection and every thread."""
@@ -58,6 +60,9 @@ class CutProxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if self.limit is not None and getattr(self, way) + len(data) > self.limit:
+                    if self.cuts is not None:
+                        self.cuts -= 1
+                        self.limit = self.limit if self.cuts else None
                     break
                 setattr(self, way, getattr(self, way) + len(data))
                 self.requests += data.count(b" HTTP/1.1\r\n")

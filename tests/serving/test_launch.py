@@ -75,10 +75,7 @@ def test_so_it_is_where_python_is_given_the_module(
     """As torchrun is."""
     (tmp_path / f"{package}.py").write_text("raise ImportError('no file')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_python("-m", module, "--help", env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -187,6 +189,19 @@ def test_the_page_shows_the_ideal_images_and_downloads_none(
     for picture in ("000-cat", "001-dog"):
         source = f"pets/1/analysis/ideal/{picture}.png"
         assert f'<img src="{source}"' in page and source in remote._bucket.sizes()
+
+
+@only_s3
+def test_folders_that_a_console_made_are_none_of_the_files(
+    remote: RemoteRepository, models: Path
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    root = remote.location.removeprefix(f"s3://{BUCKET}/")
+    for key in ("", "pets/", "pets/1/", "pets/1/plots/", "pets/aliases/", "birds/", "birds/1/"):
+        remote._bucket._files.call_s3("put_object", Bucket=BUCKET, Key=f"{root}/{key}", Body=b"")
+    assert remote.verify("pets", 1) == []
+    remote.promote("pets", 1)
+    assert (remote.names(), remote.aliases("pets")) == (["pets"], {"stable": 1})
 
 
 def test_an_altered_object_is_found_and_never_returned(
@@ -565,16 +580,81 @@ def test_a_store_that_can_not_be_reached_is_one_line(
     assert any(said in line and "connect" in line.lower() for line in done.stderr.splitlines())
 
 
-@pytest.mark.parametrize("store", ["gs", "az"], indirect=True)  # that of s3 creates it
 def test_a_bucket_that_is_not_there_is_told(
     store: ObjectStore, proxy: CutProxy, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nowhere = open_repository(f"{store.scheme}://nowhere/x")
-    assert nowhere.names() == []
-    with pytest.raises(Unavailable, match="no such bucket|does not exist") as caught:
-        copy_version(Repository(models), "pets", 1, nowhere)
-    assert str(caught.value).startswith(f"{store.scheme}://nowhere/x can't be used: ")
-    assert "\n" not in str(caught.value) and caplog.records == []
+    location = f"{store.scheme}://nowhere/x"
+    nowhere, photos = open_repository(location), BucketPlace(Bucket(location))
+    for use in (
+        nowhere.names,
+        lambda: copy_version(Repository(models), "pets", 1, nowhere),
+        photos.photos,
+    ):
+        with pytest.raises(Unavailable) as caught:
+            use()
+        assert str(caught.value) == f"{location} can't be used: there is no such bucket"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # gs says not what it lacks
+def test_a_bucket_that_goes_away_is_not_the_fault_of_one_photo(
+    store: ObjectStore, proxy: CutProxy
+) -> None:
+    with pytest.raises(Unavailable, match="no such bucket"):
+        BucketPlace(Bucket(f"{store.scheme}://nowhere/x")).read("one.jpg")
+    with pytest.raises(FileNotFoundError):
+        BucketPlace(Bucket(f"{store.scheme}://{BUCKET}/x")).read("one.jpg")
+
+
+@only_s3
+def test_a_store_that_takes_connections_and_never_answers_is_not_waited_for_long(
+    proxy: CutProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        silent.setblocking(False)
+        bucket = Bucket(f"s3://{BUCKET}/x")
+        for use, most in ((bucket.stored, 2), (lambda: bucket.read("key"), 4)):
+            with pytest.raises(Unavailable, match="[Tt]imeout"):
+                use()
+            assert _taken(silent) <= most
+
+
+def _taken(listener: socket.socket) -> int:
+    """How many connections wait there."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count
+
+
+@only_s3
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    remote: Repository, proxy: CutProxy, tmp_path: Path
+) -> None:
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    manifest = remote.manifest("pets", 1)
+    proxy.reset(limit=4 * MIB, cuts=4)
+    assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
+
+
+@only_s3
+def test_a_store_that_refuses_every_conditional_write_is_not_asked_for_ever(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    monkeypatch.setattr(remote._bucket, "create", lambda key, data: False)
+    with pytest.raises(Unavailable, match=r"conditional writes .* to pets/aliases/stable were"):
+        remote.promote("pets", 1)
+    build_version(models, "pets", seed=1)
+    with pytest.raises(Unavailable, match=r"conditional writes .* to pets/.claims were refused"):
+        copy_version(Repository(models), "pets", 2, remote)
 
 
 @pytest.mark.parametrize("store", ["s3", "az"], indirect=True)  # that of gs asks for no credentials
@@ -593,6 +673,8 @@ def test_wrong_credentials_are_told(
         open_repository(f"{store.scheme}://{BUCKET}/x").names()
     assert str(caught.value).startswith(f"{store.scheme}://{BUCKET}/x can't be used: ")
     assert wrong not in str(caught.value)
+    if store.scheme == "s3":
+        assert str(caught.value).endswith(" (ListObjectsV2)")
     assert "\n" not in str(caught.value) and caplog.records == []
 
 
