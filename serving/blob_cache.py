@@ -36,7 +36,8 @@ class BlobCache:
         """The file with this digest; what is missing of it is downloaded.
 
         Raises BrokenVersion if what is downloaded does not match, Unavailable if there is no room
-        for it here, and what `download` raises: then the part that came is kept.
+        for it here, and what `download` raises, which is no OSError: then the part that came is
+        kept.
         """
         whole = self.root / "sha256" / entry.sha256
         part = self.root / "partial" / entry.sha256
@@ -75,14 +76,9 @@ class BlobCache:
 
 @contextmanager
 def usable(root: Path) -> Iterator[None]:
-    """Raises Unavailable where the disk of the cache is full, read-only or broken.
-
-    Not for a file that is missing: that is one of the store's.
-    """
+    """Raises Unavailable where the disk of the cache is full, read-only or broken, or is gone."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise Unavailable(
             f"the cache {root} can't be used: {error.strerror or error}; free space there, or set "

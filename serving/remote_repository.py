@@ -10,7 +10,7 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 
 import hashlib
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,14 +97,14 @@ class RemoteRepository(Repository):
 
     def _fetch(self, name: str, version: int, file: str, entry: FileEntry) -> Path:
         key = f"{name}/{version}/{_safe(file)}"
-        try:
-            return self._cache.fetch(
-                entry,
-                f"{self.location}/{key}",
-                lambda start: self._bucket.chunks(key, start, entry.size),
-            )
-        except FileNotFoundError as error:
-            raise BrokenVersion(f"{file} is missing") from error
+
+        def download(start: int) -> Iterator[bytes]:
+            try:
+                yield from self._bucket.chunks(key, start, entry.size)
+            except FileNotFoundError as error:
+                raise BrokenVersion(f"{file} is missing") from error
+
+        return self._cache.fetch(entry, f"{self.location}/{key}", download)
 
     def _entry(self, name: str, version: int, file: str) -> FileEntry:
         """Read from the store itself, past the cache."""

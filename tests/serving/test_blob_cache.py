@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving.blob_cache import BlobCache, limit_of
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unavailable
 from serving.modelspec import FileEntry
 
 FILES = [bytes([letter]) * 100 for letter in b"abcd"]
@@ -55,6 +56,19 @@ def test_what_has_just_been_fetched_stays_however_small_the_bound(tmp_path: Path
         os.utime(path, (0, 0))
     store.cache.prune()
     assert not any(path.exists() for path in kept)
+
+
+def test_a_cache_that_goes_away_is_not_a_file_that_the_store_lacks(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path / "cache")
+    entry = FileEntry(sha256=hashlib.sha256(FILES[0]).hexdigest(), size=len(FILES[0]))
+
+    def download(start: int) -> Iterator[bytes]:
+        yield FILES[0]
+        shutil.rmtree(cache.root)
+
+    with pytest.raises(Unavailable, match=r"the cache .* can't be used: No such file"):
+        cache.fetch(entry, "somewhere", download)
+    assert Store(cache).fetch(FILES[0]).read_bytes() == FILES[0]
 
 
 def test_what_is_being_checked_is_not_pruned_by_another_process(
