@@ -378,11 +378,12 @@ class ModelControl:
         NotFound, Unavailable."""
         try:
             there = self._repository.stamps()
-            gone = bool(self._models) and not self._repository.exists()
+            lost = bool(self._models) and not there
+            state = "holds no model" if lost and self._repository.exists() else "is not there"
         except OSError as error:
             raise Unavailable(f"{settings.models} can't be read: {error}") from error
-        if gone:  # with its disk, it may be: nothing is known of what it holds
-            raise Unavailable(f"{settings.models} is not there")
+        if lost:  # with its disk, it may be: nothing is known of what it holds
+            raise Unavailable(f"{settings.models} {state}")
         only = settings.model_names
         check_only(settings, there, self._models)
         names = {*there, *self._models}

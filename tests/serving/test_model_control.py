@@ -311,6 +311,12 @@ async def test_a_repository_that_is_gone_is_said_once(
         assert await answering(client) == 1
         assert control.troubles.last_look == last_look
         models.unlink()
+        models.mkdir()  # where it was mounted
+        await control.rescan()
+        assert control.problems() == [f"{models} holds no model"]
+        assert await answering(client) == 1
+        assert control.troubles.last_look == last_look
+        models.rmdir()
         away.rename(models)
         await control.rescan()
         assert control.problems() == [] and control.troubles.last_look > last_look
