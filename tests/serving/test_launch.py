@@ -42,6 +42,7 @@ class CtrlC:
         if name == "{package}":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, CtrlC())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.argv = ["{command}", "--help"]
 from serving.launch import {command}
 sys.exit({command}())
