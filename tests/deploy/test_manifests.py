@@ -195,6 +195,13 @@ def test_kserve_watches_a_pod_as_a_deployment_does_and_may_read_the_bucket() -> 
     assert service["spec"]["predictor"]["serviceAccountName"] == account["metadata"]["name"]
 
 
+def test_kserve_scales_as_the_autoscaler_does() -> None:
+    (service,) = (r for r in rendered("kserve") if r["kind"] == "InferenceService")
+    (ours,) = (r for r in rendered("overlays/cpu") if r["kind"] == "HorizontalPodAutoscaler")
+    for bound in ("minReplicas", "maxReplicas"):
+        assert service["spec"]["predictor"][bound] == ours["spec"][bound]
+
+
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
 def test_what_selects_pods_selects_the_server(name: str) -> None:
     resources = rendered(name)
