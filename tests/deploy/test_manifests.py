@@ -152,6 +152,19 @@ def mib(quantity: str) -> int:
     return int(quantity[:-2]) * IN_MIB[quantity[-2:]]
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_pods_are_spread_and_a_node_can_always_be_drained(name: str) -> None:
+    resources = {r["kind"]: r["spec"] for r in rendered(name) if "spec" in r}
+    budget, deployment = resources["PodDisruptionBudget"], resources["Deployment"]
+    least = resources["HorizontalPodAutoscaler"]["minReplicas"]
+    assert budget["maxUnavailable"] < least
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert {one["topologyKey"].rpartition("/")[2] for one in spread} == {"zone", "hostname"}
+    labels = deployment["template"]["metadata"]["labels"]
+    assert all(one["labelSelector"]["matchLabels"].items() <= labels.items() for one in spread)
+
+
 @pytest.mark.parametrize("name", [*SERVERS, "kserve"])
 def test_as_many_calls_as_are_let_in_fit_in_memory(name: str) -> None:
     resources = rendered(name)
