@@ -1,11 +1,13 @@
 """How commands start whose packages an installation may lack: one line says so."""
 
 import importlib
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Never
 
 from serving.errors import lacks
 
@@ -40,13 +42,22 @@ def make_shards() -> int:
     return _start("trainer.make_shards", "train")
 
 
+def _end(number: int, _: object) -> Never:
+    os._exit(128 + number)
+
+
+def _first_process() -> bool:
+    """Of a container, as a rule: the kernel keeps from it what it does not handle itself."""
+    return os.getpid() == 1
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends the process as it would end any other, without a traceback: packages take seconds
     to import, and numpy makes an ImportError of it."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, _end if _first_process() else signal.SIG_DFL)
     try:
         yield
     finally:
@@ -54,6 +65,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _start(module: str, extra: str) -> int:
+    if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
     loading = True
     try:
         with _interruptible():

@@ -196,11 +196,12 @@ class _Readings(Collector):
         yield GaugeMetricFamily(
             "pawprint_calls_in_flight", "Calls being answered", value=self._edge.active
         )
-        yield GaugeMetricFamily(
-            "pawprint_repository_last_look_timestamp_seconds",
-            "When the repository was last read, every poll_s while it is watched and can be read",
-            value=self._troubles.last_look,
-        )
+        if self._troubles.last_look:  # a server that still waits for the first has no age to show
+            yield GaugeMetricFamily(
+                "pawprint_repository_last_look_timestamp_seconds",
+                "When the repository was last read; every poll_s while it is watched, if it can be",
+                value=self._troubles.last_look,
+            )
         yield GaugeMetricFamily(
             "pawprint_repository_troubles",
             "Models that can't be read now, and 1 if the repository can't be",

@@ -6,7 +6,7 @@ mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
   : >"$STATE/newest" || exit 75
   listed=$(models list --models "$FROM" --json) || exit 75
-  echo "$listed" | python -c '
+  printf '%s' "$listed" | python -c '
 import json, sys
 found = [row["version"] for row in json.load(sys.stdin) if row["name"] == sys.argv[1]]
 print(max(found) if found else sys.exit(f"error: there is no version of {sys.argv[1]}"))

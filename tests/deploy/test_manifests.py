@@ -152,6 +152,19 @@ def mib(quantity: str) -> int:
     return int(quantity[:-2]) * IN_MIB[quantity[-2:]]
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_pods_are_spread_and_a_node_can_always_be_drained(name: str) -> None:
+    resources = {r["kind"]: r["spec"] for r in rendered(name) if "spec" in r}
+    budget, deployment = resources["PodDisruptionBudget"], resources["Deployment"]
+    least = resources["HorizontalPodAutoscaler"]["minReplicas"]
+    assert budget["maxUnavailable"] < least
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert {one["topologyKey"].rpartition("/")[2] for one in spread} == {"zone", "hostname"}
+    labels = deployment["template"]["metadata"]["labels"]
+    assert all(one["labelSelector"]["matchLabels"].items() <= labels.items() for one in spread)
+
+
 @pytest.mark.parametrize("name", [*SERVERS, "kserve"])
 def test_as_many_calls_as_are_let_in_fit_in_memory(name: str) -> None:
     resources = rendered(name)
@@ -193,6 +206,13 @@ def test_kserve_watches_a_pod_as_a_deployment_does_and_may_read_the_bucket() -> 
     (account,) = (r for r in resources if r["kind"] == "ServiceAccount")
     (service,) = (r for r in resources if r["kind"] == "InferenceService")
     assert service["spec"]["predictor"]["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_kserve_scales_as_the_autoscaler_does() -> None:
+    (service,) = (r for r in rendered("kserve") if r["kind"] == "InferenceService")
+    (ours,) = (r for r in rendered("overlays/cpu") if r["kind"] == "HorizontalPodAutoscaler")
+    for bound in ("minReplicas", "maxReplicas"):
+        assert service["spec"]["predictor"][bound] == ours["spec"][bound]
 
 
 @pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])

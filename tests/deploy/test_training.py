@@ -1,5 +1,7 @@
 """The Jobs of deploy/training: what their containers run is run here, on small photos."""
 
+import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -179,6 +181,20 @@ def test_a_release_that_is_tried_again_is_of_the_same_version_and_copies_it_once
         copied, newest = bucket.manifest("pets", 2), models.manifest("pets", 2)
         assert copied.files == newest.files
         build_version(models.root, "pets", seed=7)  # trained in between
+
+
+def test_a_broken_neighbour_of_whatever_letters_stops_no_release(tmp_path: Path) -> None:
+    models = Repository(tmp_path / "models")
+    for name in ("cats", "pets"):
+        build_version(models.root, name)
+    manifest = models.root / "cats/1/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"\1": 1}))
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    manifest.with_name("manifest.sha256").write_text(f"{digest}  manifest.json\n")
+    state = tmp_path / "releases/one"
+    state.mkdir(parents=True)
+    (state / "passed").touch()
+    assert gate(tmp_path) == (0, "")
 
 
 def test_with_no_version_to_release_the_job_ends_at_once(tmp_path: Path) -> None:

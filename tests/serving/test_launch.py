@@ -1,12 +1,18 @@
 """Commands in an installation that lacks what they need."""
 
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.commands import run_python
+from tests.conftest import ROOT
+from tests.photos import jpeg
 
 NEEDED = [
     ("serve", "onnxruntime", "serve"),
@@ -31,24 +37,67 @@ def to_install(extra: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    ("command", "package"), [("serve", "numpy"), ("analyze", "torch"), ("classify", "grpc")]
-)
-def test_ctrl_c_while_packages_are_imported_says_nothing(command: str, package: str) -> None:
-    code = f"""
+def signalled(command: str, package: str, number: signal.Signals) -> str:
+    """The program that is sent this signal when it imports the package."""
+    return f"""
 import os, signal, sys
-class CtrlC:
+class Signalled:
     def find_spec(self, name, *_):
         if name == "{package}":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, CtrlC())
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signalled())
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.argv = ["{command}", "--help"]
 from serving.launch import {command}
 sys.exit({command}())
 """
-    done = run_python("-c", code)
+
+
+@pytest.mark.parametrize(
+    ("command", "package"), [("serve", "numpy"), ("analyze", "torch"), ("classify", "grpc")]
+)
+def test_ctrl_c_while_packages_are_imported_says_nothing(command: str, package: str) -> None:
+    done = run_python("-c", signalled(command, package, signal.SIGINT))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.fixture
+def container() -> list[str]:
+    """Python as the first process of a container, for which signals have no default."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"]).returncode != 0:
+        pytest.skip("needs unshare and the right to use it, for a process with the number 1")
+    return [*unshare, sys.executable]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("command", "package"), [("serve", "numpy"), ("train", "rich")])
+def test_a_container_that_is_stopped_while_packages_are_imported_ends(
+    container: list[str], command: str, package: str, number: signal.Signals
+) -> None:
+    code = signalled(command, package, number)
+    done = subprocess.run(
+        [*container, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_a_container_that_is_stopped_while_it_calls_ends(
+    container: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "one.jpg").write_bytes(jpeg())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = ["-m", "serving.classify", tmp_path / "one.jpg", "--address", address]
+        with subprocess.Popen([*container, *command, "--timeout", "300"], cwd=ROOT) as unshare:
+            silent.settimeout(120)
+            with silent.accept()[0]:
+                inside = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text()
+                os.kill(int(inside), signal.SIGTERM)
+                try:
+                    assert unshare.wait(30) == 128 + signal.SIGTERM
+                finally:
+                    unshare.kill()
 
 
 @pytest.mark.parametrize(("command", "package", "extra"), NEEDED)

@@ -209,7 +209,10 @@ async def test_probes_and_unknown_paths(models: Path, port: int) -> None:
     try:
         for path, status in (("/healthz", 200), ("/readyz", 503), ("/", 404), ("/etc", 404)):
             assert (await asyncio.to_thread(fetch, port, path))[0] == status
+        looked = "pawprint_repository_last_look_timestamp_seconds"
+        assert looked not in [sample.name for sample in (await scrape(port)).samples]  # never yet
         await server.load()
+        assert time.time() - (await scrape(port)).value(looked) < 60
         assert await asyncio.to_thread(fetch, port, "/readyz?x=1") == (200, "ok\n")
         open_metrics = await asyncio.to_thread(
             fetch, port, "/metrics", Accept="application/openmetrics-text"
