@@ -185,8 +185,10 @@ class Edge:
         parse: Parse[M],
         work: Callable[[M, Call], Awaitable[T]],
         failed: Callable[[M, Failure], T],
+        priority: Callable[[M], Priority],
     ) -> None:
-        """Answer each request of a stream with `work`'s result, or `failed`'s where that raises.
+        """Answer each request of a stream with `work`'s result, or `failed`'s where that raises;
+        `priority` says whose place is one of low priority.
 
         Up to max_stream_in_flight at once; no further one is read until then, nor while one waits
         for its place among the calls.
@@ -231,7 +233,9 @@ class Edge:
                     async with asyncio.TaskGroup() as group:
 
                         def begin(request: M, size: int) -> InLine:
-                            place = self._calls.join(whole.turn)
+                            place = self._calls.join(
+                                whole.turn, low=priority(request) is Priority.LOW
+                            )
                             task = group.create_task(answer(request, size, place))
                             # Of one that is cancelled before it has begun nothing else would.
                             task.add_done_callback(lambda _: self._calls.leave(place))

@@ -8,7 +8,7 @@ from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
 from serving.classification import Classifier
 from serving.edge import Call, Edge
-from serving.errors import InvalidImage, NotFound, Unavailable
+from serving.errors import InvalidImage, InvalidRequest, NotFound, Unavailable
 from serving.inference_descriptions import model_config, model_metadata, repository_index
 from serving.inference_messages import (
     infer_response,
@@ -21,6 +21,7 @@ from serving.inference_messages import (
 from serving.inference_statistics import InferenceStatistics
 from serving.malformed import Parse
 from serving.status import Failure
+from serving.turns import Priority
 from serving.typed_pixels import InferRequest, with_typed_pixels
 
 M = TypeVar("M")
@@ -60,8 +61,15 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 infer_response=pb.ModelInferResponse(id=request.message.id),
             )
 
+        def priority(request: InferRequest) -> Priority:
+            try:
+                return priority_of(request.message)
+            except InvalidRequest:  # its answer will say so
+                return Priority.HIGH
+
         await self._edge.answer_stream(
-            context, "ModelStreamInfer", with_typed_pixels(parse), infer, failed
+            *(context, "ModelStreamInfer", with_typed_pixels(parse), infer, failed),
+            priority=priority,
         )
 
     async def ServerLive(

@@ -44,7 +44,10 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
             )
             return pb.ClassifyStreamResponse(request_id=request.request_id, error=error)
 
-        await self._edge.answer_stream(context, "ClassifyStream", parse, classify, failed)
+        await self._edge.answer_stream(
+            *(context, "ClassifyStream", parse, classify, failed),
+            priority=lambda request: _priority_of(request.request),
+        )
 
     async def ListModels(
         self, parse: Parse[pb.ListModelsRequest], context: Any
@@ -66,7 +69,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         served = self._edge.catalogue().find(request.model, request.version, request.routing_key)
         call.found(served)
         call.photos = len(request.images)
-        priority = PRIORITIES.get(request.priority, Priority.HIGH)
+        priority = _priority_of(request)
         self._edge.rank(call, priority)
         classified = await self._classifier.classify(
             served,
@@ -79,3 +82,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         )
         call.inferred = classified.inferred
         return classify_response(classified, served, time.monotonic() - call.start)
+
+
+def _priority_of(request: pb.ClassifyRequest) -> Priority:
+    return PRIORITIES.get(request.priority, Priority.HIGH)

@@ -54,8 +54,9 @@ class CachedFile:
         that nobody has used for long make room."""
         if self.path is None:
             return
-        with suppress(OSError):  # another user's
-            remove_old(self.path.parent.glob(self._alike), _DISUSED_S)
+        for one in self.path.parent.glob(self._alike):
+            with suppress(OSError):  # another user's
+                remove_old([one], _DISUSED_S)
         try:
             sweep(self.path)
             with replaced(self.path) as file:

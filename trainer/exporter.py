@@ -62,7 +62,7 @@ class Exporter:
         value = onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, shape)
         del graph.graph.output[:]
         graph.graph.output.append(value)
-        runner = OnnxRunner(graph.SerializeToString(), [pooled])
+        runner = OnnxRunner(graph.SerializeToString(), [pooled], beside_others=True)
 
         def run(images: Pixels) -> Floats:
             return runner.run(images)[0]

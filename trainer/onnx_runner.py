@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from serving.cores import usable_cores
 from trainer.threads import onnx_threads, own_cores
 
 Floats = npt.NDArray[np.float32]
@@ -21,11 +22,13 @@ _AT_ONCE = 32  # pictures on many cores: a share for each, and no more memory th
 class OnnxRunner:
     """Runs of `outputs`, each [n, ...], for pictures uint8 [n, S, S, 3].
 
-    Each core that this process has takes a batch by itself, as in a busy server: threads that share
-    one wait for each other at every layer. MobileNetV2 on two cores: 8.0 to 8.9 ms of CPU a picture
-    in batches of up to 4, and 13.0 to 15.1 where both shared batches of 32.
+    Each core takes a batch by itself, as in a busy server: threads that share one wait for each
+    other at every layer. MobileNetV2 on two cores: 8.0 to 8.9 ms of CPU a picture in batches of up
+    to 4, and 13.0 to 15.1 where both shared batches of 32.
 
-    alone: all cores share a batch, as in a server with one caller; for its latency.
+    alone: all cores share a batch, as in a server with one caller; for its latency. beside_others:
+    all processes that torchrun started here run at once, each on its share of the cores; the first
+    has them all while it publishes.
     """
 
     def __init__(
@@ -34,9 +37,11 @@ class OnnxRunner:
         outputs: Sequence[str] = ("probabilities", "logits"),
         *,
         alone: bool = False,
+        beside_others: bool = False,
     ) -> None:
         self._outputs = outputs
-        self._at_once = 1 if alone else own_cores(os.environ)
+        cores = own_cores(os.environ) if beside_others else usable_cores()
+        self._at_once = 1 if alone else cores
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = onnx_threads() if alone else 1

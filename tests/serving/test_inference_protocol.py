@@ -14,7 +14,7 @@ from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
-from tests.serving.held_model import HeldModel
+from tests.serving.held_model import HeldModel, until
 from tests.tiny import build_version, logits_of, softmax
 
 Code = grpc.StatusCode
@@ -275,6 +275,25 @@ async def test_a_call_of_low_priority_lets_others_go_first(running: Running, stu
     await asyncio.gather(first, *calls)
     assert ended.index("low") > ended.index("high")
     assert ended.count("high") == ended.count("low") == 6
+
+
+async def test_in_a_stream_each_request_waits_as_its_priority_is(models) -> None:
+    async with (
+        running_server(models, max_calls=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        calls, held = running.server._edge._calls, HeldModel(running.server)
+        stream, low = Stub(channel).ModelStreamInfer(), raw_pixels()
+        low.parameters["priority"].string_param = "low"
+        await stream.write(low)
+        assert "priority" in (await stream.read()).error_message
+        low.parameters["priority"].uint64_param = 2
+        for _ in range(3):
+            await stream.write(low)
+        await until(lambda: (calls.total(), calls._low, len(calls._line)) == (2, 2, 1))
+        held.release()
+        assert [(await stream.read()).error_message for _ in range(3)] == [""] * 3
+        stream.cancel()
 
 
 async def test_calls_of_one_routing_key_have_one_version(models) -> None:

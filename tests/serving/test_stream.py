@@ -98,11 +98,11 @@ async def test_no_more_is_read_than_may_be_in_flight(models: Path) -> None:
         assert sorted(await answers(call)) == list(range(10))
 
 
-async def written(stub, count: int) -> grpc.aio.Call:
+async def written(stub, count: int, **how: object) -> grpc.aio.Call:
     """A stream of so many requests."""
     call = stub.ClassifyStream()
     for number in range(count):
-        await call.write(part(number, request(jpeg())))
+        await call.write(part(number, request(jpeg(), **how)))
     await call.done_writing()
     return call
 
@@ -133,6 +133,46 @@ async def test_streams_leave_half_of_the_places_and_wait_for_theirs(models: Path
             assert sorted(found) == list(range(8))
             assert all(answer.HasField("response") for answer in found.values())
         assert edge.active == 0 and not edge._calls._line
+
+
+async def test_streams_of_low_priority_leave_the_others_places_to_wait_for(models: Path) -> None:
+    """While the others keep the server busy they are answered hardly at all."""
+    async with (
+        running_server(models, max_calls=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        calls, held = running.server._edge._calls, HeldModel(running.server)
+        low = [await written(stub, 4, priority=pb.PRIORITY_LOW) for _ in range(3)]
+        await until(lambda: len(calls._line) == 3)
+        high = await written(stub, 2)
+        await held.admitted(4)
+        assert calls._low == 2 and len(calls._line) == 3
+        held.release()
+        for stream, count in ((high, 2), *((one, 4) for one in low)):
+            found = await answers(stream)
+            assert sorted(found) == list(range(count))
+            assert all(answer.HasField("response") for answer in found.values())
+        assert (calls.total(), calls._low, calls._low_from_line) == (0, 0, 0)
+
+
+async def test_a_stream_of_low_priority_waits_where_calls_of_it_have_all_its_places(
+    models: Path,
+) -> None:
+    async with (
+        running_server(models, max_calls=4) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        held, low = HeldModel(running.server), request(jpeg(), priority=pb.PRIORITY_LOW)
+        calls = [asyncio.ensure_future(stub.Classify(low)) for _ in range(2)]
+        await held.admitted(2)
+        stream = await written(stub, 2, priority=pb.PRIORITY_LOW)
+        await until(lambda: len(running.server._edge._calls._line) == 1)
+        held.release()
+        for call in calls:
+            check((await call).results[0], jpeg())
+        assert all(answer.HasField("response") for answer in (await answers(stream)).values())
 
 
 async def test_streams_that_wait_for_a_place_can_be_left(models: Path) -> None:

@@ -1,6 +1,7 @@
 """Frozen features: what they are of, and that the cache never changes them."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,30 @@ def test_what_no_run_has_used_for_long_makes_room(tmp_path: Path):
     assert cache(1).load().keys() == some.keys()  # which uses it
     cache(2).save(some)
     assert set(tmp_path.iterdir()) == {cache(1).path, cache(2).path, *others}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_what_another_user_has_in_a_shared_cache_is_in_nobodys_way():
+    """As in /tmp, where nobody can remove the files of others."""
+    nobody, some = 65534, {"photo": np.zeros((2, 3), np.float32)}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o1777)
+
+        def cache(seed: int) -> FeatureCache:
+            return FeatureCache(folder, {"weights": seed}, pytest.fail)
+
+        for seed in range(8):  # a folder names them in no order
+            cache(seed).save(some)
+            os.chown(cache(seed).path, *(2 * [0 if seed % 2 else nobody]))
+        for path in folder.iterdir():
+            os.utime(path, (0, 0))
+        os.seteuid(nobody)
+        try:
+            cache(8).save(some)
+        finally:
+            os.seteuid(0)
+        assert set(folder.iterdir()) == {cache(seed).path for seed in (1, 3, 5, 7, 8)}
 
 
 class Tight(torch.nn.Linear):

@@ -49,7 +49,8 @@ def test_fewer_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch)
 def test_processes_that_torchrun_starts_here_share_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At most as many batches run at once in all of them as there are cores."""
+    """At most as many batches run at once in all of them as there are cores; where the first runs
+    alone, as it publishes, it has them all."""
     running, most, lock = [0], [0], threading.Lock()
 
     class Session(onnxruntime.InferenceSession):
@@ -64,16 +65,18 @@ def test_processes_that_torchrun_starts_here_share_the_cores(
                 with lock:
                     running[0] -= 1
 
-    monkeypatch.setattr("trainer.threads.usable_cores", lambda: 8)
+    for place in ("trainer.threads", "trainer.onnx_runner"):
+        monkeypatch.setattr(f"{place}.usable_cores", lambda: 8)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     model = tiny_model().SerializeToString()
     images = np.zeros((64, 32, 32, 3), np.uint8)
     for processes, share in ((1, 8), (2, 4), (16, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        everyone = threading.Barrier(share)  # so many do run at once
-        most[0] = 0
-        OnnxRunner(model).run(images)
-        assert most[0] == share
+        for beside_others, expected in ((True, share), (False, 8)):
+            everyone = threading.Barrier(expected)  # so many do run at once
+            most[0] = 0
+            OnnxRunner(model, beside_others=beside_others).run(images)
+            assert most[0] == expected
 
 
 def test_each_core_has_a_share_of_the_pictures_and_many_cores_need_no_more_memory() -> None:
