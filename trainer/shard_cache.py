@@ -54,7 +54,7 @@ class ShardCache:
     def copy(self, shard: BucketShard) -> Path | None:
         """The whole shard as a file, downloaded if need be; None where there is no room for it.
 
-        Raises Unavailable, FileNotFoundError if it can't be had.
+        Raises Unavailable, InvalidData if it can't be had.
         """
         whole = self._root / f"{shard_key(shard)}.tar"
         part = whole.with_suffix(".part")
@@ -75,8 +75,6 @@ class ShardCache:
                     return whole
                 finally:
                     part.unlink(missing_ok=True)
-        except FileNotFoundError:
-            raise
         except OSError:
             return None
 

@@ -62,7 +62,12 @@ class BucketShard:
         return io.BufferedReader(_Chunks(self.chunks()))
 
     def chunks(self) -> Iterator[bytes]:
-        return self.bucket.chunks(self.key, 0, self.size)
+        """The whole of it. Raises InvalidData if it is gone, which is no trouble of the disk that
+        a copy is written to."""
+        try:
+            yield from self.bucket.chunks(self.key, 0, self.size)
+        except FileNotFoundError as error:
+            raise InvalidData(f"{self.location} is not there any more") from error
 
     def read(self, start: int, size: int) -> bytes:
         if self.copy is not None:

@@ -106,10 +106,7 @@ def shards_name(data: str) -> str:
 
 def _read(shard: Shard, cache: ShardCache) -> Read:
     if isinstance(shard, BucketShard):
-        try:
-            shard = dataclasses.replace(shard, copy=cache.copy(shard))
-        except FileNotFoundError as error:
-            raise InvalidData(f"{shard.location} is not there any more") from error
+        shard = dataclasses.replace(shard, copy=cache.copy(shard))
     return shard, samples_of(shard, cache)
 
 

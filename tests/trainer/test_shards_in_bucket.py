@@ -1,6 +1,7 @@
 """Shards in a real S3 store: found, copied where there is room, and read in parts where not."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +189,29 @@ def test_a_store_that_can_not_be_reached_ends_it_in_one_line(
     assert train(["--data", f"{_SHARDS}/photos-*.tar", "--weights", "none", "--size", "32"]) == 75
     error = capsys.readouterr().err
     assert error.startswith(f"error: {_SHARDS} can't be used: ") and error.count("\n") == 1
+
+
+def test_a_cache_that_goes_away_is_not_a_shard_that_the_store_lacks(
+    store: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chunks = Bucket.chunks
+
+    def without_cache(bucket: Bucket, key: str, start: int, size: int) -> Iterator[bytes]:
+        for data in chunks(bucket, key, start, size):
+            shutil.rmtree(cache, ignore_errors=True)
+            yield data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "chunks", without_cache)
+        found = find_photos(_SHARDS)
+    assert copies(cache) == [] and contents(found) == contents(find_photos(store))
+    Bucket(_SHARDS).write("gone-000000.tar", b"x")
+
+    def deleted(bucket: Bucket, key: str, start: int, size: int) -> Iterator[bytes]:
+        Bucket(_SHARDS).delete([key])
+        yield from chunks(bucket, key, start, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "chunks", deleted)
+        with pytest.raises(InvalidData, match=r"gone-000000\.tar is not there any more"):
+            find_photos(f"{_SHARDS}/gone-*.tar")
