@@ -10,6 +10,7 @@ Overloaded, DeadlineExceeded, Unavailable; PawprintError for a fault of the serv
 """
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -195,9 +196,11 @@ class Client:
         finally:
             ended.set()
             slots.release()
-            if call is not None:
-                call.cancel()
-            receiver.join()
+            # At the end of the program its other threads stand still: nobody waits for them.
+            if not sys.is_finalizing():
+                if call is not None:
+                    call.cancel()
+                receiver.join()
 
     def _call(
         self,

@@ -23,6 +23,7 @@ from serving.errors import (
 )
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from tests.commands import run_python
 from tests.conftest import Running, ServerProcess, start_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
@@ -386,6 +387,20 @@ async def test_calls_of_a_client_that_is_closed_are_not_taken_for_cancelled(
     held.release()
     for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
         assert isinstance(ended, Unavailable) and "the client was closed" in str(ended)
+
+
+def test_a_program_ends_though_a_stream_is_open(server: ServerProcess) -> None:
+    program = """
+import sys
+from PIL import Image
+from serving.client import Client
+
+client = Client(sys.argv[1])
+answers = client.stream([Image.new("RGB", (32, 32))] * 100, model="pets", in_flight=4)
+print(next(answers).index >= 0)
+"""
+    done = run_python("-c", program, server.address, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 async def test_nobody_there_is_unavailable() -> None:
