@@ -27,6 +27,8 @@ from serving.modelspec import RobustAccuracy, RobustnessSummary
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
+CLOSED = "the client is closed; make another"
+CLOSED_MEANWHILE = "the client was closed before the answer came"
 
 # About 30 years: more than gRPC counts to would come out as a deadline that has passed.
 _LONGEST_S = 1e9

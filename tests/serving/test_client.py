@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -387,6 +388,100 @@ async def test_calls_of_a_client_that_is_closed_are_not_taken_for_cancelled(
     held.release()
     for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
         assert isinstance(ended, Unavailable) and "the client was closed" in str(ended)
+
+
+async def test_a_client_that_is_closed_says_so(server: ServerProcess) -> None:
+    client = Client(server.address)
+    with client:
+        assert client.list_models()
+    async with AsyncClient(server.address) as other:
+        assert await other.list_models()
+    client.close()
+    await other.close()
+    hedging = Client(server.address, hedge_after_s=1.0)
+    hedging.close()
+    for closed in (client, hedging):
+        with pytest.raises(Unavailable, match="the client is closed"):
+            closed.classify([jpeg()], model="pets")
+    with pytest.raises(Unavailable, match="the client is closed"):
+        list(client.stream([jpeg()], model="pets"))
+    with pytest.raises(Unavailable, match="the client is closed"):
+        await other.classify([jpeg()], model="pets")
+    with pytest.raises(Unavailable, match="the client is closed"):
+        async for _ in other.stream([jpeg()], model="pets"):
+            pass
+
+
+async def test_calls_of_threads_whose_client_is_closed_say_so(running: Running) -> None:
+    held = HeldModel(running.server)
+    client = Client(running.address)
+
+    def take() -> list[object]:
+        return list(client.stream([jpeg()], model="pets"))
+
+    calls = [
+        asyncio.create_task(call)
+        for call in (
+            asyncio.to_thread(client.classify, [jpeg()], model="pets"),
+            asyncio.to_thread(take),
+        )
+    ]
+    await held.admitted(2)
+    client.close()
+    held.release()
+    for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
+        assert isinstance(ended, Unavailable) and "closed" in str(ended)
+
+
+def test_an_async_client_belongs_to_the_loop_that_first_uses_it(server: ServerProcess) -> None:
+    """As of a service that makes it where its modules are imported, before there is a loop."""
+    client = AsyncClient(server.address)
+
+    async def ask() -> int:
+        return (await client.classify([jpeg()], model="pets")).version
+
+    async def ask_and_close() -> int:
+        try:
+            return await ask()
+        finally:
+            await client.close()
+
+    with asyncio.Runner() as runner:
+        assert runner.run(ask()) == 1
+        with pytest.raises(InvalidRequest, match="event loop that first used it"):
+            asyncio.run(ask())
+        assert runner.run(ask_and_close()) == 1
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_is_not_pickled(kind: type[Client | AsyncClient]) -> None:
+    with pytest.raises(TypeError, match=f"{kind.__name__} can't be pickled.* in each process"):
+        pickle.dumps(kind("127.0.0.1:1"))
+
+
+def test_a_forked_process_has_a_connection_of_its_own(server: ServerProcess) -> None:
+    """As the workers of gunicorn --preload, celery and multiprocessing have of a client that their
+    parent made and used."""
+    program = """
+import os, sys
+from PIL import Image
+from serving.client import Client
+
+def ask():
+    print(client.classify([Image.new("RGB", (32, 32))], model="pets").version, flush=True)
+
+client = Client(sys.argv[1])
+ask()
+inherited = client._channel
+if not os.fork():
+    ask()
+    client.close()
+    os._exit(3 if client._channel is inherited else 0)
+assert os.wait()[1] == 0
+ask()
+"""
+    done = run_python("-c", program, server.address)
+    assert (done.returncode, done.stdout) == (0, "1\n1\n1\n"), done.stderr
 
 
 def test_a_program_ends_though_a_stream_is_open(server: ServerProcess) -> None:
