@@ -53,8 +53,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 def several(photos: Iterable[Photo]) -> Iterable[Photo]:
     """The same. Raises TypeError for a single photo, which could be gone through too: a path by its
-    letters."""
-    if isinstance(photos, bytes | bytearray | memoryview | str | os.PathLike | Image.Image):
+    letters, a file by its lines."""
+    if hasattr(photos, "read") or isinstance(
+        photos, bytes | bytearray | memoryview | str | os.PathLike | Image.Image
+    ):
         raise TypeError("photos is a sequence of photos; a single one goes in a list: [photo]")
     return photos
 
@@ -83,7 +85,8 @@ def encoded(photo: Photo) -> bytes:
     if not isinstance(photo, str | os.PathLike):
         raise TypeError(
             "a photo is a path, the bytes of a file or a Pillow image, got "
-            f"{type(photo).__name__} (bytes(...) of other bytes, Image.fromarray(...) of an array)"
+            f"{type(photo).__name__} (bytes(...) of other bytes, .read() of an open file, "
+            "Image.fromarray(...) of an array)"
         )
     try:
         return Path(photo).read_bytes()

@@ -85,7 +85,11 @@ def test_what_no_message_can_hold_is_told(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "photo", [b"bytes", bytearray(b"b"), memoryview(b"b"), "cat.jpg", Path("cat.jpg"), noise(8)]
+    "photo",
+    [
+        *(b"bytes", bytearray(b"b"), memoryview(b"b"), io.BytesIO(b"two\nlines")),
+        *("cat.jpg", Path("cat.jpg"), noise(8)),
+    ],
 )
 def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
@@ -93,7 +97,9 @@ def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
             ask(photo, model="pets")
 
 
-@pytest.mark.parametrize("photo", [bytearray(b"b"), np.zeros((8, 8, 3), np.uint8), None, 3])
+@pytest.mark.parametrize(
+    "photo", [bytearray(b"b"), io.BytesIO(b"b"), np.zeros((8, 8, 3), np.uint8), None, 3]
+)
 def test_what_is_no_photo_is_told(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
         with pytest.raises(TypeError, match=f"a Pillow image, got {type(photo).__name__}"):
@@ -143,7 +149,15 @@ def test_no_token_is_none_or_empty(server: ServerProcess, token: str | None) -> 
         assert client.list_models()
 
 
-@pytest.mark.parametrize(("address", "said"), [("", "HOST:PORT"), ("localhost:99999", "99999")])
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "HOST:PORT"),
+        ("localhost:99999", "99999"),
+        ("http://localhost:50051", "without http://"),
+        ("https://localhost", "without http://"),
+    ],
+)
 def test_an_address_that_is_none_is_refused(address: str, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         Client(address)
