@@ -2,8 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,19 +41,23 @@ class Tls:
 Options = Sequence[tuple[str, int | str]]
 
 
-def open_channel(address: str, tls: Tls | None, options: Options = CHANNEL_OPTIONS) -> grpc.Channel:
-    """Not encrypted without `tls`. Raises InvalidRequest."""
+def channel_opener(
+    address: str, tls: Tls | None, options: Options = CHANNEL_OPTIONS
+) -> Callable[[], grpc.Channel]:
+    """What opens a channel, not encrypted without `tls`. Raises InvalidRequest itself, and has read
+    the files: who opens later may have no right to."""
     if tls is None:
-        return grpc.insecure_channel(target_of(address), options)
-    return grpc.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
+        return partial(grpc.insecure_channel, target_of(address), options)
+    named = [*options, *_name(tls)]
+    return partial(grpc.secure_channel, target_of(address), _credentials(tls), named)
 
 
-def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """As open_channel, for asyncio."""
-    options = CHANNEL_OPTIONS
+def async_channel_opener(address: str, tls: Tls | None) -> Callable[[], grpc.aio.Channel]:
+    """As channel_opener, for asyncio: to be called in the event loop."""
     if tls is None:
-        return grpc.aio.insecure_channel(target_of(address), options)
-    return grpc.aio.secure_channel(target_of(address), _credentials(tls), [*options, *_name(tls)])
+        return partial(grpc.aio.insecure_channel, target_of(address), CHANNEL_OPTIONS)
+    named = [*CHANNEL_OPTIONS, *_name(tls)]
+    return partial(grpc.aio.secure_channel, target_of(address), _credentials(tls), named)
 
 
 def sendable(token: str | None) -> str:

@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.access import Tls, authorised, open_async_channel, sendable
+from serving.access import Tls, async_channel_opener, authorised, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.client_messages import (
+    CLOSED,
+    CLOSED_MEANWHILE,
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
     Photo,
@@ -29,7 +31,7 @@ from serving.client_messages import (
     wait_s,
 )
 from serving.client_stream import StreamState, after_end, ended_early
-from serving.errors import Unavailable
+from serving.errors import InvalidRequest, Unavailable
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
 
@@ -39,7 +41,7 @@ _BROKEN_WRITE = "Internal error from Core"  # of _StreamRequestMixin._write in g
 
 
 class AsyncClient:
-    """The same as Client, for asyncio; made in the event loop that uses it."""
+    """The same as Client, for asyncio; belongs to the event loop that first uses it."""
 
     def __init__(
         self,
@@ -53,9 +55,33 @@ class AsyncClient:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
-        token = sendable(token)
-        self._channel = open_async_channel(address, tls)
-        self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
+        self._token = sendable(token)
+        self._open = async_channel_opener(address, tls)
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the channel
+
+    @property
+    def _stub(self) -> Any:
+        """Raises Unavailable if the client is closed, InvalidRequest in another event loop."""
+        if self._closed:
+            raise Unavailable(CLOSED)
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._channel = self._open()
+            stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+            self._connected = authorised(stub, self._token)
+            self._loop = loop
+        if self._loop is not loop:
+            raise InvalidRequest(
+                "an AsyncClient belongs to the event loop that first used it (asyncio.run makes a "
+                "new one each time): make one in each"
+            )
+        return self._connected
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AsyncClient can't be pickled: it is a connection; make one in each process"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,8 +95,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """What still runs raises Unavailable."""
-        await self._channel.close()
+        """What still runs, and each later call, raises Unavailable."""
+        self._closed = True
+        if self._loop is asyncio.get_running_loop():
+            await self._channel.close()
 
     async def classify(
         self,
@@ -197,7 +225,7 @@ def _raise_if_closed() -> None:
     still runs when its channel is closed."""
     task = asyncio.current_task()
     if task is not None and not task.cancelling():
-        raise Unavailable("the client was closed before the answer came") from None
+        raise Unavailable(CLOSED_MEANWHILE) from None
 
 
 class _End:

@@ -72,6 +72,8 @@ def target_of(address: str) -> str:
     """
     if not address:
         raise InvalidRequest("a server's address is HOST:PORT; got an empty one")
+    if address.startswith(("http://", "https://")):
+        raise InvalidRequest(f"a server's address is HOST:PORT, without http://; got {address}")
     if "," not in address:
         port = address.rpartition(":")[2]
         if port.isdecimal() and not 0 < int(port) < 2**16:  # gRPC would take another for it

@@ -9,21 +9,25 @@ serving.errors: InvalidRequest (also for a call whose only photo can't be read),
 Overloaded, DeadlineExceeded, Unavailable; PawprintError for a fault of the server.
 """
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.access import Tls, authorised, open_channel, sendable
+from serving.access import Tls, authorised, channel_opener, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
 from serving.client_messages import (
+    CLOSED,
+    CLOSED_MEANWHILE,
     DEFAULT_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
     Photo,
@@ -38,12 +42,16 @@ from serving.client_messages import (
     wait_s,
 )
 from serving.client_stream import StreamState, after_end, ended_early
+from serving.errors import Unavailable
 from serving.hedging import hedged
 from serving.outbox import Outbox
 
 __all__ = ["AsyncClient", "Client", "Tls"]
 
 T = TypeVar("T")
+
+# Of a parent process. Never let go of: that could end the parent's connection.
+_INHERITED: list[grpc.Channel] = []
 
 
 class Client:
@@ -68,9 +76,33 @@ class Client:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_after_s
-        token = sendable(token)
-        self._channel = open_channel(address, tls)
-        self._stub = authorised(classifier_pb2_grpc.ClassifierServiceStub(self._channel), token)
+        self._token = sendable(token)
+        self._open = channel_opener(address, tls)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = self._open()
+        stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+        self._connected = authorised(stub, self._token)
+        self._process = os.getpid()
+
+    @property
+    def _stub(self) -> Any:
+        """Raises Unavailable if the client is closed. A process that was forked has a connection of
+        its own: its parent's is at work in threads that it has not."""
+        if self._closed:
+            raise Unavailable(CLOSED)
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    _INHERITED.append(self._channel)
+                    self._connect()
+        return self._connected
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client can't be pickled: it is a connection; make one in each process")
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +116,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._channel.close()
+        """What still runs, and each later call, raises Unavailable."""
+        self._closed = True
+        if self._process == os.getpid():
+            self._channel.close()
 
     def classify(
         self,
@@ -105,16 +140,16 @@ class Client:
         data = [encoded(photo) for photo in several(photos)]
         request = classify_request(data, model, version, top_k, low_priority, routing_key)
         hedge_after_s = self.hedge_after_s
-        return response_of(self._call(self._stub.Classify, request, timeout_s, hedge_after_s))
+        return response_of(self._call("Classify", request, timeout_s, hedge_after_s))
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        return models_of(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
+        return models_of(self._call("ListModels", pb.ListModelsRequest(), timeout_s))
 
     def get_model(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
     ) -> ModelDescription:
         request = pb.GetModelRequest(model=model, version=str(version))
-        return description_of(self._call(self._stub.GetModel, request, timeout_s))
+        return description_of(self._call("GetModel", request, timeout_s))
 
     def stream(
         self,
@@ -195,24 +230,33 @@ class Client:
         finally:
             ended.set()
             slots.release()
-            if call is not None:
-                call.cancel()
-            receiver.join()
+            # At the end of the program its other threads stand still: nobody waits for them.
+            if not sys.is_finalizing():
+                if call is not None:
+                    call.cancel()
+                receiver.join()
 
     def _call(
         self,
-        method: Any,
+        name: str,
         request: Any,
         timeout_s: float | None,
         hedge_after_s: float | None = None,
     ) -> Any:
         within_s = wait_s(timeout_s, self.timeout_s)
+        method = getattr(self._stub, name)
         try:
             if hedge_after_s is not None and hedge_after_s < within_s:
                 return hedged(method, request, within_s, hedge_after_s)
             return method(request, timeout=within_s)
         except grpc.RpcError as error:
+            if self._closed and error.code() is grpc.StatusCode.CANCELLED:
+                raise Unavailable(CLOSED_MEANWHILE) from None
             raise exception_of_call(error, self.address) from None
+        except ValueError:  # of gRPC, where close() came before the call
+            if self._closed:
+                raise Unavailable(CLOSED) from None
+            raise
 
 
 def _next(arrived: "queue.SimpleQueue[T]", state: StreamState, wait_s: float) -> T:

@@ -27,6 +27,8 @@ from serving.modelspec import RobustAccuracy, RobustnessSummary
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
+CLOSED = "the client is closed; make another"
+CLOSED_MEANWHILE = "the client was closed before the answer came"
 
 # About 30 years: more than gRPC counts to would come out as a deadline that has passed.
 _LONGEST_S = 1e9
@@ -51,8 +53,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 def several(photos: Iterable[Photo]) -> Iterable[Photo]:
     """The same. Raises TypeError for a single photo, which could be gone through too: a path by its
-    letters."""
-    if isinstance(photos, bytes | bytearray | memoryview | str | os.PathLike | Image.Image):
+    letters, a file by its lines."""
+    if hasattr(photos, "read") or isinstance(
+        photos, bytes | bytearray | memoryview | str | os.PathLike | Image.Image
+    ):
         raise TypeError("photos is a sequence of photos; a single one goes in a list: [photo]")
     return photos
 
@@ -81,7 +85,8 @@ def encoded(photo: Photo) -> bytes:
     if not isinstance(photo, str | os.PathLike):
         raise TypeError(
             "a photo is a path, the bytes of a file or a Pillow image, got "
-            f"{type(photo).__name__} (bytes(...) of other bytes, Image.fromarray(...) of an array)"
+            f"{type(photo).__name__} (bytes(...) of other bytes, .read() of an open file, "
+            "Image.fromarray(...) of an array)"
         )
     try:
         return Path(photo).read_bytes()

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.access import TRY_TLS, Tls, access_of, add_access_flags, open_channel
+from serving.access import TRY_TLS, Tls, access_of, add_access_flags, channel_opener
 from serving.channel import host_port
 from serving.commandline import Parser, fail
 from serving.errors import InvalidRequest
@@ -27,7 +27,7 @@ _NO_ANSWER = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
 
 def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None = None) -> str:
     """SERVING, NOT_SERVING, SERVICE_UNKNOWN, or the status code of a call that failed."""
-    with open_channel(address, tls, options=()) as channel:
+    with channel_opener(address, tls, options=())() as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(

@@ -9,13 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from serving import channel, classify, models, settings
 from tests.conftest import ROOT, Running
+from tests.environments import environment_with
 from tests.photos import jpeg
+from tests.tiny import LABELS
 from trainer import flags
 from trainer.analysis import analyze
 
@@ -127,7 +130,8 @@ async def test_the_programs_of_the_clients_page_run(
         Path(photo).write_bytes(jpeg())
     page = (ROOT / "docs/client.md").read_text()
     programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    here = [p.replace("localhost:50051", running.address) for p in programs if "ca.pem" not in p]
+    alone = [p for p in programs if "ca.pem" not in p and "fastapi" not in p]
+    here = [program.replace("localhost:50051", running.address) for program in alone]
     assert len(here) == 4
     for program in here:
         done = await asyncio.to_thread(
@@ -139,6 +143,41 @@ async def test_the_programs_of_the_clients_page_run(
             timeout=60,
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_the_web_service_of_the_clients_page_answers(
+    running: Running, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    packages = ("fastapi", "httpx", "python-multipart", *the_extra("client"))
+    folder = environment_with(request.config.cache, "fastapi", *packages)
+    page = (ROOT / "docs/client.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (program,) = [program for program in programs if "fastapi" in program]
+    program = program.replace("localhost:50051", running.address) + ASKING
+    (tmp_path / "photo.jpg").write_bytes(jpeg())
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [folder / "bin/python", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout.strip() in LABELS, done.stderr
+
+
+ASKING = """
+from fastapi.testclient import TestClient
+
+with TestClient(app) as browser:
+    print(browser.post("/label", files={"photo": open("photo.jpg", "rb")}).json())
+"""
+
+
+def the_extra(name: str) -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"][name]]
 
 
 def test_the_service_config_of_the_page_is_that_of_our_clients() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from serving.errors import (
 )
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from tests.commands import run_python
 from tests.conftest import Running, ServerProcess, start_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
@@ -83,7 +85,11 @@ def test_what_no_message_can_hold_is_told(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "photo", [b"bytes", bytearray(b"b"), memoryview(b"b"), "cat.jpg", Path("cat.jpg"), noise(8)]
+    "photo",
+    [
+        *(b"bytes", bytearray(b"b"), memoryview(b"b"), io.BytesIO(b"two\nlines")),
+        *("cat.jpg", Path("cat.jpg"), noise(8)),
+    ],
 )
 def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
@@ -91,7 +97,9 @@ def test_a_single_photo_goes_in_a_list(client: Client, photo: object) -> None:
             ask(photo, model="pets")
 
 
-@pytest.mark.parametrize("photo", [bytearray(b"b"), np.zeros((8, 8, 3), np.uint8), None, 3])
+@pytest.mark.parametrize(
+    "photo", [bytearray(b"b"), io.BytesIO(b"b"), np.zeros((8, 8, 3), np.uint8), None, 3]
+)
 def test_what_is_no_photo_is_told(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
         with pytest.raises(TypeError, match=f"a Pillow image, got {type(photo).__name__}"):
@@ -141,7 +149,15 @@ def test_no_token_is_none_or_empty(server: ServerProcess, token: str | None) -> 
         assert client.list_models()
 
 
-@pytest.mark.parametrize(("address", "said"), [("", "HOST:PORT"), ("localhost:99999", "99999")])
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "HOST:PORT"),
+        ("localhost:99999", "99999"),
+        ("http://localhost:50051", "without http://"),
+        ("https://localhost", "without http://"),
+    ],
+)
 def test_an_address_that_is_none_is_refused(address: str, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         Client(address)
@@ -386,6 +402,114 @@ async def test_calls_of_a_client_that_is_closed_are_not_taken_for_cancelled(
     held.release()
     for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
         assert isinstance(ended, Unavailable) and "the client was closed" in str(ended)
+
+
+async def test_a_client_that_is_closed_says_so(server: ServerProcess) -> None:
+    client = Client(server.address)
+    with client:
+        assert client.list_models()
+    async with AsyncClient(server.address) as other:
+        assert await other.list_models()
+    client.close()
+    await other.close()
+    hedging = Client(server.address, hedge_after_s=1.0)
+    hedging.close()
+    for closed in (client, hedging):
+        with pytest.raises(Unavailable, match="the client is closed"):
+            closed.classify([jpeg()], model="pets")
+    with pytest.raises(Unavailable, match="the client is closed"):
+        list(client.stream([jpeg()], model="pets"))
+    with pytest.raises(Unavailable, match="the client is closed"):
+        await other.classify([jpeg()], model="pets")
+    with pytest.raises(Unavailable, match="the client is closed"):
+        async for _ in other.stream([jpeg()], model="pets"):
+            pass
+
+
+async def test_calls_of_threads_whose_client_is_closed_say_so(running: Running) -> None:
+    held = HeldModel(running.server)
+    client = Client(running.address)
+
+    def take() -> list[object]:
+        return list(client.stream([jpeg()], model="pets"))
+
+    calls = [
+        asyncio.create_task(call)
+        for call in (
+            asyncio.to_thread(client.classify, [jpeg()], model="pets"),
+            asyncio.to_thread(take),
+        )
+    ]
+    await held.admitted(2)
+    client.close()
+    held.release()
+    for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
+        assert isinstance(ended, Unavailable) and "closed" in str(ended)
+
+
+def test_an_async_client_belongs_to_the_loop_that_first_uses_it(server: ServerProcess) -> None:
+    """As of a service that makes it where its modules are imported, before there is a loop."""
+    client = AsyncClient(server.address)
+
+    async def ask() -> int:
+        return (await client.classify([jpeg()], model="pets")).version
+
+    async def ask_and_close() -> int:
+        try:
+            return await ask()
+        finally:
+            await client.close()
+
+    with asyncio.Runner() as runner:
+        assert runner.run(ask()) == 1
+        with pytest.raises(InvalidRequest, match="event loop that first used it"):
+            asyncio.run(ask())
+        assert runner.run(ask_and_close()) == 1
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_is_not_pickled(kind: type[Client | AsyncClient]) -> None:
+    with pytest.raises(TypeError, match=f"{kind.__name__} can't be pickled.* in each process"):
+        pickle.dumps(kind("127.0.0.1:1"))
+
+
+def test_a_forked_process_has_a_connection_of_its_own(server: ServerProcess) -> None:
+    """As the workers of gunicorn --preload, celery and multiprocessing have of a client that their
+    parent made and used."""
+    program = """
+import os, sys
+from PIL import Image
+from serving.client import Client
+
+def ask():
+    print(client.classify([Image.new("RGB", (32, 32))], model="pets").version, flush=True)
+
+client = Client(sys.argv[1])
+ask()
+inherited = client._channel
+if not os.fork():
+    ask()
+    client.close()
+    os._exit(3 if client._channel is inherited else 0)
+assert os.wait()[1] == 0
+ask()
+"""
+    done = run_python("-c", program, server.address)
+    assert (done.returncode, done.stdout) == (0, "1\n1\n1\n"), done.stderr
+
+
+def test_a_program_ends_though_a_stream_is_open(server: ServerProcess) -> None:
+    program = """
+import sys
+from PIL import Image
+from serving.client import Client
+
+client = Client(sys.argv[1])
+answers = client.stream([Image.new("RGB", (32, 32))] * 100, model="pets", in_flight=4)
+print(next(answers).index >= 0)
+"""
+    done = run_python("-c", program, server.address, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 async def test_nobody_there_is_unavailable() -> None:
