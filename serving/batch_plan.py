@@ -97,8 +97,10 @@ def _read(out: Place) -> Plan:
     """Raises FileNotFoundError, InvalidRequest."""
     try:
         return read_strictly(Plan, json.loads(out.read(PLAN)), PLAN)
-    except ValueError as error:
-        raise InvalidRequest(f"{PLAN} in --out can't be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{PLAN} in --out can't be read: {error}; choose another --out"
+        ) from error
 
 
 def digest_of(photos: Mapping[str, str]) -> str:

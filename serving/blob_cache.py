@@ -63,15 +63,19 @@ class BlobCache:
     def prune(self) -> None:
         """Remove what has not been used for a month, and of what is above the bound that which was
         used longest ago; a file that is open stays readable, one that is gone is downloaded again.
+        What can't be removed stays, as on a disk that is read-only.
         """
-        remove_old([*self.root.glob("sha256/*"), *self.root.glob("partial/*")], UNUSED_S)
+        for file in (*self.root.glob("sha256/*"), *self.root.glob("partial/*")):
+            with suppress(OSError):
+                remove_old([file], UNUSED_S)
         if self._most_bytes is None:
             return
         left = self._most_bytes
         for used, size, file in sorted(_files(self.root / "sha256"), reverse=True):
             left -= size
             if left < 0 and time.time() - used > _IN_USE_S:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
 
 
 @contextmanager

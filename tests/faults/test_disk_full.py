@@ -1,6 +1,7 @@
 """A disk without room: for the port file, for what the server says, for the cache of a bucket."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -155,3 +156,21 @@ async def test_no_room_in_the_cache_of_a_bucket(
         stone.unlink()
         await running.server.control.rescan()
         assert await answering() == 2
+
+
+def test_what_can_not_be_removed_from_the_cache_is_in_nobodys_way(
+    store: ObjectStore, models: Path, disk: Path
+) -> None:
+    location = f"s3://{BUCKET}/read-only"
+    copy_version(Repository(models), "pets", 1, open_repository(location))
+    Path(disk / "cache" / "sha256").mkdir(parents=True)
+    old = disk / "cache" / "sha256" / "old"
+    old.write_bytes(b"old")
+    os.utime(old, (0, 0))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    done = run_python("-m", "serving.models", "list", "--models", location)
+    assert (done.returncode, done.stderr) == (0, "") and "pets" in done.stdout
+    assert old.exists()
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    open_repository(location)
+    assert not old.exists()

@@ -46,6 +46,14 @@ def test_another_job_in_the_same_place_is_refused(photos: Folder, tmp_path: Path
         begin(first, Folder(tmp_path / "full"))
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[" * 100_000, b"\xff\xfe\x00"])
+def test_a_plan_that_is_damaged_is_told(photos: Folder, tmp_path: Path, damaged: bytes) -> None:
+    out = Folder(tmp_path / "out")
+    out.write(PLAN, damaged)
+    with pytest.raises(InvalidRequest, match="can't be read: .*; choose another --out"):
+        begin(plan_of(photos), out)
+
+
 def test_all_that_start_at_once_work_by_one_plan(photos: Folder, tmp_path: Path) -> None:
     """Though the server's default version moves between them."""
     wanted = [plan_of(photos, version=version) for version in range(1, 5)]

@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serving.models import main as models
+from serving.remote_repository import RemoteRepository
 from tests.object_store import BUCKET, running_store
 from tests.serving.cut_proxy import cut_proxy
 from tests.trainer.conftest import MakePhotos
@@ -25,8 +27,10 @@ def test_train_and_analyze_in_a_bucket(
     from serving.storage import open_repository
 
     place = f"s3://{BUCKET}/trained"
-    with running_store(tmp_path) as store:
-        store.put_into(monkeypatch)
+    with running_store(tmp_path) as store, cut_proxy(store.port) as proxy:
+        for key, value in store.environment_at(proxy.port).items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
         data = f"s3://{BUCKET}/photos"
         assert make_shards(["--data", str(photos(per_class=12)), "--out", data]) == 0
@@ -39,7 +43,21 @@ def test_train_and_analyze_in_a_bucket(
         assert repository.verify("shapes", 1) == []
         command = ["shapes", "--data", data, "--models", place, "--budget", "quick"]
         command += ["--photos", "2", "--linf", "8/255", "--l2", "1", "--ideal", "none"]
+        attach = RemoteRepository.attach_analysis
+
+        def cut_off(repository: RemoteRepository, *what: Any) -> None:
+            proxy.reset(limit=0)
+            attach(repository, *what)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RemoteRepository, "attach_analysis", cut_off)
+            assert analyze(command) == 75
+        said = capsys.readouterr().err
+        kept = re.search(r"can't be used: .*; what is finished is kept in (.*), from where", said)
+        assert kept is not None and len(list(Path(kept[1]).glob("*.npz"))) > 30
+        proxy.reset()
         assert analyze(command) == 0
+        assert not Path(kept[1]).exists()
         assert f"{place}/shapes/1/analysis/report.html" in capsys.readouterr().out
         summary = repository.read_analysis("shapes", 1, "summary.json")
         assert summary is not None and json.loads(summary)["photos"] == 2

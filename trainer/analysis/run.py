@@ -16,7 +16,7 @@ import PIL
 import torch
 
 from serving import preprocess
-from serving.errors import PawprintError
+from serving.errors import PawprintError, Unavailable
 from serving.repository import Repository
 from trainer.alone import only_one
 from trainer.analysis import assemble, corruptions, report
@@ -90,8 +90,10 @@ def analyse(
     """Analyse a published version and attach the result to it; returns the report (rank 0 only).
 
     Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, ServerFailed (before anything is
-    computed, or, where the server fails later, once the report is attached without its verdicts).
-    Whatever happens, the version keeps the analysis that it had until the new one is whole.
+    computed, or, where the server fails later, once the report is attached without its verdicts),
+    and Unavailable, which says where what is finished is kept if a bucket does not take the report.
+    In a folder the version keeps, whatever happens, the analysis that it had until the new one is
+    whole.
     """
     start = time.monotonic()
     subject = load_subject(repository, name, version, torch.device(config.device))
@@ -153,14 +155,20 @@ def analyse(
             while finished < len(tasks):
                 time.sleep(_WAIT_S)
                 look("waiting for the other processes")
-        with repository.staging(name) as folder:
-            made = _report(repository, study, visions, workspace, folder, config)
-            made["run"]["seconds"] = time.monotonic() - start + earlier_s
-            failed = _shown(folder, made["adversarial"], server)
-            _write_json(folder / "report.json", made)
-            _write_json(folder / "summary.json", summary(made))
-            (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
-            repository.attach_analysis(name, version, folder)
+        try:
+            with repository.staging(name) as folder:
+                made = _report(repository, study, visions, workspace, folder, config)
+                made["run"]["seconds"] = time.monotonic() - start + earlier_s
+                failed = _shown(folder, made["adversarial"], server)
+                _write_json(folder / "report.json", made)
+                _write_json(folder / "summary.json", summary(made))
+                (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
+                repository.attach_analysis(name, version, folder)
+        except Unavailable as error:  # a bucket, after what may be hours
+            raise Unavailable(
+                f"{error}; what is finished is kept in {workspace.folder}, from where the same "
+                "command goes on"
+            ) from error.__cause__
         workspace.remove()
     if failed is not None:
         raise ServerFailed(f"{failed}; the report is stored, without the server's verdicts")
