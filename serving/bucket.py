@@ -215,10 +215,21 @@ def _filesystem(scheme: str) -> Any:
         return GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
     import fsspec  # type: ignore[import-untyped,unused-ignore]
 
-    files = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    own = {"session": _s3_session()} if scheme == "s3" else {}
+    files = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **own)
     if scheme == "s3":
         files.retries = _S3_RETRIES
     return files
+
+
+def _s3_session() -> Any:
+    """Writes without `Expect: 100-continue`: aiohttp waits for that answer without end."""
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped,unused-ignore]
+    from botocore.handlers import add_expect_header  # type: ignore[import-untyped,unused-ignore]
+
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
 
 
 def _whole(scheme: str, files: Any) -> dict[str, int]:

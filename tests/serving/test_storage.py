@@ -617,7 +617,12 @@ def test_a_store_that_takes_connections_and_never_answers_is_not_waited_for_long
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         silent.setblocking(False)
         bucket = Bucket(f"s3://{BUCKET}/x")
-        for use, most in ((bucket.stored, 2), (lambda: bucket.read("key"), 4)):
+        uses = (
+            (bucket.stored, 2),
+            (lambda: bucket.read("key"), 4),
+            (lambda: bucket.write("k", b"k"), 2),
+        )
+        for use, most in uses:
             with pytest.raises(Unavailable, match="[Tt]imeout"):
                 use()
             assert _taken(silent) <= most
