@@ -81,7 +81,7 @@ SERVING_NEEDS = {
     *{"serving", "protos"},
 }
 EXTRAS = {
-    "serving.bucket": {"fsspec", "gcsfs"},
+    "serving.bucket": {"aiobotocore", "botocore", "fsspec", "gcsfs"},
     "serving.conditional_write": {"azure"},
     "serving.parquet": {"pyarrow"},
     "serving.gpu_memory": {"pynvml"},

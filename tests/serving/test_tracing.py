@@ -113,8 +113,8 @@ def test_a_malformed_context_costs_no_call_and_no_line_of_the_log(
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         for metadata in (
             [parent, ("tracestate", "no=member=at,all")],
-            [parent, ("tracestate", "x" * 8000)],
-            [("traceparent", "x" * 8000)],
+            [parent, ("tracestate", "x" * 7000)],
+            [("traceparent", "x" * 7000)],
         ):
             stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
     status, _, err = server.stop()
