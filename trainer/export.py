@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import nn
 
+from serving.errors import first_line
 from trainer.backbones import Calibrated
 from trainer.errors import FailedCheck
 from trainer.folding import folded
@@ -56,8 +57,7 @@ def to_onnx(served: Served, size: int) -> onnx.ModelProto:
         assert program is not None  # as it is without dynamo
         model: onnx.ModelProto = program.model_proto
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FailedCheck(f"the net can't be exported to ONNX: {reason}") from error
+        raise FailedCheck(f"the net can't be exported to ONNX: {first_line(error)}") from error
     _strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
