@@ -20,6 +20,7 @@ from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
 from serving.models import main as models_command
+from serving.modelspec import Manifest
 from serving.page import render_page
 from serving.places import BucketPlace
 from serving.remote_repository import RemoteRepository
@@ -170,12 +171,18 @@ def test_a_copy_that_has_lost_a_file_is_not_taken_for_the_version(
     assert remote.verify("pets", 2) == []
 
 
+def with_large_file(remote: Repository, tmp_path: Path) -> Manifest:
+    """pets/1, whose weights come in several pieces."""
+    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
+    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    return remote.manifest("pets", 1)
+
+
 @only_s3
 def test_the_page_shows_the_ideal_images_and_downloads_none(
     remote: RemoteRepository, proxy: CutProxy, tmp_path: Path
 ) -> None:
-    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
-    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
+    with_large_file(remote, tmp_path)
     with remote.staging("pets") as folder:
         (folder / "summary.json").write_text('{"robust_accuracy": [], "corruption_accuracy": 0.5}')
         (folder / "ideal").mkdir()
@@ -266,9 +273,7 @@ def test_what_was_not_used_for_a_month_is_removed_from_the_cache(
 def test_a_download_goes_on_where_another_stopped(
     remote: Repository, proxy: CutProxy, tmp_path: Path
 ) -> None:
-    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
-    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
-    manifest = remote.manifest("pets", 1)
+    manifest = with_large_file(remote, tmp_path)
     part = tmp_path / "cache/partial" / manifest.files["weights.safetensors"].sha256
     part.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(WEIGHTS[: 12 * MIB + 1])
@@ -387,9 +392,7 @@ async def test_a_load_that_failed_is_not_done_later(
 def test_an_interrupted_download_goes_on_where_it_stopped(
     remote: Repository, proxy: CutProxy, tmp_path: Path
 ) -> None:
-    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
-    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
-    manifest = remote.manifest("pets", 1)
+    manifest = with_large_file(remote, tmp_path)
     proxy.reset(limit=12 * MIB)
     with pytest.raises(Unavailable, match="can't be used"):
         remote.read_file(manifest, "weights.safetensors")
@@ -642,9 +645,7 @@ def _taken(listener: socket.socket) -> int:
 def test_an_answer_that_breaks_off_is_asked_for_again(
     remote: Repository, proxy: CutProxy, tmp_path: Path
 ) -> None:
-    build_version(tmp_path / "big", "pets", extra_files={"weights.safetensors": WEIGHTS})
-    copy_version(Repository(tmp_path / "big"), "pets", 1, remote)
-    manifest = remote.manifest("pets", 1)
+    manifest = with_large_file(remote, tmp_path)
     proxy.reset(limit=4 * MIB, cuts=4)
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
 

@@ -24,18 +24,23 @@ from trainer.tiny import Tiny
 from trainer.train import main
 
 
+def comparing(photos: Path, tmp_path: Path) -> list[str]:
+    """The arguments of a comparison of ways for the model `shapes` in tmp_path / "models"."""
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    arguments = [
+        *("--data", photos, "--name", "shapes", "--out", tmp_path / "models", "--backbone", "tiny"),
+        *("--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 1, "--compare", "--json"),
+    ]
+    return [str(argument) for argument in arguments]
+
+
 @pytest.mark.slow
 def test_four_ways_are_four_versions_in_one_table(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    torch.manual_seed(0)
-    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     out = tmp_path / "models"
-    arguments = [
-        *("--data", photos(per_class=12), "--name", "shapes", "--out", out, "--backbone", "tiny"),
-        *("--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 1, "--compare", "--json"),
-    ]
-    assert main([str(argument) for argument in arguments]) == 0
+    assert main(comparing(photos(per_class=12), tmp_path)) == 0
     captured = capsys.readouterr()
     rows = json.loads(captured.out)
     assert [row["way"] for row in rows] == ["frozen", "fine-tuned", "full", "scratch"]
@@ -86,14 +91,8 @@ main(sys.argv[1:])
 def test_killed_after_some_ways_the_same_command_publishes_the_others_alone(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    torch.manual_seed(0)
-    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     out = tmp_path / "models"
-    given = [
-        *("--data", photos(per_class=8), "--name", "shapes", "--out", out, "--backbone", "tiny"),
-        *("--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 1, "--compare", "--json"),
-    ]
-    arguments = [str(argument) for argument in given]
+    arguments = comparing(photos(per_class=8), tmp_path)
     stopped = subprocess.run([sys.executable, "-c", STOPPED, *arguments], cwd=ROOT)
     assert stopped.returncode == -signal.SIGKILL
     repository = Repository(out)
