@@ -67,12 +67,18 @@ def _interruptible() -> Iterator[None]:
 def _start(module: str, extra: str) -> int:
     if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
+    return go_on(module, extra)
+
+
+def go_on(module: str, extra: str, *arguments: object) -> int:
+    """The exit status of `main(*arguments)` of the module, imported now; 2, and a line on stderr,
+    for a package that is missing or can't be loaded."""
     loading = True
     try:
         with _interruptible():
             main = importlib.import_module(module).main
         loading = False
-        return int(main() or 0)
+        return int(main(*arguments) or 0)
     except Exception as error:
         # Packages that don't fit each other raise what they like, but where they are imported.
         if not loading and not isinstance(error, ImportError):

@@ -21,7 +21,8 @@ from serving.repository import Repository
 from tests.analysis.conftest import run
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
-from trainer.analysis.analyze import _classes, main
+from trainer.analysis.analyze import main
+from trainer.analysis.carry_out import _classes
 from trainer.analysis.headline import in_words
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS

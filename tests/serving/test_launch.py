@@ -21,6 +21,9 @@ NEEDED = [
     ("models", "grpc", "client"),
 ]
 
+# With which a command imports what it needs: `analyze --help` is told without torch.
+ENOUGH = {"analyze": ("pets", "--data", "photos")}
+
 
 def said(command: str, first: str, *arguments: str) -> str:
     """What the command says on stderr once `first` has run; it must end with status 2."""
@@ -37,6 +40,10 @@ def to_install(extra: str) -> str:
     )
 
 
+def enough(command: str) -> tuple[str, ...]:
+    return ENOUGH.get(command, ("--help",))
+
+
 def signalled(command: str, package: str, number: signal.Signals) -> str:
     """The program that is sent this signal when it imports the package."""
     return f"""
@@ -47,7 +54,7 @@ class Signalled:
             os.kill(os.getpid(), {int(number)})
 sys.meta_path.insert(0, Signalled())
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.argv = ["{command}", "--help"]
+sys.argv = {[command, *enough(command)]!r}
 from serving.launch import {command}
 sys.exit({command}())
 """
@@ -102,7 +109,7 @@ def test_a_container_that_is_stopped_while_it_calls_ends(
 
 @pytest.mark.parametrize(("command", "package", "extra"), NEEDED)
 def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
-    assert said(command, f"sys.modules['{package}'] = None", "--help") == (
+    assert said(command, f"sys.modules['{package}'] = None", *enough(command)) == (
         f"error: this needs the package {package}; {to_install(extra)}\n"
     )
 
@@ -125,7 +132,7 @@ def test_so_it_is_where_python_is_given_the_module(
     """As torchrun is."""
     (tmp_path / f"{package}.py").write_text("raise ImportError('no file')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = run_python("-m", module, "--help", env=environment)
+    done = run_python("-m", module, *enough(module.rpartition(".")[2]), env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",
@@ -142,7 +149,7 @@ def test_a_package_that_can_not_be_loaded_is_one_line(
     """As where a library of the system is missing, or two packages don't fit each other."""
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(f"raise {kind}('libcudart.so.13: no file')\n")
-    assert said(command, f"sys.path.insert(0, {str(tmp_path)!r})", "--help") == (
+    assert said(command, f"sys.path.insert(0, {str(tmp_path)!r})", *enough(command)) == (
         f"error: this needs the package {package}, which can't be loaded (libcudart.so.13: no "
         f"file); {to_install(extra)}\n"
     )
@@ -154,6 +161,16 @@ def test_train_asks_for_its_packages_before_any_work(tmp_path: Path, package: st
     assert said("train", f"sys.modules['{package}'] = None", "--data", photos) == (
         f"error: this needs the package {package}; {to_install('train')}\n"
     )
+
+
+@pytest.mark.parametrize("command", ["train", "analyze", "serve", "classify", "models"])
+def test_help_waits_for_no_package_that_takes_seconds(command: str) -> None:
+    heavy = ["torch", "torchvision", "onnx", "scipy", "matplotlib", "pandas", "pyarrow"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\n"
+    code += f"sys.argv = ['{command}', '--help']\n"
+    code += f"from serving.launch import {command}; sys.exit({command}())"
+    done = run_python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "") and f"usage: {command}" in done.stdout
 
 
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:

@@ -15,10 +15,10 @@ from trainer.analysis.attacks.ball import Ball
 from trainer.analysis.attacks.gradient import pgd
 from trainer.analysis.lattice import to_uint8
 from trainer.analysis.photos import Photos, load_photos
-from trainer.analysis.report import k255, percent
+from trainer.analysis.report import percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.seeds import generator_of
-from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget, k255
 from trainer.analysis.study import chunks_of
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import surest

@@ -3,7 +3,8 @@
 from typing import Any
 
 from serving.errors import listed
-from trainer.analysis.report import NAMED, k255, percent, threshold_text, whole
+from trainer.analysis.report import NAMED, percent, threshold_text, whole
+from trainer.analysis.settings import k255
 from trainer.analysis.trust import USUAL
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from trainer.analysis import plots
 from trainer.analysis.pictures import data_uri
+from trainer.analysis.settings import k255
 
 NORMS = {"linf": "L∞", "l2": "L2"}
 NAMED = 20  # classes that fall short; how many more there are is said
@@ -81,10 +82,6 @@ def verdict(probabilities: npt.NDArray[Any], labels: Sequence[str]) -> dict[str,
 
 def words(verdict: Mapping[str, Any]) -> str:
     return f"{verdict['label']} {percent(verdict['probability'])}"
-
-
-def k255(epsilon: float) -> str:
-    return f"{255 * epsilon:.3g}/255"
 
 
 def epsilon_text(epsilon: float, norm: str) -> str:

@@ -9,8 +9,8 @@ Each check reads figures that were measured; None means that it does not apply.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.analysis.report import k255, percent
-from trainer.analysis.settings import REFERENCE_EPSILON
+from trainer.analysis.report import percent
+from trainer.analysis.settings import REFERENCE_EPSILON, k255
 
 _NOTHING = 0.05  # accuracy that counts as none
 _SLACK = 0.05  # by how much a figure may move with more steps and restarts

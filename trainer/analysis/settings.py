@@ -7,6 +7,11 @@ MOST_DRAWN = 100  # ideal images, unless more are asked for: those of 1,000 clas
 REFERENCE_EPSILON = 4 / 255  # the headline; an undefended net has nothing left here
 
 
+def k255(epsilon: float) -> str:
+    """In words; epsilon in pixel units of [0, 1]."""
+    return f"{255 * epsilon:.3g}/255"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     photos: int | None  # at most so many, spread over the classes; None: all

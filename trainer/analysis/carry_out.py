@@ -1,0 +1,164 @@
+"""What `analyze` does once its flags are read."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from serving.access import access_of, advised
+from serving.cores import usable_cores
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
+from serving.layout import ANALYSIS
+from serving.storage import open_repository
+from trainer.analysis import compare
+from trainer.analysis.gate import check, measured, parse_condition
+from trainer.analysis.headline import headline, in_words, side_by_side
+from trainer.analysis.over_grpc import Server
+from trainer.analysis.run import AnalysisConfig, analyse
+from trainer.analysis.settings import MOST_DRAWN
+from trainer.console import Console, reader_may_leave
+from trainer.exit_status import FAILED, status_of
+from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.threads import keep_to_cores, own_cores
+
+_OF_ONE_VERSION = ("fail_under", "linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
+_INTERRUPTED = "interrupted; the same command goes on from what is finished"
+
+
+@ends_when_interrupted(f"error: {_INTERRUPTED}")
+def main(options: argparse.Namespace) -> int:
+    keep_to_cores()
+    # Rounded to ten bits, as a GPU's convolutions are unless told, a net turns where the served
+    # file does not: of 20 smallest perturbations 4 were undone.
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return _compare(options) if options.compare else _analyse(options)
+    except KeyboardInterrupt:
+        return _failed(_INTERRUPTED, INTERRUPTED)
+    except BrokenVersion as error:
+        return _failed(str(error), FAILED)
+    except PawprintError as error:
+        return _failed(advised(error, options), status_of(error))
+    except OSError as error:
+        said = f"{error}; the version is as it was, what is finished is kept"
+        return _failed(said, status_of(error))
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _analyse(options: argparse.Namespace) -> int:
+    conditions = [parse_condition(text) for text in options.fail_under]
+    repository = open_repository(options.models)
+    name, version = repository.find(options.model)
+    config = AnalysisConfig(
+        data=options.data,
+        datasets=options.datasets,
+        budget=options.budget,
+        seed=options.seed,
+        photos=options.photos,
+        linf=options.linf,
+        l2=options.l2,
+        strangers=options.strangers,
+        ideal=_classes(options.ideal, repository.manifest(name, version).labels),
+        recipe=options.recipe or "fourier",
+        device=_device(options.device),
+        workers=own_cores(os.environ),
+    )
+    for condition in conditions:  # now, and not after hours
+        check(condition, config.thoroughness())
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    report = analyse(
+        repository,
+        name,
+        version,
+        config,
+        server=_server(options, name, version),
+        rank=rank,
+        processes=processes,
+        console=Console(to_stderr=options.json),
+    )
+    if report is None:
+        return 0
+    folder = f"{repository.location}/{name}/{version}/{ANALYSIS}"
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps({"report": f"{folder}/report.json"} | headline(report), indent=2))
+        else:
+            print(in_words(report, folder))
+    failed = [(c, got) for c in conditions if (got := measured(report, c)) < c.least]
+    for condition, got in failed:
+        print(f"failed: {condition.text}: it is {got:.4f}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _server(options: argparse.Namespace, name: str, version: int) -> Server | None:
+    access = access_of(options)
+    if options.over_grpc is None:
+        return None
+    return Server(address=options.over_grpc, name=name, version=version, access=access)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    given = [flag for flag in _OF_ONE_VERSION if getattr(options, flag)]
+    if given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise InvalidRequest(f"{flags} can't be had with --compare: analyse each version by itself")
+    repository = open_repository(options.models)
+    versions = [repository.find(text) for text in options.compare]
+    made = compare.compare(
+        repository,
+        versions,
+        options.data,
+        budget=options.budget,
+        photos=options.photos,
+        seed=options.seed,
+        device=_device(options.device),
+        workers=usable_cores(),
+        datasets=options.datasets,
+    )
+    stem = "-".join(["compare", *(f"{name}-{version}" for name, version in versions)])
+    page = Path(f"{stem}.html")
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps(made, indent=2))
+        else:
+            print(side_by_side(made))
+    try:  # last: the figures are out, whatever becomes of the page
+        page.write_text(compare.render(made), encoding="utf-8")
+    except OSError as error:
+        return _failed(f"{error}; the figures are above, there is no page", status_of(error))
+    if not options.json:
+        with reader_may_leave():
+            print(page)
+    return 0
+
+
+def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The classes named; None for all. Raises InvalidRequest, suggesting the nearest."""
+    if text == "all" or (text is None and len(labels) <= MOST_DRAWN):
+        return None
+    if text is None:
+        return tuple(labels[:MOST_DRAWN])
+    names = tuple(name.strip() for name in text.split(",") if name.strip() and text != "none")
+    for name in names:
+        if name not in labels:
+            near = difflib.get_close_matches(name, labels, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(labels)}"
+            raise InvalidRequest(f"no class {name!r}; {hint}")
+    return names
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("no CUDA device is usable here; use --device cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
