@@ -15,7 +15,9 @@ def random_pixels(seed, side=32):
 
 def test_png_keeps_every_bit():
     pixels = random_pixels(0)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(pixels)))), pixels)
+    for packed in (True, False):
+        png = io.BytesIO(png_bytes(pixels, packed=packed))
+        assert np.array_equal(np.asarray(Image.open(png)), pixels)
 
 
 def test_the_amplified_difference_can_be_read_back():

@@ -38,6 +38,14 @@ def test_a_picture_of_another_size_is_the_same_to_pytorch_as_to_the_served_file(
     assert np.abs(served[0] - torched).max() < 1e-4
 
 
+def test_the_verdict_is_the_served_part_of_a_judgement(subject):
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 57, 57, 3), np.uint8)
+    served, _ = subject.judge(pictures)
+    seen = batches_of(subject)
+    assert np.array_equal(subject.verdict(pictures), served[0])
+    assert seen == []
+
+
 def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch):
     seen = []
 

@@ -72,7 +72,7 @@ def compare(
     rights = [one.right for one in attacked]
     turned = [
         [
-            subject.judge(one.pictures)[0][0].argmax(axis=1) != photo_set.labels
+            subject.verdict(one.pictures).argmax(axis=1) != photo_set.labels
             for subject, photo_set in zip(subjects, sets, strict=True)
         ]
         for one in attacked
@@ -101,7 +101,7 @@ class _Attacked:
 
 def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Attacked:
     """PGD at growing sizes; what fell at a smaller one is not attacked again but for `pictures`."""
-    right = subject.judge(photos.pixels)[0][0].argmax(axis=1) == photos.labels
+    right = subject.verdict(photos.pixels).argmax(axis=1) == photos.labels
     still, stands = right.copy(), {}
     for epsilon in budget.linf:
         generator = generator_of(seed, f"compare/{epsilon}")
@@ -116,7 +116,7 @@ def _attack(subject: Subject, photos: Photos, budget: Budget, seed: int) -> _Att
                 generator=generator,
             )
             found = to_uint8(result.adversarial).cpu().numpy()
-            said = subject.judge(found)[0][0].argmax(axis=1)
+            said = subject.verdict(found).argmax(axis=1)
             still[rows] &= said == photos.labels[rows]
         stands[epsilon] = still.copy()
     parts = [

@@ -52,7 +52,7 @@ def probe(
 
 
 def _said(subject: Subject, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    result: npt.NDArray[np.int64] = subject.judge(pictures)[0][0].argmax(axis=1)
+    result: npt.NDArray[np.int64] = subject.verdict(pictures).argmax(axis=1)
     return result
 
 

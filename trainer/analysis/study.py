@@ -163,7 +163,7 @@ class Study:
             pictures = np.stack(
                 [corrupt(picture, kind, severity, generator) for picture in self.photos.pixels]
             )
-            served.append(self.subject.judge(pictures)[0][0])
+            served.append(self.subject.verdict(pictures))
             if severity == 3:
                 example = pictures[0]
         return {"served": np.stack(served), "example": example}
@@ -176,7 +176,7 @@ class Study:
         else:
             draw = STRANGERS[kind]
             pictures = np.stack([draw(photo, generator) for photo in self.photos.pixels])
-        return {"served": self.subject.judge(pictures)[0][0], "example": pictures[0]}
+        return {"served": self.subject.verdict(pictures), "example": pictures[0]}
 
     def _probe(self) -> Piece:
         rows = spread_over(self.photos.labels, self.rows, PHOTOS)

@@ -61,12 +61,19 @@ class Subject:
         As served: saved as PNG, decoded by serving's preprocessing, run through each ONNX file.
         Pictures of another size are judged as the preprocessing makes them, by PyTorch too.
         """
-        spec = self.manifest.preprocessing
-        decoded = np.stack([preprocess(png_bytes(picture), spec) for picture in pictures])
+        decoded = self._as_decoded(pictures)
         served = np.stack([runner.run(decoded)[0] for runner in self.runners.values()])
         parts = np.split(decoded, range(_BATCH, len(decoded), _BATCH))  # memory for any number
         logits = torch.cat([logits_of(self.model, self.images(part)) for part in parts])
         return served, torch.softmax(logits, dim=1).cpu().numpy()
+
+    def verdict(self, pictures: npt.NDArray[np.uint8]) -> Floats:
+        """[n, K]: `judge` as far as it is of the served fp32, in less than half of its time."""
+        return self.runners["fp32"].run(self._as_decoded(pictures))[0]
+
+    def _as_decoded(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        spec = self.manifest.preprocessing
+        return np.stack([preprocess(png_bytes(each, packed=False), spec) for each in pictures])
 
 
 def load_subject(repository: Repository, name: str, version: int, device: torch.device) -> Subject:
