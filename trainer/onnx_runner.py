@@ -50,7 +50,7 @@ class OnnxRunner:
         )
 
     def run(
-        self, images: npt.NDArray[np.uint8], batch_size: int | None = None
+        self, images: npt.NDArray[np.uint8 | np.float32], batch_size: int | None = None
     ) -> tuple[Floats, ...]:
         """In batches of `batch_size`, or as suits the cores; the last one may be smaller."""
         batch_size = batch_size or batch_for(len(images), self._at_once)

@@ -6,7 +6,11 @@ import torch
 
 from serving.storage import open_repository
 from trainer.analysis import compare, study
+from trainer.analysis.differentiable import input_gradient, logits_of
+from trainer.analysis.plans import plans
+from trainer.analysis.settings import BUDGETS
 from trainer.analysis.subject import load_subject
+from trainer.analysis.sweep import sweep
 
 
 @pytest.fixture
@@ -44,6 +48,37 @@ def test_the_verdict_is_the_served_part_of_a_judgement(subject):
     seen = batches_of(subject)
     assert np.array_equal(subject.verdict(pictures), served[0])
     assert seen == []
+
+
+def test_attacks_that_only_ask_are_answered_by_the_served_file(subject):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(9, 3, 32, 32, generator=generator)  # between the levels of a picture too
+    exact = logits_of(subject.model, images)
+    seen = batches_of(subject)
+    assert torch.allclose(logits_of(subject.asked, images), exact, atol=1e-4)
+    assert seen == []
+    for_gradients = input_gradient(subject.asked, images, lambda logits: logits[:, 0])
+    for found, expected in zip(
+        for_gradients,
+        input_gradient(subject.model, images, lambda logits: logits[:, 0]),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_square_asks_the_served_file(subject, monkeypatch):
+    plan = next(plan for plan in plans(BUDGETS["quick"]) if plan.name == "square")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    labels = subject.verdict(pictures).argmax(axis=1)
+    asked, answer = [], subject.asked.forward
+
+    def counting(images):
+        asked.append(len(images))
+        return answer(images)
+
+    monkeypatch.setattr(subject.asked, "forward", counting)
+    sweep(plan, subject, pictures, labels, 1 - labels, torch.Generator().manual_seed(0))
+    assert len(asked) > 3
 
 
 def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch):

@@ -14,6 +14,7 @@ from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.differentiable import logits_of
 from trainer.analysis.lattice import from_uint8
 from trainer.analysis.pictures import png_bytes
+from trainer.analysis.served_net import ServedNet
 from trainer.backbones import load_version
 from trainer.folding import folded
 from trainer.onnx_runner import OnnxRunner
@@ -28,6 +29,7 @@ class Subject:
     manifest: Manifest
     net: nn.Module  # as trained, for hooks: float [n, 3, S, S] in [0, 1] -> logits [n, K]
     model: nn.Module  # the same function made ready for many gradients
+    asked: nn.Module  # and for many answers without one
     runners: dict[str, OnnxRunner]  # by precision, fp32 first
 
     @property
@@ -81,12 +83,15 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
     net, manifest = load_version(repository, name, version)
     net.eval().requires_grad_(False).to(device)
     order = ["fp32", *sorted(set(manifest.variants) - {"fp32"})]
+    files = {
+        precision: repository.read_file(manifest, manifest.variants[precision].file)
+        for precision in order
+    }
+    model = folded(net)
     return Subject(
         manifest=manifest,
         net=net,
-        model=folded(net),
-        runners={
-            precision: OnnxRunner(repository.read_file(manifest, manifest.variants[precision].file))
-            for precision in order
-        },
+        model=model,
+        asked=ServedNet(model, files["fp32"]) if device.type == "cpu" else model,
+        runners={precision: OnnxRunner(file) for precision, file in files.items()},
     )

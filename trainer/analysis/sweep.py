@@ -63,6 +63,7 @@ def sweep(
     adversarial = pictures.copy()
     turned_at = np.full(n, sizes, np.int64)
     aim = targets if plan.targeted else None
+    model = subject.model if plan.white_box else subject.asked
     for e, epsilon in enumerate(plan.epsilons):
         if e > 0:  # a picture within the smaller ball lies within the larger one
             served[e], torched[e] = served[e - 1], torched[e - 1]
@@ -72,7 +73,7 @@ def sweep(
         goal = subject.goal(labels[rows], None if aim is None else aim[rows])
         ball = Ball(norm=plan.norm, epsilon=epsilon)
         images = subject.images(pictures[rows])
-        result = plan.attack(subject.model, images, goal, ball, generator)
+        result = plan.attack(model, images, goal, ball, generator)
         found = to_uint8(result.adversarial).cpu().numpy()
         served[e][:, rows], torched[e][rows] = subject.judge(found)
         said = served[e, 0, rows].argmax(axis=1)
