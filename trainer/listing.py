@@ -11,7 +11,7 @@ from serving.errors import InvalidRequest, first_line, lacks
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
 from trainer.shards import Track, find_shard_photos, is_shards
-from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes
+from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes, split_of
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "label", "split")
@@ -67,12 +67,12 @@ def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
     path, label, given = (
         _text(row.get(name), f"{name} in row {number} of {table}") for name in COLUMNS
     )
-    split = given or None
+    split = split_of(given)
     if not path or not label:
         raise InvalidData(f"row {number} of {table} has no {'label' if path else 'path'}")
-    if split is not None and split not in SPLITS:
+    if given and split is None:
         raise InvalidData(
-            f"row {number} of {table} has the split {split!r}; expected {', '.join(SPLITS)} or none"
+            f"row {number} of {table} has the split {given!r}; expected {', '.join(SPLITS)} or none"
         )
     return Found(path=table.parent / path, file=path, label=label, split=split)
 

@@ -62,7 +62,7 @@ def find_files(root: Path) -> list[Found]:
 
 
 def split_of(folder: str) -> str | None:
-    """The split that a folder of that name holds; None: it is a class, or something else."""
+    """The split that a folder, or a row of a table, of that name is of; None: no split's name."""
     return FOLDER_SPLIT.get(folder.lower())
 
 

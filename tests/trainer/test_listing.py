@@ -30,6 +30,12 @@ def test_paths_labels_and_splits_are_read(tmp_path: Path):
     assert found[1].path == tmp_path / "b" / "0.jpg" and labels_of(found) == ("cat", "dog")
 
 
+def test_splits_may_be_called_as_folders_may(tmp_path: Path):
+    rows = "a,x,TRAIN\nb,y,Training\nc,x,valid\nd,y,VALIDATION\ne,x,Test\nf,y,testing\n"
+    found = find_photos(table(tmp_path, f"path,label,split\n{rows}"))
+    assert [each.split for each in found] == ["train", "train", "val", "val", "test", "test"]
+
+
 def test_without_splits_there_are_none(tmp_path: Path):
     found = find_photos(table(tmp_path, "path,label\na.jpg,x\nb.jpg,y\n"))
     assert {each.split for each in found} == {None}
