@@ -28,6 +28,8 @@ from serving.places import Place
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 # A job ends when no photo has been answered for so long, seconds: a rolling restart takes less.
 PATIENCE_S = 60.0
+# If so many photos, spread over a job, can't be read, none can.
+_TRIED = 100
 
 
 class Patience:
@@ -46,6 +48,40 @@ class Patience:
         if self._silent_since is None:
             self._silent_since = now
         return now - self._silent_since > self._limit_s
+
+
+class Photos:
+    """Those of a job. Where none can be read, that is no fault of one of them."""
+
+    def __init__(self, source: Place, keys: Sequence[str]) -> None:
+        self._source, self._keys = source, keys
+        self._some_can_be_read = len(keys) == 1  # or there is but the one
+        self._trying = asyncio.Lock()
+
+    async def read(self, key: str) -> bytes:
+        """Raises OSError where this one can't be read, Unavailable where none can."""
+        try:
+            photo = await asyncio.to_thread(self._source.read, key)
+        except OSError:
+            async with self._trying:
+                if not self._some_can_be_read:
+                    await asyncio.to_thread(self._require_some)
+                    self._some_can_be_read = True
+            raise
+        self._some_can_be_read = True
+        return photo
+
+    def _require_some(self) -> None:
+        tried = self._keys[:: -(-len(self._keys) // _TRIED)]
+        for key in tried:
+            try:
+                self._source.read(key)
+                return
+            except OSError as error:
+                last = error
+        raise Unavailable(
+            f"the photos in {self._source.location} can't be read: {last} ({len(tried)} were tried)"
+        ) from last
 
 
 async def run_job(
@@ -67,7 +103,7 @@ async def run_job(
     NotFound, ...: whatever is no fault of one photo ends the job, to be gone on with later.
     """
     there = await asyncio.to_thread(out.files)
-    patience = Patience(patience_s)
+    patience, photos = Patience(patience_s), Photos(source, keys)
     failed = 0
     for index in range(share.rank, plan.parts, share.of):
         part = keys[index * plan.part_photos : (index + 1) * plan.part_photos]
@@ -78,7 +114,7 @@ async def run_job(
             slots = asyncio.Semaphore(in_flight)
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(_classify(client, plan, key, source, slots, patience))
+                    group.create_task(_classify(client, plan, key, photos, slots, patience))
                     for key in part
                 ]
             rows = [task.result() for task in tasks]
@@ -92,13 +128,13 @@ async def _classify(
     client: AsyncClient,
     plan: Plan,
     key: str,
-    source: Place,
+    photos: Photos,
     slots: asyncio.Semaphore,
     patience: Patience,
 ) -> dict[str, object]:
     async with slots:
         try:
-            photo = await asyncio.to_thread(source.read, key)
+            photo = await photos.read(key)
         except OSError as error:
             return row_of(key, None, f"can't be read: {error}")
         wait_s = FIRST_WAIT_S

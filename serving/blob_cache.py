@@ -65,9 +65,7 @@ class BlobCache:
         used longest ago; a file that is open stays readable, one that is gone is downloaded again.
         What can't be removed stays, as on a disk that is read-only.
         """
-        for file in (*self.root.glob("sha256/*"), *self.root.glob("partial/*")):
-            with suppress(OSError):
-                remove_old([file], UNUSED_S)
+        remove_old((*self.root.glob("sha256/*"), *self.root.glob("partial/*")), UNUSED_S)
         if self._most_bytes is None:
             return
         left = self._most_bytes

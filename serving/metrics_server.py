@@ -21,7 +21,8 @@ class MetricsServer:
     def __init__(
         self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]
     ) -> None:
-        """Raises Unavailable if the port can't be had."""
+        """host: 0.0.0.0 is every address, also those of IPv6, as gRPC has it. Raises Unavailable if
+        the port can't be had."""
 
         class Handler(BaseHTTPRequestHandler):
             timeout = _STALLED_S
@@ -53,8 +54,9 @@ class MetricsServer:
                 """A scrape every few seconds is no news."""
 
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._server = _Server(family, (host, port), Handler)
+            where = "::" if host == "0.0.0.0" and socket.has_dualstack_ipv6() else host
+            family = socket.AF_INET6 if ":" in where else socket.AF_INET
+            self._server = _Server(family, (where, port), Handler)
         except OSError as error:
             raise Unavailable(
                 f"can't serve metrics on {host}:{port}: {error.strerror or error}"
@@ -90,6 +92,11 @@ class _Server(ThreadingHTTPServer):
     ) -> None:
         self.address_family = family
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:  # whatever the system's default is
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A scraper that went away in the middle is its own affair."""

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +31,8 @@ from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
 
+_READERS = 16  # threads
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parsed(arguments)
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(repository: Repository, options: argparse.Namespace) -> None:
-    rows = [row for name in repository.names() for row in _summaries(repository, name)]
+    rows = _rows(repository)
     if options.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
@@ -74,25 +77,36 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
     print(aligned(lines))
 
 
-def _summaries(repository: Repository, name: str) -> list[dict[str, Any]]:
-    rows, versions = [], repository.versions(name)
+def _rows(repository: Repository) -> list[dict[str, Any]]:
+    """Of all versions. Read side by side: in a bucket each waits for several answers."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        looks = readers.map(lambda name: _look(repository, name), repository.names())
+        versions = [(name, version, named) for name, found, named in looks for version in found]
+        rows = readers.map(lambda version: _summary(repository, *version), versions)
+        return [row for row in rows if row is not None]
+
+
+def _look(repository: Repository, name: str) -> tuple[str, list[int], Mapping[str, int] | str]:
+    """The name, its versions and its aliases, or why these can't be read."""
+    versions = repository.versions(name)
     try:
-        named = repository.named(name)
+        return name, versions, repository.named(name)
     except BrokenVersion as error:
-        return [{"name": name, "version": v, "problem": str(error)} for v in versions]
-    for version in versions:
-        with suppress(NotFound):  # removed since it was found
-            rows.append(_summary(repository, name, version, named))
-    return rows
+        return name, versions, str(error)
 
 
 def _summary(
-    repository: Repository, name: str, version: int, named: Mapping[str, int]
-) -> dict[str, Any]:
+    repository: Repository, name: str, version: int, named: Mapping[str, int] | str
+) -> dict[str, Any] | None:
+    """None where it has been removed since it was found."""
+    if isinstance(named, str):
+        return {"name": name, "version": version, "problem": named}
     try:
         manifest = repository.manifest(name, version)
     except BrokenVersion as error:
         return {"name": name, "version": version, "problem": str(error)}
+    except NotFound:
+        return None
     aliases = [alias for alias, target in named.items() if target == version]
     metrics = manifest.variants["fp32"].metrics
     return {

@@ -372,12 +372,18 @@ class Repository:
         return {alias: version for alias, version in named.items() if version in versions}
 
     def named(self, name: str) -> dict[str, int]:
-        """Alias -> version, sorted, whether or not that is there. Raises BrokenVersion."""
-        return {
-            alias: history[0]
-            for alias in sorted(self._alias_names(check_name(name)))
-            if NAME.fullmatch(alias) and (history := self._alias_history(name, alias))
-        }
+        """Alias -> version, sorted, whether or not that is there. Raises BrokenVersion, of all that
+        are malformed."""
+        found, problems = {}, []
+        for alias in sorted(filter(NAME.fullmatch, self._alias_names(check_name(name)))):
+            try:
+                if history := self._alias_history(name, alias):
+                    found[alias] = history[0]
+            except BrokenVersion as error:
+                problems.append(str(error))
+        if problems:
+            raise BrokenVersion("; ".join(problems))
+        return found
 
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""

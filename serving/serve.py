@@ -42,9 +42,10 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    server = Server(settings)
     if worker_index() is not None:
         when_parent_ends(stopped.set)
-    server = Server(settings)
+        tell_parent(lambda: server.ready)
     try:
         stop = asyncio.ensure_future(stopped.wait())
         beginning = asyncio.ensure_future(begin(server))
@@ -52,8 +53,6 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
         if beginning.done():
             port, catalogue = beginning.result()
             announce(settings, port, described(catalogue))
-            if worker_index() is not None:
-                tell_parent(lambda: server.ready)
             following = asyncio.ensure_future(follow(hung_up, reread, server.reconfigure))
             await stop
             following.cancel()

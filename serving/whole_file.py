@@ -49,16 +49,16 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what processes killed within `replaced(path)` have left. Raises OSError."""
+    """Remove what processes killed within `replaced(path)` have left, as far as that can be."""
     pattern = f"{_PREFIX}{glob.escape(path.name[:_NAMED])}-*{_SUFFIX}"
     remove_old(path.parent.glob(pattern), _LEFT)
 
 
 def remove_old(paths: Iterable[Path], age_s: float) -> None:
-    """Remove those files and folders that were last changed longer ago than that. Raises OSError
-    where a file can't be removed; of a folder what can't stays."""
+    """Remove those files and folders that were last changed longer ago than that. What can't be
+    removed stays."""
     for path in paths:
-        with suppress(FileNotFoundError):  # another process was faster, or renamed it
+        with suppress(OSError):  # another process was faster; another user's; a read-only disk
             if time.time() - path.stat().st_mtime > age_s:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ from serving.settings import ServerSettings
 
 INDEX = "PAWPRINT_WORKER"
 SETTINGS = "PAWPRINT_WORKER_SETTINGS"
-# What the parent is told of so often, once calls are taken.
+# What the parent is told of so often, from the loading on.
 BEAT_S = 1.0
 ANSWERS, CAN_NOT_ANSWER = b"+", b"-"
 
@@ -45,11 +45,12 @@ def tell_parent(answers: Callable[[], bool]) -> None:
     """From now on tell the parent again and again that this event loop runs, and what `answers`
     says: whether calls can be answered."""
     loop, descriptor = asyncio.get_running_loop(), sys.stdout.fileno()
-    os.set_blocking(descriptor, False)
 
     def beat() -> None:
+        os.set_blocking(descriptor, False)  # for this alone: the line of `announce` may be long
         with suppress(OSError):  # one that is stopped does not read, one that is gone never will
             os.write(descriptor, ANSWERS if answers() else CAN_NOT_ANSWER)
+        os.set_blocking(descriptor, True)
         loop.call_later(BEAT_S, beat)
 
     beat()

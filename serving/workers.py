@@ -33,7 +33,7 @@ from serving.storage import open_repository
 from serving.tls import server_credentials
 from serving.tokens import read_tokens
 from serving.version_policy import read_policy
-from serving.worker import ANSWERS, BEAT_S, INDEX, SETTINGS
+from serving.worker import ANSWERS, BEAT_S, CAN_NOT_ANSWER, INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ SOUND_AFTER_S = 60.0
 # One that is silent at so many looks in a row, or says that it can't answer while others can, is
 # replaced. However busy it is, or whatever it loads, its event loop never stands still so long.
 PATIENCE = 30
+# Until it is heard for the first time it may be silent at so many: its modules may come from a disk
+# that is slow.
+FIRST_PATIENCE = 300
 # One that still lives so long after its own hard limit is killed.
 MARGIN_S = 3.0
 
@@ -104,7 +107,7 @@ class Worker:
         self.answers = False  # as it said last
 
     async def start(self) -> str:
-        """Returns what the worker says once it serves; "" if it ended before that.
+        """Returns what the worker says once it serves; "" if it ended before that, or hung.
 
         Raises Unavailable if there can be no process now.
         """
@@ -119,13 +122,25 @@ class Worker:
             )
         except OSError as error:
             raise Unavailable(f"worker {self._index} can't be started: {error}") from error
-        assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode().strip()
+        line = await self._line()
         self._serves = bool(line)
         if self._serves and self._hung_up:
             self._hung_up = False
             self.signal(signal.SIGHUP)
         return line
+
+    async def _line(self) -> str:
+        """What it says after the beats of its loading. One that hangs meanwhile is killed."""
+        said, silent = b"", 0
+        while b"\n" not in said:
+            heard = await self._said(within_s=BEAT_S)
+            if heard == b"":
+                return ""
+            said += heard or b""
+            silent = 0 if heard else silent + 1
+            if silent == (PATIENCE if said else FIRST_PATIENCE):
+                self._kill_silent(silent)
+        return said.partition(b"\n")[0].decode().lstrip((ANSWERS + CAN_NOT_ANSWER).decode())
 
     async def ended(self) -> int:
         """Its exit status."""
@@ -164,31 +179,35 @@ class Worker:
         silent = unfit = 0
         while max(silent, unfit) < PATIENCE:
             await asyncio.sleep(BEAT_S)
-            said = await self._said()
+            said = await self._said(within_s=0) or b""  # what is there already
             self.answers = said.endswith(ANSWERS)
             silent = 0 if said else silent + 1
             if self.answers:
                 unfit = 0
             elif said and any(worker.answers for worker in workers):
                 unfit += 1
-        for_s = PATIENCE * BEAT_S
         if silent:
-            log.error("worker %d hangs: silent for %g s, it is killed", self._index, for_s)
-            self.signal(signal.SIGKILL)
+            self._kill_silent(silent)
         else:
+            for_s = PATIENCE * BEAT_S
             log.error(
                 "worker %d can't answer, as others can, for %g s: it ends", self._index, for_s
             )
             await self.stop(longest_stop_s(self._plan.settings.drain_s))
 
-    async def _said(self) -> bytes:
-        """Since it was last asked."""
+    def _kill_silent(self, looks: int) -> None:
+        for_s = looks * BEAT_S
+        log.error("worker %d hangs: silent for %g s, it is killed", self._index, for_s)
+        self.signal(signal.SIGKILL)
+
+    async def _said(self, *, within_s: float) -> bytes | None:
+        """Since it was last asked; None for nothing, b"" where it has ended."""
         assert self._process is not None and self._process.stdout is not None
         try:
-            async with asyncio.timeout(0):  # what is there already
+            async with asyncio.timeout(within_s):
                 return await self._process.stdout.read(2**16)
         except TimeoutError:
-            return b""
+            return None
 
     def signal(self, number: int) -> None:
         """SIGHUP waits until it serves: before, it would end it."""

@@ -54,9 +54,7 @@ class CachedFile:
         that nobody has used for long make room."""
         if self.path is None:
             return
-        for one in self.path.parent.glob(self._alike):
-            with suppress(OSError):  # another user's
-                remove_old([one], _DISUSED_S)
+        remove_old(self.path.parent.glob(self._alike), _DISUSED_S)
         try:
             sweep(self.path)
             with replaced(self.path) as file:

@@ -14,6 +14,9 @@ print(max(found) if found else sys.exit(f"error: there is no version of {sys.arg
   mv "$STATE/newest" "$STATE/version" || exit 75
 fi
 if [ ! -e "$STATE/passed" ]; then
-  analyze "$NAME/$(cat "$STATE/version")" --models "$FROM" "$@"
+  # sh as process 1 passes no signal on, and hears none while it waits for a command but by `wait`.
+  trap 'kill $!; exit 143' TERM
+  analyze "$NAME/$(cat "$STATE/version")" --models "$FROM" "$@" &
+  wait $!
   touch "$STATE/passed" || exit 75
 fi

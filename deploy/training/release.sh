@@ -1,5 +1,8 @@
 # Copy the version of $NAME that passed gate.sh from $FROM to $TO, and let `stable` name it there.
 set -eu
-copied=$(models copy "$NAME/$(cat "$STATE/version")" --models "$FROM" --to "$TO" --json)
-version=$(printf '%s' "$copied" | python -c 'import json, sys; print(json.load(sys.stdin)["version"])')
-models promote "$NAME/$version" --models "$TO"
+# sh as process 1 passes no signal on, and hears none while it waits for a command but by `wait`.
+trap 'kill $!; exit 143' TERM
+models copy "$NAME/$(cat "$STATE/version")" --models "$FROM" --to "$TO" --json >"$STATE/copied" &
+wait $!
+version=$(python -c 'import json, sys; print(json.load(sys.stdin)["version"])' <"$STATE/copied")
+exec models promote "$NAME/$version" --models "$TO"

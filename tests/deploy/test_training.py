@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from serving.repository import Repository
 from tests.conftest import ROOT
 from tests.deploy.test_manifests import PATH, pod_specs, rendered
+from tests.object_store import s3_environment
 from tests.tiny import build_version
 from trainer.cartoons import write_cartoons
 
@@ -181,6 +183,38 @@ def test_a_release_that_is_tried_again_is_of_the_same_version_and_copies_it_once
         copied, newest = bucket.manifest("pets", 2), models.manifest("pets", 2)
         assert copied.files == newest.files
         build_version(models.root, "pets", seed=7)  # trained in between
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another process 1")
+@pytest.mark.parametrize("which", ["initContainers", "containers"])
+def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str) -> None:
+    """Not when the kubelet kills it. Its sh is process 1 of the container: to such a process a
+    signal does nothing unless it has a trap for it."""
+    pytest.importorskip("s3fs")
+    (container,) = job("pawprint-release")["template"]["spec"][which]
+    state = tmp_path / "releases/one"
+    state.mkdir(parents=True)
+    (state / "version").write_text("2\n")
+    with socket.socket() as silent:  # a store that never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        as_first = [*("unshare", "--pid", "--fork", "--kill-child"), *container["command"]]
+        process = start(
+            container | {"command": as_first},
+            tmp_path,
+            **places(tmp_path) | {"FROM": "s3://bucket/models"},
+            **s3_environment(silent.getsockname()[1]),
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                os.kill(int(children.read_text()), signal.SIGTERM)
+                assert process.wait(10) == 143
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_a_broken_neighbour_of_whatever_letters_stops_no_release(tmp_path: Path) -> None:

@@ -140,6 +140,23 @@ def test_the_command_from_bucket_to_bucket(
     assert changed.returncode == 2 and "the photos are no longer those" in changed.stderr
 
 
+def test_photos_that_may_be_listed_and_not_read_end_the_job(
+    models: Path, photos: Path, start: Callable[..., ServerProcess], store: ObjectStore
+) -> None:
+    bucket = place(f"s3://{BUCKET}/photos")
+    for key in ("0.jpg", "1.jpg", "2.jpg"):
+        bucket.write(key, jpeg())
+    refuse(store, "photos/*")
+    server, flags = start(models), ["--out", f"s3://{BUCKET}/results.parquet"]
+    done = classify(server, f"s3://{BUCKET}/photos", *flags)
+    said = f"error: the photos in s3://{BUCKET}/photos can't be read: Access Denied. (3 were tried)"
+    assert (done.returncode, done.stderr) == (1, f"{said}\n")
+    refuse(store, "photos/0.jpg")
+    done = classify(server, f"s3://{BUCKET}/photos", *flags)
+    said = "1 of 3 photos could not be classified: see their rows\n"
+    assert (done.returncode, done.stderr) == (0, said)
+
+
 def test_credentials_that_are_refused_are_no_fault_of_a_photo(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

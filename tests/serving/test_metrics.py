@@ -241,6 +241,15 @@ def test_it_listens_on_ipv6_too() -> None:
         assert response.status == 200
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_every_address_is_one_of_ipv6_too() -> None:
+    """As of the port for calls: a cluster may have no other."""
+    with MetricsServer("0.0.0.0", 0, CollectorRegistry(), lambda: True) as server:
+        for host in ("127.0.0.1", "[::1]"):
+            with urllib.request.urlopen(f"http://{host}:{server.port}/readyz", timeout=10) as said:
+                assert said.status == 200
+
+
 def test_logs_are_json_lines_with_the_request_id(
     start: Callable[..., ServerProcess], models: Path
 ) -> None:

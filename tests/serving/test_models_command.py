@@ -1,10 +1,12 @@
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from serving.models import main
+from serving.modelspec import Manifest
 from serving.repository import Repository
 from tests.commands import unread
 from tests.tiny import build_version
@@ -156,3 +158,20 @@ def test_page(models, root: Path) -> None:
     assert status == 0 and out.strip() == str(root / "index.html")
     page = (root / "index.html").read_text()
     assert "birds" in page and "pets" in page
+
+
+def test_versions_are_read_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a bucket each waits for several answers."""
+    for seed in range(2):
+        build_version(tmp_path, "pets", seed=seed)
+    both, read = threading.Barrier(2, timeout=30), Repository.manifest
+
+    def manifest(repository: Repository, name: str, version: int) -> Manifest:
+        both.wait()
+        return read(repository, name, version)
+
+    monkeypatch.setattr(Repository, "manifest", manifest)
+    main(["list", "--models", str(tmp_path), "--json"])
+    assert [row["version"] for row in json.loads(capsys.readouterr().out)] == [1, 2]

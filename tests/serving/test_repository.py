@@ -172,10 +172,13 @@ def test_an_alias_of_a_version_that_is_gone_is_left_out(repository: Repository) 
     assert repository.resolve("pets") == 3
 
 
-def test_a_malformed_alias_is_named(repository: Repository) -> None:
-    repository.promote("pets", 1)
-    (repository.root / "pets/aliases/stable").write_text("one\n")
-    with pytest.raises(BrokenVersion, match="alias 'stable' of 'pets' is malformed"):
+def test_malformed_aliases_are_named(repository: Repository) -> None:
+    for alias in ("canary", "first", "stable"):
+        repository.promote("pets", 1, alias)
+    for alias in ("canary", "stable"):
+        (repository.root / "pets/aliases" / alias).write_text("one\n")
+    both = "alias 'canary' of 'pets' is malformed; alias 'stable' of 'pets' is malformed"
+    with pytest.raises(BrokenVersion, match=both):
         repository.aliases("pets")
 
 

@@ -221,6 +221,54 @@ def test_a_worker_that_hangs_is_replaced_and_costs_its_own_calls_alone(models: P
     assert status == 0 and err.count("hangs") == 1 and "Traceback" not in err
 
 
+def test_a_worker_that_hangs_before_it_serves_is_replaced(models: Path, start) -> None:
+    program = "import serving.workers as w; w.FIRST_PATIENCE = 15; "
+    program += "from serving.launch import serve; serve()"
+    flags = ["--workers", "2", "--control", "none"]
+    server: ServerProcess = start(models, *flags, program=("-c", program))
+    before = workers_of(server)
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: len(workers_of(server) - before) == 1)
+    (new,) = workers_of(server) - before
+    os.kill(new, signal.SIGSTOP)
+    until_said(server.log, "hangs: silent for 15 s, it is killed")
+    until_said(server.log, "serves again")
+    assert len(workers_of(server)) == 2 and new not in workers_of(server)
+    status, _, err = server.stop()
+    assert status == 0 and err.count("hangs") == 1
+
+
+def test_workers_that_hang_while_they_load_are_not_waited_for(tmp_path: Path) -> None:
+    pytest.importorskip("s3fs")
+    log = tmp_path / "log"
+    flags = ["--models", "s3://bucket/models", "--workers", "2", "--port", "0", "--device", "cpu"]
+    with socket.socket() as silent, log.open("w") as stderr:  # a store that never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, *flags],
+            cwd=ROOT,
+            env=os.environ | s3_environment(silent.getsockname()[1]),
+            stderr=stderr,
+        )
+        connections = []
+        try:
+            for _ in range(2):  # both load
+                connections.append(silent.accept()[0])
+            hanging, _ = sorted(children_of(process.pid))
+            os.kill(hanging, signal.SIGSTOP)
+            until_said(log, "hangs: silent for 6 s, it is killed")
+            until(lambda: len([pid for pid in children_of(process.pid) if running(pid)]) == 1)
+            process.terminate()
+            assert process.wait(30) == 0 and log.read_text().count("hangs") == 1
+        finally:
+            process.kill()
+            process.wait()
+            for connection in connections:
+                connection.close()
+
+
 def fails_on_white() -> onnx.ModelProto:
     """The tiny net, whose engine has an error where all of a batch is white."""
     model = tiny_model()

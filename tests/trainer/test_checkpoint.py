@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -425,6 +426,30 @@ def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path
         os.utime(path, (0, 0))
     assert checkpoints(tmp_path).load() is None
     assert [path.name.startswith(".x-full.ckpt-") for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_what_another_user_has_left_keeps_no_training_from_beginning():
+    """In a folder like /tmp, where nobody can remove the files of others."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o1777)
+        left = [folder / name for name in (".x.ckpt-a.tmp", *(f"x-{n:012}.ckpt" for n in range(3)))]
+        for path in left:
+            path.touch()
+            os.utime(path, (0, 0))
+        own = folder / ".x.ckpt-b.tmp"
+        own.touch()
+        os.utime(own, (0, 0))
+        os.chown(own, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            assert checkpoints(folder).load() is None
+            told: list[str] = []
+            assert Checkpoints(folder, "x", {}, tell=told.append).load() is None
+        finally:
+            os.seteuid(0)
+        assert {*folder.iterdir()} == {*left} and "Starting anew" in told[0]
 
 
 def test_not_asked_for_a_damaged_checkpoint_costs_no_training(photos: MakePhotos, tmp_path: Path):
