@@ -261,6 +261,25 @@ def test_onnx_runtime_knows_all_that_a_gpu_is_told(models: Path) -> None:
             assert [name for name in options if code.find(name.encode()) < 0] == []
 
 
+def test_the_folder_of_tensorrt_is_made_where_it_is_missing(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that has all libraries: what ONNX Runtime then says is not looked at."""
+    for asked in ("cuda_problem", "tensorrt_problem"):
+        monkeypatch.setattr(f"serving.engine.{asked}", lambda: None)
+
+    def load(folder: Path) -> None:
+        gpu = GpuSettings(tensorrt=str(folder))
+        load_engine(Repository(models), "pets", 1, device="cuda", cores=1, gpu=gpu)
+
+    with pytest.raises((Unavailable, BrokenVersion)):
+        load(tmp_path / "kept" / "engines")
+    assert (tmp_path / "kept" / "engines").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="the folder of --tensorrt can't be made: .*file"):
+        load(tmp_path / "file" / "engines")
+
+
 def test_a_missing_cudnn_is_named(tmp_path: Path) -> None:
     """All of CUDA is there, as far as the loader sees: copies of a small library, by its names.
     A link to ONNX Runtime, as that looks for NVIDIA's packages beside itself."""
