@@ -26,14 +26,23 @@ def cuda_problem() -> str | None:
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "the NVIDIA driver sees no GPU"
+    return library_problem()
+
+
+def library_problem() -> str | None:
+    """As cuda_problem, of the libraries of CUDA and cuDNN alone; loads them."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         onnxruntime.preload_dlls(msvc=False)
-    if said.getvalue():
-        return (
-            f"{said.getvalue().splitlines()[0]} "
-            "(pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries)"
-        )
+    problem = said.getvalue().partition("\n")[0]
+    if not problem:
+        # Newer ONNX Runtimes do without cuDNN, say nothing, and leave the CPU the convolutions.
+        try:
+            ctypes.CDLL("libcudnn.so.9")
+        except OSError as error:
+            problem = f"Failed to load libcudnn.so.9: {error}"
+    if problem:
+        return f"{problem} (pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries)"
     return None
 
 

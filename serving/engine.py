@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -127,6 +128,8 @@ def _open(opening: _Opening, device: str) -> Engine:
                 raise Unavailable(
                     f"TensorRT is asked for, but {missing}; leave out --tensorrt, or install it"
                 )
+            if opening.gpu.tensorrt:
+                _make_folder(opening.gpu.tensorrt)
             # ONNX Runtime answers a failure of CUDA with a session on the CPU: ask what it did.
             engine = _on_gpu(opening)
             if engine is not None:
@@ -138,6 +141,14 @@ def _open(opening: _Opening, device: str) -> Engine:
         if device == "cuda":
             raise Unavailable(f"CUDA is asked for, but {problem}; use --device cpu or auto")
     return _on_cpu(opening)
+
+
+def _make_folder(tensorrt: str) -> None:
+    """ONNX Runtime makes each version's folder in it, but nothing above that."""
+    try:
+        Path(tensorrt).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"the folder of --tensorrt can't be made: {error}") from error
 
 
 def _on_cpu(opening: _Opening) -> Engine:

@@ -1,5 +1,7 @@
+import _ctypes
 import mmap
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
 from serving.session import open_session
 from tests.commands import run_python
+from tests.conftest import ROOT
 from tests.tiny import build_version, golden_of, logits_of, softmax, tiny_model
 
 
@@ -256,3 +259,44 @@ def test_onnx_runtime_knows_all_that_a_gpu_is_told(models: Path) -> None:
             pytest.skip(f"this onnxruntime is built without {kind}")
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as code:
             assert [name for name in options if code.find(name.encode()) < 0] == []
+
+
+def test_the_folder_of_tensorrt_is_made_where_it_is_missing(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that has all libraries: what ONNX Runtime then says is not looked at."""
+    for asked in ("cuda_problem", "tensorrt_problem"):
+        monkeypatch.setattr(f"serving.engine.{asked}", lambda: None)
+
+    def load(folder: Path) -> None:
+        gpu = GpuSettings(tensorrt=str(folder))
+        load_engine(Repository(models), "pets", 1, device="cuda", cores=1, gpu=gpu)
+
+    with pytest.raises((Unavailable, BrokenVersion)):
+        load(tmp_path / "kept" / "engines")
+    assert (tmp_path / "kept" / "engines").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="the folder of --tensorrt can't be made: .*file"):
+        load(tmp_path / "file" / "engines")
+
+
+def test_a_missing_cudnn_is_named(tmp_path: Path) -> None:
+    """All of CUDA is there, as far as the loader sees: copies of a small library, by its names.
+    A link to ONNX Runtime, as that looks for NVIDIA's packages beside itself."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is built without CUDA")
+    folder = tmp_path / "libraries"
+    folder.mkdir()
+    libraries = onnxruntime._get_nvidia_dll_paths(False, cuda=True, cudnn=True)
+    *cuda, cudnn = [path[-1] for path in libraries]
+    assert cudnn == "libcudnn.so.9"
+    for name in cuda:
+        shutil.copy(_ctypes.__file__, folder / name)
+    (folder / "onnxruntime").symlink_to(Path(onnxruntime.__file__).parent)
+    paths = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    done = run_python(
+        "-c",
+        "from serving.device import library_problem; print(library_problem())",
+        env=os.environ | paths,
+    )
+    assert done.stdout.startswith("Failed to load libcudnn.so.9: "), done
