@@ -1,8 +1,10 @@
 """State dicts: read from a file without running what is in it, and fitted to a net."""
 
+import argparse
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -12,22 +14,40 @@ from serving.errors import InvalidRequest, first_line, listed
 
 State = Mapping[str, torch.Tensor]
 
+_WITHIN = ("state_dict", "model_state_dict", "model")  # of a checkpoint; the last torchvision's own
+_WRAPPERS = ("module.", "_orig_mod.")  # before each name: of DataParallel, of torch.compile
+
 
 def read_state(path: Path) -> State:
-    """The tensors of a .safetensors file or of a state dict of torch. Raises InvalidRequest."""
+    """The tensors of a .safetensors file or of a state dict of torch, one in a checkpoint as well.
+
+    Raises InvalidRequest.
+    """
     if not path.is_file():
         raise InvalidRequest(f'no weights file {path}; give a file, "imagenet" or "none"')
     try:
         if path.suffix == ".safetensors":
-            tensors: State = load_file(path)
-            return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return _unwrapped(load_file(path))
+        # A checkpoint of torchvision's recipe holds its flags.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on other bytes
         raise InvalidRequest(
-            f"{path} can't be read as a state dict: {first_line(error)[:160]}"
+            f"{path} can't be read as a state dict: {first_line(error)[:160]}; one is written by "
+            "torch.save(model.state_dict(), FILE)"
         ) from error
+    if isinstance(state, dict):
+        state = next((state[name] for name in _WITHIN if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InvalidRequest(f"{path} is not a state dict: expected a dict of name to tensor")
+    return _unwrapped(state)
+
+
+def _unwrapped(state: dict[str, Any]) -> State:
+    """With the names that the net itself has."""
+    for wrapper in _WRAPPERS:
+        if state and all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     return state
 
 

@@ -1,5 +1,6 @@
 """Nets of torchvision as classifiers of ours: the same features, another head."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,34 @@ def test_weights_that_are_no_state_dict(tmp_path: Path):
     refuse("is not a state dict: expected a dict", weights=str(tmp_path / "list.pth"))
     torch.save(get_model("squeezenet1_1", weights=None), tmp_path / "module.pth")
     refuse("can't be read as a state dict", weights=str(tmp_path / "module.pth"))
+
+
+def in_checkpoint(state: dict[str, torch.Tensor], kind: str) -> dict[str, object]:
+    """As the reference recipes of torchvision and timm save it."""
+    rest = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    return {kind: state, **rest}
+
+
+@pytest.mark.parametrize("kind", ["model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_state_dict_within_a_checkpoint_or_of_a_wrapped_net(
+    tmp_path: Path, kind: str, wrapper: str
+) -> None:
+    state = get_model("squeezenet1_1", weights=None).state_dict()
+    torch.save(state, tmp_path / "bare.pth")
+    wrapped = {wrapper + name: tensor for name, tensor in state.items()}
+    torch.save(in_checkpoint(wrapped, kind), tmp_path / "checkpoint.pth")
+    with torch.inference_mode():
+        one, other = (
+            build("squeezenet1_1", 4, 64, str(tmp_path / file)).features(images())
+            for file in ("bare.pth", "checkpoint.pth")
+        )
+    assert torch.equal(one, other)
+
+
+def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "other.pth")
+    refuse("is not a state dict: expected a dict", weights=str(tmp_path / "other.pth"))
 
 
 def test_tiny_has_no_imagenet_weights():
