@@ -23,6 +23,7 @@ class Plan:
     count: int
     digest: str  # sha256 over their names and stamps
     model: str
+    asked: str  # for which version, number or alias; empty: the default
     version: int
     top_k: int
     part_photos: int
@@ -54,11 +55,12 @@ class Share:
         return f"{self.rank}/{self.of}"
 
 
-def agree(wanted: Plan, out: Place, *, version_given: bool, labels: int) -> Plan:
+def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
     """The plan of the job in `out`, which this call begins or goes on with.
 
-    A version that was not asked for is the one that the job began with. labels: how many the
-    wanted version has. Raises InvalidRequest if `out` holds something else.
+    Where no version is asked for, or what the job began with, its version stays, wherever a
+    promotion has moved the alias meanwhile. labels: how many the wanted version has. Raises
+    InvalidRequest if `out` holds something else.
     """
     files = out.files()
     try:
@@ -75,8 +77,9 @@ def agree(wanted: Plan, out: Place, *, version_given: bool, labels: int) -> Plan
             ) from None
         out.create(PLAN, (json.dumps(dataclasses.asdict(wanted), indent=2) + "\n").encode())
         begun = _read(out)  # that of another machine, if it was first
-    if not version_given:
+    if wanted.asked in ("", begun.asked):
         wanted = dataclasses.replace(wanted, version=begun.version)
+    wanted = dataclasses.replace(wanted, asked=begun.asked)
     for field in dataclasses.fields(Plan):
         was, now = getattr(begun, field.name), getattr(wanted, field.name)
         if was == now:

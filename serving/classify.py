@@ -131,17 +131,12 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
             count=len(photos),
             digest=digest_of(photos),
             model=described.model,
+            asked=options.version,
             version=described.version,
             top_k=options.top_k,
             part_photos=PART_PHOTOS,
         )
-        plan = await asyncio.to_thread(
-            agree,
-            wanted,
-            out,
-            version_given=bool(options.version),
-            labels=len(described.labels),
-        )
+        plan = await asyncio.to_thread(agree, wanted, out, labels=len(described.labels))
         mine = sum(
             min(plan.part_photos, plan.count - index * plan.part_photos)
             for index in range(share.rank, plan.parts, share.of)

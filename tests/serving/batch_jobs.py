@@ -10,8 +10,8 @@ from serving.places import Place
 
 def plan_of(source: Place, **changes) -> Plan:
     photos = source.photos()
-    settings = {"photos": source.location, "model": "pets", "version": 1, "top_k": 2}
-    settings |= {"part_photos": 4} | changes
+    settings = {"photos": source.location, "model": "pets", "asked": ""}
+    settings |= {"version": 1, "top_k": 2, "part_photos": 4} | changes
     return Plan(count=len(photos), digest=digest_of(photos), **settings)
 
 

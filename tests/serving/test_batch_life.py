@@ -122,7 +122,7 @@ def test_a_version_that_is_no_longer_served_is_named_with_the_way_out(
     build_version(models, "pets", seed=2)
     source, out = Folder(photos), tmp_path / "out"
     plan = plan_of(source, part_photos=PART_PHOTOS, top_k=1)
-    agree(plan, Folder(out), version_given=True, labels=2)
+    agree(plan, Folder(out), labels=2)
     newer = start(models)  # the newest alone: version 2
     with pytest.raises(BaseExceptionGroup) as ended:
         asyncio.run(job(newer.address, source, out, patience_s=1))

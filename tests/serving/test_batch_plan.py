@@ -25,18 +25,17 @@ def photos(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "photos")
 
 
-def begin(wanted: Plan, out: Place, version_given: bool = False) -> Plan:
-    return agree(wanted, out, version_given=version_given, labels=LABELS)
+def begin(wanted: Plan, out: Place) -> Plan:
+    return agree(wanted, out, labels=LABELS)
 
 
 def test_another_job_in_the_same_place_is_refused(photos: Folder, tmp_path: Path) -> None:
     out = Folder(tmp_path / "out")
     first = plan_of(photos)
     assert begin(first, out) == first
-    later = plan_of(photos, version=2)
-    assert begin(later, out) == first
+    assert begin(plan_of(photos, version=2), out) == first
     with pytest.raises(InvalidRequest, match="another version: 1, not 2"):
-        begin(later, out, version_given=True)
+        begin(plan_of(photos, version=2, asked="2"), out)
     (tmp_path / "photos/3.jpg").write_bytes(jpeg())
     with pytest.raises(InvalidRequest, match="another count: 3, not 4"):
         begin(plan_of(photos), out)
@@ -44,6 +43,21 @@ def test_another_job_in_the_same_place_is_refused(photos: Folder, tmp_path: Path
     (tmp_path / "full/thesis.doc").write_text("")
     with pytest.raises(InvalidRequest, match="must be empty"):
         begin(first, Folder(tmp_path / "full"))
+
+
+def test_a_job_that_began_with_an_alias_goes_on_where_that_has_moved(
+    photos: Folder, tmp_path: Path
+) -> None:
+    """As a Job's pod does that is started anew after a promotion."""
+    out = Folder(tmp_path / "out")
+    first = plan_of(photos, asked="stable")
+    assert begin(first, out) == first
+    assert begin(plan_of(photos, asked="stable", version=2), out) == first
+    for same in ("1", "canary"):
+        assert begin(plan_of(photos, asked=same), out) == first
+    for other in ("2", "canary"):
+        with pytest.raises(InvalidRequest, match="another version: 1, not 2"):
+            begin(plan_of(photos, asked=other, version=2), out)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{", b"[" * 100_000, b"\xff\xfe\x00"])
