@@ -52,9 +52,9 @@ def _first_process() -> bool:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C ends the process as it would end any other, without a traceback: packages take seconds
-    to import, and numpy makes an ImportError of it."""
+    to import, and numpy makes an ImportError of it; a pool would wait for its threads."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end if _first_process() else signal.SIG_DFL)
@@ -75,7 +75,7 @@ def go_on(module: str, extra: str, *arguments: object) -> int:
     for a package that is missing or can't be loaded."""
     loading = True
     try:
-        with _interruptible():
+        with interruptible():
             main = importlib.import_module(module).main
         loading = False
         return int(main(*arguments) or 0)

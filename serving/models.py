@@ -26,6 +26,7 @@ from serving.errors import (
     PawprintError,
     Unavailable,
 )
+from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
 from serving.page import render_page
 from serving.repository import Repository
@@ -79,7 +80,7 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
 
 def _rows(repository: Repository) -> list[dict[str, Any]]:
     """Of all versions. Read side by side: in a bucket each waits for several answers."""
-    with ThreadPoolExecutor(_READERS) as readers:
+    with interruptible(), ThreadPoolExecutor(_READERS) as readers:
         looks = readers.map(lambda name: _look(repository, name), repository.names())
         versions = [(name, version, named) for name, found, named in looks for version in found]
         rows = readers.map(lambda version: _summary(repository, *version), versions)

@@ -2,20 +2,22 @@
 # the arguments given. $STATE, of this Job alone, keeps which it is and that it passed. Where the volume
 # or the repository can't be used the status is 75: try again.
 set -eu
+# sh as process 1 hears no signal but by a trap, and while it waits for a command but by `wait`; what
+# still runs ends with it.
+trap 'exit 143' TERM
 mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
+  models list --models "$FROM" --json >"$STATE/listed" &
+  wait $! || exit 75
   : >"$STATE/newest" || exit 75
-  listed=$(models list --models "$FROM" --json) || exit 75
-  printf '%s' "$listed" | python -c '
+  python -c '
 import json, sys
 found = [row["version"] for row in json.load(sys.stdin) if row["name"] == sys.argv[1]]
 print(max(found) if found else sys.exit(f"error: there is no version of {sys.argv[1]}"))
-' "$NAME" >"$STATE/newest"
+' "$NAME" <"$STATE/listed" >"$STATE/newest"
   mv "$STATE/newest" "$STATE/version" || exit 75
 fi
 if [ ! -e "$STATE/passed" ]; then
-  # sh as process 1 passes no signal on, and hears none while it waits for a command but by `wait`.
-  trap 'kill $!; exit 143' TERM
   analyze "$NAME/$(cat "$STATE/version")" --models "$FROM" "$@" &
   wait $!
   touch "$STATE/passed" || exit 75

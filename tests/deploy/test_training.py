@@ -186,15 +186,19 @@ def test_a_release_that_is_tried_again_is_of_the_same_version_and_copies_it_once
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another process 1")
-@pytest.mark.parametrize("which", ["initContainers", "containers"])
-def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "chosen"),
+    [("initContainers", False), ("initContainers", True), ("containers", True)],
+)
+def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str, chosen: bool) -> None:
     """Not when the kubelet kills it. Its sh is process 1 of the container: to such a process a
     signal does nothing unless it has a trap for it."""
     pytest.importorskip("s3fs")
     (container,) = job("pawprint-release")["template"]["spec"][which]
     state = tmp_path / "releases/one"
     state.mkdir(parents=True)
-    (state / "version").write_text("2\n")
+    if chosen:
+        (state / "version").write_text("2\n")
     with socket.socket() as silent:  # a store that never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -215,6 +219,20 @@ def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str) -> N
         finally:
             process.kill()
             process.communicate()
+
+
+def test_a_gate_that_is_stopped_as_its_analysis_ends_is_tried_again(tmp_path: Path) -> None:
+    state, programs = tmp_path / "releases/one", tmp_path / "programs"
+    state.mkdir(parents=True)
+    programs.mkdir()
+    (state / "version").write_text("2\n")
+    for name, line in (("analyze", "exit 0"), ("touch", "kill -TERM $PPID")):
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    (container,) = job("pawprint-release")["template"]["spec"]["initContainers"]
+    command = ["env", f"PATH={programs}:{PATH}", *container["command"]]
+    status, said = ended(start(container | {"command": command}, tmp_path, **places(tmp_path)))
+    assert (status, said) == (143, "") and status not in final_statuses("pawprint-release")
 
 
 def test_a_broken_neighbour_of_whatever_letters_stops_no_release(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from serving.models import main
 from serving.modelspec import Manifest
 from serving.repository import Repository
-from tests.commands import unread
+from tests.commands import run_python, unread
 from tests.tiny import build_version
 
 
@@ -175,3 +176,22 @@ def test_versions_are_read_side_by_side(
     monkeypatch.setattr(Repository, "manifest", manifest)
     main(["list", "--models", str(tmp_path), "--json"])
     assert [row["version"] for row in json.loads(capsys.readouterr().out)] == [1, 2]
+
+
+SILENT = """
+import os, signal, sys, threading
+from serving.models import main
+from serving.repository import Repository
+def manifest(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+Repository.manifest = manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+main(["list", "--models", sys.argv[1]])
+"""
+
+
+def test_ctrl_c_waits_for_no_version_that_is_being_read(root: Path) -> None:
+    """As of a bucket that is silent."""
+    done = run_python("-c", SILENT, root, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
