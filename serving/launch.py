@@ -64,7 +64,19 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def _open_standard_descriptors() -> None:
+    """One that is closed (`2>&-`) would be the next file's or connection's, into which libraries
+    would then write their messages, and which uvloop aborts at instead of closing it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest that is free is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def _start(module: str, extra: str) -> int:
+    _open_standard_descriptors()
     if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
     return go_on(module, extra)

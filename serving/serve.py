@@ -88,6 +88,7 @@ async def check(settings: ServerSettings) -> bool:
     try:
         await server.load()
         states, problems = server.control.states(), server.control.problems()
+        idle = server.control.without_effect()
     finally:
         await server.close()
     for state in states:
@@ -95,8 +96,8 @@ async def check(settings: ServerSettings) -> bool:
         aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
         reason = f": {state.reason}" if state.reason else ""
         print(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}")
-    for problem in problems:
-        print(problem)
+    for line in (*problems, *idle):
+        print(line)
     return not problems and all(state.state == "serving" for state in states)
 
 

@@ -1,10 +1,11 @@
-"""What the settings ask for and is not there: said by `serve --check`, and logged at run time."""
+"""What the settings ask for and is not there, or has no effect: said by `serve --check`, and logged
+at run time."""
 
 from collections.abc import Iterator, Mapping
 
 from serving.control_settings import ControlSettings
 from serving.loading import LoadedModel
-from serving.splits import read_splits
+from serving.splits import Split, read_splits
 from serving.version_policy import read_policy
 from serving.wiring import version_of
 
@@ -12,6 +13,32 @@ from serving.wiring import version_of
 def unmet(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
     """One sentence each. A version that is refused is there: its own state says why."""
     return [*_versions(models, settings), *_splits(models, settings)]
+
+
+def without_effect(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
+    """One sentence for each canary and shadow that is the version which calls get in any case, as
+    after a promotion: nothing is missing, but neither is anything tried."""
+    canaries = read_splits(settings.canary, "canary")
+    said, tried = [], set()
+    for name, split in canaries.items():
+        if split.share and (model := models.get(name)):
+            if _is_default(split, model):
+                said.append(f"canary of {name}: {split.reference} is what all calls get already")
+            else:
+                tried.add(name)
+    for name, split in read_splits(settings.shadow, "shadow").items():
+        # The calls of a canary are copied to it all the same.
+        if split.share and name not in tried and (model := models.get(name)):
+            if _is_default(split, model):
+                said.append(
+                    f"shadow of {name}: {split.reference} answers the calls itself, and gets no "
+                    "copies of them"
+                )
+    return said
+
+
+def _is_default(split: Split, model: LoadedModel) -> bool:
+    return version_of(split, model) == model.default_version != 0
 
 
 def _versions(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:

@@ -37,6 +37,8 @@ from tests.serving.held_model import HeldModel, until
 from tests.serving.test_service import request
 from tests.tiny import build_version
 
+SERVE = ("-m", "serving.serve")
+
 Status = health_pb2.HealthCheckResponse
 
 
@@ -185,6 +187,21 @@ def test_signals_upon_signals_change_no_status(models: Path, start, workers: str
         time.sleep(0.002)  # it has to do more than to take them
     status, _, err = server.stop()
     assert status == 0 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_server_whose_standard_streams_are_closed_ends_with_status_0(
+    models: Path, start, closed: str
+) -> None:
+    """uvloop aborts where it has to close what got one of their numbers."""
+    script = f'exec "$@" {closed}'
+    server = start(models, python="sh", program=("-c", script, "sh", sys.executable, *SERVE))
+    for number in range(3):
+        assert not os.readlink(f"/proc/{server.process.pid}/fd/{number}").startswith("anon")
+    with Client(server.address) as client:
+        assert client.classify([jpeg()], model="pets").version == 1
+    status, _, _ = server.stop()
+    assert status == 0
 
 
 def test_a_stop_is_the_same_where_no_thread_can_be_had(models: Path, start) -> None:

@@ -66,6 +66,25 @@ def test_canary_and_shadow_of_one_version_are_refused() -> None:
         ServerSettings(canary="pets=2:1", shadow="pets=2:1")
 
 
+async def test_a_split_to_what_calls_get_already_is_told(
+    two: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"control": "none", "canary": "pets=canary:0.1", "shadow": "pets=1:1"}
+    canary = "canary of pets: canary is what all calls get already"
+    shadow = "shadow of pets: 1 answers the calls itself, and gets no copies of them"
+    async with running_server(two, shadow="pets=1:1") as running:
+        assert running.server.control.without_effect() == [shadow]
+        assert caplog.text.count(shadow) == 1
+    async with running_server(two, **settings) as running:
+        assert running.server.control.without_effect() == []  # it gets the canary's calls
+        Repository(two).promote("pets", 2)
+        await running.server.control.rescan()
+        await running.server.control.rescan()
+        assert running.server.control.without_effect() == [canary]
+        assert running.server.control.problems() == []  # nothing is missing
+        assert caplog.text.count(canary) == 1
+
+
 async def test_a_canary_answers_its_share_by_key(two: Path) -> None:
     async with (
         running_server(two, canary="pets=canary:0.3") as running,
