@@ -1,5 +1,8 @@
 """A net for attacks that only ask: its answers are those of the served file."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import torch
@@ -15,17 +18,18 @@ class ServedNet(nn.Module):
     returns logits [n, K].
     """
 
-    def __init__(self, net: nn.Module, file: bytes) -> None:
+    def __init__(self, net: nn.Module, read: Callable[[], bytes]) -> None:
+        """read: for the served file, when it is asked for the first time."""
         super().__init__()
         self._net = net
-        self._runner = OnnxRunner(_of_floats(file), ("logits",))
+        self._runner = functools.cache(lambda: OnnxRunner(_of_floats(read()), ("logits",)))
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             logits: Tensor = self._net(images)
             return logits
         levels = (255 * images).permute(0, 2, 3, 1)
-        return torch.from_numpy(self._runner.run(np.ascontiguousarray(levels.numpy()))[0])
+        return torch.from_numpy(self._runner().run(np.ascontiguousarray(levels.numpy()))[0])
 
 
 def _of_floats(file: bytes) -> bytes:

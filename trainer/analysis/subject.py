@@ -83,15 +83,15 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
     net, manifest = load_version(repository, name, version)
     net.eval().requires_grad_(False).to(device)
     order = ["fp32", *sorted(set(manifest.variants) - {"fp32"})]
-    files = {
-        precision: repository.read_file(manifest, manifest.variants[precision].file)
-        for precision in order
-    }
+
+    def read(precision: str) -> bytes:
+        return repository.read_file(manifest, manifest.variants[precision].file)
+
     model = folded(net)
     return Subject(
         manifest=manifest,
         net=net,
         model=model,
-        asked=ServedNet(model, files["fp32"]) if device.type == "cpu" else model,
-        runners={precision: OnnxRunner(file) for precision, file in files.items()},
+        asked=ServedNet(model, lambda: read("fp32")) if device.type == "cpu" else model,
+        runners={precision: OnnxRunner(read(precision)) for precision in order},
     )
