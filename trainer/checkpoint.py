@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from serving.errors import InvalidRequest, first_line
+from serving.errors import InvalidRequest, Unavailable, first_line
 from serving.whole_file import remove_old, replaced, sweep
-from trainer.errors import FailedCheck
 
 State = dict[str, torch.Tensor]
 
@@ -156,7 +155,7 @@ class Checkpoints:
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the file in one step. Raises FailedCheck if it can't, where that was asked for;
+        """Replace the file in one step. Raises Unavailable if it can't, where that was asked for;
         the last one is kept.
         """
         seconds = self.earlier_s + time.monotonic() - self._started
@@ -166,9 +165,11 @@ class Checkpoints:
             with replaced(self.path) as file:
                 torch.save(content, file)
             self._last_s = seconds
-        except (OSError, RuntimeError) as error:  # torch's writer turns a short write into the last
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "no space is left" if full else first_line(error)
+        except (OSError, RuntimeError) as error:
+            # A write that failed ends torch's own writer with another error.
+            known = error.__context__ if isinstance(error.__context__, OSError) else error
+            full = isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "no space is left" if full else first_line(known)
             said = (
                 f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
                 f" ({why})"
@@ -177,7 +178,7 @@ class Checkpoints:
                 self._tell(f"Warning: {said}; the training goes on")
                 return
             last = "it goes on from the one before" if self.path.exists() else "it starts anew"
-            raise FailedCheck(f"{said}. Put that right and run the same command: {last}") from error
+            raise Unavailable(f"{said}. Put that right and run the same command: {last}") from known
 
     def save_weights(self, state: Mapping[str, torch.Tensor]) -> Path:
         """Weights alone, under the names that --weights takes, in one step. Raises OSError."""

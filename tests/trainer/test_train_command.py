@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -66,25 +68,48 @@ def test_every_user_may_read_it(trained: Trained) -> None:
     assert [p for p in version.rglob("*") if not p.stat().st_mode & 0o004] == []
 
 
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """Of so many bytes."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size // 4096 * 4}k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no small disk here: mounting one is not allowed")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def test_a_disk_that_is_full_at_the_weights_is_told_in_a_line(trained: Trained, tmp_path: Path):
     version = trained.repository.root / "shapes/1"
     fits, not_all = ((version / file).stat().st_size for file in ("model.onnx", WEIGHTS))
     room = fits + (version / "golden.npz").stat().st_size + not_all // 2
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4}k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no small disk here: mounting one is not allowed")
-    try:
+    with small_disk(tmp_path / "disk", room) as disk:
         done = run(
             *("--data", trained.photos, "--name", "shapes", "--out", disk / "models", *SCRATCH),
             *("--epochs", "1", "--checkpoints", "none", "--logs", tmp_path / "logs"),
         )
         assert Repository(disk / "models").names() == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert done.returncode == 75
     assert done.stderr == f"error: {disk}/models/shapes: No space left on device\n"
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_that_was_asked_for_is_told_in_a_line(
+    trained: Trained, tmp_path: Path
+):
+    weights = (trained.repository.root / "shapes/1" / WEIGHTS).stat().st_size
+    with small_disk(tmp_path / "disk", weights // 2) as disk:
+        done = run(
+            *("--data", trained.photos, "--name", "shapes", "--out", tmp_path / "models", *SCRATCH),
+            *("--epochs", "1", "--checkpoints", disk, "--logs", tmp_path / "logs"),
+        )
+        assert list(disk.iterdir()) == []
+    assert done.returncode == 75
+    assert done.stderr == (
+        f"error: the checkpoint of epoch 1 can't be written to {disk} (no space is left). Put that "
+        "right and run the same command: it starts anew\n"
+    )
 
 
 def test_it_learns_and_publishes_a_whole_version(trained: Trained):
