@@ -70,7 +70,7 @@ class Subject:
         return served, torch.softmax(logits, dim=1).cpu().numpy()
 
     def verdict(self, pictures: npt.NDArray[np.uint8]) -> Floats:
-        """[n, K]: `judge` as far as it is of the served fp32, in less than half of its time."""
+        """[n, K]: `judge` as far as it is of the served fp32, which alone is asked."""
         return self.runners["fp32"].run(self._as_decoded(pictures))[0]
 
     def _as_decoded(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
