@@ -2,13 +2,18 @@
 
 import argparse
 
+import numpy as np
+
 from serving.modelspec import Preprocessing
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
-from trainer.features import cache_of
+from trainer.features import cache_of, extract
 from trainer.listing import find_photos
+from trainer.metrics import accuracy, nll
+from trainer.probe import Floats, Solver, fit_head, fit_probe
+from trainer.split import Ints
 
 
 def parser_of(description: str | None, *, seeds: int) -> argparse.ArgumentParser:
@@ -34,3 +39,26 @@ def opened(
     data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
     classifier = build(config.backbone, len(data.labels), config.size, options.weights)
     return config, data, classifier, cache_of(config, classifier.backbone_digest, print)
+
+
+def known_of(
+    data: PhotoData, classifier: Classifier, kept: FeatureCache
+) -> tuple[Floats, Ints, int]:
+    """Of train and val: features [n, views, F], labels [n], and how many classes there are."""
+    photos = [*data.splits["train"], *data.splits["val"]]
+    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    features = extract(classifier, photos, data.squares, kept, lambda *_: None)
+    return features, targets, len(data.labels)
+
+
+def out_of_fold(
+    known: tuple[Floats, Ints, int], seeds: int, solve: Solver = fit_head
+) -> tuple[float, float]:
+    """(accuracy, nats), each photo judged by a head that has not seen it; means over the seeds."""
+    features, targets, classes = known
+    found = []
+    for seed in range(seeds):
+        probe = fit_probe(features, targets, classes, np.random.default_rng(seed), solve=solve)
+        found.append((accuracy(probe.out_of_fold, targets), nll(probe.out_of_fold, targets)))
+    right, loss = np.mean(found, axis=0)
+    return float(right), float(loss)

@@ -12,12 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from frozen import opened, parser_of
-
-from trainer.features import extract
-from trainer.metrics import accuracy, nll
-from trainer.probe import fit_probe
+from frozen import known_of, opened, out_of_fold, parser_of
 
 
 def main() -> int:
@@ -34,15 +29,7 @@ def main() -> int:
 
 def _row(folder: str, size: int, options: argparse.Namespace) -> str:
     _, data, classifier, kept = opened(folder, size, options)
-    known = [*data.splits["train"], *data.splits["val"]]
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
-    features = extract(classifier, known, data.squares, kept, lambda *_: None)
-    found = []
-    for seed in range(options.seeds):
-        generator = np.random.default_rng(seed)
-        unseen = fit_probe(features, targets, len(data.labels), generator).out_of_fold
-        found.append((accuracy(unseen, targets), nll(unseen, targets)))
-    right, loss = np.mean(found, axis=0)
+    right, loss = out_of_fold(known_of(data, classifier, kept), options.seeds)
     return f"| {Path(folder).name} | {size} | {right:.4f} | {loss:.4f} |"
 
 

@@ -130,7 +130,7 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     classes = len(data.labels)
     generator = np.random.default_rng(config.seed)
     weights = photo_weights(targets, config.balance)
-    solve = _solver(config)
+    solve = solver_of(config)
     units = data.units(photos)
     with console.bar("Heads of the linear probe", MOST_FITS) as advance:
         probe = fit_probe(
@@ -163,7 +163,8 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
     return probe, targets
 
 
-def _solver(config: TrainConfig) -> Solver:
+def solver_of(config: TrainConfig) -> Solver:
+    """Of the head on frozen features."""
     if config.head_solver == "lbfgs":
         return fit_head
     return solver_by_steps(
