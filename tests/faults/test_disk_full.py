@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.conftest import ROOT, running_server
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
 from tests.serving.held_model import until
+from tests.small_disk import small_disk
 from tests.tiny import build_version
 
 FULL = Path("/dev/full")
@@ -26,14 +26,8 @@ FULL = Path("/dev/full")
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no small disk here: mounting one is not allowed")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 2**20) as folder:
+        yield folder
 
 
 def fill(disk: Path) -> Path:

@@ -2,12 +2,9 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -25,6 +22,7 @@ from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.commands import run_python, unread
 from tests.conftest import ROOT
+from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos, write_photos
 from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
@@ -66,19 +64,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_every_user_may_read_it(trained: Trained) -> None:
     version = trained.repository.root / "shapes/1"
     assert [p for p in version.rglob("*") if not p.stat().st_mode & 0o004] == []
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Of so many bytes."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size // 4096 * 4}k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no small disk here: mounting one is not allowed")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_is_full_at_the_weights_is_told_in_a_line(trained: Trained, tmp_path: Path):
