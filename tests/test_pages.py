@@ -24,7 +24,7 @@ from trainer.analysis import analyze
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
-    "analyze": analyze.parser,
+    "analyze": analyze._parser,
     "classify": classify._parser,
     "models": models._parser,
     "serve": settings._parser,

@@ -32,63 +32,63 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     # As in `train`, before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return go_on("trainer.analysis.carry_out", "train", options)  # what takes seconds to import
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="analyze",
         description="Measure how far a published version can be trusted: attacks, corruptions, "
         "calibration, and what its classes look like to it. Judged on the served ONNX files.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = made.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
     what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
-    made.add_argument(
+    parser.add_argument(
         "--data", required=True, help="photos, as for `train`: folder, table, shards or name"
     )
-    made.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
-    made.add_argument(
+    parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
+    parser.add_argument(
         "--models",
         default="models",
         help="model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     )
-    made.add_argument(
+    parser.add_argument(
         "--budget", choices=list(BUDGETS), default="standard", help="how thorough (%(default)s)"
     )
-    made.add_argument("--photos", type=_positive, help="at most so many (as the budget says)")
-    made.add_argument(
+    parser.add_argument("--photos", type=_positive, help="at most so many (as the budget says)")
+    parser.add_argument(
         "--linf", type=_sizes(1.0), metavar="SIZES",
         help=f"L-infinity epsilons, such as 1/255,8/255 ({k255(REFERENCE_EPSILON)} is always one)",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 epsilons, such as 0.5,1"
     )
-    made.add_argument(
+    parser.add_argument(
         "--strangers",
         metavar="DIR",
         help="pictures of none of the classes, as callers may send them: how sure is it of those?",
     )
-    made.add_argument(
+    parser.add_argument(
         "--ideal",
         metavar="CLASSES",
         help="classes to draw, with commas; all or none "
         f"(default: all, but no more than {MOST_DRAWN})",
     )
-    made.add_argument(
+    parser.add_argument(
         "--recipe", choices=("fourier", "lesson"), help="of the ideal images (default: fourier)"
     )
-    made.add_argument("--seed", type=_seed, default=0)
-    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    made.add_argument(
+    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
         "--over-grpc", metavar="HOST:PORT", help="ask a running server about the pictures, too"
     )
-    made.add_argument(
+    parser.add_argument(
         "--fail-under",
         action="append",
         default=[],
@@ -96,9 +96,9 @@ def parser() -> argparse.ArgumentParser:
         help="exit 1 if less is measured, such as pgd@4/255=0.2, worst@1/255=0.5, clean=0.9, "
         "corruptions=0.6; may be given again",
     )
-    made.add_argument("--json", action="store_true", help="print figures as JSON")
-    add_access_flags(made, "access to the server of --over-grpc")
-    return made
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    add_access_flags(parser, "access to the server of --over-grpc")
+    return parser
 
 
 def _positive(text: str) -> int:
