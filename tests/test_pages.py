@@ -121,6 +121,17 @@ def says(text: str, flag: str) -> bool:
     return re.search(rf"{flag}(?![\w-])|`{setting}`", text) is not None
 
 
+@pytest.mark.parametrize("folder", ["serving", "trainer", "trainer/analysis"])
+def test_the_map_of_the_code_names_every_file_once(folder: str) -> None:
+    page = (ROOT / "docs/code.md").read_text()
+    (section,) = re.findall(rf"^## {folder}/\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    named = re.findall(r"`([^`]+)`", "".join(row.split("|")[2] for row in rows))
+    files = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
+    packages = [f"{path.parent.name}/" for path in (ROOT / folder).glob("*/__init__.py")]
+    assert sorted(named) == sorted(files + [p for p in packages if p != "analysis/"])
+
+
 async def test_the_programs_of_the_clients_page_run(
     running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
