@@ -45,8 +45,18 @@ def workers_of(server: ServerProcess) -> set[int]:
 
 
 def children_of(pid: int) -> set[int]:
+    """Those that run their own program by now: the parent waits, in its fork, until they do, and
+    would wait for ever for one that is stopped before."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in children}
+    return {int(child) for child in children if program_of(int(child)) != program_of(pid)}
+
+
+def program_of(pid: int) -> bytes:
+    """With its arguments; none of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def listening(pid: int, port: int) -> bool:
