@@ -23,6 +23,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not loaded yet
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_WITHIN_S = 120.0
+# They take longest, and begin first: else one process would still be at them when others are done.
+LONGEST = (
+    *("test_train_command", "test_tune", "test_distributed", "test_checkpoint", "test_workers"),
+    *("test_storage", "test_analyze", "test_quantize"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
@@ -140,6 +150,5 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
 
     yield begin
     for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.communicate()
+        with server.process as process:  # closes its pipe, which its children may hold for ever
+            process.kill()

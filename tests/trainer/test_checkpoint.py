@@ -294,7 +294,7 @@ def killed_once_it_is_to(do: str, arguments: list[str]) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_once_it_is_published_the_same_command_publishes_it_no_second_time(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
 ):

@@ -507,6 +507,7 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
     assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_deny_what_a_comparison_has_published(photos: MakePhotos, tmp_path: Path):
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     out, weights = tmp_path / "models", ["--weights", str(tmp_path / "tiny.pth"), "--compare"]
