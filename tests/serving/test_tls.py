@@ -106,9 +106,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
     models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = authority.sign("first"), authority.sign("second")
-    live = Pair(cert=tmp_path / "live.pem", key=tmp_path / "live.key")
-    shutil.copy(first.cert, live.cert)
-    shutil.copy(first.key, live.key)
+    live = copied(first, tmp_path)
     async with running_server(models, **tls_settings(live)) as running:
         tls = Tls(ca=str(authority.ca))
         async with AsyncClient(running.address, tls=tls) as old:
@@ -126,6 +124,59 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
         assert await classify(running, tls) in ("cat", "dog")
         os.remove(live.key)
         assert await asyncio.to_thread(shown_serial, running.address) == after
+
+
+async def test_a_renewed_certificate_that_is_not_valid_now_is_not_taken(
+    models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, expired = authority.sign("good"), authority.sign("old", days=(-9, -8))
+    early = authority.sign("new", days=(8, 9))
+    live = copied(good, tmp_path)
+    async with running_server(models, **tls_settings(live)) as running:
+        for pair, words in ((expired, "expired at "), (early, "is not valid before ")):
+            caplog.clear()
+            _replace(pair.cert, live.cert)
+            _replace(pair.key, live.key)
+            for _ in range(2):
+                shown = await asyncio.to_thread(shown_serial, running.address)
+                assert shown == serial(good.cert.read_bytes())
+            (message,) = caplog.messages
+            stays = f"the certificate stays as it was: the certificate in {live.cert} {words}"
+            assert message.startswith(stays)
+
+
+async def test_a_certificate_that_expires_is_said_once_and_replaced_by_any(
+    models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = authority.sign("new", days=(8, 9))
+    live = copied(authority.sign("short", days=(-1, 2 / 86_400)), tmp_path)
+    async with running_server(models, **tls_settings(live)) as running:
+        async with asyncio.timeout(30):
+            while "expired at" not in caplog.text:
+                await asyncio.to_thread(shown_serial, running.address)
+        await asyncio.to_thread(shown_serial, running.address)
+        (message,) = (text for text in caplog.messages if "certificate" in text)
+        assert message.endswith("+00:00: callers refuse it")
+        _replace(early.cert, live.cert)
+        _replace(early.key, live.key)
+        shown = await asyncio.to_thread(shown_serial, running.address)
+        assert shown == serial(early.cert.read_bytes())  # it may be our clock that is wrong
+
+
+@pytest.mark.parametrize(
+    ("days", "words"), [((-9, -8), "expired at "), ((8, 9), "is not valid before ")]
+)
+def test_a_certificate_that_is_not_valid_at_the_start_is_said(
+    authority: Authority,
+    caplog: pytest.LogCaptureFixture,
+    days: tuple[float, float],
+    words: str,
+) -> None:
+    pair = authority.sign("server", days=days)
+    server_credentials(TlsFiles(cert=pair.cert, key=pair.key, client_ca=None))
+    (message,) = caplog.messages
+    assert message.startswith(f"the certificate in {pair.cert} {words}")
+    assert message.endswith("+00:00: callers refuse it")
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -157,6 +208,13 @@ async def probe(environment: dict[str, str]) -> tuple[int | None, str]:
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode()
+
+
+def copied(pair: Pair, folder: Path) -> Pair:
+    live = Pair(cert=folder / "live.pem", key=folder / "live.key")
+    shutil.copy(pair.cert, live.cert)
+    shutil.copy(pair.key, live.key)
+    return live
 
 
 def _replace(source: Path, target: Path) -> None:
