@@ -92,25 +92,37 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 def _read(files: TlsFiles) -> Certificate:
     try:
         before = _signature(files)
+        configuration = grpc.ssl_server_certificate_configuration(
+            [(files.key.read_bytes(), files.cert.read_bytes())],
+            files.client_ca.read_bytes() if files.client_ca else None,
+        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # A key with a passphrase would have OpenSSL ask the terminal.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
         if files.client_ca:
             context.load_verify_locations(files.client_ca)
-        configuration = grpc.ssl_server_certificate_configuration(
-            [(files.key.read_bytes(), files.cert.read_bytes())],
-            files.client_ca.read_bytes() if files.client_ca else None,
-        )
         begins, ends = _validity(files.cert)
         if _signature(files) != before:
             raise InvalidRequest("the certificate files changed while they were read")
-    except (OSError, ssl.SSLError) as error:
-        names = ", ".join(map(str, files.all))
-        reason = getattr(error, "reason", None) or error.strerror or error
-        raise InvalidRequest(f"the TLS files {names} can't be used: {reason}") from error
+    except OSError as error:  # ssl.SSLError too
+        names, why = ", ".join(map(str, files.all)), _why(error, files)
+        raise InvalidRequest(f"the TLS files {names} can't be used: {why}") from error
     return Certificate(
         files=files, signature=before, configuration=configuration, begins=begins, ends=ends
     )
+
+
+def _why(error: OSError, files: TlsFiles) -> str:
+    """With the name of the file that is wrong, which OpenSSL never says; often it has no reason."""
+    if not isinstance(error, ssl.SSLError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    for path in (files.cert, files.client_ca):
+        try:
+            if path is not None:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+        except OSError:
+            return f"{path} holds no certificate in PEM, or not the whole of it"
+    return error.reason or f"{files.key} holds no key in PEM, or one with a passphrase"
 
 
 def _validity(cert: Path) -> tuple[float, float]:

@@ -227,14 +227,23 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
-    (tmp_path / "junk").write_text("junk")
-    for cert, key in (
-        (one.cert, other.key),
-        (one.cert, tmp_path / "missing"),
-        (tmp_path / "junk", one.key),
+    missing, junk, cut = (tmp_path / name for name in ("missing", "junk", "cut"))
+    junk.write_text("junk")
+    cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
+    for cert, key, client_ca, reason in (
+        (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
+        (one.cert, missing, None, f"{missing}: No such file or directory"),
+        (one.cert, tmp_path, None, f"{tmp_path}: Is a directory"),
+        (junk, one.key, None, f"{junk} holds no certificate in PEM"),
+        (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
+        (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
+        (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
+        (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
     ):
-        with pytest.raises(InvalidRequest, match="the TLS files .* can't be used"):
-            server_credentials(TlsFiles(cert=cert, key=key, client_ca=None))
+        with pytest.raises(InvalidRequest) as raised:
+            server_credentials(TlsFiles(cert=cert, key=key, client_ca=client_ca))
+        said, _, why = str(raised.value).partition(" can't be used: ")
+        assert said.startswith("the TLS files ") and why.startswith(reason)
 
 
 def test_half_of_the_settings_is_refused(authority: Authority) -> None:
