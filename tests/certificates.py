@@ -33,13 +33,16 @@ class Authority:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
-    def sign(self, name: str, names: Sequence[str] = ()) -> Pair:
-        """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name."""
+    def sign(
+        self, name: str, names: Sequence[str] = (), days: tuple[float, float] = (-1, 1)
+    ) -> Pair:
+        """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name; days: from
+        now, the first and the last moment that it is valid."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         valid_for = [x509.DNSName(one) for one in names] or local
-        made = _builder(subject, self._name, key.public_key())
+        made = _builder(subject, self._name, key.public_key(), days)
         made = made.add_extension(x509.SubjectAlternativeName(valid_for), critical=False)
         pair = Pair(cert=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
         pair.cert.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
@@ -58,7 +61,10 @@ def serial(pem: bytes) -> int:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: tuple[float, float] = (-1, 1),
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -67,8 +73,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY)
-        .not_valid_after(now + _DAY)
+        .not_valid_before(now + days[0] * _DAY)
+        .not_valid_after(now + days[1] * _DAY)
     )
 
 

@@ -27,6 +27,7 @@ TELLS_THE_TIME = {
     "blob_cache.py",  # age of files
     "inference_statistics.py",  # when a model last answered
     "troubles.py",  # when the repository was last read
+    "tls.py",  # dates of certificates
     "tracing.py",  # begin and end of spans
     "whole_file.py",  # age of files
 }

@@ -106,9 +106,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
     models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = authority.sign("first"), authority.sign("second")
-    live = Pair(cert=tmp_path / "live.pem", key=tmp_path / "live.key")
-    shutil.copy(first.cert, live.cert)
-    shutil.copy(first.key, live.key)
+    live = copied(first, tmp_path)
     async with running_server(models, **tls_settings(live)) as running:
         tls = Tls(ca=str(authority.ca))
         async with AsyncClient(running.address, tls=tls) as old:
@@ -126,6 +124,59 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
         assert await classify(running, tls) in ("cat", "dog")
         os.remove(live.key)
         assert await asyncio.to_thread(shown_serial, running.address) == after
+
+
+async def test_a_renewed_certificate_that_is_not_valid_now_is_not_taken(
+    models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, expired = authority.sign("good"), authority.sign("old", days=(-9, -8))
+    early = authority.sign("new", days=(8, 9))
+    live = copied(good, tmp_path)
+    async with running_server(models, **tls_settings(live)) as running:
+        for pair, words in ((expired, "expired at "), (early, "is not valid before ")):
+            caplog.clear()
+            _replace(pair.cert, live.cert)
+            _replace(pair.key, live.key)
+            for _ in range(2):
+                shown = await asyncio.to_thread(shown_serial, running.address)
+                assert shown == serial(good.cert.read_bytes())
+            (message,) = caplog.messages
+            stays = f"the certificate stays as it was: the certificate in {live.cert} {words}"
+            assert message.startswith(stays)
+
+
+async def test_a_certificate_that_expires_is_said_once_and_replaced_by_any(
+    models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = authority.sign("new", days=(8, 9))
+    live = copied(authority.sign("short", days=(-1, 2 / 86_400)), tmp_path)
+    async with running_server(models, **tls_settings(live)) as running:
+        async with asyncio.timeout(30):
+            while "expired at" not in caplog.text:
+                await asyncio.to_thread(shown_serial, running.address)
+        await asyncio.to_thread(shown_serial, running.address)
+        (message,) = (text for text in caplog.messages if "certificate" in text)
+        assert message.endswith("+00:00: callers refuse it")
+        _replace(early.cert, live.cert)
+        _replace(early.key, live.key)
+        shown = await asyncio.to_thread(shown_serial, running.address)
+        assert shown == serial(early.cert.read_bytes())  # it may be our clock that is wrong
+
+
+@pytest.mark.parametrize(
+    ("days", "words"), [((-9, -8), "expired at "), ((8, 9), "is not valid before ")]
+)
+def test_a_certificate_that_is_not_valid_at_the_start_is_said(
+    authority: Authority,
+    caplog: pytest.LogCaptureFixture,
+    days: tuple[float, float],
+    words: str,
+) -> None:
+    pair = authority.sign("server", days=days)
+    server_credentials(TlsFiles(cert=pair.cert, key=pair.key, client_ca=None))
+    (message,) = caplog.messages
+    assert message.startswith(f"the certificate in {pair.cert} {words}")
+    assert message.endswith("+00:00: callers refuse it")
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -159,6 +210,13 @@ async def probe(environment: dict[str, str]) -> tuple[int | None, str]:
     return process.returncode, out.decode()
 
 
+def copied(pair: Pair, folder: Path) -> Pair:
+    live = Pair(cert=folder / "live.pem", key=folder / "live.key")
+    shutil.copy(pair.cert, live.cert)
+    shutil.copy(pair.key, live.key)
+    return live
+
+
 def _replace(source: Path, target: Path) -> None:
     part = target.with_suffix(".part")
     shutil.copy(source, part)
@@ -169,14 +227,23 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
-    (tmp_path / "junk").write_text("junk")
-    for cert, key in (
-        (one.cert, other.key),
-        (one.cert, tmp_path / "missing"),
-        (tmp_path / "junk", one.key),
+    missing, junk, cut = (tmp_path / name for name in ("missing", "junk", "cut"))
+    junk.write_text("junk")
+    cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
+    for cert, key, client_ca, reason in (
+        (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
+        (one.cert, missing, None, f"{missing}: No such file or directory"),
+        (one.cert, tmp_path, None, f"{tmp_path}: Is a directory"),
+        (junk, one.key, None, f"{junk} holds no certificate in PEM"),
+        (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
+        (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
+        (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
+        (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
     ):
-        with pytest.raises(InvalidRequest, match="the TLS files .* can't be used"):
-            server_credentials(TlsFiles(cert=cert, key=key, client_ca=None))
+        with pytest.raises(InvalidRequest) as raised:
+            server_credentials(TlsFiles(cert=cert, key=key, client_ca=client_ca))
+        said, _, why = str(raised.value).partition(" can't be used: ")
+        assert said.startswith("the TLS files ") and why.startswith(reason)
 
 
 def test_half_of_the_settings_is_refused(authority: Authority) -> None:
