@@ -15,6 +15,7 @@ from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData, load_data
+from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.features import extract, plain
 from trainer.learner import predict
@@ -112,6 +113,16 @@ def test_a_damaged_cache_is_as_none(
     assert np.array_equal(again, expected)
     assert len(cache.load()) == len(members)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_features_that_are_not_finite_are_not_kept(
+    data: PhotoData, classifier: Classifier, tmp_path: Path
+):
+    cache = FeatureCache(tmp_path, {}, pytest.fail)
+    list(classifier.backbone.parameters())[-1].data.fill_(torch.nan)
+    with pytest.raises(FailedCheck, match="features that are not finite"):
+        extract(classifier, data.splits["train"], data.squares, cache, lambda *_: None)
+    assert cache.load() == {}
 
 
 def test_a_cache_that_can_not_be_written_is_a_warning(
