@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="imagenet, none, or a file")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     options = parser.parse_args()
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what is printed holds names of files
 
     if options.data is None:
         data = ROOT / "data" / "cartoon"
@@ -87,7 +87,8 @@ def classify_held_out(
     console.print(
         f"{name}/{version}: accuracy {metrics.accuracy:.3f} on {metrics.photos} test photos. "
         f"The server has stopped cleanly.\n"
-        f"Next: .venv/bin/analyze {name}/{version} --data {shlex.quote(str(data))} --budget quick"
+        f"Next: .venv/bin/analyze {name}/{version} --data {shlex.quote(str(data))} --budget quick",
+        soft_wrap=True,  # a command is pasted
     )
 
 

@@ -14,7 +14,7 @@ from trainer.cartoons import write_cartoons
 
 @pytest.mark.slow
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
-    photos, models = tmp_path / "My Photos", tmp_path / "models"
+    photos, models = tmp_path / "My [Photos]", tmp_path / "models"
     write_cartoons(photos, per_class=8)
     command = [sys.executable, "examples/demo.py", "--data", photos, "--weights", "none"]
     done = subprocess.run(
@@ -28,3 +28,4 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert Repository(models).versions("My-Photos") == [1]
     assert "My-Photos/1: accuracy" in done.stdout
+    assert done.stdout.endswith(f" --data '{photos}' --budget quick\n")
