@@ -39,6 +39,12 @@ def check_name(name: str) -> str:
     return name
 
 
+def version_number(reference: str) -> int:
+    """The number that a reference to a version is; 0 where it is none that a version can have."""
+    is_number = reference.isascii() and reference.isdigit() and len(reference) < 10
+    return int(reference) if is_number else 0
+
+
 def files_below(folder: Path) -> set[str]:
     """Relative POSIX paths of all that is not a folder; a link to a folder counts as a file."""
     return {

@@ -23,6 +23,7 @@ from serving.layout import (
     MANIFEST,
     MANIFEST_DIGEST,
     NAME,
+    NUMBER,
     alias_lines,
     analysis_digests,
     check_name,
@@ -221,7 +222,7 @@ class RemoteRepository(Repository):
         raise self._refuses_conditions(key)
 
 
-_VERSION = r"([1-9][0-9]{0,8})/"
+_VERSION = rf"({NUMBER.pattern})/"
 
 
 def _safe(file: str) -> str:

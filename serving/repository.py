@@ -35,6 +35,7 @@ from serving.layout import (
     files_below,
     inside,
     read_inside,
+    version_number,
 )
 from serving.modelspec import FileEntry, Manifest, read_strictly
 from serving.triton_config import CONFIG, triton_files
@@ -103,9 +104,9 @@ class Repository:
 
         Raises NotFound.
         """
-        if reference.isascii() and reference.isdigit():
-            self.check_version(name, int(reference))
-            return int(reference)
+        if number := version_number(reference):
+            self.check_version(name, number)
+            return number
         aliases = self.aliases(name)
         if reference in aliases:
             return aliases[reference]
@@ -113,7 +114,9 @@ class Repository:
         if reference or not versions:
             self.check_version(name, versions[-1] if versions else 0)
             known = listed(aliases)
-            raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
+            raise NotFound(
+                f"model {name!r} has no version or alias {reference[:64]!r}; aliases: {known}"
+            )
         return aliases.get(DEFAULT_ALIAS, versions[-1])
 
     def find(self, text: str) -> tuple[str, int]:

@@ -128,7 +128,8 @@ def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
     [
         (["show", "cars"], "error: no model 'cars'; models here: birds, pets"),
         (["show", "pets/7"], "error: model 'pets' has no version 7; newest first: 2, 1"),
-        (["show", "pets/live"], "error: model 'pets' has no alias 'live'"),
+        (["show", "pets/live"], "error: model 'pets' has no version or alias 'live'"),
+        (["show", f"pets/{'9' * 5000}"], "error: model 'pets' has no version or alias '999"),
         (["show", "../pets"], "error: a name has 1 to 64"),
         (["promote", "pets"], "error: say which version: models promote pets/VERSION"),
         (["promote", "pets", "2"], "error: unrecognized arguments: 2; write pets/2 (see"),
