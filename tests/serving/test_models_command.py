@@ -162,6 +162,19 @@ def test_page(models, root: Path) -> None:
     assert "birds" in page and "pets" in page
 
 
+@pytest.mark.parametrize("summary", [b"{}", b"no JSON", b"[" * 100_000])
+def test_a_summary_that_is_malformed_costs_its_row_of_the_page(
+    models, root: Path, summary: bytes
+) -> None:
+    repository = Repository(root)
+    with repository.staging("pets") as folder:
+        (folder / "summary.json").write_bytes(summary)
+        repository.attach_analysis("pets", 2, folder)
+    assert models("page")[0] == 0
+    page = (root / "index.html").read_text()
+    assert "summary.json is malformed" in page and page.count("90.0 %") == 2
+
+
 def test_versions_are_read_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
