@@ -574,10 +574,10 @@ def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
 def test_a_store_that_can_not_be_reached_is_one_line(
     command: str, status: int, store: ObjectStore, proxy: CutProxy
 ) -> None:
-    flags = ["list", "--models"] if command == "models" else ["--device", "cpu", "--models"]
+    own = ["list"] if command == "models" else ["--device", "cpu", "--port", "0"]
     proxy.close()
     done = run_python(
-        "-m", f"serving.{command}", *flags, f"{store.scheme}://{BUCKET}/x", timeout=200
+        "-m", f"serving.{command}", *own, "--models", f"{store.scheme}://{BUCKET}/x", timeout=200
     )
     assert done.returncode == status and "Traceback" not in done.stderr
     said = f"error: {store.scheme}://{BUCKET}/x can't be used: "
