@@ -30,6 +30,7 @@ from serving.layout import (
     analysis_digests,
     check_name,
     digest_line,
+    entries_below,
     file_entry,
     files_below,
     inside,
@@ -268,7 +269,7 @@ class Repository:
         publishers at once get two numbers: the rename onto an existing version fails, and the loser
         tries the next.
         """
-        files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
+        files = entries_below(staging)
         while True:
             version = self._highest(name) + 1
             manifest = describe(version, files)
@@ -321,9 +322,7 @@ class Repository:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""
         self.check_version(name, version)
         folder = self.root / name / str(version)
-        entries = {
-            f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
-        }
+        entries = entries_below(staging, f"{ANALYSIS}/")
         (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
         make_ready(staging)
         if (folder / ANALYSIS).exists():
