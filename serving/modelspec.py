@@ -15,6 +15,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from serving.errors import BrokenVersion
 
 SCHEMA_VERSION = 1
+# What the graph of each file takes, uint8 [N, S, S, 3], and gives, float32 [N, K] each.
+INPUT, OUTPUTS = "image", ("probabilities", "logits")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 T = TypeVar("T")
