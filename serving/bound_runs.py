@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.golden import OUTPUTS, Floats, Images
+from serving.golden import Floats, Images
+from serving.modelspec import INPUT, OUTPUTS
 from serving.runtime import onnxruntime
 
 _GRAPH = "gpu_graph_id"  # a run option; -1: neither captured nor replayed
@@ -46,7 +47,7 @@ class BoundRuns:
             image = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 (size, side, side, 3), np.uint8, device
             )
-            binding.bind_ortvalue_input("image", image)
+            binding.bind_ortvalue_input(INPUT, image)
             outputs = tuple(
                 onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                     (size, classes), np.float32, device
@@ -67,7 +68,7 @@ class BoundRuns:
         if bound is None:
             options = onnxruntime.RunOptions()
             options.add_run_config_entry(_GRAPH, "-1")
-            probabilities, logits = self._session.run(OUTPUTS, {"image": images}, options)
+            probabilities, logits = self._session.run(OUTPUTS, {INPUT: images}, options)
             return probabilities, logits
         with self._lock:
             bound.image.update_inplace(np.ascontiguousarray(images))

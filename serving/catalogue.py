@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from serving.batching import Batcher
 from serving.engine import Engine
 from serving.errors import NotFound, Unavailable, listed
+from serving.layout import version_number
 from serving.modelspec import RobustnessSummary
 from serving.splits import falls_in
 
@@ -90,6 +91,4 @@ def _choose(model: ServedModel, reference: str, routing_key: str | None) -> int:
         return model.default_version
     if reference in model.aliases:
         return model.aliases[reference]
-    if reference.isascii() and reference.isdigit() and len(reference) < 10:
-        return int(reference)
-    return 0
+    return version_number(reference)

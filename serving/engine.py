@@ -11,9 +11,9 @@ import numpy as np
 from serving.bound_runs import BoundRuns
 from serving.device import cuda_problem, tensorrt_problem
 from serving.errors import BrokenVersion, Unavailable, first_line
-from serving.golden import OUTPUTS, Floats, Images, Run, check_golden
+from serving.golden import Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
-from serving.modelspec import Manifest
+from serving.modelspec import INPUT, OUTPUTS, Manifest
 from serving.precision import choose_precision
 from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
@@ -56,7 +56,7 @@ class Engine:
         if self._bound is not None:
             return self._bound.run(images)
         session = self._session if alone else self._narrow
-        probabilities, logits = session.run(OUTPUTS, {"image": images})
+        probabilities, logits = session.run(OUTPUTS, {INPUT: images})
         return probabilities, logits
 
 
@@ -228,7 +228,7 @@ def _check_contract(session: onnxruntime.InferenceSession, manifest: Manifest) -
     side, classes = manifest.preprocessing.size, len(manifest.labels)
     inputs = {i.name: (i.type, *i.shape[1:]) for i in session.get_inputs()}
     outputs = {o.name: (o.type, *o.shape[1:]) for o in session.get_outputs()}
-    wanted_inputs = {"image": ("tensor(uint8)", side, side, 3)}
+    wanted_inputs = {INPUT: ("tensor(uint8)", side, side, 3)}
     wanted_outputs = dict.fromkeys(OUTPUTS, ("tensor(float)", classes))
     fixed = [i.name for i in session.get_inputs() if i.shape and isinstance(i.shape[0], int)]
     if inputs != wanted_inputs or outputs != wanted_outputs or fixed:

@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import BrokenVersion
-from serving.modelspec import Manifest
+from serving.modelspec import OUTPUTS, Manifest
 from serving.repository import Repository
 
 GOLDEN = "golden.npz"
-OUTPUTS = ("probabilities", "logits")
 # Share of the largest golden value. Another processor or provider sums in another order (about
 # 1e-6 of the scale); wrong weights or another reading of an operator are far beyond it. Within it
 # the first label is the golden one wherever that leads by more than twice the tolerance. In fp16

@@ -2,7 +2,7 @@
 
 from protos.inference import grpc_service_pb2 as pb
 from serving.catalogue import Catalogue, ServedVersion
-from serving.inference_messages import INPUT, OUTPUTS
+from serving.modelspec import INPUT, OUTPUTS
 
 PLATFORM = "onnxruntime_onnx"
 

@@ -12,11 +12,10 @@ from protos.inference import grpc_service_pb2 as pb
 from serving.catalogue import ServedVersion
 from serving.classification import Photo, best_labels, check_count
 from serving.errors import InvalidRequest
+from serving.modelspec import INPUT, OUTPUTS
 from serving.turns import Priority
 from serving.typed_pixels import OVER_255, Pixels
 
-INPUT = "image"
-OUTPUTS = ("probabilities", "logits")  # in the order of an answer's rows
 CLASSIFICATION = "classification"
 SHARED_MEMORY = "shared_memory_region"
 

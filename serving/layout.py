@@ -39,6 +39,12 @@ def check_name(name: str) -> str:
     return name
 
 
+def version_number(reference: str) -> int:
+    """The number that a reference to a version is; 0 where it is none that a version can have."""
+    is_number = reference.isascii() and reference.isdigit() and len(reference) < 10
+    return int(reference) if is_number else 0
+
+
 def files_below(folder: Path) -> set[str]:
     """Relative POSIX paths of all that is not a folder; a link to a folder counts as a file."""
     return {
@@ -54,6 +60,11 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256=digest, size=path.stat().st_size)
 
 
+def entries_below(folder: Path, below: str = "") -> dict[str, FileEntry]:
+    """Of all of files_below, sorted, under these names with `below` before each."""
+    return {below + file: file_entry(folder / file) for file in sorted(files_below(folder))}
+
+
 def digest_line(data: bytes) -> bytes:
     return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
 
@@ -67,15 +78,20 @@ def alias_lines(history: list[int]) -> bytes:
     return "".join(f"{version}\n" for version in history).encode()
 
 
+def contained(file: str) -> str:
+    """A path that a manifest lists, if it stays within its version. Raises BrokenVersion."""
+    pure = PurePosixPath(file)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise BrokenVersion(f"{file!r} leads out of the version")
+    return file
+
+
 def inside(folder: Path, file: str) -> Path:
     """The path of a file that is listed in a manifest, if it lies in the version's own folder."""
-    pure = PurePosixPath(file)
-    path = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or path.is_symlink():
-        raise BrokenVersion(f"{file!r} leads out of the version")
-    if not path.is_file():
+    path = folder / contained(file)
+    if not path.is_symlink() and not path.is_file():
         raise BrokenVersion(f"{file} is missing")
-    if folder.resolve() not in path.resolve().parents:
+    if path.is_symlink() or folder.resolve() not in path.resolve().parents:
         raise BrokenVersion(f"{file!r} leads out of the version")
     return path
 

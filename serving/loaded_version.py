@@ -1,6 +1,5 @@
 """Loads one version of a model, or says why it is refused."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Hashable
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
 from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
-from serving.modelspec import RobustnessSummary, read_strictly
+from serving.modelspec import RobustnessSummary
 from serving.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -88,11 +87,8 @@ def _refusal(
 def read_robustness(repository: Repository, name: str, version: int) -> RobustnessSummary | None:
     """The summary of a version's analysis; None if there is none, or none that can be read."""
     try:
-        data = repository.read_analysis(name, version, "summary.json")
-        if data is None:
-            return None
-        return read_strictly(RobustnessSummary, json.loads(data), "summary.json")
-    except (BrokenVersion, ValueError) as error:
+        return repository.robustness(name, version)
+    except BrokenVersion as error:
         log.warning("%s/%d is served without its robustness summary: %s", name, version, error)
         return None
 

@@ -24,6 +24,7 @@ from serving.errors import (
     listed,
 )
 from serving.inference_thread import InferenceThreads
+from serving.layout import version_number
 from serving.loaded_version import LoadedVersion, load_version
 from serving.loading import (
     LoadedModel,
@@ -196,7 +197,7 @@ class ModelControl:
             if reference in model.aliases:
                 here &= {model.aliases[reference]}
             elif reference:
-                here &= {int(reference) if reference.isdecimal() else 0}
+                here &= {version_number(reference)}
             if not here:
                 raise NotFound(f"model {name!r} has no version {reference!r} loaded")
             with self._wishes.forgotten_if_it_fails():
@@ -407,7 +408,7 @@ class ModelControl:
             read_splits(text, kind).get(name)
             for kind, text in (("canary", self.settings.canary), ("shadow", self.settings.shadow))
         ]
-        numbers = {int(s.reference) for s in splits if s and s.reference.isdecimal()}
+        numbers = {version_number(split.reference) for split in splits if split} - {0}
         wanted = Wanted(
             policy=read_policy(self.settings.versions),
             also=frozenset(numbers | self._wishes.pinned(name)),

@@ -9,11 +9,14 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from serving.errors import BrokenVersion
 
 SCHEMA_VERSION = 1
+# What the graph of each file takes, uint8 [N, S, S, 3], and gives, float32 [N, K] each.
+INPUT, OUTPUTS = "image", ("probabilities", "logits")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 T = TypeVar("T")
@@ -138,11 +141,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Raises BrokenVersion naming the first field that is missing, unknown or malformed."""
-        try:
-            value = json.loads(text)
-            return read_strictly(cls, value, "manifest")
-        except (ValueError, RecursionError) as error:
-            raise BrokenVersion(f"manifest.json is malformed: {error}") from error
+        return read_json(cls, text, "manifest.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +168,14 @@ class RobustnessSummary:
 def _check_photos(count: int) -> None:
     if not 0 <= count < 2**31:  # what a message holds
         raise ValueError(f"photos must be from 0 to {2**31 - 1}, got {count}")
+
+
+def read_json(kind: type[T], text: str | bytes, file: str) -> T:
+    """As read_strictly, of what `file` holds. Raises BrokenVersion."""
+    try:
+        return read_strictly(kind, json.loads(text), PurePosixPath(file).stem)
+    except (ValueError, RecursionError) as error:
+        raise BrokenVersion(f"{file} is malformed: {error}") from error
 
 
 def read_strictly(kind: type[T], value: Any, where: str) -> T:

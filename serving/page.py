@@ -1,6 +1,5 @@
 """One static page over a whole model repository: versions side by side, linked to their reports."""
 
-import json
 from html import escape
 
 from serving.errors import PawprintError
@@ -68,14 +67,14 @@ def _model(repository: Repository, name: str) -> str:
 def _row(repository: Repository, manifest: Manifest, title: str) -> str:
     name, version = manifest.name, manifest.version
     robust = corrupted = report = ""
-    summary = repository.read_analysis(name, version, "summary.json")
+    summary = repository.robustness(name, version)
     if summary is not None:
-        figures = json.loads(summary)
-        points = [p for p in figures["robust_accuracy"] if p["norm"] == "linf"]
         robust = "<br>".join(
-            f"{100 * p['accuracy']:.0f} % at {255 * p['epsilon']:.3g}/255" for p in points
+            f"{100 * point.accuracy:.0f} % at {255 * point.epsilon:.3g}/255"
+            for point in summary.robust_accuracy
+            if point.norm == "linf"
         )
-        corrupted = f"{100 * figures['corruption_accuracy']:.1f} %"
+        corrupted = f"{100 * summary.corruption_accuracy:.1f} %"
         report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
     rows = []
     for precision, variant in manifest.variants.items():

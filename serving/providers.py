@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.gpu_settings import GpuSettings
-from serving.modelspec import Manifest
+from serving.modelspec import INPUT, Manifest
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 Provider = tuple[str, dict[str, str]]
@@ -42,6 +42,6 @@ def gpu_providers(
         "trt_cuda_graph_enable": graphs,
     }
     for which, size in (("min", sizes[0]), ("opt", sizes[-1]), ("max", sizes[-1])):
-        tensorrt[f"trt_profile_{which}_shapes"] = f"image:{size}x{side}x{side}x3"
+        tensorrt[f"trt_profile_{which}_shapes"] = f"{INPUT}:{size}x{side}x{side}x3"
     # Graphs of CUDA's own would be captured around engines that capture theirs.
     return [(TENSORRT, tensorrt), (CUDA, cuda | {"enable_cuda_graph": "0"})]

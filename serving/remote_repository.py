@@ -11,7 +11,7 @@ nothing else. A number is claimed first, by an object that only one publisher ca
 import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from serving.blob_cache import BlobCache
@@ -23,12 +23,13 @@ from serving.layout import (
     MANIFEST,
     MANIFEST_DIGEST,
     NAME,
+    NUMBER,
     alias_lines,
     analysis_digests,
     check_name,
+    contained,
     digest_line,
-    file_entry,
-    files_below,
+    entries_below,
 )
 from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
@@ -88,7 +89,7 @@ class RemoteRepository(Repository):
 
     def _read(self, name: str, version: int, file: str) -> bytes:
         try:
-            return self._bucket.read(f"{name}/{version}/{_safe(file)}")
+            return self._bucket.read(f"{name}/{version}/{contained(file)}")
         except FileNotFoundError as error:
             raise BrokenVersion(f"{file} is missing") from error
 
@@ -96,7 +97,7 @@ class RemoteRepository(Repository):
         return self._fetch(name, version, file, entry).read_bytes()
 
     def _fetch(self, name: str, version: int, file: str, entry: FileEntry) -> Path:
-        key = f"{name}/{version}/{_safe(file)}"
+        key = f"{name}/{version}/{contained(file)}"
 
         def download(start: int) -> Iterator[bytes]:
             try:
@@ -108,7 +109,7 @@ class RemoteRepository(Repository):
 
     def _entry(self, name: str, version: int, file: str) -> FileEntry:
         """Read from the store itself, past the cache."""
-        size = self._bucket.sizes(f"{name}/{version}").get(_safe(file))
+        size = self._bucket.sizes(f"{name}/{version}").get(contained(file))
         if size is None:
             raise BrokenVersion(f"{file} is missing")
         digest = hashlib.sha256()
@@ -143,7 +144,7 @@ class RemoteRepository(Repository):
         If it fails half-way its number stays unused, and no reader has seen anything; only where
         the answer to the write of the manifest is lost may the version be there after all.
         """
-        files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
+        files = entries_below(staging)
         version = self._claim(name)
         manifest = describe(version, files)
         data = manifest.to_json().encode()
@@ -179,9 +180,7 @@ class RemoteRepository(Repository):
         """Replace the analysis of a version; while that lasts a reader finds none."""
         self.check_version(name, version)
         folder = f"{name}/{version}"
-        entries = {
-            f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
-        }
+        entries = entries_below(staging, f"{ANALYSIS}/")
         old = {key for key in self._files(name, version) if key.startswith(f"{ANALYSIS}/")}
         digests_first = sorted(old, key=lambda file: file != ANALYSIS_DIGESTS)
         self._bucket.delete([f"{folder}/{file}" for file in digests_first])
@@ -221,12 +220,4 @@ class RemoteRepository(Repository):
         raise self._refuses_conditions(key)
 
 
-_VERSION = r"([1-9][0-9]{0,8})/"
-
-
-def _safe(file: str) -> str:
-    """A path of a manifest, if it stays within its version. Raises BrokenVersion."""
-    pure = PurePosixPath(file)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise BrokenVersion(f"{file!r} leads out of the version")
-    return file
+_VERSION = rf"({NUMBER.pattern})/"

@@ -1,7 +1,6 @@
 """The model repository in a folder, as layout.py lays it out; a version never changes again."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -31,12 +30,14 @@ from serving.layout import (
     analysis_digests,
     check_name,
     digest_line,
+    entries_below,
     file_entry,
     files_below,
     inside,
     read_inside,
+    version_number,
 )
-from serving.modelspec import FileEntry, Manifest, read_strictly
+from serving.modelspec import FileEntry, Manifest, RobustnessSummary, read_json
 from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import names_full_disk, remove_old
 
@@ -103,9 +104,9 @@ class Repository:
 
         Raises NotFound.
         """
-        if reference.isascii() and reference.isdigit():
-            self.check_version(name, int(reference))
-            return int(reference)
+        if number := version_number(reference):
+            self.check_version(name, number)
+            return number
         aliases = self.aliases(name)
         if reference in aliases:
             return aliases[reference]
@@ -113,7 +114,9 @@ class Repository:
         if reference or not versions:
             self.check_version(name, versions[-1] if versions else 0)
             known = listed(aliases)
-            raise NotFound(f"model {name!r} has no alias {reference!r}; aliases: {known}")
+            raise NotFound(
+                f"model {name!r} has no version or alias {reference[:64]!r}; aliases: {known}"
+            )
         return aliases.get(DEFAULT_ALIAS, versions[-1])
 
     def find(self, text: str) -> tuple[str, int]:
@@ -192,8 +195,8 @@ class Repository:
             return []  # no analysis, or one that is being uploaded: none that is read
         try:
             files = self._analysis_digests(name, version)
-        except (BrokenVersion, ValueError) as error:
-            return [f"{ANALYSIS_DIGESTS} can't be read: {error}"]
+        except BrokenVersion as error:
+            return [str(error)]
         extra = sorted(stored - {ANALYSIS_DIGESTS, *files})
         problems = self._compare(name, version, files)
         return problems + [f"{file} is not part of the version" for file in extra]
@@ -213,11 +216,11 @@ class Repository:
         return problems
 
     def _analysis_digests(self, name: str, version: int) -> dict[str, FileEntry]:
-        """Raises BrokenVersion or ValueError, also for a byte that JSON would forgive."""
+        """Raises BrokenVersion, also for a byte that JSON would forgive."""
         data = self._read(name, version, ANALYSIS_DIGESTS)
-        entries = read_strictly(dict[str, FileEntry], json.loads(data), ANALYSIS_DIGESTS)
+        entries = read_json(dict[str, FileEntry], data, ANALYSIS_DIGESTS)
         if analysis_digests(entries) != data:
-            raise ValueError("not as it was written")
+            raise BrokenVersion(f"{ANALYSIS_DIGESTS} is not as it was written")
         return entries
 
     # --- the bytes of a version, where this repository has them
@@ -266,7 +269,7 @@ class Repository:
         publishers at once get two numbers: the rename onto an existing version fails, and the loser
         tries the next.
         """
-        files = {file: file_entry(staging / file) for file in sorted(files_below(staging))}
+        files = entries_below(staging)
         while True:
             version = self._highest(name) + 1
             manifest = describe(version, files)
@@ -319,9 +322,7 @@ class Repository:
         """Make what lies in `staging` the analysis of a version, in one step, whole."""
         self.check_version(name, version)
         folder = self.root / name / str(version)
-        entries = {
-            f"{ANALYSIS}/{file}": file_entry(staging / file) for file in files_below(staging)
-        }
+        entries = entries_below(staging, f"{ANALYSIS}/")
         (staging / Path(ANALYSIS_DIGESTS).name).write_bytes(analysis_digests(entries))
         make_ready(staging)
         if (folder / ANALYSIS).exists():
@@ -335,28 +336,36 @@ class Repository:
 
         Raises NotFound, BrokenVersion.
         """
-        self.check_version(name, version)
-        if ANALYSIS_DIGESTS not in self._files(name, version):
+        entries = self._analysis(name, version)
+        if entries is None:
             return None
-        try:
-            entry = self._analysis_digests(name, version)[f"{ANALYSIS}/{file}"]
-        except (KeyError, ValueError) as error:
-            raise BrokenVersion(f"{name}/{version}: {ANALYSIS_DIGESTS}: {error}") from error
-        data = self._read(name, version, f"{ANALYSIS}/{file}")
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BrokenVersion(f"{name}/{version}/{ANALYSIS}/{file} is altered")
+        where = f"{ANALYSIS}/{file}"
+        if where not in entries:
+            raise BrokenVersion(f"{where} is not listed in {ANALYSIS_DIGESTS}")
+        data = self._read(name, version, where)
+        if hashlib.sha256(data).hexdigest() != entries[where].sha256:
+            raise BrokenVersion(f"{name}/{version}/{where} is altered")
         return data
+
+    def robustness(self, name: str, version: int) -> RobustnessSummary | None:
+        """The headline figures of a version's analysis; None if there is none.
+
+        Raises NotFound, BrokenVersion.
+        """
+        data = self.read_analysis(name, version, "summary.json")
+        return None if data is None else read_json(RobustnessSummary, data, "summary.json")
 
     def analysis_files(self, name: str, version: int) -> list[str]:
         """What read_analysis can read, sorted. Raises NotFound, BrokenVersion."""
+        entries = self._analysis(name, version) or {}
+        return sorted(file.removeprefix(f"{ANALYSIS}/") for file in entries)
+
+    def _analysis(self, name: str, version: int) -> dict[str, FileEntry] | None:
+        """The entries of its digests; None if there is none. Raises NotFound, BrokenVersion."""
         self.check_version(name, version)
         if ANALYSIS_DIGESTS not in self._files(name, version):
-            return []
-        try:
-            files = self._analysis_digests(name, version)
-        except ValueError as error:
-            raise BrokenVersion(f"{name}/{version}: {ANALYSIS_DIGESTS}: {error}") from error
-        return sorted(file.removeprefix(f"{ANALYSIS}/") for file in files)
+            return None
+        return self._analysis_digests(name, version)
 
     def write_page(self, html: str) -> str:
         """Put index.html at the top of the repository; returns where it is."""

@@ -5,7 +5,7 @@ what else lies there it leaves alone (triton-inference-server/server, docs/user_
 model_repository.md and model_configuration.md). It takes pixels, not encoded photos.
 """
 
-from serving.modelspec import Manifest
+from serving.modelspec import INPUT, OUTPUTS, Manifest
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -19,7 +19,7 @@ def triton_files(manifest: Manifest) -> dict[str, str]:
     outputs = ",\n".join(
         f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {len(manifest.labels)} ] '
         f'label_filename: "{LABELS}" }}'
-        for name in ("probabilities", "logits")
+        for name in OUTPUTS
     )
     config = f"""\
 # Written by Pawprint with version {manifest.version}; publishing another version writes it again.
@@ -28,7 +28,7 @@ platform: "onnxruntime_onnx"
 default_model_filename: "{manifest.variants["fp32"].file}"
 max_batch_size: {_MAX_BATCH}
 input [
-  {{ name: "image" data_type: TYPE_UINT8 dims: [ {side}, {side}, 3 ] }}
+  {{ name: "{INPUT}" data_type: TYPE_UINT8 dims: [ {side}, {side}, 3 ] }}
 ]
 output [
 {outputs}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from serving.batching import BatchSettings
 from serving.catalogue import Canary, Catalogue, ServedModel, ServedVersion, Shadow
 from serving.device import cuda_problem
+from serving.layout import version_number
 from serving.loading import LoadedModel
 from serving.settings import ServerSettings
 from serving.splits import Split, read_splits
@@ -64,9 +65,7 @@ def _served_model(
 
 def version_of(split: Split, model: LoadedModel) -> int:
     """The version that a split names; 0 if there is no such version."""
-    if split.reference.isdecimal():
-        return int(split.reference)
-    return model.aliases.get(split.reference, 0)
+    return version_number(split.reference) or model.aliases.get(split.reference, 0)
 
 
 def runs_at_once(settings: ServerSettings) -> int:

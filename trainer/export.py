@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from serving.errors import first_line
+from serving.modelspec import INPUT, OUTPUTS
 from trainer.backbones import Calibrated
 from trainer.errors import FailedCheck
 from trainer.folding import folded
@@ -48,8 +49,8 @@ def to_onnx(served: Served, size: int) -> onnx.ModelProto:
             program = torch.onnx.export(
                 net,
                 (example,),
-                input_names=["image"],
-                output_names=["probabilities", "logits"],
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
                 opset_version=OPSET,
                 dynamo=True,
                 dynamic_shapes={"image": {0: torch.export.Dim("batch")}},

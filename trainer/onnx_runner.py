@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from serving.cores import usable_cores
+from serving.modelspec import INPUT, OUTPUTS
 from trainer.threads import onnx_threads, own_cores
 
 Floats = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ class OnnxRunner:
     def __init__(
         self,
         model: Path | bytes,
-        outputs: Sequence[str] = ("probabilities", "logits"),
+        outputs: Sequence[str] = OUTPUTS,
         *,
         alone: bool = False,
         beside_others: bool = False,
@@ -55,7 +56,7 @@ class OnnxRunner:
         """In batches of `batch_size`, or as suits the cores; the last one may be smaller."""
         batch_size = batch_size or batch_for(len(images), self._at_once)
         feeds = [
-            {"image": images[start : start + batch_size]}
+            {INPUT: images[start : start + batch_size]}
             for start in range(0, len(images), batch_size)
         ]
         if len(feeds) == 1:

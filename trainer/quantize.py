@@ -25,6 +25,7 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
+from serving.modelspec import INPUT
 from trainer.integer_forms import integer_hard_sigmoids, pool_means
 from trainer.quantized_weights import weight_steps, weighted
 
@@ -63,7 +64,7 @@ def _widen_normalisation(prepared: onnx.ModelProto) -> None:
     Convolutions of integers want channels last, so ONNX Runtime has the picture normalised in that
     order, where three numbers at a time took a quarter of mobilenet_v2's time.
     """
-    (image,) = (value for value in prepared.graph.input if value.name == "image")
+    (image,) = (value for value in prepared.graph.input if value.name == INPUT)
     width = image.type.tensor_type.shape.dim[2].dim_value
     shapes = {value.name: value for value in prepared.graph.value_info}
     for tensor in prepared.graph.initializer:
@@ -162,7 +163,7 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
     """One batch, for the calibrator."""
 
     def __init__(self, images: Pixels) -> None:
-        self._batches = iter([{"image": images}])
+        self._batches = iter([{INPUT: images}])
 
     def get_next(self) -> dict[str, Pixels] | None:
         return next(self._batches, None)

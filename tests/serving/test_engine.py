@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.bound_runs import BoundRuns
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, NotFound, Unavailable
-from serving.golden import OUTPUTS
 from serving.gpu_settings import GpuSettings
+from serving.modelspec import OUTPUTS
 from serving.providers import CUDA, TENSORRT, gpu_providers
 from serving.repository import Repository
 from serving.session import open_session

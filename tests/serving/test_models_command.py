@@ -128,7 +128,8 @@ def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
     [
         (["show", "cars"], "error: no model 'cars'; models here: birds, pets"),
         (["show", "pets/7"], "error: model 'pets' has no version 7; newest first: 2, 1"),
-        (["show", "pets/live"], "error: model 'pets' has no alias 'live'"),
+        (["show", "pets/live"], "error: model 'pets' has no version or alias 'live'"),
+        (["show", f"pets/{'9' * 5000}"], "error: model 'pets' has no version or alias '999"),
         (["show", "../pets"], "error: a name has 1 to 64"),
         (["promote", "pets"], "error: say which version: models promote pets/VERSION"),
         (["promote", "pets", "2"], "error: unrecognized arguments: 2; write pets/2 (see"),
@@ -159,6 +160,19 @@ def test_page(models, root: Path) -> None:
     assert status == 0 and out.strip() == str(root / "index.html")
     page = (root / "index.html").read_text()
     assert "birds" in page and "pets" in page
+
+
+@pytest.mark.parametrize("summary", [b"{}", b"no JSON", b"[" * 100_000])
+def test_a_summary_that_is_malformed_costs_its_row_of_the_page(
+    models, root: Path, summary: bytes
+) -> None:
+    repository = Repository(root)
+    with repository.staging("pets") as folder:
+        (folder / "summary.json").write_bytes(summary)
+        repository.attach_analysis("pets", 2, folder)
+    assert models("page")[0] == 0
+    page = (root / "index.html").read_text()
+    assert "summary.json is malformed" in page and page.count("90.0 %") == 2
 
 
 def test_versions_are_read_side_by_side(

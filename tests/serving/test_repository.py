@@ -142,6 +142,19 @@ def test_an_analysis_without_its_digests_is_none(repository: Repository) -> None
     repository.promote("pets", 1)
 
 
+@pytest.mark.parametrize("digests", [b"", b"{ }", b"[" * 100_000])
+def test_digests_of_an_analysis_that_are_damaged_are_found(
+    repository: Repository, digests: bytes
+) -> None:
+    attach(repository, "robust")
+    (repository.root / "pets/1/analysis/digests.json").write_bytes(digests)
+    (problem, *_) = repository.verify("pets", 1)
+    assert problem.startswith("analysis/digests.json is ")
+    for read in (repository.analysis_files, repository.robustness):
+        with pytest.raises(BrokenVersion, match="analysis/digests.json is "):
+            read("pets", 1)
+
+
 def test_a_file_that_is_not_of_the_analysis_is_found(repository: Repository) -> None:
     attach(repository, "robust")
     (repository.root / "pets/1/analysis/notes.txt").write_text("mine")

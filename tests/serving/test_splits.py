@@ -125,9 +125,10 @@ async def test_what_describes_a_model_describes_its_default(models: Path) -> Non
         assert [output.dims for output in config.output] == [[2], [2]]
 
 
-async def test_a_canary_that_is_not_there_gets_nothing(models: Path) -> None:
+@pytest.mark.parametrize("version", ["canary", "0", "9" * 5000])
+async def test_a_canary_that_is_not_there_gets_nothing(models: Path, version: str) -> None:
     async with (
-        running_server(models, canary="pets=canary:1") as running,
+        running_server(models, canary=f"pets={version}:1") as running,
         AsyncClient(running.address) as client,
     ):
         assert (await client.classify([jpeg()], model="pets")).version == 1

@@ -34,6 +34,7 @@ from tests.google_store import running_google_store
 from tests.object_store import BUCKET, ObjectStore, running_store
 from tests.photos import jpeg
 from tests.serving.cut_proxy import CutProxy, cut_proxy
+from tests.serving.test_loading import SUMMARY
 from tests.tiny import build_version
 
 MIB = 1024 * 1024
@@ -184,7 +185,7 @@ def test_the_page_shows_the_ideal_images_and_downloads_none(
 ) -> None:
     with_large_file(remote, tmp_path)
     with remote.staging("pets") as folder:
-        (folder / "summary.json").write_text('{"robust_accuracy": [], "corruption_accuracy": 0.5}')
+        (folder / "summary.json").write_bytes(SUMMARY)
         (folder / "ideal").mkdir()
         for picture in ("000-cat", "001-dog"):
             (folder / f"ideal/{picture}.png").write_bytes(WEIGHTS[:MIB])
@@ -573,10 +574,10 @@ def test_a_server_serves_a_bucket_and_the_next_one_its_cache(
 def test_a_store_that_can_not_be_reached_is_one_line(
     command: str, status: int, store: ObjectStore, proxy: CutProxy
 ) -> None:
-    flags = ["list", "--models"] if command == "models" else ["--device", "cpu", "--models"]
+    own = ["list"] if command == "models" else ["--device", "cpu", "--port", "0"]
     proxy.close()
     done = run_python(
-        "-m", f"serving.{command}", *flags, f"{store.scheme}://{BUCKET}/x", timeout=200
+        "-m", f"serving.{command}", *own, "--models", f"{store.scheme}://{BUCKET}/x", timeout=200
     )
     assert done.returncode == status and "Traceback" not in done.stderr
     said = f"error: {store.scheme}://{BUCKET}/x can't be used: "
