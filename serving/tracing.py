@@ -4,6 +4,7 @@ The caller's W3C context (metadata `traceparent`) is carried on. Spans are made 
 ended, from the times that were taken anyway: nothing is added to the call itself.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -13,8 +14,12 @@ import grpc
 from serving.edge import Call
 from serving.errors import InvalidRequest, to_install
 
+log = logging.getLogger(__name__)
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SERVICE_NAME = "service.name"
+# What a stop waits for a receiver, which may hang or be gone; OpenTelemetry itself takes 30 s.
+SENDING_S = 3.0
 
 
 class Tracing:
@@ -41,7 +46,8 @@ class Tracing:
             resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
         # A provider of its own, not the global one: a server is no library's guest.
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("pawprint.serving")
         self._extract = TraceContextTextMapPropagator().extract
         self._child_of = trace.set_span_in_context
@@ -76,9 +82,15 @@ class Tracing:
             span.set_status(self._error)
         span.end(_ns(call.end, epoch_ns))
 
-    def close(self) -> None:
-        """Send what is left; blocks for as long as that takes, a few seconds at most."""
-        self._provider.shutdown()
+    async def close(self) -> None:
+        """Send what is left, within SENDING_S."""
+        closing = asyncio.get_running_loop().run_in_executor(None, self._provider.shutdown)
+        await asyncio.wait({closing}, timeout=SENDING_S)
+        if not closing.done():
+            log.warning("the last spans were not taken within %g s: they are lost", SENDING_S)
+            logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # of each batch of them
+            self._exporter.shutdown()
+        await closing
 
 
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -122,29 +123,46 @@ def test_a_malformed_context_costs_no_call_and_no_line_of_the_log(
     assert [span.trace_id.hex() == TRACE for span in collector.spans] == [True, True, False]
 
 
+def test_a_collector_that_never_answers_holds_up_no_stop(
+    start: Callable[..., ServerProcess], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+        server = start(models)
+        with grpc.insecure_channel(server.address) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            stub.Classify(pb.ClassifyRequest(model="pets", images=[jpeg()]))
+        status, _, err = server.stop()
+    assert status == 0
+    assert "serving.tracing: the last spans were not taken within 3 s: they are lost\n" in err
+    assert err.endswith(" INFO serving.serve: stopped\n") and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     "attributes, name",
     [("service.name=shop,k8s.pod.name=p", "shop"), ("k8s.pod.name=p", "pawprint")],
 )
-def test_the_name_of_the_service_may_stand_among_the_attributes(
+async def test_the_name_of_the_service_may_stand_among_the_attributes(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, attributes: str, name: str
 ) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
     tracing = Tracing()
     tracing.export(finished_call())
-    tracing.close()
+    await tracing.close()
     assert collector.services == {name}
 
 
-def test_spans_follow_a_clock_that_was_set(
+async def test_spans_follow_a_clock_that_was_set(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracing = Tracing()
     hour_ns, time_ns = 3_600_000_000_000, time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hour_ns)
     tracing.export(finished_call())
-    tracing.close()
+    await tracing.close()
     (span,) = collector.spans
     assert abs(span.end_time_unix_nano - time.time_ns()) < hour_ns / 2
     assert span.end_time_unix_nano - span.start_time_unix_nano == pytest.approx(1e9, abs=1e3)
