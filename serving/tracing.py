@@ -26,7 +26,7 @@ class Tracing:
     """`export` is a sink of the edge; spans leave in batches, from a thread of OpenTelemetry's."""
 
     def __init__(self) -> None:
-        """Raises InvalidRequest if the extra is not installed."""
+        """Raises InvalidRequest if the extra is not installed, or a variable of it is wrong."""
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -41,13 +41,18 @@ class Tracing:
             ) from error
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-        resource = Resource.create()  # as the SDK's variables have it
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
-        # A provider of its own, not the global one: a server is no library's guest.
-        self._provider = TracerProvider(resource=resource)
-        self._exporter = OTLPSpanExporter()
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        try:  # as the SDK's variables have it, which raises what it likes
+            resource = Resource.create()
+            if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+                resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
+            # A provider of its own, not the global one: a server is no library's guest.
+            self._provider = TracerProvider(resource=resource)
+            self._exporter = OTLPSpanExporter()
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        except Exception as error:
+            raise InvalidRequest(
+                f"OpenTelemetry can't use its variables in the environment (OTEL_...): {error}"
+            ) from error
         self._tracer = self._provider.get_tracer("pawprint.serving")
         self._extract = TraceContextTextMapPropagator().extract
         self._child_of = trace.set_span_in_context

@@ -179,3 +179,23 @@ def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -
     assert done.returncode == 2
     assert "error: OTEL_EXPORTER_OTLP_ENDPOINT is set, but" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variable, value, why",
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "ten", "could not convert string to float: 'ten'"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1", "Invalid IPv6 URL"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", 'Invalid value "zip" for compression'),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive integer"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_status_2_and_one_line(
+    models: Path, variable: str, value: str, why: str
+) -> None:
+    flags = ("--models", models, "--port", "0", "--device", "cpu")
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    done = run_python("-m", "serving.serve", *flags, env=environment | {variable: value})
+    line = "error: OpenTelemetry can't use its variables in the environment (OTEL_...): "
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{line}{why}")
