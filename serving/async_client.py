@@ -23,6 +23,7 @@ from serving.client_messages import (
     encoded,
     exception_of,
     exception_of_call,
+    hedge_s,
     models_of,
     places_for,
     response_of,
@@ -54,7 +55,7 @@ class AsyncClient:
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self.hedge_after_s = hedge_after_s
+        self.hedge_after_s = hedge_s(hedge_after_s)
         self._token = sendable(token)
         self._open = async_channel_opener(address, tls)
         self._closed = False

@@ -35,6 +35,7 @@ from serving.client_messages import (
     description_of,
     encoded,
     exception_of_call,
+    hedge_s,
     models_of,
     places_for,
     response_of,
@@ -75,7 +76,7 @@ class Client:
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self.hedge_after_s = hedge_after_s
+        self.hedge_after_s = hedge_s(hedge_after_s)
         self._token = sendable(token)
         self._open = channel_opener(address, tls)
         self._closed = False

@@ -68,6 +68,13 @@ def places_for(in_flight: int) -> int:
     return in_flight
 
 
+def hedge_s(hedge_after_s: float | None) -> float | None:
+    """The same. Raises InvalidRequest for what is no time to wait."""
+    if hedge_after_s is not None and not hedge_after_s >= 0:  # nor is NaN
+        raise InvalidRequest(f"hedge_after_s must be 0 or more, or None, got {hedge_after_s}")
+    return hedge_after_s
+
+
 def wait_s(timeout_s: float | None, default_s: float) -> float:
     """How long to wait, in seconds: what is left may have become less than none, or be endless."""
     return min(max(0.0, default_s if timeout_s is None else timeout_s), _LONGEST_S)

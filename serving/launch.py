@@ -23,6 +23,8 @@ def analyze() -> int:
 
 
 def serve() -> int:
+    # Packages take seconds to import, and until something is done at a SIGHUP it ends the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     return _start("serving.serve", "serve")
 
 

@@ -52,7 +52,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             value["exception"] = self.formatException(record.exc_info)
-        return json.dumps(value, ensure_ascii=False, default=str)
+        # ASCII alone: the stream may take no more, and some readers end lines at U+2028 or U+0085.
+        return json.dumps(value, default=str)
 
 
 def configure_logging(kind: str, worker: int | None) -> None:

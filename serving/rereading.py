@@ -2,12 +2,26 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 
 from serving.errors import PawprintError
 from serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+
+
+def hang_ups() -> asyncio.Event:
+    """Set at each SIGHUP, those that came while the command began too."""
+    hung_up = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    let_through()
+    return hung_up
+
+
+def let_through() -> None:
+    """The SIGHUPs that the command has held back since it began."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 async def follow(

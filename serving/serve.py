@@ -22,7 +22,7 @@ from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
 from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.log_format import configure_logging
-from serving.rereading import follow
+from serving.rereading import follow, hang_ups, let_through
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
 from serving.tls import server_credentials
@@ -38,10 +38,9 @@ async def serve(settings: ServerSettings, reread: Callable[[], ServerSettings]) 
     Raises what Server.open and Server.load raise.
     """
     loop = asyncio.get_running_loop()
-    stopped, hung_up = asyncio.Event(), asyncio.Event()
+    stopped, hung_up = asyncio.Event(), hang_ups()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     server = Server(settings)
     if worker_index() is not None:
         when_parent_ends(stopped.set)
@@ -123,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings.decoders,
         )
         if asks_check(arguments):
+            let_through()
             with reader_may_leave():
                 sys.exit(0 if asyncio.run(check(settings)) else 1)
         withdraw(settings)

@@ -234,7 +234,7 @@ class Server:
         if self._metrics_server:
             self._metrics_server.close()
         if self._tracing:
-            await asyncio.get_running_loop().run_in_executor(None, self._tracing.close)
+            await self._tracing.close()
         await asyncio.get_running_loop().run_in_executor(None, self._threads.close)
 
     def _stop_watching(self) -> None:

@@ -4,6 +4,7 @@ The caller's W3C context (metadata `traceparent`) is carried on. Spans are made 
 ended, from the times that were taken anyway: nothing is added to the call itself.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -13,15 +14,19 @@ import grpc
 from serving.edge import Call
 from serving.errors import InvalidRequest, to_install
 
+log = logging.getLogger(__name__)
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SERVICE_NAME = "service.name"
+# What a stop waits for a receiver, which may hang or be gone; OpenTelemetry itself takes 30 s.
+SENDING_S = 3.0
 
 
 class Tracing:
     """`export` is a sink of the edge; spans leave in batches, from a thread of OpenTelemetry's."""
 
     def __init__(self) -> None:
-        """Raises InvalidRequest if the extra is not installed."""
+        """Raises InvalidRequest if the extra is not installed, or a variable of it is wrong."""
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -36,12 +41,18 @@ class Tracing:
             ) from error
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-        resource = Resource.create()  # as the SDK's variables have it
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
-        # A provider of its own, not the global one: a server is no library's guest.
-        self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        try:  # as the SDK's variables have it, which raises what it likes
+            resource = Resource.create()
+            if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+                resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
+            # A provider of its own, not the global one: a server is no library's guest.
+            self._provider = TracerProvider(resource=resource)
+            self._exporter = OTLPSpanExporter()
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        except Exception as error:
+            raise InvalidRequest(
+                f"OpenTelemetry can't use its variables in the environment (OTEL_...): {error}"
+            ) from error
         self._tracer = self._provider.get_tracer("pawprint.serving")
         self._extract = TraceContextTextMapPropagator().extract
         self._child_of = trace.set_span_in_context
@@ -76,9 +87,15 @@ class Tracing:
             span.set_status(self._error)
         span.end(_ns(call.end, epoch_ns))
 
-    def close(self) -> None:
-        """Send what is left; blocks for as long as that takes, a few seconds at most."""
-        self._provider.shutdown()
+    async def close(self) -> None:
+        """Send what is left, within SENDING_S."""
+        closing = asyncio.get_running_loop().run_in_executor(None, self._provider.shutdown)
+        await asyncio.wait({closing}, timeout=SENDING_S)
+        if not closing.done():
+            log.warning("the last spans were not taken within %g s: they are lost", SENDING_S)
+            logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # of each batch of them
+            self._exporter.shutdown()
+        await closing
 
 
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:

@@ -27,7 +27,7 @@ from serving.errors import BrokenVersion, NotFound, Unavailable
 from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
-from serving.rereading import follow
+from serving.rereading import follow, hang_ups
 from serving.settings import ServerSettings, differing, read_settings, taken_over
 from serving.storage import open_repository
 from serving.tls import server_credentials
@@ -298,8 +298,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
             for worker in workers:
                 worker.signal(signal.SIGCONT)
 
-        hung_up = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+        hung_up = hang_ups()
         loop.add_signal_handler(signal.SIGTSTP, suspend)
         stop = asyncio.ensure_future(stopped.wait())
         tending: asyncio.Future[Any] = asyncio.ensure_future(_start(workers))

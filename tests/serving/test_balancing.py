@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import math
 import re
 import signal
 import time
@@ -156,6 +157,13 @@ async def test_who_fails_at_once_is_not_the_faster_one(kind: type, code: grpc.St
                 answers.append(await version_by(client))
         assert answers.count(1) >= 3
         await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+def test_what_is_no_time_to_hedge_after_is_refused(kind: type) -> None:
+    for wrong in (-1, math.nan):
+        with pytest.raises(InvalidRequest, match=f"hedge_after_s must be 0 .* got {wrong}"):
+            kind("localhost:1", hedge_after_s=wrong)
 
 
 async def test_a_hedged_call_that_fails_everywhere_fails_once() -> None:

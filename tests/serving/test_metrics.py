@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import resource
+import signal
 import socket
 import struct
 import time
@@ -27,6 +28,7 @@ from tests.photos import jpeg
 from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
 from tests.tiny import build_version, golden_of
+from tests.waiting import until_said
 
 
 def fetch(port: int, path: str, **headers: str) -> tuple[int, str]:
@@ -277,6 +279,24 @@ def test_logs_are_json_lines_with_the_request_id(
     assert second["request_id"] == made["x-request-id"] and len(second["request_id"]) == 32
     assert third["code"] == "NOT_FOUND" and third["request_id"] == replaced
     assert len(replaced) == 32
+
+
+def test_json_lines_hold_any_character_on_any_stream(
+    start: Callable[..., ServerProcess],
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    config = tmp_path / "é\u2028\x85.toml"
+    config.touch()
+    server = start(models, "--log-format", "json", "--config", str(config))
+    config.unlink()
+    server.process.send_signal(signal.SIGHUP)
+    until_said(server.log, "the configuration stays as it was")
+    _, _, err = server.stop()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert any(f"the configuration {config} can't be read" in line["message"] for line in lines)
 
 
 def test_text_logs_name_the_fields(start: Callable[..., ServerProcess], models: Path) -> None:

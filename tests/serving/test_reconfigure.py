@@ -57,6 +57,29 @@ def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) 
     assert "only a restart changes: max_batch" in err
 
 
+# Is sent SIGHUP when it imports numpy.
+HUNG_UP_EARLY = """
+import importlib.abc, os, signal, sys
+class HungUp(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, HungUp())
+from serving.launch import serve
+sys.exit(serve())
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_sighup_while_packages_are_imported_is_one_of_the_server(
+    models: Path, start, workers: str
+) -> None:
+    server = start(models, "--workers", workers, program=("-c", HUNG_UP_EARLY))
+    until_said(server.log, "changed: nothing", times=int(workers))
+    status, _, err = server.stop()
+    assert status == 0 and "Traceback" not in err
+
+
 def test_without_control_versions_change_at_sighup_alone(models: Path, start) -> None:
     port = free_port()
     server = start(models, "--control", "none", "--admin-port", str(port))

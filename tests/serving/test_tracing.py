@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -122,29 +123,46 @@ def test_a_malformed_context_costs_no_call_and_no_line_of_the_log(
     assert [span.trace_id.hex() == TRACE for span in collector.spans] == [True, True, False]
 
 
+def test_a_collector_that_never_answers_holds_up_no_stop(
+    start: Callable[..., ServerProcess], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+        server = start(models)
+        with grpc.insecure_channel(server.address) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            stub.Classify(pb.ClassifyRequest(model="pets", images=[jpeg()]))
+        status, _, err = server.stop()
+    assert status == 0
+    assert "serving.tracing: the last spans were not taken within 3 s: they are lost\n" in err
+    assert err.endswith(" INFO serving.serve: stopped\n") and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     "attributes, name",
     [("service.name=shop,k8s.pod.name=p", "shop"), ("k8s.pod.name=p", "pawprint")],
 )
-def test_the_name_of_the_service_may_stand_among_the_attributes(
+async def test_the_name_of_the_service_may_stand_among_the_attributes(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, attributes: str, name: str
 ) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
     tracing = Tracing()
     tracing.export(finished_call())
-    tracing.close()
+    await tracing.close()
     assert collector.services == {name}
 
 
-def test_spans_follow_a_clock_that_was_set(
+async def test_spans_follow_a_clock_that_was_set(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracing = Tracing()
     hour_ns, time_ns = 3_600_000_000_000, time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hour_ns)
     tracing.export(finished_call())
-    tracing.close()
+    await tracing.close()
     (span,) = collector.spans
     assert abs(span.end_time_unix_nano - time.time_ns()) < hour_ns / 2
     assert span.end_time_unix_nano - span.start_time_unix_nano == pytest.approx(1e9, abs=1e3)
@@ -161,3 +179,23 @@ def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -
     assert done.returncode == 2
     assert "error: OTEL_EXPORTER_OTLP_ENDPOINT is set, but" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variable, value, why",
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "ten", "could not convert string to float: 'ten'"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1", "Invalid IPv6 URL"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", 'Invalid value "zip" for compression'),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive integer"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_status_2_and_one_line(
+    models: Path, variable: str, value: str, why: str
+) -> None:
+    flags = ("--models", models, "--port", "0", "--device", "cpu")
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    done = run_python("-m", "serving.serve", *flags, env=environment | {variable: value})
+    line = "error: OpenTelemetry can't use its variables in the environment (OTEL_...): "
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{line}{why}")
