@@ -231,7 +231,7 @@ def test_a_last_step_that_ruins_the_net_stops_it_too(photos: MakePhotos, patienc
 
 
 def test_an_epoch_whose_loss_is_no_number_leaves_valid_json(photos: MakePhotos):
-    """On val alone one may be ruined, by what batch norm has counted so far, and the next be well."""
+    """Statistics of batch norm may spoil an epoch on val alone, and the next be well."""
     run = Run(photos, "tiny", epochs=1)
     spoilt = Epoch(1, 3e10, 0.5, math.nan, 0.5)
     first = Epoch(0, math.nan, math.nan, 0.7, 0.5)
