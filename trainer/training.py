@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +126,11 @@ def fine_tune(
         advance(last.epoch * len(photos), f"resumed after epoch {last.epoch}")
     best = best_of(history, learnt=config.wise_ft)
 
+    def fail(loss: float, where: str) -> NoReturn:
+        classifier.load_state_dict(kept)
+        said = partial(no_number, loss, where, config, checkpoints, classifier)
+        raise FailedCheck(world.of_leader(said))
+
     for epoch in range(len(history), config.epochs + 1):
         # What thaws later may still gain: epochs before all stages have are no wait.
         waited = sum(len(frozen_in(past)) == len(frozen) for past in range(best.epoch + 1, epoch))
@@ -147,11 +153,8 @@ def fine_tune(
                 progress=done / total,
             )
             if not math.isfinite(loss):
-                where = f"in epoch {epoch}, step {i + 1} of {batches}"
-                first_files = [photos[j].file for j in batch[:3]]
-                classifier.load_state_dict(kept)
-                said = partial(no_number, loss, where, first_files, config, checkpoints, classifier)
-                raise FailedCheck(world.of_leader(said))
+                first_files = ", ".join(photos[j].file for j in batch[:3])
+                fail(loss, f"in epoch {epoch}, step {i + 1} of {batches} (with {first_files})")
             average.update()
             loss_sum, right = loss_sum + loss, right + hits
             more = learner.parts > config.accumulate
@@ -186,6 +189,9 @@ def fine_tune(
                     history=[list(dataclasses.astuple(each)) for each in history],
                 )
             )
+
+    if not math.isfinite(history[-1].val_loss):  # what the last step did, no other has seen
+        fail(history[-1].val_loss, f"on val after epoch {history[-1].epoch}")
 
     share = 1.0
     if config.wise_ft:
@@ -232,7 +238,6 @@ def seed_epoch(seed: int, epoch: int, rank: int, adversary: Adversary | None) ->
 def no_number(
     loss: float,
     where: str,
-    files: Sequence[str],
     config: TrainConfig,
     checkpoints: Checkpoints | None,
     best: Classifier,
@@ -240,7 +245,7 @@ def no_number(
     """Where the loss stopped being a number, what to try, and where the best weights are kept."""
     clip = "" if config.clip else ", or --clip 1"
     said = (
-        f"the loss is {loss} {where} (with {', '.join(files)}); try a lower --learning-rate (it is "
+        f"the loss is {loss} {where}; try a lower --learning-rate (it is "
         f"{config.learning_rate:g}){clip}"
     )
     if checkpoints is None:

@@ -142,9 +142,14 @@ def _names(labels: set[str]) -> str:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
+        shown = sorted(path for path in folder.iterdir() if not hidden(path.name))
+        lost = [path for path in shown if path.is_symlink() and not path.exists()]
+        found = [path for path in shown if path.is_dir()]
     except OSError as error:
         raise InvalidData(f"{folder} can't be read: {error.strerror}") from error
+    if lost:  # a class on a disk that is not there
+        raise InvalidData(f"{lost[0]} is a link that leads nowhere; mend it, or remove it")
+    return found
 
 
 def _files(folder: Path) -> list[Path]:

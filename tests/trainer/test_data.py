@@ -244,6 +244,17 @@ def test_a_link_to_a_folder_is_followed_and_none_in_a_circle(photos: MakePhotos,
     assert sum(map(len, data.splits.values())) == 18 and data.left_out == ()
 
 
+@pytest.mark.parametrize("where", [".", "train"])
+def test_a_link_to_a_class_that_is_not_there_is_told(
+    photos: MakePhotos, tmp_path: Path, where: str
+):
+    """A disk that is not mounted would cost a class in silence."""
+    photos(f"photos/{where}")
+    link = tmp_path / "photos" / where / "stars"
+    link.symlink_to(tmp_path / "not-mounted")
+    expect(tmp_path / "photos", f"{link} is a link that leads nowhere")
+
+
 def test_a_link_upwards_is_no_class_of_everything(photos: MakePhotos):
     folder = photos()
     (folder / "discs/up").symlink_to("..")

@@ -220,8 +220,18 @@ def test_a_loss_that_is_no_number_stops_it(photos: MakePhotos):
         run()
 
 
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_last_step_that_ruins_the_net_stops_it_too(photos: MakePhotos, patience: int):
+    """No other step sees what it did, only val."""
+    settings = {"thaw": 1.0, "warmup": 0.0, "optimizer": "adam", "patience": patience}
+    run = Run(photos, "squeezenet1_1", epochs=1 + patience, learning_rate=10.0, **settings)
+    with pytest.raises(FailedCheck, match=r"loss is nan on val after epoch 1; try a lower"):
+        run()
+    assert all(value.isfinite().all() for value in run.classifier.state_dict().values())
+
+
 def test_an_epoch_whose_loss_is_no_number_leaves_valid_json(photos: MakePhotos):
-    """The last steps of a training may ruin the net: an earlier epoch is then published."""
+    """Statistics of batch norm may spoil an epoch on val alone, and the next be well."""
     run = Run(photos, "tiny", epochs=1)
     spoilt = Epoch(1, 3e10, 0.5, math.nan, 0.5)
     first = Epoch(0, math.nan, math.nan, 0.7, 0.5)
