@@ -233,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", default="", metavar="VERSION|ALIAS", help="default: the server's choice"
     )
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels of each photo")
+    parser.add_argument(
+        "--top-k", type=int, default=1, metavar="K", help="labels of each photo (default: 1)"
+    )
     parser.add_argument(
         "--timeout",
         type=float,

@@ -170,6 +170,8 @@ def _verify(repository: Repository, options: argparse.Namespace) -> None:
     else:
         for reference, found in problems.items():
             print(f"{reference}: {'; '.join(found) or 'whole and unaltered'}")
+        if not problems:  # as where a bucket's prefix has a slip
+            print(f"no version in {repository.location}")
     if any(problems.values()):
         sys.exit(1)
 

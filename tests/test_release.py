@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browse
 from tests.commands import run_python
 from tests.conftest import ROOT
 from tests.environments import run_fetching
@@ -112,12 +113,32 @@ def test_a_program_against_the_wheel_sees_our_types(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="pip install '.[release]'")
-    done = run_python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site")
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("site")
+    done = run_python("-m", "mkdocs", "build", "--strict", "--site-dir", folder)
+    assert done.returncode == 0, done.stderr  # also where a link leads nowhere
+    return folder
+
+
+def test_the_site_has_the_pages_that_lie_beside_the_code(site: Path) -> None:
     for page in ("capacity", "benchmarks", "changes"):
-        assert (tmp_path / f"site/{page}.html").exists()
+        assert (site / f"{page}.html").exists()
+
+
+def test_no_fence_of_the_pages_becomes_a_line_of_text_on_the_site(site: Path) -> None:
+    for page in site.glob("*.html"):  # as one within a list does
+        assert not re.search("<code>(sh|python|json|go|yaml|toml)\n", page.read_text()), page.name
+
+
+def test_a_wide_table_of_the_site_does_not_widen_a_narrow_page(site: Path, tmp_path: Path) -> None:
+    page = site / "observability.html"
+    measured = """<script>const e = document.documentElement;
+        e.dataset.hidden = e.scrollWidth - e.clientWidth</script>"""
+    page.write_text(page.read_text().replace("</body>", f"{measured}</body>"))
+    done = browse(page, tmp_path, "--window-size=500,800")
+    assert 'data-hidden="0"' in done.stdout
 
 
 def test_the_first_page_leads_to_every_other_one() -> None:

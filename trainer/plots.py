@@ -45,7 +45,7 @@ def save_plots(
         save_png(draw_training(history), folder / "training.png")
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
     save_png(draw_confusion(matrix, labels), folder / "confusion.png")
-    save_png(_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
+    save_png(draw_reliability(probabilities, uncalibrated, targets), folder / "reliability.png")
     worst = most_wrong(probabilities, targets)
     if len(worst):
         figure = draw_mistakes(pictures_of(worst), probabilities[worst], targets[worst], labels)
@@ -69,6 +69,7 @@ def draw_training(history: Sequence[Epoch]) -> Figure:
     for axes, name in ((loss, "loss, nats"), (right, "accuracy")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
         _label(axes, "epoch", name)
+        axes.legend()
     return figure
 
 
@@ -95,8 +96,8 @@ def draw_confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> Figure:
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+def draw_reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> Figure:
+    figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="grey", label="perfect")
     for scores, name, alpha in (
@@ -115,10 +116,10 @@ def _reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> 
     title = f"{len(targets)} test photos; bins, area by photos"
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
     _label(axes, "confidence", "accuracy")
+    figure.legend(loc="outside lower center")  # a bin may lie anywhere
     return figure
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    axes.legend()

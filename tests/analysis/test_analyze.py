@@ -8,7 +8,6 @@ import json
 import re
 import resource
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from serving.client import Client
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.analysis.conftest import run
+from tests.browser import browse
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
@@ -180,14 +180,11 @@ def test_a_report_says_that_some_classes_are_not_drawn(analysed):
 
 
 def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here")
     page = analysed.models / "cartoon/1/analysis/report.html"
     assert not re.search(r'(src|href)="(?!data:|#)', page.read_text()), (
         "the page needs nothing else"
     )
-    done = browse(chromium, page, tmp_path)
+    done = browse(page, tmp_path)
     shown = dict(re.findall(r'data-figure="(\w+)"[^>]*>([^<]*)<', html.unescape(done.stdout)))
     report = report_of(analysed)
     reference = next(
@@ -204,29 +201,13 @@ def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
 
 
 def test_the_tables_on_trust_can_be_read_whole_in_a_narrow_window(analysed, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here")
     measured = """<script>document.querySelectorAll("#trust ~ .few").forEach(
         t => t.dataset.hidden = t.scrollWidth - t.clientWidth)</script>"""
     page = tmp_path / "page.html"
     report = (analysed.models / "cartoon/1/analysis/report.html").read_text()
     page.write_text(report.replace("</body>", f"{measured}</body>"))
-    done = browse(chromium, page, tmp_path, "--window-size=400,800")
+    done = browse(page, tmp_path, "--window-size=400,800")
     assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0"]
-
-
-def browse(chromium, page, folder, *flags):
-    return subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", f"--user-data-dir={folder / 'profile'}"),
-            *("--virtual-time-budget=5000", *flags, "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):

@@ -27,6 +27,14 @@ def test_long_names_leave_room_for_the_matrix_and_say_nothing_on_the_terminal(la
     assert labels[0] not in svg and f"{labels[0][:23]}…" in svg
 
 
+def test_the_scale_of_a_wide_matrix_is_seen_first_and_counts_whole_photos():
+    svg, _ = plots.confusion(np.eye(40, dtype=int).tolist(), [f"breed {k}" for k in range(40)])
+    written = re.findall(r'<text [^>]*\bx="([0-9.]+)"[^>]*>([^<]+)</text>', svg)
+    places = {text: float(x) for x, text in written}
+    assert places["photos"] < size_of(svg)[0] / 2, "a narrow page shows the left half"
+    assert {"0", "1"} <= set(places) and not any("." in text for text in places)
+
+
 def test_of_many_classes_those_that_take_part_are_shown():
     matrix = np.diag(np.full(120, 3))
     matrix[7, 9], matrix[50, 7] = 2, 1

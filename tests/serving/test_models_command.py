@@ -84,6 +84,13 @@ def test_list_of_an_empty_repository(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.startswith("MODEL")
 
 
+def test_verify_says_that_there_was_nothing_to_look_at(tmp_path: Path, capsys) -> None:
+    main(["verify", "--models", str(tmp_path)])
+    assert capsys.readouterr().out == f"no version in {tmp_path}\n"
+    main(["verify", "--json", "--models", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out) == {}
+
+
 def test_show(models) -> None:
     status, out, _ = models("show", "birds")
     assert status == 0 and "a, b, c" in out and "model.onnx" in out

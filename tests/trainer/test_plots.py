@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from trainer.figures import save_png
-from trainer.plots import draw_confusion, draw_training, save_plots
+from trainer.plots import draw_confusion, draw_reliability, draw_training, save_plots
 from trainer.training import Epoch
 
 LONG = "a very long name of a class that goes on and on"
@@ -48,6 +48,15 @@ def test_names_of_very_many_classes_do_not_lie_over_each_other():
     named = [tick.get_text() for tick in axes.get_yticklabels()]
     assert named[:2] == ["0", "5"] and len(named) == 200
     assert axes.get_ylabel() == "is (one class in 5 is named)"
+
+
+def test_no_bin_of_the_calibration_lies_under_the_legend():
+    scores = np.linspace([0.5, 0.5], [1, 0], 60).astype(np.float32)
+    figure = draw_reliability(scores, scores, np.zeros(60, np.int64))
+    FigureCanvasAgg(figure).draw()
+    axes, legends = figure.axes[0], [*figure.legends, figure.axes[0].get_legend()]
+    (legend,) = [one for one in legends if one is not None]
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_what_chose_the_epoch_is_drawn_too_at_whole_epochs():

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trainer.lettering import any_script, short_label
 
@@ -99,7 +100,11 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[s
                 color="white" if dark else "black", fontsize=9,
             )  # fmt: skip
     else:
-        figure.colorbar(image, shrink=0.5, label="photos")
+        # Above, at the left, where a page that is narrower than the matrix shows it too.
+        figure.colorbar(
+            image, location="top", anchor=(0, 0), shrink=0.3, aspect=15, pad=0.02,
+            label="photos", ticks=MaxNLocator(4, integer=True),
+        )  # fmt: skip
     return _svg(figure, "where attacks lead, class by class"), len(labels) - len(names)
 
 
