@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from serving.modelspec import Preprocessing
 from trainer.backbones import build
 from trainer.config import TrainConfig
-from trainer.console import Console
+from trainer.console import Console, unshown
 from trainer.data import load_data
 from trainer.distributed import ALONE
 from trainer.features import plain
@@ -101,7 +101,7 @@ def _publishing(config: TrainConfig, runs: int) -> None:
 
 def _decode_and_pass(config: TrainConfig) -> None:
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
-    data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
+    data = load_data(config, find_photos(config.data), spec, unshown)
     net = build(config.backbone, len(data.labels), config.size, config.weights)
     net.to(memory_format=torch.channels_last)
     photos = [photo for members in data.splits.values() for photo in members]

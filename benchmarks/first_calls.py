@@ -5,13 +5,11 @@
 Each start is a new server; the connection is made before the first call.
 """
 
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
-from limit import read_photos
+from limit import parser_of, read_photos
 from started import started
 
 from serving.client import Client
@@ -20,12 +18,7 @@ _FIRST, _CALLS = 100, 500
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--starts", type=int, default=5)
     options = parser.parse_args()
     photos = read_photos(options.photos, _CALLS)

@@ -7,6 +7,7 @@ import numpy as np
 from serving.modelspec import Preprocessing
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
+from trainer.console import unshown
 from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
 from trainer.features import cache_of, extract
@@ -36,7 +37,7 @@ def opened(
         data=folder, name="benchmark", backbone=options.backbone, size=size, cache=options.cache
     )
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
-    data = load_data(config, find_photos(config.data), spec, lambda items, *_: items)
+    data = load_data(config, find_photos(config.data), spec, unshown)
     classifier = build(config.backbone, len(data.labels), config.size, options.weights)
     return config, data, classifier, cache_of(config, classifier.backbone_digest, print)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from trainer.console import unshown
 from trainer.near_duplicates import Thumbnail, groups_alike, thumbnail
 from trainer.split import spread
 
@@ -39,7 +40,7 @@ def main() -> int:
     for title, changes in _changes().items():
         counts = [_found(photos, thumbnails, chosen, files, *each) for each in changes]
         print(f"| {title} | {', '.join(map(str, counts))} |", flush=True)
-    groups = groups_alike(np.stack(thumbnails), lambda items, title, total: items)
+    groups = groups_alike(np.stack(thumbnails), unshown)
     alike = int(np.sum(np.bincount(groups)[groups] > 1))
     print(f"\n{alike} of {len(files)} photos look like another as they are")
     return 0
@@ -85,9 +86,7 @@ def _found(
 ) -> int:
     """How many of `photos`, changed, are found to be what they were, beside all the others."""
     changed = [thumbnail(_saved(change(photo), quality)) for photo in photos]
-    groups = groups_alike(
-        np.stack([*thumbnails, *changed]), lambda items, title, total: items
-    ).tolist()
+    groups = groups_alike(np.stack([*thumbnails, *changed]), unshown).tolist()
     own = [groups[files.index(file)] for file in chosen]
     return sum(one == other for one, other in zip(own, groups[len(files) :], strict=True))
 

@@ -11,7 +11,6 @@ what they take, the server lacks. Peak, memory and latency are measured once mor
 
 import asyncio
 import os
-import socket
 import time
 import urllib.request
 from collections.abc import Awaitable, Iterator
@@ -23,7 +22,7 @@ import grpc
 import numpy as np
 import uvloop
 from limit import CORES, parser_of, read_photos
-from started import cpu_s, started
+from started import cpu_s, free_port, started
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.client_messages import retry_after_s
@@ -59,9 +58,7 @@ class Target:
 
 @contextmanager
 def server(models: Path, flags: list[str]) -> Iterator[Target]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        metrics_port = free.getsockname()[1]
+    metrics_port = free_port()
     with started(models, "--metrics-port", str(metrics_port), *flags) as ours:
         yield Target(address=ours.address, metrics_port=metrics_port, pid=ours.pid)
 

@@ -16,10 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from started import started
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tritonclient==2.41.0", "nvidia-cuda-runtime-cu12==12.9.79")
@@ -60,29 +59,6 @@ def program(environment: Path) -> tuple[Path, dict[str, str]]:
     return path, os.environ | {"LD_LIBRARY_PATH": str(library)}
 
 
-@contextmanager
-def server(models: str) -> Iterator[str]:
-    """The address of a `serve` of our own."""
-    with tempfile.TemporaryDirectory() as folder:
-        port_file = Path(folder) / "port"
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "serving.serve", "--models", models),
-                *("--port", "0", "--port-file", str(port_file)),
-            ],
-            cwd=ROOT,
-        )
-        try:
-            while not port_file.is_file():
-                if process.poll() is not None:
-                    fail("serve did not start")
-                time.sleep(0.1)
-            yield f"127.0.0.1:{port_file.read_text().strip()}"
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def measure(
     path: Path, variables: dict[str, str], address: str, options: argparse.Namespace, callers: int
 ) -> dict[str, float]:
@@ -111,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--models", default="models", help="repository to serve")
+    parser.add_argument("--models", type=Path, default="models", help="repository to serve")
     parser.add_argument("--address", help="a server that runs already")
     parser.add_argument("--concurrency", default="1,4,16", help="callers, separated by commas")
     parser.add_argument("--batch", type=int, default=1, help="photos in a call")
@@ -135,8 +111,8 @@ def main() -> None:
     if options.address:
         run(options.address)
     else:
-        with server(options.models) as address:
-            run(address)
+        with started(options.models, "--device", "auto") as server:
+            run(server.address)
 
 
 if __name__ == "__main__":

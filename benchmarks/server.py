@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import numpy as np
 import uvloop
 from callers import WARM, measured
 from limit import CORES, alone_ms, engine_of, limits, parser_of, rate, read_photos
-from started import started
+from started import free_port, started
 
 from serving.client import AsyncClient
 from serving.commandline import aligned
@@ -48,9 +47,7 @@ PEERS = ("pytriton", "mlserver", "litserve")
 @contextmanager
 def peer(python: str, which: str, version: Path, name: str) -> Iterator[str]:
     """The address of another server with the same model; it may not be ready yet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     library = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
         check=True,

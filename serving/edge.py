@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
@@ -56,7 +56,7 @@ class Call:
     photos: int = 0
     inferred: Inferred | None = None
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED  # until it is answered
-    end: float = field(default=math.nan)
+    end: float = math.nan
 
     @property
     def turn(self) -> str | None:
@@ -177,6 +177,16 @@ class Edge:
                 self._tell(call)
         await _abort(context, call, failure)
         raise AssertionError("abort raises")
+
+    async def answer_at_once(
+        self, context: Any, method: str, parse: Parse[M], describe: Callable[[M], T]
+    ) -> T:
+        """As `answer`, where there is nothing to wait for."""
+
+        async def work(request: M, call: Call) -> T:
+            return describe(request)
+
+        return await self.answer(context, method, parse, work)
 
     async def answer_stream(
         self,

@@ -1,8 +1,8 @@
 """GRPCInferenceService, the Open Inference Protocol: the same core, limits and versions as ours."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from importlib.metadata import version as installed
-from typing import Any, TypeVar
+from typing import Any
 
 from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
@@ -23,9 +23,6 @@ from serving.malformed import Parse
 from serving.status import Failure
 from serving.turns import Priority
 from serving.typed_pixels import InferRequest, with_typed_pixels
-
-M = TypeVar("M")
-T = TypeVar("T")
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
 
@@ -75,14 +72,14 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ServerLive(
         self, parse: Parse[pb.ServerLiveRequest], context: Any
     ) -> pb.ServerLiveResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context, "ServerLive", parse, lambda _: pb.ServerLiveResponse(live=True)
         )
 
     async def ServerReady(
         self, parse: Parse[pb.ServerReadyRequest], context: Any
     ) -> pb.ServerReadyResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context, "ServerReady", parse, lambda _: pb.ServerReadyResponse(ready=self._edge.ready)
         )
 
@@ -98,12 +95,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 return pb.ModelReadyResponse(ready=False)
             return pb.ModelReadyResponse(ready=True)
 
-        return await self._at_once(context, "ModelReady", parse, ready)
+        return await self._edge.answer_at_once(context, "ModelReady", parse, ready)
 
     async def ServerMetadata(
         self, parse: Parse[pb.ServerMetadataRequest], context: Any
     ) -> pb.ServerMetadataResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context,
             "ServerMetadata",
             parse,
@@ -115,7 +112,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(
         self, parse: Parse[pb.ModelMetadataRequest], context: Any
     ) -> pb.ModelMetadataResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context,
             "ModelMetadata",
             parse,
@@ -130,12 +127,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             config = model_config(served, self._classifier.limits.max_photos, self._max_delay_s)
             return pb.ModelConfigResponse(config=config)
 
-        return await self._at_once(context, "ModelConfig", parse, describe)
+        return await self._edge.answer_at_once(context, "ModelConfig", parse, describe)
 
     async def ModelStatistics(
         self, parse: Parse[pb.ModelStatisticsRequest], context: Any
     ) -> pb.ModelStatisticsResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context,
             "ModelStatistics",
             parse,
@@ -147,7 +144,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(
         self, parse: Parse[pb.RepositoryIndexRequest], context: Any
     ) -> pb.RepositoryIndexResponse:
-        return await self._at_once(
+        return await self._edge.answer_at_once(
             context, "RepositoryIndex", parse, lambda _: repository_index(self._edge.catalogue())
         )
 
@@ -180,11 +177,3 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 raise InvalidImage(f"photo {index} of {len(photos)}, from 0: {answer}")
             rows.append(answer.outputs)
         return infer_response(request, served, wanted, rows)
-
-    async def _at_once(
-        self, context: Any, method: str, parse: Parse[M], describe: Callable[[M], T]
-    ) -> T:
-        async def work(request: M, call: Call) -> T:
-            return describe(request)
-
-        return await self._edge.answer(context, method, parse, work)

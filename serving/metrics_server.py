@@ -10,6 +10,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from serving.channel import host_port
 from serving.errors import Unavailable
 
 _STALLED_S = 10.0  # a client that sends nothing for so long is dropped
@@ -59,7 +60,7 @@ class MetricsServer:
             self._server = _Server(family, (where, port), Handler)
         except OSError as error:
             raise Unavailable(
-                f"can't serve metrics on {host}:{port}: {error.strerror or error}"
+                f"can't serve metrics on {host_port(host, port)}: {error.strerror or error}"
             ) from error
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(

@@ -104,7 +104,7 @@ class BucketPlace:
     def photos(self) -> dict[str, str]:
         found = {
             key: f"{stored.size} {stored.stamp}"
-            for key, stored in sorted(self._bucket.stored(deep=True).items())
+            for key, stored in sorted(self._bucket.stored().items())
             if is_photo(PurePosixPath(key))
         }
         if not found:

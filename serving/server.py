@@ -235,7 +235,7 @@ class Server:
             self._metrics_server.close()
         if self._tracing:
             await self._tracing.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._threads.close)
+        await asyncio.to_thread(self._threads.close)
 
     def _stop_watching(self) -> None:
         if self._watching:

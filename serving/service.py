@@ -52,16 +52,15 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
     async def ListModels(
         self, parse: Parse[pb.ListModelsRequest], context: Any
     ) -> pb.ListModelsResponse:
-        async def describe(_: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-            return list_models_response(self._edge.catalogue())
-
-        return await self._edge.answer(context, "ListModels", parse, describe)
+        return await self._edge.answer_at_once(
+            context, "ListModels", parse, lambda _: list_models_response(self._edge.catalogue())
+        )
 
     async def GetModel(self, parse: Parse[pb.GetModelRequest], context: Any) -> pb.GetModelResponse:
-        async def describe(request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+        def describe(request: pb.GetModelRequest) -> pb.GetModelResponse:
             return get_model_response(self._edge.catalogue().find(request.model, request.version))
 
-        return await self._edge.answer(context, "GetModel", parse, describe)
+        return await self._edge.answer_at_once(context, "GetModel", parse, describe)
 
     async def _classify(
         self, request: pb.ClassifyRequest, call: Call, caller: Hashable = None

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from serving.blob_cache import LIMIT, default_cache, limit_of
-from serving.bucket import Bucket
+from serving.bucket import SCHEMES, Bucket
 from serving.errors import InvalidRequest, NotFound
 from serving.remote_repository import RemoteRepository
 from serving.repository import Repository
@@ -22,8 +22,8 @@ def open_repository(location: str | Path, *, must_exist: bool = False) -> Reposi
         environment = os.environ
         limit = limit_of(environment, LIMIT)
         return RemoteRepository(Bucket(text), default_cache(environment), limit)
-    if re_scheme := next((s for s in ("s3:/", "gs:/", "az:/") if text.startswith(s)), None):
-        raise InvalidRequest(f"{text}: a bucket is named {re_scheme}/BUCKET/PREFIX")
+    if scheme := next((s for s in SCHEMES if text.startswith(f"{s}:/")), None):
+        raise InvalidRequest(f"{text}: a bucket is named {scheme}://BUCKET/PREFIX")
     folder = Path(location)
     if must_exist and not folder.is_dir():
         raise NotFound(f"no model repository at {folder}; see --models")

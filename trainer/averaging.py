@@ -58,13 +58,13 @@ def interpolate(first: State, last: State, share: float) -> dict[str, torch.Tens
 
 
 def best_between(
-    first: State, last: State, loss: Callable[[State], tuple[float, ...]], shares: int = 10
+    first: State, last: State, loss: Callable[[State], tuple[float, ...]]
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The share and the weights of lowest `loss` on the line from `first` to `last`.
+    """The share, in tenths, and the weights of lowest `loss` on the line from `first` to `last`.
 
     WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903): between a probe and what was fine-tuned from
     it lie nets that are right more often than either, most of all on photos of another kind.
     """
-    states = {i / shares: interpolate(first, last, i / shares) for i in range(shares + 1)}
+    states = {i / 10: interpolate(first, last, i / 10) for i in range(11)}
     share = min(states, key=lambda each: loss(states[each]))
     return share, states[share]

@@ -5,17 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from trainer.exit_status import FAILED
@@ -24,6 +24,17 @@ T = TypeVar("T")
 Advance = Callable[[int, str], None]  # how many are done since the last call, and a note
 
 _LOG_EVERY_S = 10.0
+
+
+class Progress(Protocol):
+    """Passes the items on, and may show how many of all have come."""
+
+    def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
+
+
+def unshown(items: Iterable[T], title: str, total: int, /) -> Iterable[T]:
+    """A Progress that shows nothing."""
+    return items
 
 
 @contextmanager
@@ -87,7 +98,7 @@ class Console:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
-            with Progress(*columns, console=self._rich) as progress:
+            with RichProgress(*columns, console=self._rich) as progress:
                 task = progress.add_task(title, total=total, note="")
                 yield lambda done, note: progress.update(task, advance=done, note=note)
         else:

@@ -12,9 +12,10 @@ import numpy as np
 from serving.errors import listed
 from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
+from trainer.console import Progress
 from trainer.errors import InvalidData
 from trainer.known_photos import DIGESTS, short_digest
-from trainer.near_duplicates import Progress, Thumbnail, groups_alike, thumbnail
+from trainer.near_duplicates import Thumbnail, groups_alike, thumbnail
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.split import Ints, hold_out, units_of

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InvalidRequest, first_line, lacks
+from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
 from trainer.named import NAMED, default_folder, find_named
-from trainer.shards import Track, find_shard_photos, is_shards
+from trainer.shards import find_shard_photos, is_shards
 from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes, split_of
 
 SUFFIXES = (".csv", ".parquet")
@@ -21,17 +22,17 @@ _MORE = None  # csv's name of what a row has beyond its columns
 def find_photos(
     where: str | Path,
     datasets: Path | None = None,
-    track: Track = lambda items, title, total: items,
+    progress: Progress = unshown,
 ) -> list[Found]:
     """The photos of a folder (trainer.tree), of a table with the columns path, label and split, of
     shards (trainer.shards), or of a data set by its name (trainer.named) below `datasets` (None:
     the user's cache).
 
-    Paths are relative to the table's own folder. `track`: see find_shard_photos. Raises InvalidData
-    naming the row or the shard that is wrong, InvalidRequest, Unavailable.
+    Paths are relative to the table's own folder. Raises InvalidData naming the row or the
+    shard that is wrong, InvalidRequest, Unavailable.
     """
     if is_shards(str(where)):
-        return find_shard_photos(str(where), track)
+        return find_shard_photos(str(where), progress)
     data = Path(where)
     if data.suffix.lower() not in SUFFIXES or data.is_dir():
         if data.exists():

@@ -29,13 +29,14 @@ def mean_over_classes(right: npt.NDArray[np.bool_], labels: Ints) -> float:
     return float(np.mean([np.mean(right[labels == each]) for each in np.unique(labels)]))
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
 
     Unlike the textbook interval it stays within [0, 1] and has a width at 0 and at `total`.
     """
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"expected 0 <= correct <= total and total > 0, got {correct}, {total}")
+    z = 1.959964  # of 95 %
     share = correct / total
     centre = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

@@ -10,17 +10,17 @@ from trainer.metrics import Floats, Ints
 from trainer.pictures import Pixels
 
 _COLUMNS, _ROWS = 6, 3
-MOST = _COLUMNS * _ROWS
+_MOST = _COLUMNS * _ROWS
 
 
-def most_wrong(probabilities: Floats, targets: Ints, count: int = MOST) -> Ints:
-    """Indices of wrong answers, from the one whose label was thought least likely; at most `count`.
+def most_wrong(probabilities: Floats, targets: Ints) -> Ints:
+    """Indices of the wrong answers to be drawn, the one whose label was thought least likely first.
 
     probabilities [n, K], targets [n].
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != targets)
     order = np.argsort(probabilities[wrong, targets[wrong]], kind="stable")
-    return wrong[order[:count]]
+    return wrong[order[:_MOST]]
 
 
 def draw_mistakes(

@@ -6,11 +6,10 @@ is easier than it looks.
 
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from heapq import nlargest
-from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,8 @@ from PIL import Image
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from trainer.blas import one_blas_thread
+from trainer.console import Progress
 from trainer.split import Ints
-
-T = TypeVar("T")
 
 _SIDE = 32
 # Of the photos themselves, not of what a net of some --size sees of them: the split rests on it.
@@ -53,12 +51,6 @@ _BOXES: Floats = np.array(
     ],
     np.float32,
 )
-
-
-class Progress(Protocol):
-    """Passes the items on, and shows how many of all have come."""
-
-    def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]: ...
 
 
 def thumbnail(data: bytes) -> Thumbnail:

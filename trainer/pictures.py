@@ -33,12 +33,10 @@ class Photo:
 class Pictures:
     """Decoded photos, kept in memory while they fit: uint8 [h, w, 3] for each."""
 
-    def __init__(
-        self, decoder: Callable[[bytes], Pixels], *, workers: int, memory: int = MEMORY_BYTES
-    ) -> None:
+    def __init__(self, decoder: Callable[[bytes], Pixels], *, workers: int) -> None:
         self._decoder = decoder
         self._workers = workers
-        self._memory = memory
+        self._memory = MEMORY_BYTES
         self._kept: dict[str, Pixels] = {}
 
     def decode(self, data: bytes, digest: str) -> Pixels:

@@ -41,14 +41,14 @@ class RangeTest:
     plot: str
 
 
-def smooth(losses: Floats, window: int = _WINDOW) -> Floats:
-    """The mean of each loss and those of `window` steps before and after it, as far as there are.
+def smooth(losses: Floats) -> Floats:
+    """The mean of each loss and those of _WINDOW steps before and after it, as far as there are.
 
     Centred, so that a fall is seen at the rate that it came with.
     """
-    kernel = np.ones(2 * window + 1)
+    kernel = np.ones(2 * _WINDOW + 1)
     sums, counts = (
-        np.convolve(values, kernel)[window:-window] for values in (losses, np.ones_like(losses))
+        np.convolve(values, kernel)[_WINDOW:-_WINDOW] for values in (losses, np.ones_like(losses))
     )
     return np.asarray(sums / counts)
 

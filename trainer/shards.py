@@ -14,10 +14,11 @@ of the others are asked for one by one. So the shards need fit neither in memory
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
 from trainer.shard_index import Sample, samples_of, split_name
@@ -25,7 +26,6 @@ from trainer.shard_places import BucketShard, Member, Shard, find_shards, shards
 from trainer.tree import SPLITS, Found, distinct_labels, hidden, labels_of, same_classes, split_of
 
 Read = tuple[Shard, list[Sample]]
-Track = Callable[[Iterable[Read], str, int], Iterable[Read]]
 
 # One name a line, beside the shards or a folder above; labels that are numbers are indices into it.
 CLASS_NAMES = "classnames.txt"
@@ -44,13 +44,12 @@ def is_shards(data: str) -> bool:
     return not any(each.is_dir() and not hidden(each.name) for each in folder.iterdir())
 
 
-def find_shard_photos(data: str, track: Track = lambda items, title, total: items) -> list[Found]:
+def find_shard_photos(data: str, progress: Progress = unshown) -> list[Found]:
     """The photos of the shards that `data` stands for, in the order in which a folder has them.
 
     `data`: see `is_shards`; with {000..012}, {train,val}, * and ? in it. Shards whose names begin
-    with train, val or test, or whose folders are called so, are of that split. `track` passes on
-    what it is given, and may say how far it has come. Raises InvalidData, InvalidRequest,
-    Unavailable.
+    with train, val or test, or whose folders are called so, are of that split. Raises InvalidData,
+    InvalidRequest, Unavailable.
     """
     pattern = data if data.endswith(_ENDS) else f"{data.rstrip('/')}/*.tar"
     shards = shards_of_folder(Path(data)) if os.path.isdir(data) else find_shards(pattern)
@@ -58,7 +57,7 @@ def find_shard_photos(data: str, track: Track = lambda items, title, total: item
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             reading = pool.map(lambda shard: _read(shard, cache), shards)
-            read = list(track(reading, "Reading shards", len(shards)))
+            read = list(progress(reading, "Reading shards", len(shards)))
         finally:
             pool.shutdown(cancel_futures=True)
     _require_distinct(read)

@@ -9,7 +9,6 @@ long.
 
 import asyncio
 import contextlib
-import io
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from serving.commandline import aligned
 from serving.errors import PawprintError
 from serving.probe import serving_status
 from tests.cluster.hosts import PORT, Host, can_limit, make_switch
-from tests.photos import drawing
+from tests.photos import drawing, encode
 from tests.tiny import build_version
 
 CALLERS = 8
@@ -56,9 +55,7 @@ HEADER = ("PHASE", "CALLS", "FAILED", "P50 MS", "P99 MS", "MAX MS", "ANSWERED BY
 
 
 def photo(side: int) -> bytes:
-    buffer = io.BytesIO()
-    drawing(side, side).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return encode(drawing(side, side), "PNG", compress_level=1)
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from serving.repository import Repository
 from tests.conftest import ROOT
 from tests.deploy.test_manifests import PATH, pod_specs, rendered
 from tests.object_store import s3_environment
+from tests.ports import free_port
 from tests.tiny import build_version
 from trainer.cartoons import write_cartoons
 
@@ -59,10 +60,7 @@ def start_training(work: Path, *more: str, **given: str) -> list[subprocess.Pope
     spec = job("pawprint-train")
     assert spec["completions"] == spec["parallelism"] == PODS
     (container,) = spec["template"]["spec"]["containers"]
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [start(container, work, *more, RANK=str(rank), **given) for rank in range(PODS)]
 
 

@@ -7,6 +7,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from PIL import Image
 
+from serving.wire_format import length_delimited
 from tests.photos import drawing, encode
 
 Generator = np.random.Generator
@@ -100,22 +101,13 @@ def swollen(message: Message, size: int) -> Iterator[bytes]:
         if field.message_type and not is_map:
             for part in list(value)[:1] if field.is_repeated else [value]:
                 for inner in swollen(part, size):
-                    yield rest.SerializeToString() + _delimited(field, inner)
+                    yield rest.SerializeToString() + length_delimited(field.number, inner)
         if field.is_packed or field.type in (field.TYPE_BYTES, field.TYPE_STRING):
-            yield rest.SerializeToString() + _delimited(field, bytes(size))
+            yield rest.SerializeToString() + length_delimited(field.number, bytes(size))
         if not field.is_packed:
             delimited = field.message_type or field.type in (field.TYPE_BYTES, field.TYPE_STRING)
             element = bytes([field.number << 3 | (2 if delimited else 0), 0])
             yield message.SerializeToString() + element * (size // len(element))
-
-
-def _delimited(field: FieldDescriptor, data: bytes) -> bytes:
-    """A field with that content, which stands behind its length."""
-    length, head = len(data), bytearray([field.number << 3 | 2])
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    return bytes([*head, length]) + data
 
 
 # --- of bytes

@@ -1,6 +1,6 @@
 """200 reloads of a served model under load: every call is answered, and memory stays flat.
 
-    python tests/faults/reloads.py [--model model.onnx] [--reloads 200] [--callers 4]
+    python -m tests.faults.reloads [--model model.onnx] [--reloads 200] [--callers 4]
 
 The model is published as versions in turn, the one before is deleted, and each is called as soon
 as it is there. Prints the resident memory of the server every 20 reloads, calls, failures, and the
@@ -9,10 +9,7 @@ latency while a version is loading beside that in quiet. Without --model: the ti
 
 import argparse
 import asyncio
-import contextlib
 import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +17,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from serving.client import AsyncClient  # noqa: E402
-from tests.conftest import start_server  # noqa: E402
-from tests.faults.process import resident_mib  # noqa: E402
-from tests.photos import jpeg  # noqa: E402
-from tests.tiny import build_version  # noqa: E402
+from serving.client import AsyncClient
+from tests.conftest import start_server
+from tests.faults.process import resident_mib
+from tests.faults.script import conclude
+from tests.photos import jpeg
+from tests.tiny import build_version
 
 NAME = "pets"
 POLL_S = 0.1
@@ -136,11 +131,7 @@ def main() -> None:
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--callers", type=int, default=4)
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pawprint-")))
-        sound = asyncio.run(run(options, folder))
-    print("sound" if sound else "NOT SOUND")
-    sys.exit(0 if sound else 1)
+    conclude(lambda folder: run(options, folder))
 
 
 if __name__ == "__main__":

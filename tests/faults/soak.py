@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import itertools
 import random
-import socket
 import time
 import urllib.request
 from collections import Counter
@@ -29,6 +28,7 @@ from tests.conftest import ServerProcess
 from tests.faults.process import cpu_s, descriptors, resident_mib
 from tests.faults.script import conclude, stopped_clean, tiny_server
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.test_service import check, request
 from tests.tiny import logits_of
 
@@ -197,9 +197,7 @@ def is_flat(samples: np.ndarray) -> bool:
 
 
 async def soak(folder: Path, seconds: float, rate: float) -> bool:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tiny_server(folder, "--metrics-port", str(port)) as server:
         callers = Callers(server.address, rate)
         until = time.monotonic() + seconds

@@ -1,22 +1,19 @@
 """Processes that learn together, started as a scheduler starts them, without torchrun."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 
 def together(*arguments: Sequence[object]) -> list[subprocess.Popen[str]]:
     """Python with these arguments: one process for each, and the first is rank 0."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     given = {
         **{"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(len(arguments))},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
     }
     return [
         subprocess.Popen(

@@ -15,6 +15,7 @@ from serving.preprocess import preprocess
 from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, draw
 from trainer.config import TrainConfig
+from trainer.console import unshown
 from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
@@ -35,7 +36,7 @@ SPEC = Preprocessing(size=32, interpolation="bilinear")
 
 def load(folder: Path, **settings: object) -> PhotoData:
     config = TrainConfig(data=str(folder), name="x", size=32, **settings)
-    return load_data(config, find_photos(folder), SPEC, lambda items, title, total: items)
+    return load_data(config, find_photos(folder), SPEC, unshown)
 
 
 def reasons(data: PhotoData) -> dict[str, str]:

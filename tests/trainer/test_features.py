@@ -13,7 +13,7 @@ from tests.trainer.conftest import MakePhotos
 from trainer.activations import Activations
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
-from trainer.console import Console
+from trainer.console import Console, unshown
 from trainer.data import PhotoData, load_data
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
@@ -26,7 +26,7 @@ from trainer.tree import find_files
 def data(photos: MakePhotos) -> PhotoData:
     config = TrainConfig(data=str(photos()), name="x", size=48)
     spec = Preprocessing(size=48, interpolation="bilinear")
-    return load_data(config, find_files(Path(config.data)), spec, lambda items, *_: items)
+    return load_data(config, find_files(Path(config.data)), spec, unshown)
 
 
 @pytest.fixture

@@ -15,18 +15,13 @@ from serving.modelspec import Preprocessing
 from trainer import near_duplicates
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
+from trainer.console import Progress, unshown
 from trainer.data import PhotoData, load_data
-from trainer.near_duplicates import Progress, groups_alike, thumbnail
+from trainer.near_duplicates import groups_alike, thumbnail
 from trainer.tree import find_files
 
 
-def as_they_come(items, *_):
-    return items
-
-
-def load(
-    folder: Path, progress: Progress = as_they_come, seed: int = 0, size: int = 64
-) -> PhotoData:
+def load(folder: Path, progress: Progress = unshown, seed: int = 0, size: int = 64) -> PhotoData:
     config = TrainConfig(data=str(folder), name="x", size=size, seed=seed)
     spec = Preprocessing(size=size, interpolation="bilinear")
     return load_data(config, find_files(folder), spec, progress)
@@ -152,7 +147,7 @@ def test_real_photos_cropped_and_mirrored_are_found_and_others_are_not(shared_da
     small = np.stack([thumbnail(photo) for _, of_kind in kinds for photo in of_kind])
     alike = {
         name: names[first]
-        for name, first in zip(names, groups_alike(small, as_they_come), strict=True)
+        for name, first in zip(names, groups_alike(small, unshown), strict=True)
         if name != names[first]
     }
     right = [n for n, first in alike.items() if first == f"train {7 * int(n.split()[1])}"]
@@ -206,8 +201,8 @@ def test_a_picture_between_two_others_joins_them():
         buffer = io.BytesIO()
         wide.crop((left, 0, left + 100, 100)).save(buffer, "PNG")
         small.append(thumbnail(buffer.getvalue()))
-    assert groups_alike(np.stack(small[:2]), as_they_come).tolist() == [0, 1]
-    assert groups_alike(np.stack(small), as_they_come).tolist() == [0, 0, 0]
+    assert groups_alike(np.stack(small[:2]), unshown).tolist() == [0, 1]
+    assert groups_alike(np.stack(small), unshown).tolist() == [0, 0, 0]
 
 
 def test_the_groups_are_the_same_however_many_threads_look_for_them():

@@ -16,6 +16,7 @@ from tests.photos import jpeg
 from tests.trainer.conftest import MakePhotos, draw
 from tests.trainer.shards import samples, write_tar
 from trainer.config import TrainConfig
+from trainer.console import unshown
 from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
@@ -34,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def load(data: str | Path) -> PhotoData:
     config = TrainConfig(data=str(data), name="x", size=32)
     spec = Preprocessing(size=32, interpolation="bilinear")
-    return load_data(config, find_photos(data), spec, lambda items, *_: items)
+    return load_data(config, find_photos(data), spec, unshown)
 
 
 def told(found: list[Found]) -> list[tuple[str, str, str | None]]:

@@ -28,6 +28,7 @@ from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
+from trainer.console import unshown
 from trainer.data import load_data
 from trainer.optimizers import OPTIMIZERS
 from trainer.tiny import Tiny
@@ -117,7 +118,7 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
         TrainConfig(data=str(trained.photos), name="shapes", size=32),
         find_files(trained.photos),
         manifest.preprocessing,
-        lambda items, *_: items,
+        unshown,
     )
     assert training["alike"] == [[pair.one.file, pair.other.file] for pair in data.alike]
 

@@ -17,6 +17,7 @@ from trainer.backbones import Classifier, build
 from trainer.balance import repeats_of
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
+from trainer.console import unshown
 from trainer.data import PhotoData, load_data
 from trainer.defence import parse_defence
 from trainer.distributed import ALONE
@@ -103,7 +104,7 @@ class Run:
         self.config = TrainConfig(data=str(folder), name="x", size=48, **settings)
         spec = Preprocessing(size=48, interpolation="bilinear")
         files = find_files(folder)
-        self.data: PhotoData = load_data(self.config, files, spec, lambda items, *_: items)
+        self.data: PhotoData = load_data(self.config, files, spec, unshown)
         torch.manual_seed(0)
         self.classifier: Classifier = build(backbone, 2, 48)
         self.classifier.freeze(frozen_stages(self.classifier.backbone, self.config.thaw))

@@ -46,7 +46,7 @@ class Attacked:
     targets: npt.NDArray[np.int64]  # [right]
     seconds: float
 
-    def stands(self, clean: Clean, e: int, precision: int | None = 0) -> Bools:
+    def stands(self, clean: Clean, e: int, precision: int | None) -> Bools:
         """[n]: the photo was right and the attack did not reach its own goal at epsilon e.
 
         precision: index of the served file, or None for PyTorch's own verdict.

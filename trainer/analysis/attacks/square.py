@@ -14,6 +14,7 @@ from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.pursuit import AttackResult, Pursuit
 from trainer.analysis.differentiable import logits_of
 
+_SHARE = 0.8  # p of the paper, at first
 # Section 5: p is halved after these shares of the queries (given there for 10,000).
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
@@ -26,13 +27,12 @@ def square(
     *,
     queries: int,
     generator: torch.Generator,
-    initial_share: float = 0.8,
 ) -> AttackResult:
     """Random search (algorithm 1; L-infinity: algorithm 2, L2: algorithm 3).
 
     Climbs the margin, or minus the cross-entropy of the target if targeted (section 3.2). As in the
     AutoAttack of the same authors, the place of the square in a step is the same for all images of
-    the batch and its signs differ. initial_share: p of the paper.
+    the batch and its signs differ.
     """
     pursuit = Pursuit(model, images, goal, ball)
     draw = _Draw(generator, images.device)
@@ -56,7 +56,7 @@ def square(
         best, loss = best[stands], loss[stands]
         if len(best) == 0 or query == queries - 1:
             break
-        share = initial_share / 2 ** sum(query / queries > edge for edge in _HALVINGS)
+        share = _SHARE / 2 ** sum(query / queries > edge for edge in _HALVINGS)
         trial = propose(best, pursuit.originals, pursuit.ball, share, draw)
     pursuit.conclude(best)
     return pursuit.result()
