@@ -84,6 +84,7 @@ class MetricsServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of 5, the default, a burst of scrapes leaves no place for a probe
 
     def __init__(
         self,

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(asyncio.run(supervise(settings, given)))
         # asyncio's own loop takes a quarter more time for each call: benchmarks/README.md.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, lambda: read_settings(arguments, os.environ)))
+            runner.run(serve(settings, lambda: read_settings(arguments, os.environ, again=True)))
     except NotFound as error:
         fail(str(error), status=1)
     except PawprintError as error:

@@ -145,9 +145,13 @@ def taken_over(now: ServerSettings, read: ServerSettings) -> ServerSettings:
 
 
 def read_settings(
-    arguments: Sequence[str] | None, environment: Mapping[str, str]
+    arguments: Sequence[str] | None, environment: Mapping[str, str], *, again: bool = False
 ) -> ServerSettings:
-    """Raises InvalidRequest; exits as argparse does on unknown flags and --help."""
+    """Raises InvalidRequest; exits as argparse does on unknown flags and --help.
+
+    again: by a server that runs: of a pipe (`--config <(...)`) the end would be there, and with it
+    the defaults, or never come.
+    """
     given = vars(_parser().parse_args(arguments))
     del given["check"]
     settings = {
@@ -162,6 +166,8 @@ def read_settings(
     }
     config, _ = settings.pop("config", (None, ""))
     if config is not None:
+        if again and Path(config).exists() and not Path(config).is_file():
+            raise InvalidRequest(f"the configuration {config} is no file that can be read again")
         settings = _read_toml(Path(config)) | settings
     kinds = {f.name: f.type for f in fields(ServerSettings)}
     unknown = [source for key, (_, source) in settings.items() if key not in kinds]

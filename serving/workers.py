@@ -272,7 +272,7 @@ async def supervise(settings: ServerSettings, arguments: Sequence[str]) -> int:
         workers = [Worker(index, plan) for index in range(settings.workers)]
 
         def reread() -> ServerSettings:
-            return read_settings(arguments, os.environ)
+            return read_settings(arguments, os.environ, again=True)
 
         async def take_over(read: ServerSettings) -> None:
             """Workers would not see what is wrong with, or new in, a setting that they are told."""

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -244,6 +245,20 @@ def test_it_listens_on_ipv6_too() -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_a_probe_has_a_place_behind_a_burst_of_scrapes(
+    start: Callable[..., ServerProcess], models: Path, port: int
+) -> None:
+    server = start(models, "--metrics-port", str(port))
+    server.process.send_signal(signal.SIGSTOP)  # takes none of them meanwhile
+    with ExitStack() as open_ones:
+        for _ in range(100):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+            open_ones.enter_context(connection)
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        server.process.send_signal(signal.SIGCONT)
+        assert fetch(port, "/readyz") == (200, "ok\n")
+
+
 def test_every_address_is_one_of_ipv6_too() -> None:
     """As of the port for calls: a cluster may have no other."""
     with MetricsServer("0.0.0.0", 0, CollectorRegistry(), lambda: True) as server:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def test_sighup_takes_over_what_can_change(models: Path, tmp_path: Path, start) 
     status, _, err = server.stop()
     assert status == 0 and "Traceback" not in err
     assert "only a restart changes: max_batch" in err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_pipe_is_not_read_again(models: Path, tmp_path: Path, start, workers: str) -> None:
+    """As `serve --config <(...)` has it: the server would wait for its end, and answer nobody."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("max_photos = 2\n",))
+    writer.start()
+    server = start(models, "--config", str(pipe), "--workers", workers)
+    writer.join()
+    hang_up(server, f"{UNCHANGED}the configuration {pipe} is no file that can be read again")
+    with Client(server.address) as client:
+        with pytest.raises(InvalidRequest, match="at most 2 are allowed"):
+            client.classify([jpeg()] * 3, model="pets")
+    assert server.stop()[0] == 0
 
 
 # Is sent SIGHUP when it imports numpy.
