@@ -98,17 +98,18 @@ class World:
         except RuntimeError as error:
             raise FailedCheck("the first process has ended: see what it said") from error
 
-    def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients averaged, and batch norm over the batches of all processes.
 
-        Raises InvalidRequest where it has a batch norm that can't be.
+        Of what learns at this moment: to be done anew where that changes. Raises InvalidRequest
+        where it has a batch norm that can't be.
         """
         if self.size == 1:
             return model
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 _sync(module)
-        return DistributedDataParallel(model, find_unused_parameters=some_unused)
+        return DistributedDataParallel(model)
 
     def unsynced(self, model: nn.Module) -> Any:
         """Within it, gradients add up in this process alone."""
