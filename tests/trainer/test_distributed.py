@@ -203,3 +203,33 @@ def test_a_process_that_dies_is_started_again_and_one_version_is_published(
     assert epochs == [0, 1, 2, 3, 4, 5]
     repository = Repository(tmp_path / "models")
     assert repository.versions("shapes") == [1] and repository.verify("shapes", 1) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_when_all_is_done_costs_no_second_version(
+    photos: MakePhotos, tmp_path: Path, rank: int
+):
+    """torchrun starts all again, whose checkpoint is gone by then."""
+    script = tmp_path / "mortal.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from trainer.train import main\n"
+        "rank, died = sys.argv.pop(1), Path(sys.argv.pop(1))\n"
+        "status = main(sys.argv[1:])\n"
+        "if os.environ['RANK'] == rank and not died.exists():\n"
+        "    died.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(status)\n"
+    )
+    done = run(
+        *(*TORCHRUN, "--max-restarts", 1, script, rank, tmp_path / "died"),
+        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--size", 32, "--weights", "none", "--epochs", 1),
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    assert "This has been published before it was started again" in done.stdout
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
