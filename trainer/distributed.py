@@ -32,6 +32,7 @@ class World:
     rank: int = 0
     size: int = 1
     store: Store | None = None  # that of several
+    of_job: Store | None = None  # and that of all their attempts, where torchrun keeps one
 
     @property
     def leads(self) -> bool:
@@ -98,17 +99,30 @@ class World:
         except RuntimeError as error:
             raise FailedCheck("the first process has ended: see what it said") from error
 
-    def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
+    def tell_later(self, what: str, word: str) -> None:
+        """The leader to that of a later attempt, if torchrun starts all again."""
+        if self.of_job is not None:
+            self.of_job.set(f"pawprint/told/{what}", word)
+
+    def told(self, what: str) -> str | None:
+        """By the leader of an earlier attempt, to the leader; None: nothing."""
+        key = f"pawprint/told/{what}"
+        if self.of_job is None or not self.of_job.check([key]):
+            return None
+        return self.of_job.get(key).decode()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients averaged, and batch norm over the batches of all processes.
 
-        Raises InvalidRequest where it has a batch norm that can't be.
+        Of what learns at this moment: to be done anew where that changes. Raises InvalidRequest
+        where it has a batch norm that can't be.
         """
         if self.size == 1:
             return model
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 _sync(module)
-        return DistributedDataParallel(model, find_unused_parameters=some_unused)
+        return DistributedDataParallel(model)
 
     def unsynced(self, model: nn.Module) -> Any:
         """Within it, gradients add up in this process alone."""
@@ -213,9 +227,9 @@ def joined() -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if "MASTER_PORT" not in os.environ:
         raise InvalidRequest("MASTER_PORT is not set, but RANK, WORLD_SIZE and MASTER_ADDR are")
-    store, rank, size = meet()
+    of_job, store, rank, size = meet()
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(rank, size, store)
+        yield World(rank, size, store, of_job)
     finally:
         dist.destroy_process_group()

@@ -76,7 +76,7 @@ class Learner:
         last = config.cutmix > 0 and channels_last(prefix, config.size)
         self._mix = make_mix(config.mixup, config.cutmix, self._classes, channels_last=last)
         self._step = Step(
-            world.wrap(self._model, some_unused=config.gradual),
+            self._model,
             self.optimizer,
             device=device,
             amp=config.amp,
@@ -86,6 +86,11 @@ class Learner:
             compile=config.compile,
             world=world,
         )
+
+    def freeze(self, modules: Sequence[nn.Module]) -> None:
+        """These stages of the classifier, from now on, and no others."""
+        self.classifier.freeze(modules)
+        self._step.follow()
 
     @property
     def scaler(self) -> torch.amp.GradScaler:

@@ -19,8 +19,9 @@ PATIENCE_S = 600.0
 _POLL_S = 0.05
 
 
-def meet() -> tuple[Store, int, int]:
-    """A store of this attempt's own, this process's rank, and how many there are.
+def meet() -> tuple[Store, Store, int, int]:
+    """The job's store, a part of it of this attempt's own, this process's rank, and how many there
+    are.
 
     As RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment say. Raises FailedCheck if
     not all come.
@@ -34,7 +35,7 @@ def meet() -> tuple[Store, int, int]:
     else:
         name = f"pawprint/{own}"
         _welcome_all(store, name, size)
-    return PrefixStore(name, store), rank, size
+    return store, PrefixStore(name, store), rank, size
 
 
 def _welcome_all(store: Store, name: str, size: int) -> None:

@@ -13,7 +13,7 @@ from trainer.distributed import World, joined
 from trainer.fitting import fit
 from trainer.mlflow_run import mlflow_run
 from trainer.preparing import Run, prepare
-from trainer.publish import publish, published_before
+from trainer.publish import publish, published_before, published_by_job, tell_later
 from trainer.results import Published
 from trainer.tracking import figures_on_test, tracked
 
@@ -30,12 +30,17 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
     with meeting as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
         name = run.config.name
+        published = world.of_leader(lambda: published_by_job(run))
+        if published is not None:
+            console.line(f"This has been published before it was started again: {published.place}")
+            if world.leads and run.checkpoints is not None:
+                _delete(run.checkpoints, console)  # it may not have come to that
+            return published if world.leads else None
         if not world.leads:
             fit(run)
             world.after_leader(name)  # if it does not come so far, all are to be started again
             return None
         logs = Path(config.logs) if config.logs else run.repository.root / ".logs"
-        published = None
         try:
             with (
                 mlflow_run(run.config, console, name) as recorded,
@@ -59,6 +64,7 @@ def _fit_and_publish(run: Run, started: float) -> Published:
         published = publish(run, fitted, started - earlier_s)
     else:
         run.console.line(f"This has been published before it was stopped: {published.place}")
+    tell_later(run, published)
     if run.checkpoints is not None:
         _delete(run.checkpoints, run.console)
     return published

@@ -107,7 +107,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
             )
 
         manifest = _publish_or_keep(repository, config.name, folder, describe, run.checkpoints)
-    return _published(run, manifest, fitted)
+    return _published(run, manifest, fitted.how)
 
 
 def published_before(run: Run, fitted: Fitted) -> Published | None:
@@ -117,27 +117,49 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
     noted = run.checkpoints.noted() if run.checkpoints is not None else None
     if noted is None:
         return None
-    version, digest = noted
-    try:
-        if repository.manifest_digest(name, version) != digest:
-            return None
-        manifest = repository.manifest(name, version)
-    except (BrokenVersion, NotFound):  # it never came to that, or is gone
-        return None
+    manifest = _manifest_of(run, *noted)
     asked = dataclasses.asdict(run.config)
-    if any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
+    if manifest is None or any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
         return None
-    repository.describe_to_triton(name, version)  # it may have come to all but that
-    return _published(run, manifest, fitted)
+    repository.describe_to_triton(name, manifest.version)  # it may have come to all but that
+    return _published(run, manifest, fitted.how)
 
 
-def _published(run: Run, manifest: Manifest, fitted: Fitted) -> Published:
+def tell_later(run: Run, published: Published) -> None:
+    """For `published_by_job`."""
+    manifest = published.manifest
+    digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+    run.world.tell_later(manifest.name, json.dumps([manifest.version, digest, published.how]))
+
+
+def published_by_job(run: Run) -> Published | None:
+    """The version that an earlier attempt of the same job has published: torchrun starts all
+    processes again where one ends badly, though that be when all is done."""
+    told = run.world.told(run.config.name)
+    if told is None:
+        return None
+    version, digest, how = json.loads(told)
+    manifest = _manifest_of(run, version, digest)
+    return None if manifest is None else _published(run, manifest, how)
+
+
+def _manifest_of(run: Run, version: int, digest: str) -> Manifest | None:
+    """None if that version is gone, another, or never came to be."""
+    repository, name = run.repository, run.config.name
+    try:
+        there = repository.manifest_digest(name, version) == digest
+        return repository.manifest(name, version) if there else None
+    except (BrokenVersion, NotFound):
+        return None
+
+
+def _published(run: Run, manifest: Manifest, how: str) -> Published:
     repository, name = run.repository, run.config.name
     place = f"{repository.location}/{name}/{manifest.version}"
     stable = None
     with contextlib.suppress(PawprintError):  # a store that fails now has the version all the same
         stable = repository.aliases(name).get(DEFAULT_ALIAS)
-    return Published(place=place, manifest=manifest, how=fitted.how, stable=stable)
+    return Published(place=place, manifest=manifest, how=how, stable=stable)
 
 
 def _publish_or_keep(

@@ -36,15 +36,26 @@ class Step:
         compile: bool,
         world: World,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
-        self._forward: Callable[[Tensor], Tensor] = model
-        if compile:  # with dropout's draws as they are otherwise
-            self._forward = torch.compile(model, options={"fallback_random": True})
+        self._net, self._optimizer = model, optimizer
+        self._compile = compile
         self._kind, self._dtype = device.type, AUTOCAST[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._clip = clip
         self._loss, self._world = loss, world
         self.parts = parts
+        self._learning: list[int] | None = None
+        self.follow()
+
+    def follow(self) -> None:
+        """Once other parts of the net learn than did."""
+        learning = [id(p) for p in self._net.parameters() if p.requires_grad]
+        if learning == self._learning:
+            return
+        self._learning = learning
+        self._model = self._world.wrap(self._net)
+        self._forward: Callable[[Tensor], Tensor] = self._model
+        if self._compile:  # with dropout's draws as they are otherwise
+            self._forward = torch.compile(self._model, options={"fallback_random": True})
 
     def __call__(
         self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int

@@ -136,7 +136,7 @@ def fine_tune(
         waited = sum(len(frozen_in(past)) == len(frozen) for past in range(best.epoch + 1, epoch))
         if config.patience and waited >= config.patience:
             break
-        classifier.freeze(frozen_in(epoch))
+        learner.freeze(frozen_in(epoch))
         seed_epoch(config.seed, epoch, world.rank, adversary)
         loss_sum, right = 0.0, 0
         drawn = next_order(np.random.default_rng([config.seed, epoch]))

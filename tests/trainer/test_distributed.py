@@ -46,6 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (folder / name).mkdir()
         done = run(*launcher, ROOT / "tests" / "trainer" / "one_of_many.py", photos, folder / name)
         assert done.returncode == 0, done.stderr
+        assert "find_unused_parameters" not in done.stderr  # what is to thaw is looked for by none
     return folder / "one", folder / "two"
 
 
@@ -55,7 +56,7 @@ def read(trained: tuple[Path, Path], name: str) -> tuple[dict[str, Any], dict[st
     return alone, together
 
 
-@pytest.mark.parametrize("name", ["tiny", "timm", "parts"])
+@pytest.mark.parametrize("name", ["tiny", "timm", "parts", "gradual"])
 def test_two_processes_learn_what_one_does(trained: tuple[Path, Path], name: str):
     """Batch norm, clipping, metrics and weights: all as in one process with the same batches."""
     alone, together = read(trained, name)
@@ -82,7 +83,7 @@ def test_features_of_all_processes_are_kept_even_where_one_has_no_photo(
 
 def test_a_batch_norm_that_can_not_be_synced_is_refused():
     with pytest.raises(InvalidRequest, match="has a BatchNorm1d, whose statistics can't be"):
-        World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)), some_unused=False)
+        World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
 
 
 def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process():
@@ -202,3 +203,33 @@ def test_a_process_that_dies_is_started_again_and_one_version_is_published(
     assert epochs == [0, 1, 2, 3, 4, 5]
     repository = Repository(tmp_path / "models")
     assert repository.versions("shapes") == [1] and repository.verify("shapes", 1) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_when_all_is_done_costs_no_second_version(
+    photos: MakePhotos, tmp_path: Path, rank: int
+):
+    """torchrun starts all again, whose checkpoint is gone by then."""
+    script = tmp_path / "mortal.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from trainer.train import main\n"
+        "rank, died = sys.argv.pop(1), Path(sys.argv.pop(1))\n"
+        "status = main(sys.argv[1:])\n"
+        "if os.environ['RANK'] == rank and not died.exists():\n"
+        "    died.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(status)\n"
+    )
+    done = run(
+        *(*TORCHRUN, "--max-restarts", 1, script, rank, tmp_path / "died"),
+        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--size", 32, "--weights", "none", "--epochs", 1),
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    assert "This has been published before it was started again" in done.stdout
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
