@@ -62,7 +62,7 @@ def _report(options: argparse.Namespace, name: str, versions: Any) -> None:
     if options.json:
         print(json.dumps({"name": name, "versions": list(versions)}))
     else:
-        print(f"{name}: versions {', '.join(map(str, versions)) or 'none'} are loaded")
+        print(f"loaded of {name}: {', '.join(map(str, versions)) or 'none'}")
 
 
 def _call(options: argparse.Namespace, method: str, request: Any) -> Any:

@@ -200,14 +200,22 @@ def test_a_browser_shows_the_figures_of_the_report(analysed, tmp_path):
     assert done.stdout.count("<svg") >= 5
 
 
-def test_the_tables_on_trust_can_be_read_whole_in_a_narrow_window(analysed, tmp_path):
+def test_a_narrow_window_shows_the_tables_on_trust_whole_and_plots_that_can_be_read(
+    analysed, tmp_path
+):
     measured = """<script>document.querySelectorAll("#trust ~ .few").forEach(
-        t => t.dataset.hidden = t.scrollWidth - t.clientWidth)</script>"""
+        t => t.dataset.hidden = t.scrollWidth - t.clientWidth);
+        document.querySelectorAll(".plot > svg").forEach(p => p.dataset.wide = p.clientWidth)
+        const e = document.documentElement;
+        e.dataset.sideways = e.scrollWidth - e.clientWidth</script>"""
     page = tmp_path / "page.html"
     report = (analysed.models / "cartoon/1/analysis/report.html").read_text()
     page.write_text(report.replace("</body>", f"{measured}</body>"))
     done = browse(page, tmp_path, "--window-size=400,800")
     assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0"]
+    widths = re.findall(r'data-wide="(\d+)"', done.stdout)
+    assert len(widths) >= 5 and all(int(wide) > 500 for wide in widths)
+    assert 'data-sideways="0"' in done.stdout, "a plot is scrolled, not the page"
 
 
 def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):

@@ -57,6 +57,15 @@ def test_where_all_of_very_many_classes_take_part_the_busiest_are_shown():
     assert size_of(svg)[0] < 1600
 
 
+def test_the_interval_is_a_band_where_one_size_was_tried_too():
+    clean = {"accuracy": 0.9, "low": 0.8, "high": 1.0}
+    points = [{"epsilon": 4 / 255, "accuracy": 0.3, "low": 0.2, "high": 0.4}]
+    svg = plots.accuracy_against_epsilon({"pgd": points}, points, clean, "linf")
+    band = re.findall(r'PolyCollection_1">.*? d="([^"]+)"', svg, re.DOTALL)[0]
+    across = set(re.findall(r"[ML] ([0-9.]+) ", band))
+    assert len(across) == 2, "from the photos as they are to the size"
+
+
 def test_many_descents_are_their_quartiles():
     curves = {f"class {k}": [(0, 0.0), (10, k / 20), (20, 1.0)] for k in range(21)}
     svg = plots.descent(curves)

@@ -28,9 +28,11 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_load_unload_and_status(admin: str, models: Path) -> None:
     done = run("load", "pets/1", "--server", admin)
-    assert (done.returncode, done.stdout) == (0, "pets: versions 1, 2 are loaded\n")
+    assert (done.returncode, done.stdout) == (0, "loaded of pets: 1, 2\n")
     done = run("unload", "pets/2", "--server", admin, "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"name": "pets", "versions": [1]})
+    assert run("unload", "pets/1", "--server", admin).stdout == "loaded of pets: none\n"
+    assert run("load", "pets/1", "--server", admin).stdout == "loaded of pets: 1\n"
     build_version(models, "pets", golden=golden_of(seed=9))
     done = run("load", "pets/3", "--server", admin)
     assert done.returncode == 1 and done.stderr.startswith("error: pets/3: its ")

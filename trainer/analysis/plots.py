@@ -21,24 +21,26 @@ _COLOURS = ("#1f6f8b", "#e07a5f", "#3d9970", "#8d6cab", "#c9a227", "#7a7a7a", "#
 def accuracy_against_epsilon(
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     worst: Sequence[Mapping[str, Any]],
-    clean: float,
+    clean: Mapping[str, Any],
     norm: str,
 ) -> str:
     """Accuracy left by each attack and by the worst of them, with its 95 % interval."""
     figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     in_pixels = 255 if norm == "linf" else 1
+    unattacked = {"epsilon": 0, **clean}
     for k, (name, points) in enumerate(curves.items()):
-        x = [0, *(p["epsilon"] * in_pixels for p in points)]
-        y = [clean, *(p["accuracy"] for p in points)]
+        x = [p["epsilon"] * in_pixels for p in (unattacked, *points)]
+        y = [p["accuracy"] for p in (unattacked, *points)]
         axes.plot(x, y, "o-", ms=3.5, lw=1.3, color=_COLOURS[k % len(_COLOURS)], label=name)
     if worst:
-        x = [0, *(p["epsilon"] * in_pixels for p in worst)]
-        axes.plot(x, [clean, *(p["accuracy"] for p in worst)], "k-", lw=2.2, label="worst case")
+        along = (unattacked, *worst)
+        x = [p["epsilon"] * in_pixels for p in along]
+        axes.plot(x, [p["accuracy"] for p in along], "k-", lw=2.2, label="worst case")
         axes.fill_between(
-            x[1:],
-            [p["low"] for p in worst],
-            [p["high"] for p in worst],
+            x,
+            [p["low"] for p in along],
+            [p["high"] for p in along],
             color="k",
             alpha=0.12,
             lw=0,

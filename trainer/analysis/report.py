@@ -44,7 +44,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         r=report,
         headline={"clean": clean, "robust": robust},
         failed=[check for check in report["sanity"] if check["passed"] is False],
-        plots=_plots(report, clean["accuracy"]),
+        plots=_plots(report, clean),
         embed=lambda file: data_uri(folder / file),
         named=NAMED,
         most=MOST_CLASSES,
@@ -93,7 +93,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _plots(report: Mapping[str, Any], clean: float) -> dict[str, Any]:
+def _plots(report: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
     accuracy = {}
     for norm, worst in report["worst_case"].items():
         curves = {
