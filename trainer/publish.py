@@ -39,7 +39,7 @@ from trainer.variants import FP32, Bench, add_precisions, as_variants, save_gold
 
 MODEL = "model.onnx"
 
-PRECISIONS = ("int8", "fp16", "max_accuracy_loss")  # settings of theirs
+SETTINGS_OF_VARIANTS = ("int8", "fp16", "max_accuracy_loss")
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 
 
@@ -125,7 +125,7 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
     except (BrokenVersion, NotFound):  # it never came to that, or is gone
         return None
     asked = dataclasses.asdict(run.config)
-    if any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
+    if any(manifest.configuration[key] != asked[key] for key in SETTINGS_OF_VARIANTS):
         return None
     repository.describe_to_triton(name, version)  # it may have come to all but that
     return _published(run, manifest, fitted)

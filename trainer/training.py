@@ -22,7 +22,7 @@ from trainer.console import Advance
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.learner import Learner
-from trainer.metrics import accuracy, mean_over_classes, mean_recall, nll
+from trainer.metrics import Bools, accuracy, mean_over_classes, mean_recall, nll
 from trainer.schedules import SCHEDULES
 from trainer.stages import make_thawing
 
@@ -257,7 +257,7 @@ def measure(
     train: tuple[float, float],
     val_logits: npt.NDArray[np.float64],
     data: PhotoData,
-    stand: npt.NDArray[np.bool_] | None,
+    stand: Bools | None,
     balanced: bool,
 ) -> Epoch:
     """An epoch's figures; `train`: mean loss and accuracy of its steps; `stand`: which of val's
