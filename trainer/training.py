@@ -14,7 +14,7 @@ import torch
 from trainer.adversarial import Adversary
 from trainer.averaging import MovingAverage, State, best_between
 from trainer.backbones import Classifier, version_state
-from trainer.balance import make_order, repeats_of
+from trainer.balance import batches_of, make_order
 from trainer.batches import batch_count
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
@@ -133,14 +133,12 @@ def fine_tune(
         classifier.freeze(frozen_in(epoch))
         seed_epoch(config.seed, epoch, world.rank, adversary)
         loss_sum, right = 0.0, 0
-        drawn = next_order(np.random.default_rng([config.seed, epoch]))
-        order = (np.array_split(each, batches) for each in (drawn, repeats_of(drawn)))
-        for i, (batch, repeats) in enumerate(zip(*order, strict=True)):
+        for i, (batch, repeats) in enumerate(batches_of(next_order, batches, config.seed, epoch)):
             done = (epoch - 1) * batches + i
             total = config.epochs * batches
             loss, hits = learner.learn(
-                batch.tolist(),
-                repeats=repeats.tolist(),
+                batch,
+                repeats=repeats,
                 view=epoch - 1,
                 rate=rate_at(done, total, config.learning_rate, config.warmup),
                 step=done,
