@@ -12,8 +12,8 @@ from trainer.data import PhotoData, load_data
 from trainer.feature_cache import FeatureCache
 from trainer.features import cache_of, extract
 from trainer.listing import find_photos
-from trainer.metrics import accuracy, nll
-from trainer.probe import Floats, Solver, fit_head, fit_probe
+from trainer.metrics import Floats, accuracy, nll
+from trainer.probe import Solver, fit_head, fit_probe
 from trainer.split import Ints
 
 

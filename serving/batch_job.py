@@ -105,7 +105,7 @@ async def run_job(
     there = await asyncio.to_thread(out.files)
     patience, photos = Patience(patience_s), Photos(source, keys)
     failed = 0
-    for index in range(share.rank, plan.parts, share.of):
+    for index in share.indices(plan):
         part = keys[index * plan.part_photos : (index + 1) * plan.part_photos]
         name = plan.part_name(index)
         if name in there:

@@ -54,6 +54,10 @@ class Share:
     def __str__(self) -> str:
         return f"{self.rank}/{self.of}"
 
+    def indices(self, plan: Plan) -> range:
+        """Of its parts."""
+        return range(self.rank, plan.parts, self.of)
+
 
 def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
     """The plan of the job in `out`, which this call begins or goes on with.

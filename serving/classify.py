@@ -139,7 +139,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
         plan = await asyncio.to_thread(agree, wanted, out, labels=len(described.labels))
         mine = sum(
             min(plan.part_photos, plan.count - index * plan.part_photos)
-            for index in range(share.rank, plan.parts, share.of)
+            for index in share.indices(plan)
         )
         with _progress(mine) as advance:
             try:
@@ -153,9 +153,10 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
 
 def _share(text: str) -> Share:
     rank, _, of = text.partition("/")
-    if not (rank.isdigit() and of.isdigit()):
-        raise InvalidRequest(f"--shard is RANK/OF, as 0/4, got {text!r}")
-    return Share(rank=int(rank), of=int(of))
+    try:
+        return Share(rank=int(rank), of=int(of))
+    except ValueError:
+        raise InvalidRequest(f"--shard is RANK/OF, as 0/4, got {text!r}") from None
 
 
 def _shard_of_torchrun() -> str:

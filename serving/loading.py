@@ -24,10 +24,13 @@ class LoadedModel:
     kept: bool = False  # nothing that is wanted can be served: these versions are those of before
 
     @property
+    def served(self) -> set[int]:
+        return {*self.versions, *self.restarting}
+
+    @property
     def default_version(self) -> int:
         """0: there is none."""
-        newest = max({*self.versions, *self.restarting}, default=0)
-        return self.aliases.get(DEFAULT_ALIAS, newest)
+        return self.aliases.get(DEFAULT_ALIAS, max(self.served, default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class _Look:
 
     def try_wanted(self) -> None:
         sound, policy, before = 0, self._wanted.policy, self._before
-        for version in sorted({*self.present, *before.versions, *before.restarting}, reverse=True):
+        for version in sorted({*self.present, *before.served}, reverse=True):
             if sound < policy.newest:
                 # One that the operator unloaded keeps its place: no older one takes it unasked.
                 sound += self._try(version) or version in self._wanted.never
@@ -118,7 +121,7 @@ class _Look:
     def try_those_of_before(self) -> bool:
         """Whether there are any that can stay."""
         before = self._before
-        kept = any([self._try(version) for version in (*before.versions, *before.restarting)])
+        kept = any([self._try(version) for version in before.served])
         if kept and not before.kept:
             text = "%s: no version that is asked for can be served; those of before stay"
             log.error(text, self._name)

@@ -181,7 +181,7 @@ class ModelControl:
                 await self._change(name)
             self._say_unmet()
             model = self._models[name]
-            if not (model.versions or model.restarting):
+            if not model.served:
                 raise NotFound(self._why_none(name))
             return tuple(model.versions)
 
@@ -193,7 +193,7 @@ class ModelControl:
         self._check_control(name)
         async with self._changing:
             model = self._models.get(name, LoadedModel())
-            here = {*model.versions, *model.restarting}
+            here = model.served
             if reference in model.aliases:
                 here &= {model.aliases[reference]}
             elif reference:
@@ -456,6 +456,6 @@ def _without(version: int, restarting: Mapping[int, str]) -> dict[int, str]:
 
 
 def _described(model: LoadedModel) -> str:
-    versions = ", ".join(map(str, sorted({*model.versions, *model.restarting}))) or "none"
+    versions = ", ".join(map(str, sorted(model.served))) or "none"
     aliases = ", ".join(f"{alias} is {version}" for alias, version in model.aliases.items())
     return f"versions {versions}; default {model.default_version}; {aliases or 'no aliases'}"

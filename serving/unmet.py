@@ -44,7 +44,7 @@ def _is_default(split: Split, model: LoadedModel) -> bool:
 def _versions(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:
     """Not each number has to be there of each model: the setting is one for all."""
     numbers = read_policy(settings.versions).numbers
-    there = {n: {*m.versions, *m.restarting, *m.refused} for n, m in models.items()}
+    there = {n: m.served | m.refused.keys() for n, m in models.items()}
     for number in sorted(numbers.difference(*there.values())):
         yield f"versions asks for {number}, which no model has"
     for name in sorted(there):
@@ -58,5 +58,5 @@ def _splits(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Ite
             model = models.get(name)
             if model is None:
                 yield f"{kind} of {name}: no model of this name is served"
-            elif version_of(split, model) not in {*model.versions, *model.restarting}:
+            elif version_of(split, model) not in model.served:
                 yield f"{kind} of {name}: no version or alias {split.reference} of it is served"

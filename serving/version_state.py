@@ -20,7 +20,7 @@ class VersionState:
 def states_of(name: str, model: LoadedModel) -> list[VersionState]:
     """By version."""
     found = []
-    for version in sorted({*model.versions, *model.restarting, *model.refused}):
+    for version in sorted(model.served | model.refused.keys()):
         loaded, refusal = model.versions.get(version), model.refused.get(version)
         found.append(
             VersionState(

@@ -32,7 +32,7 @@ def catalogue_of(
                 shadows.get(name),
             )
             for name, model in sorted(models.items())
-            if model.versions or model.restarting
+            if model.served
         }
     )
 

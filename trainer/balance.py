@@ -22,6 +22,15 @@ def make_order(targets: Ints, balance: str) -> Order:
     return lambda generator: generator.choice(len(targets), len(targets), p=chances)
 
 
+def batches_of(
+    next_order: Order, count: int, seed: int, epoch: int
+) -> list[tuple[list[int], list[int]]]:
+    """`count` batches of an epoch: indices of photos, and `repeats_of` these in the whole epoch."""
+    drawn = next_order(np.random.default_rng([seed, epoch]))
+    parts = (np.array_split(each, count) for each in (drawn, repeats_of(drawn)))
+    return [(batch.tolist(), repeats.tolist()) for batch, repeats in zip(*parts, strict=True)]
+
+
 def repeats_of(drawn: Ints) -> Ints:
     """How often each item occurs before its place, so that a photo that is drawn again is not shown
     as the same pixels again."""

@@ -17,7 +17,7 @@ from trainer.figures import line_plot
 from trainer.finished_ways import FinishedWays
 from trainer.pipeline import train
 from trainer.preparing import decisive_settings, prepare
-from trainer.publish import PRECISIONS
+from trainer.publish import SETTINGS_OF_VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ def _require_all(
     for way, config in configs.items():
         run = prepare(config, console, world, data)
         data = run.data
-        precisions = {name: getattr(config, name) for name in PRECISIONS}
-        found[way] = decisive_settings(run.classifier, data, run.config) | precisions
+        of_variants = {name: getattr(config, name) for name in SETTINGS_OF_VARIANTS}
+        found[way] = decisive_settings(run.classifier, data, run.config) | of_variants
         console = Console(to_stderr=True, silent=True)  # the others would say the same
     return found
 

@@ -201,8 +201,8 @@ def make_learner(run: Run) -> Learner:
 def _fine_tune(run: Run) -> FineTuned:
     config, console = run.config, run.console
     learner = make_learner(run)
-    steps = config.epochs * len(run.data.splits["train"])
-    with console.bar("Training", steps) as advance:
+    photos = config.epochs * len(run.data.splits["train"])
+    with console.bar("Training", photos) as advance:
 
         def record(epoch: Epoch) -> None:
             if run.track is not None:

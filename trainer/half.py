@@ -10,7 +10,7 @@ from onnx import TensorProto
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
+from trainer.quantized_weights import LAYERS
 
 
 def to_half(path: Path) -> onnx.ModelProto:
@@ -21,7 +21,7 @@ def to_half(path: Path) -> onnx.ModelProto:
     """
     model = onnx.load(path)
     nodes = list(model.graph.node)
-    first = next((i for i, node in enumerate(nodes) if node.op_type in _LAYERS), len(nodes))
+    first = next((i for i, node in enumerate(nodes) if node.op_type in LAYERS), len(nodes))
     _own_constants(model.graph, nodes[:first])
     with warnings.catch_warnings():  # of weights too small for float16, which become 0
         warnings.simplefilter("ignore", UserWarning)

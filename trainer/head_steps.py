@@ -4,18 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from trainer.heads import initialise_head
+from trainer.metrics import Floats
 from trainer.optimizers import OPTIMIZERS
 from trainer.probe import Head, Solver, standardised
 from trainer.schedules import cosine
 from trainer.split import Ints
-
-Floats = npt.NDArray[np.floating]
 
 # Rates at the start, for features whose columns have a mean square of 1. Those that do not adapt to
 # each weight are shares of the largest at which descent on the whole objective can't diverge; where

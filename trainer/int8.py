@@ -8,7 +8,8 @@ import onnx
 
 from trainer.metrics import Floats, Ints, accuracy, divergence, mean_recall
 from trainer.onnx_runner import OnnxRunner
-from trainer.quantize import METHODS, Pixels, Ranges, calibrate, layers, prepare, quantize
+from trainer.pictures import Pixels
+from trainer.quantize import METHODS, Ranges, calibrate, layers, prepare, quantize
 from trainer.split import spread
 
 _SENSITIVITY_PHOTOS = 16

@@ -18,6 +18,7 @@ from trainer.distributed import ALONE, World
 from trainer.features import plain
 from trainer.losses import make_distillation, make_loss
 from trainer.memory import halved
+from trainer.metrics import Bools
 from trainer.mixing import make_mix
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.pictures import Photo
@@ -151,7 +152,7 @@ class Learner:
         mine = self.world.share(self.data.splits["val"])
         return self.world.join(predict(self._model, self._val, mine, self._classes))
 
-    def withstand(self) -> npt.NDArray[np.bool_] | None:
+    def withstand(self) -> Bools | None:
         """Which of the val photos stand against the adversary, [n], where there is one."""
         if self.adversary is None:
             return None

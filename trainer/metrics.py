@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
+Bools = npt.NDArray[np.bool_]
 
 _TOSSES = 20_000  # the chance near 0.05 is then known to 0.0015
 
@@ -24,7 +25,7 @@ def mean_recall(scores: Floats, labels: Ints) -> float:
     return mean_over_classes(scores.argmax(axis=1) == labels, labels)
 
 
-def mean_over_classes(right: npt.NDArray[np.bool_], labels: Ints) -> float:
+def mean_over_classes(right: Bools, labels: Ints) -> float:
     """The share of `right` [n] in each class that occurs in `labels` [n], averaged."""
     return float(np.mean([np.mean(right[labels == each]) for each in np.unique(labels)]))
 

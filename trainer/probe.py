@@ -12,10 +12,8 @@ from torch.nn.functional import nll_loss
 
 from trainer.blas import one_blas_thread
 from trainer.console import Advance
-from trainer.metrics import nll
+from trainer.metrics import Floats, nll
 from trainer.split import Ints, stratified_folds
-
-Floats = npt.NDArray[np.floating]
 
 PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 _FOLDS = 5

@@ -39,7 +39,7 @@ from trainer.variants import FP32, Bench, add_precisions, as_variants, save_gold
 
 MODEL = "model.onnx"
 
-PRECISIONS = ("int8", "fp16", "max_accuracy_loss")  # settings of theirs
+SETTINGS_OF_VARIANTS = ("int8", "fp16", "max_accuracy_loss")
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 
 
@@ -119,7 +119,9 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
         return None
     manifest = _manifest_of(run, *noted)
     asked = dataclasses.asdict(run.config)
-    if manifest is None or any(manifest.configuration[key] != asked[key] for key in PRECISIONS):
+    if manifest is None or any(
+        manifest.configuration[key] != asked[key] for key in SETTINGS_OF_VARIANTS
+    ):
         return None
     repository.describe_to_triton(name, manifest.version)  # it may have come to all but that
     return _published(run, manifest, fitted.how)

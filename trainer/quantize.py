@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import (
@@ -27,9 +25,9 @@ from onnxruntime.quantization import (
 
 from serving.modelspec import INPUT
 from trainer.integer_forms import integer_hard_sigmoids, pool_means
+from trainer.pictures import Pixels
 from trainer.quantized_weights import weight_steps, weighted
 
-Pixels = npt.NDArray[np.uint8]
 Ranges = Any  # onnxruntime's: tensor -> the range that its 256 steps cover
 
 METHODS = {

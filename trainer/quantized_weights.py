@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-Floats = npt.NDArray[np.floating]
+from trainer.metrics import Floats
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def weighted(prepared: onnx.ModelProto) -> Iterator[Weighted]:
     """The nodes with weights of their own, in order."""
     constants = {tensor.name: tensor for tensor in prepared.graph.initializer}
     for node in prepared.graph.node:
-        if node.op_type in _LAYERS and node.input[1] in constants:
+        if node.op_type in LAYERS and node.input[1] in constants:
             yield Weighted(node=node, weight=constants[node.input[1]])
 
 

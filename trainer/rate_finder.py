@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
-from trainer.balance import make_order, repeats_of
+from trainer.balance import batches_of, make_order
 from trainer.batches import batch_count
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -82,15 +82,13 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
         next_order = make_order(run.data.targets("train"), config.balance)
         rates: list[float] = []
         losses: list[float] = []
-        order: list[tuple[npt.NDArray[np.int64], ...]] = []
+        order: list[tuple[list[int], list[int]]] = []
         with console.bar("Trying learning rates", _STEPS) as advance:
             for step in range(_STEPS):
                 view = step // batches
                 if step % batches == 0:
-                    drawn = next_order(np.random.default_rng([config.seed, view]))
-                    parts = (np.array_split(each, batches) for each in (drawn, repeats_of(drawn)))
-                    order = list(zip(*parts, strict=True))
-                batch, repeats = (part.tolist() for part in order[step % batches])
+                    order = batches_of(next_order, batches, config.seed, view)
+                batch, repeats = order[step % batches]
                 rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
                 loss, _ = learner.learn(
                     batch,

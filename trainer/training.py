@@ -15,7 +15,7 @@ import torch
 from trainer.adversarial import Adversary
 from trainer.averaging import MovingAverage, State, best_between
 from trainer.backbones import Classifier, version_state
-from trainer.balance import make_order, repeats_of
+from trainer.balance import batches_of, make_order
 from trainer.batches import batch_count
 from trainer.checkpoint import Checkpoint, Checkpoints
 from trainer.config import TrainConfig
@@ -23,7 +23,7 @@ from trainer.console import Advance
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.learner import Learner
-from trainer.metrics import accuracy, mean_over_classes, mean_recall, nll
+from trainer.metrics import Bools, accuracy, mean_over_classes, mean_recall, nll
 from trainer.schedules import SCHEDULES
 from trainer.stages import make_thawing
 
@@ -139,14 +139,12 @@ def fine_tune(
         learner.freeze(frozen_in(epoch))
         seed_epoch(config.seed, epoch, world.rank, adversary)
         loss_sum, right = 0.0, 0
-        drawn = next_order(np.random.default_rng([config.seed, epoch]))
-        order = (np.array_split(each, batches) for each in (drawn, repeats_of(drawn)))
-        for i, (batch, repeats) in enumerate(zip(*order, strict=True)):
+        for i, (batch, repeats) in enumerate(batches_of(next_order, batches, config.seed, epoch)):
             done = (epoch - 1) * batches + i
             total = config.epochs * batches
             loss, hits = learner.learn(
-                batch.tolist(),
-                repeats=repeats.tolist(),
+                batch,
+                repeats=repeats,
                 view=epoch - 1,
                 rate=rate_at(done, total, config.learning_rate, config.warmup),
                 step=done,
@@ -262,7 +260,7 @@ def measure(
     train: tuple[float, float],
     val_logits: npt.NDArray[np.float64],
     data: PhotoData,
-    stand: npt.NDArray[np.bool_] | None,
+    stand: Bools | None,
     balanced: bool,
 ) -> Epoch:
     """An epoch's figures; `train`: mean loss and accuracy of its steps; `stand`: which of val's

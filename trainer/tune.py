@@ -210,8 +210,8 @@ def _try(
         freeze_early_stages(own)
         torch.manual_seed(config.seed)
         learner = make_learner(own)
-        steps = config.epochs * len(run.data.splits["train"])
-        with recorded or nullcontext(), console.bar(title, steps) as advance:
+        photos = config.epochs * len(run.data.splits["train"])
+        with recorded or nullcontext(), console.bar(title, photos) as advance:
             result = fine_tune(learner, report, advance)
         best = best_of(result.history[1:])
         if config.wise_ft:

@@ -225,6 +225,7 @@ def test_what_no_job_can_be_made_of_is_told_in_one_line(
     [
         (["photos", "--out", "out", "--shard", "2/2"], "0 <= RANK < OF"),
         (["photos", "--out", "out", "--shard", "x"], "--shard is RANK/OF"),
+        (["photos", "--out", "out", "--shard", "²/4"], "--shard is RANK/OF"),  # a digit to str
         (["photos", "photos", "--out", "out"], "one folder or one prefix"),
         (["nowhere", "--out", "out"], "no such file or folder: nowhere"),
         (["photos", "--out", "ftp://x/y"], "a bucket is one of"),

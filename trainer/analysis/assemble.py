@@ -14,10 +14,7 @@ from trainer.analysis.robustness import proportion, worst_case
 from trainer.analysis.settings import REFERENCE_EPSILON, Budget
 from trainer.analysis.sweep import Plan
 from trainer.analysis.workspace import Piece
-from trainer.metrics import confusion_matrix, expected_calibration_error, reliability
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating[Any]]
+from trainer.metrics import Bools, Floats, confusion_matrix, expected_calibration_error, reliability
 
 _SAME = 1e-9  # sizes that differ by less are the same
 

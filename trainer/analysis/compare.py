@@ -23,6 +23,7 @@ from trainer.analysis.study import chunks_of
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import surest
 from trainer.errors import InvalidData
+from trainer.metrics import Bools
 
 SCHEMA_VERSION = 2
 
@@ -94,8 +95,8 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Attacked:
-    right: npt.NDArray[np.bool_]  # [n], before any attack
-    stands: Mapping[float, npt.NDArray[np.bool_]]  # epsilon -> [n]: right, and PGD did not turn it
+    right: Bools  # [n], before any attack
+    stands: Mapping[float, Bools]  # epsilon -> [n]: right, and PGD did not turn it
     pictures: npt.NDArray[np.uint8]  # [n, S, S, 3], at the reference epsilon, of all steps
 
 

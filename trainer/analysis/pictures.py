@@ -11,10 +11,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = npt.NDArray[np.uint8]
+from trainer.pictures import Pixels
 
 # Latin, Greek, Cyrillic and Arabic; what it lacks, the page's own captions show.
 _FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.metrics import wilson_interval
-
-Bools = npt.NDArray[np.bool_]
+from trainer.metrics import Bools, wilson_interval
 
 
 def proportion(right: Bools) -> dict[str, Any]:

@@ -7,11 +7,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import beta, rankdata
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating]
+from trainer.metrics import Bools, Floats
 
 DELTA = 0.05  # chance that a threshold promises too much
 LOOKS = 10  # thresholds that are tried

@@ -1,4 +1,4 @@
-"""Pictures of nothing, which no class is right for: drawn, made of the photos, or given."""
+"""Pictures [S, S, 3] of nothing, which no class is right for: drawn, made of photos, or given."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,9 @@ from serving.folders import walk
 from serving.modelspec import Preprocessing
 from trainer.analysis.corruptions.fractal import plasma
 from trainer.errors import InvalidData
-from trainer.pictures import as_served
+from trainer.pictures import Pixels, as_served
 from trainer.screening import Usable, screen
 from trainer.tree import Found
-
-Pixels = npt.NDArray[np.uint8]  # [S, S, 3]
 
 _DECAY = 1.6  # of each octave of the clouds
 

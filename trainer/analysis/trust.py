@@ -4,20 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.analysis.selective import DELTA, auroc, photos_needed, rounded_down, threshold_for
-
-Floats = npt.NDArray[np.floating]
+from trainer.metrics import Bools, Floats
 
 ACCURACIES = (0.9, 0.95, 0.99)
 USUAL = 0.95  # share of photos that are answered, for what strangers pass then
 _GRID = np.linspace(0, 1, 101)  # probabilities of the curves
 
 
-def trust_section(
-    served: Floats, right: npt.NDArray[np.bool_], strangers: Mapping[str, Floats]
-) -> dict[str, Any]:
+def trust_section(served: Floats, right: Bools, strangers: Mapping[str, Floats]) -> dict[str, Any]:
     """served: [n, K] probabilities of the photos as they are; right [n]; strangers: of each kind,
     [m, K]. How they are told from photos is as in Hendrycks & Gimpel 2017, arXiv:1610.02136: by the
     highest probability, and how many pass where 95 % of photos do."""
@@ -48,7 +44,7 @@ def trust_section(
     }
 
 
-def _threshold(sure: Floats, right: npt.NDArray[np.bool_], accuracy: float) -> dict[str, Any]:
+def _threshold(sure: Floats, right: Bools, accuracy: float) -> dict[str, Any]:
     found = threshold_for(sure, right, accuracy)
     return {
         "accuracy": accuracy,
