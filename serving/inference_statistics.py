@@ -1,7 +1,6 @@
 """The statistics extension of the Open Inference Protocol, which perf_analyzer reads."""
 
 import time
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -41,7 +40,7 @@ class InferenceStatistics:
     """`add` is a sink of the edge; `add_batch` belongs to the threads that run batches."""
 
     def __init__(self) -> None:
-        self._tallies: dict[tuple[str, int], _Tally] = defaultdict(_Tally)
+        self._tallies: dict[tuple[str, int], _Tally] = {}
 
     def keep_only(self, served: Collection[tuple[str, int]]) -> None:
         """Forget all other versions."""
@@ -51,7 +50,7 @@ class InferenceStatistics:
     def add(self, call: Call) -> None:
         if not call.model or not call.photos:
             return
-        tally = self._tallies[call.model, call.version]
+        tally = self._tally(call.model, call.version)
         took = call.end - call.start
         if call.code is not grpc.StatusCode.OK or call.inferred is None:
             tally.fail.add(took)
@@ -64,7 +63,11 @@ class InferenceStatistics:
         tally.last_ms = round(1e3 * time.time())
 
     def add_batch(self, model: str, version: int) -> None:
-        self._tallies[model, version].batches += 1
+        self._tally(model, version).batches += 1
+
+    def _tally(self, model: str, version: int) -> _Tally:
+        """In one step: several threads may be the first to ask."""
+        return self._tallies.setdefault((model, version), _Tally())
 
     def response(
         self, catalogue: Catalogue, name: str, reference: str
@@ -82,7 +85,7 @@ class InferenceStatistics:
                 for version in served.versions
             ]
         return pb.ModelStatisticsResponse(
-            model_stats=[_message(*key, self._tallies[key]) for key in chosen]
+            model_stats=[_message(*key, self._tally(*key)) for key in chosen]
         )
 
 
