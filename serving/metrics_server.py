@@ -41,12 +41,15 @@ class MetricsServer:
                 else:
                     self._send(404, "text/plain", b"/metrics, /healthz or /readyz\n")
 
+            do_HEAD = do_GET  # some load balancers probe with it
+
             def _send(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def version_string(self) -> str:
                 return "pawprint"  # not which Python

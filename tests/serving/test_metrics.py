@@ -1,6 +1,7 @@
 """What a scrape of a running server says, against what was really called."""
 
 import asyncio
+import http.client
 import json
 import re
 import resource
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import grpc
@@ -233,6 +234,20 @@ async def test_a_port_that_is_taken_is_an_error_that_says_so(models: Path, port:
         with pytest.raises(Unavailable, match=f"can't serve metrics on 127.0.0.1:{port}"):
             await server.open()
         await server.close()
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_probe_by_head_gets_the_status_alone(*, up: bool) -> None:
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: up) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        with closing(connection):
+            connection.request("HEAD", "/readyz")
+            head = connection.getresponse()
+            assert (head.status, head.read()) == (200 if up else 503, b"")
+            connection.close()
+            connection.request("GET", "/readyz")
+            body = connection.getresponse().read()
+    assert int(head.headers["Content-Length"]) == len(body) > 0
 
 
 def test_it_listens_on_ipv6_too() -> None:
