@@ -1,5 +1,6 @@
 """A linear head on frozen features: logistic regression, its penalty cross-validated."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -169,7 +170,8 @@ def fit_probe(
             heads[fold] = head
             advance(1, "")
             left -= 1
-        return nll(logits, labels, shares), logits
+        loss = nll(logits, labels, shares)
+        return loss if math.isfinite(loss) else math.inf, logits  # of steps that ran away
 
     middle = len(penalties) // 2
     best_penalty = penalties[middle]

@@ -8,7 +8,7 @@ from trainer.balance import photo_weights
 from trainer.config import HEAD_INITS, OPTIMIZERS
 from trainer.head_steps import solver_by_steps
 from trainer.metrics import mean_recall
-from trainer.probe import Head, Solver, fit_head, fit_probe
+from trainer.probe import PENALTIES, Head, Solver, fit_head, fit_probe
 
 
 def blobs(
@@ -268,3 +268,13 @@ def test_a_probe_solved_by_steps_is_as_good():
         for solve in (fit_head, by_steps())
     )
     assert np.mean(one.out_of_fold.argmax(1) == other.out_of_fold.argmax(1)) > 0.95
+
+
+def test_a_penalty_with_which_the_steps_run_away_is_not_chosen():
+    """At such a rate the strongest has no head, and others have a bad one."""
+    generator, labels = np.random.default_rng(0), np.arange(60) % 2
+    x = generator.normal(0.2 * labels[:, None, None], 1, (60, 1, 200)).astype(np.float32)
+    solve = by_steps(optimizer="sgd", rate=40.0, epochs=50)
+    probe = fit_probe(x, labels, 2, np.random.default_rng(0), solve=solve)
+    assert not np.isfinite(solve(x[:, 0], labels, 2, PENALTIES[0]).weight).all()
+    assert np.isfinite(probe.out_of_fold).all() and np.isfinite(probe.head.weight).all()
