@@ -1,5 +1,6 @@
 """The oldest packages that pyproject.toml allows are enough."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -13,6 +14,8 @@ from serving.repository import Repository
 from tests.conftest import ROOT, ServerProcess
 from tests.environments import environment_with
 from tests.photos import jpeg
+from tests.serving.test_tritonclient import TRITONCLIENT
+from tests.tiny import LABELS
 from trainer.cartoons import write_cartoons
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,14 +31,70 @@ def needed(extra: str) -> Iterator[str]:
             yield requirement
 
 
+CALLING = """
+import asyncio, json, sys
+from google import protobuf
+from serving.client import AsyncClient, Client
+from serving.errors import InvalidRequest, NotFound
+
+photos = [bytes.fromhex(line) for line in sys.stdin]
+
+async def later(address):
+    async with AsyncClient(address) as client:
+        one = await client.classify(photos, model="pets")
+        return one, [answer async for answer in client.stream(photos, model="pets")]
+
+with Client(sys.argv[1], hedge_after_s=5) as client:
+    one = client.classify(photos, model="pets")
+    streamed = list(client.stream(photos, model="pets"))
+    for wrong, what in (({"model": "cars"}, NotFound), ({"top_k": -1}, InvalidRequest)):
+        try:
+            client.classify(photos, **{"model": "pets", **wrong})
+        except what:
+            continue
+        raise AssertionError(wrong)
+    labels = client.get_model("pets").labels
+other, also = asyncio.run(later(sys.argv[1]))
+print(json.dumps([
+    *([result.label.name for result in response.results] for response in (one, other)),
+    *([answer.result.label.name for answer in answers] for answers in (streamed, also)),
+    list(labels),
+    protobuf.__version__,
+]))
+"""
+
+
+OLDEST = ("--resolution", "lowest-direct", "--only-binary", ":all:")  # built for this Python
+
+
+@pytest.mark.parametrize("name, others", [("oldest", OLDEST), ("tritonclient", (TRITONCLIENT,))])
+def test_a_client_runs_beside_what_other_services_have(
+    pytestconfig: pytest.Config, server: ServerProcess, name: str, others: tuple[str, ...]
+) -> None:
+    """Many, such as tritonclient, hold protobuf below 7."""
+    packages = (*others, *PROJECT["dependencies"], *needed("client"))
+    python = environment_with(pytestconfig.cache, f"client-{name}", *packages)
+    done = subprocess.run(
+        [python / "bin/python", "-W", "error", "-c", CALLING, server.address],
+        cwd=ROOT,
+        input="".join(f"{jpeg(seed=seed).hex()}\n" for seed in (1, 2)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    *answered, labels, protobuf = json.loads(done.stdout)
+    assert labels == list(LABELS) and protobuf.startswith("6.")
+    assert len(answered) == 4 and answered[1:] == answered[:-1] and len(answered[0]) == 2
+
+
 @pytest.mark.slow
 def test_the_oldest_packages_train_analyse_and_serve(
     pytestconfig: pytest.Config, start: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     packages = (*PROJECT["dependencies"], *needed("train"))
     assert "torch>=2.11" in packages
-    oldest = ("--resolution", "lowest-direct", "--only-binary", ":all:")  # built for this Python
-    python = environment_with(pytestconfig.cache, "oldest", *oldest, *packages) / "bin/python"
+    python = environment_with(pytestconfig.cache, "oldest", *OLDEST, *packages) / "bin/python"
     photos, models = tmp_path / "photos", tmp_path / "models"
     write_cartoons(photos, per_class=8)
     for command in (

@@ -12,6 +12,7 @@ import pytest
 from protos.inference import grpc_service_pb2
 from protos.pawprint.v1 import admin_pb2, classifier_pb2
 from tests.conftest import ROOT
+from tests.environments import environment_with
 
 
 def generated(root: Path) -> dict[str, bytes]:
@@ -22,9 +23,11 @@ def generated(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_generated_code_is_fresh(tmp_path: Path) -> None:
+def test_generated_code_is_fresh(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    (tool,) = re.findall("^grpcio-tools.*$", (ROOT / "protos/requirements.txt").read_text(), re.M)
+    python = environment_with(pytestconfig.cache, "protos", tool) / "bin/python"
     code = "import sys, pathlib, protos.generate as g; g.generate(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([python, "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=60)
     fresh, here = generated(tmp_path), generated(ROOT)
     assert fresh.keys() == here.keys() and len(here) >= 3
     stale = [file for file in here if fresh[file] != here[file]]

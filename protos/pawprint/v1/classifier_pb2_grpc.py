@@ -5,7 +5,7 @@ import warnings
 
 from protos.pawprint.v1 import classifier_pb2 as protos_dot_pawprint_dot_v1_dot_classifier__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.74.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/pawprint/v1/classifier_pb2_grpc.py depends on'
+        + f' but the generated code in protos/pawprint/v1/classifier_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ClassifierServiceStub:
+class ClassifierServiceStub(object):
     """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
     stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
     read fails as a whole, with INVALID_ARGUMENT.
@@ -59,7 +59,7 @@ class ClassifierServiceStub:
                 _registered_method=True)
 
 
-class ClassifierServiceServicer:
+class ClassifierServiceServicer(object):
     """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
     stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
     read fails as a whole, with INVALID_ARGUMENT.
@@ -125,7 +125,7 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ClassifierService:
+class ClassifierService(object):
     """Classifies photos. Errors of the whole call are gRPC statuses; an error of one photo among several
     stands in that photo's result and leaves its neighbours unharmed. A call whose only photo can't be
     read fails as a whole, with INVALID_ARGUMENT.
