@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.errors import InvalidRequest
 from serving.folders import walk
-from serving.preprocess import ENDINGS
+from serving.photo_formats import ENDINGS
 
 
 def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:

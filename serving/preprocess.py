@@ -15,6 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from serving.errors import InvalidImage
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
+from serving.photo_formats import FORMATS
 from serving.photo_parts import PhotoParts
 
 # Pillow would load its format plugins with the first photo, which would wait for them.
@@ -22,11 +23,6 @@ Image.init()
 # Of its own limits; `max_pixels` is looked at before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# How the names of their files end, in lower case; an MPO is a JPEG that others follow.
-ENDINGS = frozenset(
-    end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
-)
 MAX_PIXELS = 64_000_000
 
 # Decoding takes up to 16 bytes a pixel (WebP; docs/capacity.md has what else it takes), so pictures

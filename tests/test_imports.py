@@ -21,6 +21,7 @@ CONTRACTS = {
         "jpeg_scans",
         "layout",
         "modelspec",
+        "photo_formats",
         "photo_parts",
         "preprocess",
         "repository",
@@ -37,8 +38,9 @@ CONTRACT_ARROWS = {
     "jpeg_scans": set(),
     "layout": {"errors", "modelspec"},
     "modelspec": {"errors"},
+    "photo_formats": set(),
     "photo_parts": {"errors"},
-    "preprocess": {"errors", "jpeg_scans", "modelspec", "photo_parts"},
+    "preprocess": {"errors", "jpeg_scans", "modelspec", "photo_formats", "photo_parts"},
     "repository": {"durable", "errors", "layout", "modelspec", "triton_config", "whole_file"},
     "triton_config": {"modelspec"},
     "whole_file": set(),
@@ -144,7 +146,7 @@ def test_serving_has_an_empty_init() -> None:
 def test_contracts_stand_on_little(name: str) -> None:
     path = ROOT / "serving" / f"{name}.py"
     assert of_serving(path) <= CONTRACT_ARROWS[name]
-    needs = {"numpy", "PIL"} if name == "preprocess" else set()
+    needs = {"preprocess": {"numpy", "PIL"}, "photo_formats": {"PIL"}}.get(name, set())
     assert tops(path) <= sys.stdlib_module_names | {"serving"} | needs
 
 

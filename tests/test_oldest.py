@@ -1,5 +1,7 @@
 """The oldest packages that pyproject.toml allows are enough."""
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -32,8 +34,9 @@ def needed(extra: str) -> Iterator[str]:
 
 
 CALLING = """
-import asyncio, json, sys
+import asyncio, io, json, sys
 from google import protobuf
+from PIL import Image
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, NotFound
 
@@ -53,6 +56,8 @@ with Client(sys.argv[1], hedge_after_s=5) as client:
         except what:
             continue
         raise AssertionError(wrong)
+    opened = [Image.open(io.BytesIO(photo)) for photo in photos]
+    assert len(client.classify(opened, model="pets").results) == 2
     labels = client.get_model("pets").labels
 other, also = asyncio.run(later(sys.argv[1]))
 print(json.dumps([
@@ -69,7 +74,11 @@ OLDEST = ("--resolution", "lowest-direct", "--only-binary", ":all:")  # built fo
 
 @pytest.mark.parametrize("name, others", [("oldest", OLDEST), ("tritonclient", (TRITONCLIENT,))])
 def test_a_client_runs_beside_what_other_services_have(
-    pytestconfig: pytest.Config, server: ServerProcess, name: str, others: tuple[str, ...]
+    pytestconfig: pytest.Config,
+    server: ServerProcess,
+    name: str,
+    others: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     """Many, such as tritonclient, hold protobuf below 7."""
     packages = (*others, *PROJECT["dependencies"], *needed("client"))
@@ -86,6 +95,15 @@ def test_a_client_runs_beside_what_other_services_have(
     *answered, labels, protobuf = json.loads(done.stdout)
     assert labels == list(LABELS) and protobuf.startswith("6.")
     assert len(answered) == 4 and answered[1:] == answered[:-1] and len(answered[0]) == 2
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.jpg").write_bytes(jpeg(seed=seed))
+    command = ("-m", "serving.classify", tmp_path, "--address", server.address, "--csv")
+    done = subprocess.run(
+        [python / "bin/python", *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["label"] for row in rows if row["rank"] == "1"] == answered[0]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import tarfile
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
 
-from serving.preprocess import ENDINGS
+from serving.photo_formats import ENDINGS
 from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache
 from trainer.shard_places import Shard

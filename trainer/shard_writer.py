@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from serving.preprocess import ENDINGS
+from serving.photo_formats import ENDINGS
 from trainer.screening import LeftOut, photo_size, why_no_file
 from trainer.tree import SPLITS, Found
 
