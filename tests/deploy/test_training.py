@@ -259,9 +259,9 @@ def test_what_passes_the_gate_was_analysed_once_and_what_fails_is_not_copied(
     tmp_path: Path,
 ) -> None:
     models = Repository(tmp_path / "models")
-    write_cartoons(tmp_path / "photos", per_class=60)
+    write_cartoons(tmp_path / "photos", per_class=120)
     command = [sys.executable, "-m", "trainer.train", "--data", tmp_path / "photos", *SMALL]
-    command += ["--epochs", "24", "--name", "pets", "--out", models.root]
+    command += ["--epochs", "40", "--name", "pets", "--out", models.root]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     status, said = gate(tmp_path, *QUICK, "--fail-under", "clean=1", "--fail-under", "pgd@8/255=1")
     assert status in final_statuses("pawprint-release") and "failed: pgd@8/255=1" in said, said
