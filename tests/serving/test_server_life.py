@@ -166,11 +166,11 @@ def test_a_signal_drains_calls_in_flight_and_ends_with_status_0(
     with grpc.insecure_channel(server.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         message = request(slow_png())
-        calls = [stub.Classify.future(message, timeout=60) for _ in range(12)]
+        calls = [stub.Classify.future(message, timeout=60) for _ in range(40)]
         calls[0].result()  # two are decoded at a time: the others are waiting or being decoded
         assert not all(call.done() for call in calls)
         status, out, err = server.stop(number, within_s=60)
-        assert [call.result().version for call in calls] == [1] * 12
+        assert [call.result().version for call in calls] == [1] * 40
     assert status == 0, err
     assert out.splitlines() == [f"serving on {server.address}: pets/1 (fp32 on cpu)"]
     assert "stopped" in err and "Traceback" not in err
