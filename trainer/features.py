@@ -15,6 +15,7 @@ from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
 from trainer.memory import halved
 from trainer.pictures import Photo, Pictures, Pixels
+from trainer.software import digest_preprocessing
 
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
@@ -59,6 +60,7 @@ def cache_of(
         "weights": weights(),
         "size": config.size,
         "interpolation": config.interpolation,
+        "preprocessing": digest_preprocessing(),
         "views": VIEWS,
     }
     return FeatureCache(Path(config.cache), key, say)

@@ -4,6 +4,9 @@ import hashlib
 import platform
 from pathlib import Path
 
+import PIL
+
+from serving import preprocess
 from trainer.packages import ONNX_RUNTIMES, versions_of
 from trainer.timm_nets import PREFIX
 
@@ -21,4 +24,11 @@ def digest_code() -> str:
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
+    return code.hexdigest()
+
+
+def digest_preprocessing() -> str:
+    """Of what makes pixels of photos: our code, and Pillow."""
+    code = hashlib.sha256(Path(preprocess.__file__).read_bytes())
+    code.update(PIL.__version__.encode())
     return code.hexdigest()

@@ -17,7 +17,7 @@ from trainer.console import Console, unshown
 from trainer.data import PhotoData, load_data
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
-from trainer.features import extract, plain
+from trainer.features import cache_of, extract, plain
 from trainer.learner import predict
 from trainer.tree import find_files
 
@@ -113,6 +113,24 @@ def test_a_damaged_cache_is_as_none(
     assert np.array_equal(again, expected)
     assert len(cache.load()) == len(members)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_another_pillow_or_preprocessing_finds_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = TrainConfig(data="photos", name="x", cache=str(tmp_path))
+
+    def kept_at() -> Path:
+        return cache_of(config, lambda: "weights", pytest.fail).path
+
+    here = kept_at()
+    assert kept_at() == here
+    with monkeypatch.context() as other:
+        other.setattr("PIL.__version__", "99.0.0")
+        assert kept_at() != here
+    (tmp_path / "preprocess.py").write_text("# of another release")
+    monkeypatch.setattr("serving.preprocess.__file__", str(tmp_path / "preprocess.py"))
+    assert kept_at() != here
 
 
 def test_features_that_are_not_finite_are_not_kept(
