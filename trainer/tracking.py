@@ -67,7 +67,7 @@ def tracked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Tra
             yield write
         finally:
             if writer is not None:
-                with suppress(OSError):
+                with suppress(Exception):  # Ctrl-C may have broken its queue
                     writer.close()
 
 
@@ -77,7 +77,7 @@ def _without_tracebacks() -> Iterator[None]:
     others, there = threading.excepthook, threading.enumerate()
 
     def hook(failed: threading.ExceptHookArgs) -> None:
-        if not (_of_tensorboard(failed.thread) and issubclass(failed.exc_type, OSError)):
+        if not _of_tensorboard(failed.thread):
             others(failed)
 
     threading.excepthook = hook

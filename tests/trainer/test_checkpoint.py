@@ -257,6 +257,20 @@ def test_a_full_disk_ends_the_figures_with_one_line(
     assert not of_threads, "TensorBoard's own would print a traceback"
 
 
+def test_a_queue_that_ctrl_c_has_broken_prints_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    of_threads: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", of_threads.append)
+    with pytest.raises(KeyboardInterrupt), tracked(tmp_path, "shapes", pytest.fail) as track:
+        track({"loss/val": 1.0}, 0)
+        (own,) = (t for t in threading.enumerate() if type(t).__module__.startswith("tensorboard."))
+        own._queue.put(0)  # no bytes, which ends it with a TypeError
+        own.join(10)
+        raise KeyboardInterrupt
+    assert not own.is_alive() and not of_threads
+
+
 def test_a_checkpoint_that_can_not_be_removed_costs_no_published_version(
     photos: MakePhotos,
     tmp_path: Path,
