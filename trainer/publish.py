@@ -130,8 +130,8 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
 def tell_later(run: Run, published: Published) -> None:
     """For `published_by_job`."""
     manifest = published.manifest
-    digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
-    run.world.tell_later(manifest.name, json.dumps([manifest.version, digest, published.how]))
+    word = json.dumps([manifest.version, _digest(manifest), published.how])
+    run.world.tell_later(manifest.name, word)
 
 
 def published_by_job(run: Run) -> Published | None:
@@ -143,6 +143,11 @@ def published_by_job(run: Run) -> Published | None:
     version, digest, how = json.loads(told)
     manifest = _manifest_of(run, version, digest)
     return None if manifest is None else _published(run, manifest, how)
+
+
+def _digest(manifest: Manifest) -> str:
+    """As Repository.manifest_digest gives it, once this is published."""
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
 def _manifest_of(run: Run, version: int, digest: str) -> Manifest | None:
@@ -175,8 +180,7 @@ def _publish_or_keep(
         manifest = describe(number, files)
         if checkpoints is not None:
             with contextlib.suppress(OSError):  # it costs no version
-                digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
-                checkpoints.note(number, digest)
+                checkpoints.note(number, _digest(manifest))
         return manifest
 
     try:
