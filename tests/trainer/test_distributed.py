@@ -170,35 +170,55 @@ def test_a_first_process_that_dies_while_it_publishes_is_started_again_with_the_
     assert Repository(tmp_path / "models").versions("shapes") == [1]
 
 
+MORTAL = """
+import os, signal, sys
+from pathlib import Path
+from trainer.train import main
+
+died = Path(sys.argv.pop(1))
+def die_once():
+    if not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def started_again(
+    script: str, tmp_path: Path, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Two processes that train the model `shapes` in tmp_path / "models" by a script, in which
+    `die_once()` kills one of them, so that torchrun starts both again; they end well."""
+    mortal = tmp_path / "mortal.py"
+    mortal.write_text(MORTAL + script)
+    done = run(
+        *(*TORCHRUN, "--max-restarts", 1, mortal, tmp_path / "died", *arguments),
+        *("--name", "shapes", "--out", tmp_path / "models", "--backbone", "tiny", "--size", 32),
+        *("--weights", "none"),
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    return done
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_started_again_and_one_version_is_published(
     photos: MakePhotos, tmp_path: Path
 ):
     """The second process kills itself once, in epoch 3; torchrun starts both again."""
-    folder = photos(per_class=12)
-    script = tmp_path / "mortal.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
+    done = started_again(
         "import trainer.training as training\n"
-        "from trainer.train import main\n"
-        "seed_epoch, died = training.seed_epoch, Path(sys.argv.pop(1))\n"
+        "seed_epoch = training.seed_epoch\n"
         "def mortal(seed, epoch, rank, adversary):\n"
-        "    if epoch == 3 and rank == 1 and not died.exists():\n"
-        "        died.touch()\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if epoch == 3 and rank == 1:\n"
+        "        die_once()\n"
         "    seed_epoch(seed, epoch, rank, adversary)\n"
         "training.seed_epoch = mortal\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "sys.exit(main(sys.argv[1:]))\n",
+        tmp_path,
+        *("--data", photos(per_class=12), "--epochs", 5),
+        *("--batch-size", 8, "--checkpoints", tmp_path / "c"),
     )
-    done = run(
-        *(*TORCHRUN, "--max-restarts", 1, script, tmp_path / "died", "--data", folder),
-        *("--name", "shapes", "--out", tmp_path / "models", "--backbone", "tiny", "--size", 32),
-        *("--weights", "none", "--epochs", 5, "--batch-size", 8, "--checkpoints", tmp_path / "c"),
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "died").exists()
     epochs = [int(n) for n in re.findall(r"^Epoch (\d+)/5", done.stdout, re.MULTILINE)]
     assert epochs == [0, 1, 2, 3, 4, 5]
     repository = Repository(tmp_path / "models")
@@ -211,25 +231,13 @@ def test_a_process_that_dies_when_all_is_done_costs_no_second_version(
     photos: MakePhotos, tmp_path: Path, rank: int
 ):
     """torchrun starts all again, whose checkpoint is gone by then."""
-    script = tmp_path / "mortal.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from trainer.train import main\n"
-        "rank, died = sys.argv.pop(1), Path(sys.argv.pop(1))\n"
+    done = started_again(
         "status = main(sys.argv[1:])\n"
-        "if os.environ['RANK'] == rank and not died.exists():\n"
-        "    died.touch()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.exit(status)\n"
+        f"if os.environ['RANK'] == '{rank}':\n"
+        "    die_once()\n"
+        "sys.exit(status)\n",
+        tmp_path,
+        *("--data", photos(per_class=12), "--epochs", 1),
     )
-    done = run(
-        *(*TORCHRUN, "--max-restarts", 1, script, rank, tmp_path / "died"),
-        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
-        *("--backbone", "tiny", "--size", 32, "--weights", "none", "--epochs", 1),
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "died").exists()
     assert "This has been published before it was started again" in done.stdout
     assert Repository(tmp_path / "models").versions("shapes") == [1]
