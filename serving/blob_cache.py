@@ -160,6 +160,7 @@ def _is_whole(path: Path, entry: FileEntry) -> bool:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
+    """A disk without locks is refused: two downloads at once would end up mixed in one file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -4,7 +4,7 @@ Labels are bounded: a model or version is named only once it was found, methods 
 The children of each metric are bound once: a call costs a few increments.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -104,6 +104,14 @@ class Metrics:
         """Read what is loaded, how much waits, how shadows agree and what stands against reading
         the repository whenever a scrape comes."""
         self.registry.register(_Readings(edge, shadow_counts, troubles))
+
+    def watch_certificate(self, ends: Callable[[], float]) -> None:
+        """ends: when the server's certificate expires, in seconds since 1970."""
+        Gauge(
+            "pawprint_certificate_expiry_timestamp_seconds",
+            "When the certificate that callers are shown expires",
+            registry=self.registry,
+        ).set_function(ends)
 
     def set_states(self, states: Sequence[VersionState]) -> None:
         """What has become of the versions of the repository."""

@@ -25,7 +25,7 @@ from serving.log_format import configure_logging
 from serving.rereading import follow, hang_ups, let_through
 from serving.server import Server
 from serving.settings import ServerSettings, asks_check, read_settings
-from serving.tls import server_credentials
+from serving.tls import ShownCertificate
 from serving.worker import tell_parent, told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
@@ -82,7 +82,7 @@ async def check(settings: ServerSettings) -> bool:
     Loads and proves it, and listens nowhere. Raises what Server.load raises, InvalidRequest.
     """
     if settings.tls_files:
-        server_credentials(settings.tls_files)
+        ShownCertificate(settings.tls_files)
     server = Server(settings)
     try:
         await server.load()

@@ -31,7 +31,7 @@ from serving.model_control import ModelControl
 from serving.service import ClassifierService
 from serving.settings import ServerSettings, differing, taken_over
 from serving.storage import open_repository
-from serving.tls import server_credentials
+from serving.tls import ShownCertificate
 from serving.tokens import Tokens
 from serving.tracing import tracing_of
 from serving.wiring import runs_at_once
@@ -160,12 +160,11 @@ class Server:
                 "unloads models",
                 host_port(settings.admin_host, settings.admin_port),
             )
-        files = settings.tls_files
-        credentials = server_credentials(files) if files else None
+        certificate = ShownCertificate(settings.tls_files) if settings.tls_files else None
         try:
             port = int(
-                self._grpc.add_secure_port(where, credentials)
-                if credentials
+                self._grpc.add_secure_port(where, certificate.credentials)
+                if certificate
                 else self._grpc.add_insecure_port(where)
             )
             if settings.admin_port:
@@ -174,6 +173,8 @@ class Server:
                 await self._admin.start()
         except RuntimeError as error:
             raise Unavailable(f"can't listen on {where}; is another server there?") from error
+        if certificate:
+            self._metrics.watch_certificate(certificate.ends)
         if settings.metrics_port:
             self._metrics_server = MetricsServer(
                 settings.metrics_host,

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,11 @@ from pathlib import Path
 import grpc
 
 from serving.errors import InvalidRequest
+from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
 
-Signature = tuple[tuple[int, int, int], ...]
+Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Certificate:
     """What the files held when they were read."""
 
     files: TlsFiles
-    signature: Signature
+    stamps: Stamps
     configuration: grpc.ServerCertificateConfiguration
     begins: float  # seconds since 1970
     ends: float
@@ -49,49 +51,70 @@ class Certificate:
         return ""
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Raises InvalidRequest if the files can't be used as they are now. A certificate that is not
-    valid now is shown all the same, and the log says so.
+class ShownCertificate:
+    """What a server shows its callers: of the files as they are now, as far as they can be used.
 
-    Later they are looked at before each handshake: a pair that does not fit together, as in the
-    middle of a renewal, or one that is not valid now, is not taken, and the last good one stays.
-    What is wrong is said once, for callers could fill the log.
+    They are looked at before each handshake, and whenever `ends` is asked for: a pair that does not
+    fit together, as in the middle of a renewal, or one that is not valid now, is not taken, and the
+    last good one stays. What is wrong is said once, for callers could fill the log.
     """
-    shown = _read(files)
-    said = ""
 
-    def tell(wrong: str) -> None:
-        nonlocal said
-        if wrong and wrong != said:
-            log.error("%s", wrong)
-        said = wrong
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises InvalidRequest if the files can't be used as they are now. A certificate that is
+        not valid now is shown all the same, and the log says so."""
+        self._files = files
+        self._shown = self._given = _read(files)  # _given: what gRPC has by now
+        self._said = ""
+        self._lock = threading.Lock()  # handshakes, and who asks for the end
+        self._look()  # says what is wrong with its dates
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal shown
+    @property
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.dynamic_ssl_server_credentials(
+            self._given.configuration,
+            self._for_handshake,
+            require_client_authentication=self._files.client_ca is not None,
+        )
+
+    def ends(self) -> float:
+        """When it expires, in seconds since 1970."""
+        with self._lock:
+            self._look()
+            return self._shown.ends
+
+    def _for_handshake(self) -> grpc.ServerCertificateConfiguration | None:
+        """None: as at the last one."""
+        with self._lock:
+            self._look()
+            if self._given is self._shown:
+                return None
+            self._given = self._shown
+            return self._given.configuration
+
+    def _look(self) -> None:
+        shown = self._shown
         try:
-            read = shown if _signature(files) == shown.signature else _read(files)
+            read = shown if _stamps(self._files) == shown.stamps else _read(self._files)
             untimely = read.untimely()
             if untimely and not shown.untimely():
                 raise InvalidRequest(untimely)
-        except (InvalidRequest, OSError) as error:
-            tell(f"the certificate stays as it was: {error}")
-            return None
-        tell(untimely and f"{untimely}: callers refuse it")
-        if read is shown:
-            return None
-        shown = read
-        log.info("the certificate was read again")
-        return shown.configuration
+        except InvalidRequest as error:
+            self._tell(f"the certificate stays as it was: {error}")
+            return
+        self._tell(untimely and f"{untimely}: callers refuse it")
+        if read is not shown:
+            self._shown = read
+            log.info("the certificate was read again")
 
-    fetch()  # says what is wrong with its dates
-    return grpc.dynamic_ssl_server_credentials(
-        shown.configuration, fetch, require_client_authentication=files.client_ca is not None
-    )
+    def _tell(self, wrong: str) -> None:
+        if wrong and wrong != self._said:
+            log.error("%s", wrong)
+        self._said = wrong
 
 
 def _read(files: TlsFiles) -> Certificate:
     try:
-        before = _signature(files)
+        before = _stamps(files)
         configuration = grpc.ssl_server_certificate_configuration(
             [(files.key.read_bytes(), files.cert.read_bytes())],
             files.client_ca.read_bytes() if files.client_ca else None,
@@ -102,13 +125,13 @@ def _read(files: TlsFiles) -> Certificate:
         if files.client_ca:
             context.load_verify_locations(files.client_ca)
         begins, ends = _validity(files.cert)
-        if _signature(files) != before:
+        if _stamps(files) != before:
             raise InvalidRequest("the certificate files changed while they were read")
     except OSError as error:  # ssl.SSLError too
         names, why = ", ".join(map(str, files.all)), _why(error, files)
         raise InvalidRequest(f"the TLS files {names} can't be used: {why}") from error
     return Certificate(
-        files=files, signature=before, configuration=configuration, begins=begins, ends=ends
+        files=files, stamps=before, configuration=configuration, begins=begins, ends=ends
     )
 
 
@@ -137,6 +160,5 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
 
 
-def _signature(files: TlsFiles) -> Signature:
-    stats = [path.stat() for path in files.all]
-    return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+def _stamps(files: TlsFiles) -> Stamps:
+    return tuple(map(stamp_of, files.all))

@@ -27,6 +27,7 @@ from serving.commandline import Parser
 from serving.errors import InvalidRequest, Overloaded, Unauthenticated
 from serving.modelspec import read_strictly
 from serving.rate_limit import Bucket
+from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         """Raises InvalidRequest if the file can't be used."""
         self._path = path
-        self._seen = _signature(path)
+        self._seen = stamp_of(path)
         self._tokens = read_tokens(path)
         self._checked = time.monotonic()
         self._said = ""  # why the file can't be used now
@@ -103,8 +104,8 @@ class Tokens:
         if now - self._checked < _CHECK_EVERY_S:
             return
         self._checked = now
-        signature = _signature(self._path)
-        if signature == self._seen:
+        stamp = stamp_of(self._path)
+        if stamp == self._seen:
             return
         try:
             self._tokens = read_tokens(self._path)
@@ -113,7 +114,7 @@ class Tokens:
                 self._said = str(error)
                 log.error("the tokens stay as they were: %s", error)
             return
-        self._seen, self._said = signature, ""
+        self._seen, self._said = stamp, ""
         log.info("%d tokens read again", len(self._tokens))
 
 
@@ -142,14 +143,6 @@ def _token(entry: object, where: str) -> Token:
         burst = _BURST_S * rate if isinstance(rate, int | float) else 0.0
         entry = {"photos_per_s": 0.0, "burst": burst} | entry
     return read_strictly(Token, entry, where)
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

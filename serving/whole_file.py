@@ -87,6 +87,15 @@ def created(path: Path, data: bytes, *, mode: int = 0o600) -> bool:
     return True
 
 
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Changes when the file is written or replaced; None while there is none that can be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def is_temporary(path: Path) -> bool:
     """Whether it is, or was left by, a file of ours that is being written."""
     return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)

@@ -30,7 +30,7 @@ from serving.model_control import check_only
 from serving.rereading import follow, hang_ups
 from serving.settings import ServerSettings, differing, read_settings, taken_over
 from serving.storage import open_repository
-from serving.tls import server_credentials
+from serving.tls import ShownCertificate
 from serving.tokens import read_tokens
 from serving.version_policy import read_policy
 from serving.worker import ANSWERS, BEAT_S, CAN_NOT_ANSWER, INDEX, SETTINGS
@@ -333,7 +333,7 @@ def longest_stop_s(drain_s: float) -> float:
 def check_files(settings: ServerSettings) -> None:
     """Raises InvalidRequest where each of the workers would, after it has loaded."""
     if settings.tls_files:
-        server_credentials(settings.tls_files)
+        ShownCertificate(settings.tls_files)
     if settings.tokens:
         read_tokens(Path(settings.tokens))
 

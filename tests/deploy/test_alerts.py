@@ -12,7 +12,8 @@ from tests.deploy.test_monitoring import DASHBOARD, alerts
 
 STEP_S = 15
 BEGINS = 60  # minutes of health, before the trouble
-LASTS = 45
+LASTS = 75
+WEEK_S = 7 * 24 * 3600
 
 
 def series(metric: str, **labels: str) -> str:
@@ -41,6 +42,7 @@ HEALTHY = {
     series("pawprint_ready", namespace="test"): "1",
     series("pawprint_repository_last_look_timestamp_seconds"): f"0+{STEP_S}",
     series("pawprint_repository_troubles"): "0",
+    series("pawprint_certificate_expiry_timestamp_seconds"): str(2 * WEEK_S),
     of_version("serving"): "1",
     series("pawprint_model_load_failures_total", model="pets"): "0",
     calls("OK"): "0+100",
@@ -64,6 +66,10 @@ TROUBLES: dict[str, tuple[dict[str, str], int]] = {
     "PawprintEngineRestarts": ({of_version("serving"): "_", of_version("restarting"): "1"}, 5),
     "PawprintCallsFail": ({calls("INTERNAL"): "0+20"}, 10),
     "PawprintRefusesCalls": ({calls("RESOURCE_EXHAUSTED"): "0+20"}, 10),
+    "PawprintCertificateExpires": (
+        {series("pawprint_certificate_expiry_timestamp_seconds"): str(WEEK_S)},
+        60,
+    ),
     "PawprintSlow": ({answered_within("0.6"): str(100 * HEALTH)}, 10),
 }
 

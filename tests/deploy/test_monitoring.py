@@ -11,8 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
+from serving.access import Tls
 from serving.client import AsyncClient
 from serving.settings import ENVIRONMENT, ServerSettings
+from tests.certificates import Authority
 from tests.conftest import ROOT, running_server
 from tests.deploy.test_manifests import rendered
 from tests.photos import jpeg, slow_png
@@ -51,14 +53,16 @@ def labels_in(query: str) -> set[str]:
     return {name.strip() for name in (*matched, *grouped, *asked)}
 
 
-async def offered(models: Path) -> dict[str, set[str]]:
-    """Metric -> labels, of a server with a shadow and a refused version that was called."""
+async def offered(models: Path, authority: Authority) -> dict[str, set[str]]:
+    """Metric -> labels, of a server with TLS, a shadow and a refused version that was called."""
     build_version(models, "pets")
     build_version(models, "pets", golden=golden_of(seed=5))
     port = free_port()
+    pair = authority.sign("server")
     settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}
-    async with running_server(models, **settings) as running:
-        async with AsyncClient(running.address) as client:
+    encrypted = {"tls_cert": str(pair.cert), "tls_key": str(pair.key)}
+    async with running_server(models, **settings, **encrypted) as running:
+        async with AsyncClient(running.address, tls=Tls(ca=str(authority.ca))) as client:
             await client.classify([jpeg()], model="pets")
         counts = running.server._classifier.shadowing.counts
         await until(lambda: sum(counts.values()) == 1)
@@ -69,8 +73,10 @@ async def offered(models: Path) -> dict[str, set[str]]:
     return found
 
 
-async def test_every_query_asks_for_metrics_and_labels_that_are_there(models: Path) -> None:
-    there = await offered(models) | OF_GPUS
+async def test_every_query_asks_for_metrics_and_labels_that_are_there(
+    models: Path, tmp_path: Path
+) -> None:
+    there = await offered(models, Authority(tmp_path / "authority")) | OF_GPUS
     for query in (alert["expr"] for alert in alerts()):
         assert names_in(query) and names_in(query) <= there.keys(), query
         known = set.union(*(there[name] for name in names_in(query))) | OF_PROMETHEUS

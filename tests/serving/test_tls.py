@@ -6,6 +6,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ from serving.client import AsyncClient, Client
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from serving.probe import serving_status
 from serving.settings import ServerSettings
-from serving.tls import TlsFiles, server_credentials
+from serving.tls import ShownCertificate, TlsFiles
 from tests.certificates import Authority, Pair, serial
 from tests.conftest import ROOT, Running, running_server
 from tests.photos import jpeg
+from tests.ports import free_port
+from tests.serving.test_metrics import scrape
+
+DAY_S = 24 * 3600
 
 
 @pytest.fixture
@@ -163,6 +168,27 @@ async def test_a_certificate_that_expires_is_said_once_and_replaced_by_any(
         assert shown == serial(early.cert.read_bytes())  # it may be our clock that is wrong
 
 
+async def test_metrics_say_when_the_certificate_expires(
+    models: Path, authority: Authority, tmp_path: Path
+) -> None:
+    soon, later = authority.sign("soon", days=(-1, 2)), authority.sign("later", days=(-1, 30))
+    live, port = copied(soon, tmp_path), free_port()
+    name = "pawprint_certificate_expiry_timestamp_seconds"
+    async with running_server(models, metrics_port=port, **tls_settings(live)) as running:
+        found = await scrape(port)
+        assert found.value(name) == pytest.approx(time.time() + 2 * DAY_S, abs=60)
+        _replace(later.cert, live.cert)  # the key does not fit yet
+        found = await scrape(port)
+        assert found.value(name) == pytest.approx(time.time() + 2 * DAY_S, abs=60)
+        _replace(later.key, live.key)
+        found = await scrape(port)  # with no new connection in between
+        assert found.value(name) == pytest.approx(time.time() + 30 * DAY_S, abs=60)
+        shown = await asyncio.to_thread(shown_serial, running.address)
+        assert shown == serial(later.cert.read_bytes())
+        later_still = await asyncio.to_thread(shown_serial, running.address)
+        assert later_still == shown
+
+
 @pytest.mark.parametrize(
     ("days", "words"), [((-9, -8), "expired at "), ((8, 9), "is not valid before ")]
 )
@@ -173,7 +199,7 @@ def test_a_certificate_that_is_not_valid_at_the_start_is_said(
     words: str,
 ) -> None:
     pair = authority.sign("server", days=days)
-    server_credentials(TlsFiles(cert=pair.cert, key=pair.key, client_ca=None))
+    ShownCertificate(TlsFiles(cert=pair.cert, key=pair.key, client_ca=None))
     (message,) = caplog.messages
     assert message.startswith(f"the certificate in {pair.cert} {words}")
     assert message.endswith("+00:00: callers refuse it")
@@ -241,7 +267,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
     ):
         with pytest.raises(InvalidRequest) as raised:
-            server_credentials(TlsFiles(cert=cert, key=key, client_ca=client_ca))
+            ShownCertificate(TlsFiles(cert=cert, key=key, client_ca=client_ca))
         said, _, why = str(raised.value).partition(" can't be used: ")
         assert said.startswith("the TLS files ") and why.startswith(reason)
 
