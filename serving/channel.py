@@ -76,15 +76,15 @@ def target_of(address: str) -> str:
         raise InvalidRequest(f"a server's address is HOST:PORT, without http://; got {address}")
     if "," not in address:
         port = address.rpartition(":")[2]
-        if port.isdecimal() and not 0 < int(port) < 2**16:  # gRPC would take another for it
-            raise InvalidRequest(f"no port has the number {port}: {address}")
+        if port.isdecimal() and not _is_port(port):  # gRPC would take another for it
+            raise InvalidRequest(f"no port has the number {port[:20]}: {address[:200]}")
         return address
     kinds = set()
     for one in address.split(","):
         host, _, port = one.strip().rpartition(":")
         try:
             kinds.add(f"ipv{ipaddress.ip_address(host.strip('[]')).version}")
-            if not 0 < int(port) < 2**16:
+            if not _is_port(port):
                 raise ValueError(f"no port has the number {port}")
         except ValueError as error:
             raise InvalidRequest(
@@ -94,3 +94,8 @@ def target_of(address: str) -> str:
     if len(kinds) > 1:
         raise InvalidRequest(f"addresses must be all IPv4 or all IPv6, got {address}")
     return f"{kinds.pop()}:{address.replace(' ', '')}"
+
+
+def _is_port(text: str) -> bool:
+    digits = text.lstrip("0")  # few, before int() is asked, which refuses thousands of them
+    return text.isdecimal() and 0 < len(digits) <= 5 and int(digits) < 2**16

@@ -108,7 +108,10 @@ class BucketPlace:
             if is_photo(PurePosixPath(key))
         }
         if not found:
-            raise InvalidRequest(f"no photos in {self._bucket.location}")
+            none = f"no photos in {self._bucket.location}"
+            if is_photo(PurePosixPath(self._bucket.location)):
+                none += "; with --out it takes what lies below, not one photo"
+            raise InvalidRequest(none)
         return found
 
     def read(self, key: str) -> bytes:

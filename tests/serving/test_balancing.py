@@ -227,6 +227,13 @@ def test_wrong_addresses_say_what_is_right(wrong: str) -> None:
         target_of(wrong)
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "9" * 5000])
+@pytest.mark.parametrize("address", ["localhost:{}", "10.0.0.1:1,10.0.0.2:{}"])
+def test_a_port_that_there_cannot_be_is_said(address: str, port: str) -> None:
+    with pytest.raises(InvalidRequest, match="no port has the number|several servers are given"):
+        target_of(address.format(port))
+
+
 def test_the_service_config_is_the_one_of_our_service() -> None:
     from serving.channel import SERVICE as configured
     from serving.server import SERVICE as served

@@ -14,7 +14,7 @@ import pytest
 from serving.batch_job import run_job
 from serving.batch_plan import Plan, Share
 from serving.client import AsyncClient
-from serving.errors import Unavailable
+from serving.errors import InvalidRequest, Unavailable
 from serving.places import Folder, place
 from tests.commands import run_python
 from tests.conftest import ROOT, Running, ServerProcess
@@ -155,6 +155,12 @@ def test_photos_that_may_be_listed_and_not_read_end_the_job(
     done = classify(server, f"s3://{BUCKET}/photos", *flags)
     said = "1 of 3 photos could not be classified: see their rows\n"
     assert (done.returncode, done.stderr) == (0, said)
+
+
+def test_one_photo_of_a_bucket_is_no_place(store: ObjectStore) -> None:
+    place(f"s3://{BUCKET}/photos").write("0.jpg", jpeg())
+    with pytest.raises(InvalidRequest, match="photos/0.jpg; with --out it takes what lies below"):
+        place(f"s3://{BUCKET}/photos/0.jpg").photos()
 
 
 def test_credentials_that_are_refused_are_no_fault_of_a_photo(
