@@ -19,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.batching import Answer
 from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
@@ -29,6 +30,7 @@ UNKNOWN = "unknown"
 # Each about twice the last: from a bare inference to a caller's patience.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
 PHOTOS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("decode", "queue", "inference")
 VERSION = ("model", "version")
 # Photos by model, the version that answered, its shadow, and the outcome: see Shadowing.
@@ -40,6 +42,7 @@ class _Version:
     """The children of one version's metrics."""
 
     photos: Counter
+    sureness: Histogram
     decode: Histogram
     queue: Histogram
     inference: Histogram
@@ -71,6 +74,13 @@ class Metrics:
             registry=registry,
         )
         self._photos = Counter("pawprint_photos", "Photos answered", VERSION, registry=registry)
+        self._sureness = Histogram(
+            "pawprint_top_probability",
+            "Of the most probable label of each photo classified",
+            VERSION,
+            buckets=PROBABILITIES,
+            registry=registry,
+        )
         self._batches = Histogram(
             "pawprint_batch_photos", "Photos in a batch", VERSION, buckets=PHOTOS, registry=registry
         )
@@ -140,6 +150,7 @@ class Metrics:
             for stage in STAGES:
                 self._stages.remove(model, str(version), stage)
             self._photos.remove(model, str(version))
+            self._sureness.remove(model, str(version))
         for model, version in [key for key in [*self._bound_batches] if key not in served]:
             del self._bound_batches[model, version]
             self._batches.remove(model, str(version))
@@ -158,6 +169,9 @@ class Metrics:
                 version = self._bind_version(call.model, call.version)
             if call.code is grpc.StatusCode.OK:
                 version.photos.inc(call.photos)
+                for answer in call.inferred.answers:
+                    if isinstance(answer, Answer):
+                        version.sureness.observe(float(answer.outputs[0].max()))
             version.decode.observe(call.inferred.decode_s)
             version.queue.observe(call.inferred.queue_s)
             version.inference.observe(call.inferred.inference_s)
@@ -180,7 +194,9 @@ class Metrics:
     def _bind_version(self, model: str, version: int) -> _Version:
         labels = (model, str(version))
         stages = {stage: self._stages.labels(*labels, stage) for stage in STAGES}
-        bound = _Version(photos=self._photos.labels(*labels), **stages)
+        bound = _Version(
+            photos=self._photos.labels(*labels), sureness=self._sureness.labels(*labels), **stages
+        )
         self._bound_versions[model, version] = bound
         return bound
 
@@ -231,6 +247,16 @@ class _Readings(Collector):
         admitted = GaugeMetricFamily(
             "pawprint_photos_in_flight", "Photos admitted and not yet answered", labels=VERSION
         )
+        accuracy = GaugeMetricFamily(
+            "pawprint_model_accuracy",
+            "On the test photos when it was published, in the precision that is loaded",
+            labels=VERSION,
+        )
+        calibration = GaugeMetricFamily(
+            "pawprint_model_calibration_error",
+            "On the same photos: how far probabilities and accuracy lie apart (ECE)",
+            labels=VERSION,
+        )
         for name, version, served in versions:
             labels = (name, str(version))
             default = catalogue is not None and catalogue.models[name].default_version == version
@@ -238,7 +264,10 @@ class _Readings(Collector):
             loaded.add_metric((*labels, engine.precision, engine.device, str(default).lower()), 1)
             waiting.add_metric(labels, served.batcher.waiting)
             admitted.add_metric(labels, served.batcher.admitted)
-        yield from (loaded, waiting, admitted)
+            measured = engine.manifest.variants[engine.precision].metrics
+            accuracy.add_metric(labels, measured.accuracy)
+            calibration.add_metric(labels, measured.ece)
+        yield from (loaded, waiting, admitted, accuracy, calibration)
         shadows = CounterMetricFamily(
             "pawprint_shadow_photos",
             "Photos of copied calls: whether the shadow's first label was the one answered",

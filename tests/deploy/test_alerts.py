@@ -33,6 +33,10 @@ def answered_within(seconds: str) -> str:
     return series("pawprint_call_seconds_bucket", method="Classify", le=seconds)
 
 
+def of_pets(metric: str) -> str:
+    return series(metric, model="pets", version="1")
+
+
 # At each step, in promtool's notation: `0+100` begins at 0 and grows by 100, `_` is no sample.
 HEALTH = BEGINS * 60 // STEP_S
 TROUBLE = LASTS * 60 // STEP_S
@@ -45,6 +49,10 @@ HEALTHY = {
     series("pawprint_certificate_expiry_timestamp_seconds"): str(2 * WEEK_S),
     of_version("serving"): "1",
     series("pawprint_model_load_failures_total", model="pets"): "0",
+    of_pets("pawprint_model_accuracy"): "0.9",
+    of_pets("pawprint_model_calibration_error"): "0.02",
+    of_pets("pawprint_top_probability_sum"): "0+8",  # of ten photos each, so 0.8
+    of_pets("pawprint_top_probability_count"): "0+10",
     calls("OK"): "0+100",
     answered_within("0.6"): "0+100",
     answered_within("2.5"): "0+100",
@@ -70,6 +78,8 @@ TROUBLES: dict[str, tuple[dict[str, str], int]] = {
         {series("pawprint_certificate_expiry_timestamp_seconds"): str(WEEK_S)},
         60,
     ),
+    # From 0.8 to 0 takes the mean of an hour to 0.78 within two minutes.
+    "PawprintLessSure": ({of_pets("pawprint_top_probability_sum"): str(8 * HEALTH)}, 7),
     "PawprintSlow": ({answered_within("0.6"): str(100 * HEALTH)}, 10),
 }
 
@@ -139,6 +149,14 @@ def test_an_alert_comes_when_its_trouble_lasts(alert: str, tmp_path: Path) -> No
     # A rate over 5 minutes needs some of them to pass the limit.
     expected = {BEGINS + minutes - 1: [], BEGINS + minutes + 6: [alert]}
     judge(tmp_path, with_trouble(trouble), expected)
+
+
+def test_a_few_photos_that_it_is_not_sure_of_are_no_alert(tmp_path: Path) -> None:
+    few = {
+        of_pets("pawprint_top_probability_sum"): "0+0.3x720",
+        of_pets("pawprint_top_probability_count"): "0+0.6x720",  # 144 an hour
+    }
+    judge(tmp_path, healthy(720) | few, {minute: [] for minute in (60, 120, 179)})
 
 
 def test_a_namespace_whose_pods_are_gone_is_missed_beside_others(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,12 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.metrics_server import MetricsServer
+from serving.repository import Repository
 from serving.server import Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
+from tests.serving.test_inference_protocol import Stub, raw_pixels
 from tests.tiny import build_version, golden_of
 from tests.waiting import until_said
 
@@ -103,6 +106,29 @@ async def test_calls_photos_stages_and_batches_are_counted(running: Running, por
     assert not any("no such model" in str(s.labels) for s in said.samples)
 
 
+async def test_how_sure_it_is_stands_beside_how_often_it_was_right(
+    running: Running, models: Path, port: int
+) -> None:
+    """By either service; of photos that were answered, and of no other."""
+    async with AsyncClient(running.address) as client:
+        two = await client.classify([jpeg(), b"junk", jpeg(seed=1)], model="pets")
+        with pytest.raises(InvalidRequest):
+            await client.classify([b"junk"], model="pets")
+    sure = [result.labels[0].probability for result in two.results if result.labels]
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        answer = await Stub(channel).ModelInfer(raw_pixels())
+    sure += np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(3, 2).max(axis=1).tolist()
+    said = await scrape(port)
+    pets = {"model": "pets", "version": "1"}
+    assert said.value("pawprint_top_probability_count", **pets) == 5
+    assert said.value("pawprint_top_probability_sum", **pets) == pytest.approx(sum(sure), rel=1e-6)
+    least = said.value("pawprint_top_probability_bucket", le="0.5", **pets)
+    assert least == sum(probability <= 0.5 for probability in sure)
+    measured = Repository(models).manifest("pets", 1).variants["fp32"].metrics
+    assert said.value("pawprint_model_accuracy", **pets) == measured.accuracy
+    assert said.value("pawprint_model_calibration_error", **pets) == measured.ece
+
+
 async def test_the_documentation_names_every_metric(running: Running, port: int) -> None:
     async with AsyncClient(running.address) as client:
         await client.classify([jpeg()], model="pets")
@@ -111,7 +137,8 @@ async def test_the_documentation_names_every_metric(running: Running, port: int)
     served = {name for name in kinds if not name.endswith("_created")}
     page = (ROOT / "docs/observability.md").read_text()
     named = set(re.findall(r"^\| `(pawprint_\w+)`", page, re.MULTILINE))
-    assert named - {"pawprint_gpu_memory_bytes"} == served - {"pawprint_gpu_memory_bytes"}
+    elsewhere = {"pawprint_gpu_memory_bytes", "pawprint_certificate_expiry_timestamp_seconds"}
+    assert named - elsewhere == served - elsewhere
 
 
 async def test_gauges_show_what_waits(running: Running, port: int) -> None:
