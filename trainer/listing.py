@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest, first_line, lacks
 from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
-from trainer.named import NAMED, default_folder, find_named
+from trainer.named import NAMED, find_named
 from trainer.shards import find_shard_photos, is_shards
 from trainer.tree import SPLITS, Found, distinct_labels, find_files, same_classes, split_of
 
@@ -38,7 +39,7 @@ def find_photos(
         if data.exists():
             return find_files(data)
         if str(data) in NAMED:
-            return find_named(str(data), datasets or default_folder(os.environ))
+            return find_named(str(data), datasets or default_cache(os.environ) / "datasets")
         raise InvalidData(
             f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
         )

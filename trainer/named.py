@@ -89,12 +89,6 @@ NAMED: dict[str, Named] = {
 }
 
 
-def default_folder(environment: Mapping[str, str]) -> Path:
-    """pawprint/datasets in the user's folder for caches (XDG base directories)."""
-    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
-    return Path(base) / "pawprint" / "datasets"
-
-
 def find_named(name: str, root: Path) -> list[Found]:
     """The photos of NAMED[`name`] below `root`, where its loader has or will put them.
 

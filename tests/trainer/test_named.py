@@ -26,7 +26,6 @@ from trainer import cats_vs_dogs
 from trainer.cartoons import write_cartoons
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
-from trainer.named import default_folder
 from trainer.train import main
 from trainer.tree import labels_of
 
@@ -68,6 +67,18 @@ def test_pets_have_their_official_split(tmp_path):
     }
     assert found[0].file == "oxford-iiit-pet/images/Abyssinian_0.jpg"
     assert all(each.path == tmp_path / each.file and each.path.is_file() for each in found)
+
+
+def test_without_a_folder_sets_lie_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, folder in (
+        ("XDG_CACHE_HOME", tmp_path / "caches/pawprint/datasets"),
+        ("PAWPRINT_CACHE", tmp_path / "caches/datasets"),  # before the user's own
+    ):
+        monkeypatch.setenv(name, str(tmp_path / "caches"))
+        pets(folder / "oxford-iiit-pet")
+        found = find_photos(Path("oxford-iiit-pet"))
+        assert {each.path for each in found} == {folder / each.file for each in found}
 
 
 def test_food101_is_read_without_opening_a_photo(tmp_path):
@@ -299,8 +310,3 @@ def test_a_folder_of_that_name_wins(tmp_path, monkeypatch, photos):
     photos("cifar10", per_class=2)
     monkeypatch.chdir(tmp_path)
     assert labels_of(find_photos(Path("cifar10"), tmp_path)) == ("discs", "squares")
-
-
-def test_the_folder_for_caches_is_the_users():
-    assert default_folder({"HOME": "/h"}) == Path("/h/.cache/pawprint/datasets")
-    assert default_folder({"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x/pawprint/datasets")
