@@ -120,6 +120,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 f"({self.port})"
             )
         self._check_ports()
+        if self.max_connection_age_s and not self.drain_s:
+            raise InvalidRequest(
+                "max_connection_age_s needs a drain_s of more than 0: for so long the calls on a "
+                "connection that has come of age may run on"
+            )
         if self.max_queue < max(self.max_batch, self.max_photos):
             raise InvalidRequest(
                 f"max_queue must be at least max_batch ({self.max_batch}) and max_photos "

@@ -88,6 +88,8 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--host", "0.0.0.0", "--metrics-port", "50051"], "port and metrics_port are both 50051"),
         (["--metrics-port", "50051", "--workers", "2"], "port and metrics_port are both 50051"),
         (["--admin-port", "9", "--metrics-port", "9"], "admin_port and metrics_port are both 9"),
+        # A connection that comes of age would break off its calls.
+        (["--max-connection-age-s", "60", "--drain-s", "0"], "needs a drain_s of more than 0"),
     ],
 )
 def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
