@@ -133,15 +133,19 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
 
     def _check_ports(self) -> None:
         """Raises InvalidRequest where two of them are one."""
-        listens = (
+        for (name, host, port), (other, other_host, other_port) in combinations(self.places, 2):
+            shared = host == other_host or {host, other_host} & EVERY_NETWORK
+            if port and port == other_port and shared:
+                raise InvalidRequest(f"{name} and {other} are both {port}: each wants its own")
+
+    @property
+    def places(self) -> tuple[tuple[str, str, int], ...]:
+        """The name of each port, its host and its number."""
+        return (
             ("port", self.host, self.port),
             ("admin_port", self.admin_host, self.admin_port),
             ("metrics_port", self.metrics_host, self.metrics_port),
         )
-        for (name, host, port), (other, other_host, other_port) in combinations(listens, 2):
-            shared = host == other_host or {host, other_host} & EVERY_NETWORK
-            if port and port == other_port and shared:
-                raise InvalidRequest(f"{name} and {other} are both {port}: each wants its own")
 
     @property
     def inference_cores(self) -> int:
