@@ -293,6 +293,13 @@ def test_where_no_version_is_asked_for_none_is_called_refused(models: Path, vers
     assert f": versions is {versions}, and none there is of these;" in last
 
 
+def test_where_every_version_is_refused_the_last_line_says_why(models: Path) -> None:
+    done = run_serve("--models", str(models), "--port", "0", "--precision", "int8")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: no model to serve in") and "use --precision auto)" in last
+
+
 def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
