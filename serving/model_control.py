@@ -99,9 +99,12 @@ class ModelControl:
                 where = f"no model to serve in {self.settings.models}"
                 if self.troubles.texts:
                     raise Unavailable(f"{where}: {self.troubles.texts[0]}")
-                found = "every version there is refused" if names else "there is none"
-                if names and not any(model.refused for model in self._models.values()):
-                    found = f"versions is {self.settings.versions}, and none there is of these"
+                found = f"versions is {self.settings.versions}, and none there is of these"
+                refused = [r for model in self._models.values() for r in model.refused.values()]
+                if refused:
+                    found = f"every version there is refused ({refused[0].reason})"
+                elif not names:
+                    found = "there is none"
                 raise NotFound(
                     f"{where}: {found}; publish one with `train`, or see `models verify`"
                 )

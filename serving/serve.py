@@ -21,10 +21,11 @@ from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.errors import NotFound, PawprintError
 from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
+from serving.listening import can_not_listen, obstacle
 from serving.log_format import configure_logging
 from serving.rereading import follow, hang_ups, let_through
 from serving.server import Server
-from serving.settings import ServerSettings, asks_check, read_settings
+from serving.settings import EVERY_NETWORK, ServerSettings, asks_check, read_settings
 from serving.tls import ShownCertificate
 from serving.worker import tell_parent, told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
@@ -79,10 +80,15 @@ async def begin(server: Server) -> tuple[int, Catalogue]:
 async def check(settings: ServerSettings) -> bool:
     """Whether `serve` would serve all that these settings ask for; says what it would, and not.
 
-    Loads and proves it, and listens nowhere. Raises what Server.load raises, InvalidRequest.
+    Loads and proves it, and listens nowhere: a server may be there. Raises what Server.load raises,
+    InvalidRequest, Unavailable for an address that is not one of this machine.
     """
     if settings.tls_files:
         ShownCertificate(settings.tls_files)
+    for name, host, port in settings.places:
+        asked_for = (name == "port" or port) and host not in EVERY_NETWORK
+        if asked_for and (why := obstacle(host, 0)):
+            raise can_not_listen(host, port, why)
     server = Server(settings)
     try:
         await server.load()

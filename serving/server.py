@@ -18,11 +18,11 @@ from serving.channel import host_port
 from serving.classification import Classifier
 from serving.decoding import Limits
 from serving.edge import Edge, EdgeLimits
-from serving.errors import Unavailable
 from serving.health import Health
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
+from serving.listening import can_not_listen, obstacle
 from serving.log_format import log_access
 from serving.malformed import Open, Registrar, unread
 from serving.metrics import Metrics
@@ -151,7 +151,7 @@ class Server:
             ),
             registrar,
         )
-        where = host_port(settings.host, settings.port)
+        where = (settings.host, settings.port)
         if settings.tokens and not settings.tls_cert and not is_loopback(settings.host):
             log.warning("tokens come over the network unencrypted: set tls_cert and tls_key")
         if settings.admin_port and not is_loopback(settings.admin_host):
@@ -163,18 +163,16 @@ class Server:
         certificate = ShownCertificate(settings.tls_files) if settings.tls_files else None
         try:
             port = int(
-                self._grpc.add_secure_port(where, certificate.credentials)
+                self._grpc.add_secure_port(host_port(*where), certificate.credentials)
                 if certificate
-                else self._grpc.add_insecure_port(where)
+                else self._grpc.add_insecure_port(host_port(*where))
             )
             if settings.admin_port:
-                where = host_port(settings.admin_host, settings.admin_port)
-                self._admin = admin_server(self.control, where)
+                where = (settings.admin_host, settings.admin_port)
+                self._admin = admin_server(self.control, host_port(*where))
                 await self._admin.start()
         except RuntimeError as error:
-            raise Unavailable(f"can't listen on {where}; is another server there?") from error
-        if certificate:
-            self._metrics.watch_certificate(certificate.ends)
+            raise can_not_listen(*where, obstacle(*where)) from error
         if settings.metrics_port:
             self._metrics_server = MetricsServer(
                 settings.metrics_host,

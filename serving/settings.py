@@ -8,6 +8,7 @@ import argparse
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from serving.setting import check_choice, check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
 PADS = ("auto", "on", "off")
+EVERY_NETWORK = frozenset({"0.0.0.0", "::"})  # either is that of both families
 # What a running server takes over from its configuration, read again.
 LIVE_SETTINGS = frozenset(
     {
@@ -117,11 +119,33 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 f"to {last}, which must be no more than 65535 and not the port of the calls "
                 f"({self.port})"
             )
+        self._check_ports()
+        if self.max_connection_age_s and not self.drain_s:
+            raise InvalidRequest(
+                "max_connection_age_s needs a drain_s of more than 0: for so long the calls on a "
+                "connection that has come of age may run on"
+            )
         if self.max_queue < max(self.max_batch, self.max_photos):
             raise InvalidRequest(
                 f"max_queue must be at least max_batch ({self.max_batch}) and max_photos "
                 f"({self.max_photos}), got {self.max_queue}"
             )
+
+    def _check_ports(self) -> None:
+        """Raises InvalidRequest where two of them are one."""
+        for (name, host, port), (other, other_host, other_port) in combinations(self.places, 2):
+            shared = host == other_host or {host, other_host} & EVERY_NETWORK
+            if port and port == other_port and shared:
+                raise InvalidRequest(f"{name} and {other} are both {port}: each wants its own")
+
+    @property
+    def places(self) -> tuple[tuple[str, str, int], ...]:
+        """The name of each port, its host and its number."""
+        return (
+            ("port", self.host, self.port),
+            ("admin_port", self.admin_host, self.admin_port),
+            ("metrics_port", self.metrics_host, self.metrics_port),
+        )
 
     @property
     def inference_cores(self) -> int:

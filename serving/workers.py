@@ -21,10 +21,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from serving.announcement import announce
-from serving.channel import host_port
 from serving.cores import usable_cores
 from serving.errors import BrokenVersion, NotFound, Unavailable
 from serving.hard_limit import CLOSING_S, end_whatever_is_signalled, leave_within
+from serving.listening import can_not_listen
 from serving.metrics_server import MetricsServer
 from serving.model_control import check_only
 from serving.rereading import follow, hang_ups
@@ -245,9 +245,7 @@ def reserve(host: str, port: int) -> socket.socket:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared.bind((host, port))
     except OSError as error:
-        raise Unavailable(
-            f"can't listen on {host_port(host, port)} ({error.strerror}); is another server there?"
-        ) from error
+        raise can_not_listen(host, port, error) from error
     return shared
 
 

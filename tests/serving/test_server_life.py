@@ -293,6 +293,13 @@ def test_where_no_version_is_asked_for_none_is_called_refused(models: Path, vers
     assert f": versions is {versions}, and none there is of these;" in last
 
 
+def test_where_every_version_is_refused_the_last_line_says_why(models: Path) -> None:
+    done = run_serve("--models", str(models), "--port", "0", "--precision", "int8")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: no model to serve in") and "use --precision auto)" in last
+
+
 def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -300,7 +307,27 @@ def test_a_taken_port_is_status_2_and_not_shared(models: Path) -> None:
         port = taken.getsockname()[1]
         done = run_serve("--models", str(models), "--port", str(port))
     assert done.returncode == 2
-    assert f"error: can't listen on 127.0.0.1:{port}" in done.stderr
+    said = f"error: can't listen on 127.0.0.1:{port} (Address already in use); is another server"
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_address_of_no_machine_is_told_as_such(models: Path, workers: str) -> None:
+    flags = ("--models", str(models), "--port", "0", "--host", "[::1]", "--workers", workers)
+    for done in (run_serve(*flags, "--check"), run_serve(*flags)):
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and last.startswith("error: can't listen on [[::1]]:0 (")
+        assert last.endswith("): it must be an address of this machine")
+
+
+@pytest.mark.parametrize("place", ["admin", "metrics"])
+def test_a_check_looks_at_the_other_addresses_that_are_listened_on(
+    models: Path, place: str
+) -> None:
+    flags = ["--models", str(models), f"--{place}-host", "192.0.2.1"]  # RFC 5737: nobody's
+    assert run_serve(*flags, "--check").returncode == 0
+    done = run_serve(*flags, f"--{place}-port", "9", "--check")
+    assert done.returncode == 2 and "error: can't listen on 192.0.2.1:9 (" in done.stderr
 
 
 def test_a_second_server_does_not_share_the_port(models: Path, start) -> None:

@@ -84,11 +84,22 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
             "takes the ports up to 50052, which .* not the port of the calls",
         ),
         (["--workers", "2", "--metrics-port", "65534"], "up to 65536, which must be no more"),
+        (["--admin-port", "50051"], "port and admin_port are both 50051"),
+        (["--host", "0.0.0.0", "--metrics-port", "50051"], "port and metrics_port are both 50051"),
+        (["--metrics-port", "50051", "--workers", "2"], "port and metrics_port are both 50051"),
+        (["--admin-port", "9", "--metrics-port", "9"], "admin_port and metrics_port are both 9"),
+        # A connection that comes of age would break off its calls.
+        (["--max-connection-age-s", "60", "--drain-s", "0"], "needs a drain_s of more than 0"),
     ],
 )
 def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         read_settings(flags, {})
+
+
+def test_one_port_may_be_had_on_two_addresses_and_0_is_none_yet() -> None:
+    read_settings(["--metrics-port", "50051", "--metrics-host", "127.0.0.2"], {})
+    read_settings(["--port", "0"], {})
 
 
 def test_an_unknown_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
