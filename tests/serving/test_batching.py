@@ -196,7 +196,8 @@ async def test_what_comes_after_its_call_has_left_is_dropped(
 async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     with b.admit(5) as call:
-        await asyncio.gather(*[put(call, row) for row in range(4)])
+        full = asyncio.gather(*[put(call, row) for row in range(4)])
+        await asyncio.wait_for(full, LONG_S / 2)
         fail(call)
 
 
@@ -680,4 +681,11 @@ async def test_a_batch_is_told_whether_it_is_alone(model: Model) -> None:
     assert model.alone == [True, True, False]
     model.gate.set()
     await asyncio.gather(*waiting)
+    model.gate.clear()
+    shared = asyncio.create_task(ask(b, 4, 5))  # one for each thread: neither has all the cores
+    for _ in "45":
+        await begun(model)
+    assert model.alone[3:] == [False, False]
+    model.gate.set()
+    await shared
     await asyncio.to_thread(threads.close)
