@@ -1,3 +1,5 @@
+import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,25 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
 def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         read_settings(flags, {})
+
+
+def test_every_number_has_a_least_and_every_choice_its_choices() -> None:
+    for field in fields(ServerSettings):
+        if field.type in (int, float):
+            for wrong in (-1, math.nan):
+                with pytest.raises(InvalidRequest, match=f"{field.name} must be "):
+                    ServerSettings(**{field.name: wrong})
+    for name in (
+        "device",
+        "precision",
+        "pad",
+        "control",
+        "log_format",
+        "access_log",
+        "cuda_graphs",
+    ):
+        with pytest.raises(InvalidRequest, match=f"{name} must be one of .*, got 'perhaps'"):
+            ServerSettings(**{name: "perhaps"})
 
 
 def test_an_unknown_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
