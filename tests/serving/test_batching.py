@@ -188,7 +188,7 @@ async def test_what_comes_after_its_call_has_left_is_dropped(
         places[0].fill(np.array([1]))
         places[1].fail(InvalidImage("damaged"))
         assert b.waiting == 0 and b.admitted == 1
-        assert values([await put(other, 3)]) == [6]
+        assert values([await asyncio.wait_for(put(other, 3), LONG_S / 2)]) == [6]
     assert model.batches == [[3]]
     assert all(place.answer.cancelled() for place in places)
 
