@@ -77,6 +77,7 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--host="], "host must not be empty"),
         (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
+        (["--versions", "latest:0"], "versions must be latest:N, all, alias, or numbers"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
         (["--workers", "2", "--admin-port", "9"], "admin_port and several workers don't go"),
