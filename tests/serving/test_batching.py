@@ -573,6 +573,15 @@ async def test_a_photo_that_came_too_late_says_nothing_about_how_fast_others_are
     assert b._admission.photo_s == photo_s
 
 
+def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> None:
+    admission = Admission(8)
+    admission.enter(1, math.inf, "a", Priority.LOW)
+    admission.photo_s = 1000.0
+    admission.enter(1, time.monotonic() + 60, "b", Priority.HIGH)
+    with pytest.raises(Overloaded, match="after the deadline"):
+        admission.enter(1, time.monotonic() + 60, "c", Priority.HIGH)
+
+
 def test_an_answer_from_before_a_pause_takes_no_time_not_less() -> None:
     admission, before = Admission(8), time.monotonic()
     admission.enter(1, math.inf, "a", Priority.HIGH)
