@@ -173,6 +173,8 @@ class Server:
                 await self._admin.start()
         except RuntimeError as error:
             raise can_not_listen(*where, obstacle(*where)) from error
+        if certificate:
+            self._metrics.watch_certificate(certificate.ends)
         if settings.metrics_port:
             self._metrics_server = MetricsServer(
                 settings.metrics_host,

@@ -188,7 +188,7 @@ async def test_what_comes_after_its_call_has_left_is_dropped(
         places[0].fill(np.array([1]))
         places[1].fail(InvalidImage("damaged"))
         assert b.waiting == 0 and b.admitted == 1
-        assert values([await put(other, 3)]) == [6]
+        assert values([await asyncio.wait_for(put(other, 3), LONG_S / 2)]) == [6]
     assert model.batches == [[3]]
     assert all(place.answer.cancelled() for place in places)
 
@@ -196,7 +196,8 @@ async def test_what_comes_after_its_call_has_left_is_dropped(
 async def test_a_full_batch_does_not_wait(model: Model, thread: InferenceThreads) -> None:
     b = batcher(model, thread)
     with b.admit(5) as call:
-        await asyncio.gather(*[put(call, row) for row in range(4)])
+        full = asyncio.gather(*[put(call, row) for row in range(4)])
+        await asyncio.wait_for(full, LONG_S / 2)
         fail(call)
 
 
@@ -572,6 +573,15 @@ async def test_a_photo_that_came_too_late_says_nothing_about_how_fast_others_are
     assert b._admission.photo_s == photo_s
 
 
+def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> None:
+    admission = Admission(8)
+    admission.enter(1, math.inf, "a", Priority.LOW)
+    admission.photo_s = 1000.0
+    admission.enter(1, time.monotonic() + 60, "b", Priority.HIGH)
+    with pytest.raises(Overloaded, match="after the deadline"):
+        admission.enter(1, time.monotonic() + 60, "c", Priority.HIGH)
+
+
 def test_an_answer_from_before_a_pause_takes_no_time_not_less() -> None:
     admission, before = Admission(8), time.monotonic()
     admission.enter(1, math.inf, "a", Priority.HIGH)
@@ -680,4 +690,11 @@ async def test_a_batch_is_told_whether_it_is_alone(model: Model) -> None:
     assert model.alone == [True, True, False]
     model.gate.set()
     await asyncio.gather(*waiting)
+    model.gate.clear()
+    shared = asyncio.create_task(ask(b, 4, 5))  # one for each thread: neither has all the cores
+    for _ in "45":
+        await begun(model)
+    assert model.alone[3:] == [False, False]
+    model.gate.set()
+    await shared
     await asyncio.to_thread(threads.close)

@@ -4,7 +4,6 @@ import asyncio
 import io
 import math
 import pickle
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from serving.preprocess import preprocess
 from tests.commands import run_python
 from tests.conftest import Running, ServerProcess, start_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel
 from tests.tiny import build_version, logits_of
 
@@ -513,9 +513,7 @@ print(next(answers).index >= 0)
 
 
 async def test_nobody_there_is_unavailable() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with Client(address) as client:
         with pytest.raises(Unavailable, match=f"the server at {address} does not answer"):
             client.list_models()

@@ -10,8 +10,10 @@ import pytest
 
 from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
+from serving.inference_messages import priority_of
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from serving.turns import Priority
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import HeldModel, until
@@ -275,6 +277,14 @@ async def test_a_call_of_low_priority_lets_others_go_first(running: Running, stu
     await asyncio.gather(first, *calls)
     assert ended.index("low") > ended.index("high")
     assert ended.count("high") == ended.count("low") == 6
+
+
+def test_only_what_comes_behind_the_first_priority_is_low() -> None:
+    request = raw_pixels()
+    assert priority_of(request) is Priority.HIGH
+    for number, priority in ((0, Priority.HIGH), (1, Priority.HIGH), (2, Priority.LOW)):
+        request.parameters["priority"].uint64_param = number
+        assert priority_of(request) is priority
 
 
 async def test_in_a_stream_each_request_waits_as_its_priority_is(models) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import shutil
-import socket
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ from serving.repository import Repository
 from serving.server import SERVICE
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
+from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
 from tests.serving.test_loading import flip
 from tests.serving.test_service import request
@@ -431,9 +431,7 @@ async def test_a_graph_without_a_batch_dimension_is_refused(models: Path) -> Non
 async def admin(models: Path) -> AsyncIterator[tuple[Running, admin_pb2_grpc.AdminServiceStub]]:
     for seed in (1, 2):
         build_version(models, "pets", seed=seed)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     async with (
         running_server(models, control="explicit", admin_port=port) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import BrokenVersion, InvalidRequest, NotFound
-from serving.layout import files_below
+from serving.layout import contained, files_below
 from serving.modelspec import FileEntry
 from serving.repository import Repository
 from tests.tiny import build_version
@@ -111,6 +111,13 @@ def test_a_link_out_of_the_version_is_refused(repository: Repository, tmp_path: 
     manifest = repository.manifest("pets", 1)
     with pytest.raises(BrokenVersion, match="leads out"):
         repository.read_file(manifest, "model.onnx")
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../2/model.onnx", "plots/../../x", "..", ".", ""])
+def test_a_listed_path_that_leads_out_of_the_version_is_refused(file: str) -> None:
+    """Of a bucket, too, which may hold such a key: a copy of it would be written there."""
+    with pytest.raises(BrokenVersion, match="leads out of the version"):
+        contained(file)
 
 
 def test_a_linked_folder_is_not_part_of_a_version(repository: Repository, tmp_path: Path) -> None:

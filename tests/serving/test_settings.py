@@ -1,3 +1,5 @@
+import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,7 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--host="], "host must not be empty"),
         (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
+        (["--versions", "latest:0"], "versions must be latest:N, all, alias, or numbers"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
         (["--workers", "2", "--admin-port", "9"], "admin_port and several workers don't go"),
@@ -100,6 +103,25 @@ def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
 def test_one_port_may_be_had_on_two_addresses_and_0_is_none_yet() -> None:
     read_settings(["--metrics-port", "50051", "--metrics-host", "127.0.0.2"], {})
     read_settings(["--port", "0"], {})
+
+
+def test_every_number_has_a_least_and_every_choice_its_choices() -> None:
+    for field in fields(ServerSettings):
+        if field.type in (int, float):
+            for wrong in (-1, math.nan):
+                with pytest.raises(InvalidRequest, match=f"{field.name} must be "):
+                    ServerSettings(**{field.name: wrong})
+    for name in (
+        "device",
+        "precision",
+        "pad",
+        "control",
+        "log_format",
+        "access_log",
+        "cuda_graphs",
+    ):
+        with pytest.raises(InvalidRequest, match=f"{name} must be one of .*, got 'perhaps'"):
+            ServerSettings(**{name: "perhaps"})
 
 
 def test_an_unknown_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,20 @@ def test_the_pixels_and_the_rest_are_what_was_sent(low: int, high: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "unknown",
+    [b"\xf8\x01\x96\x01", b"\xf9\x01" + bytes(8), b"\xfa\x01\x02hi", b"\xfd\x01" + bytes(4)],
+    ids=["varint", "fixed64", "length", "fixed32"],
+)
+def test_the_fields_of_a_newer_protocol_are_passed_over(unknown: bytes) -> None:
+    """Number 31, of each wire type that there is."""
+    request = typed(np.ones(100_000, np.uint8))
+    got = received(unknown + request.SerializeToString() + unknown)
+    assert got.pixels is not None and len(got.pixels) == 100_000
+    request.inputs[0].contents.ClearField("uint_contents")
+    assert got.message.SerializeToString() == request.SerializeToString() + unknown * 2
+
+
+@pytest.mark.parametrize(
     ("packed", "words"),
     [
         (b"\x80\x02", "over 255"),
