@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import grpc
 
@@ -17,6 +18,12 @@ from serving.errors import InvalidRequest, to_install
 log = logging.getLogger(__name__)
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+# Where one can't be read, the SDK shows a traceback and goes on without it, in vain.
+_FILES = tuple(
+    f"OTEL_EXPORTER_OTLP_{which}{file}"
+    for which in ("", "TRACES_")
+    for file in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+)
 SERVICE_NAME = "service.name"
 # What a stop waits for a receiver, which may hang or be gone; OpenTelemetry itself takes 30 s.
 SENDING_S = 3.0
@@ -25,7 +32,7 @@ SENDING_S = 3.0
 class Tracing:
     """`export` is a sink of the edge; spans leave in batches, from a thread of OpenTelemetry's."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         """Raises InvalidRequest if the extra is not installed, or a variable of it is wrong."""
         try:
             from opentelemetry import trace
@@ -42,6 +49,9 @@ class Tracing:
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         try:  # as the SDK's variables have it, which raises what it likes
+            for variable in _FILES:
+                if file := environment.get(variable):
+                    Path(file).read_bytes()
             resource = Resource.create()
             if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
                 resource = resource.merge(Resource({SERVICE_NAME: "pawprint"}))
@@ -100,7 +110,7 @@ class Tracing:
 
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
     """None where no endpoint is set. Raises InvalidRequest."""
-    return Tracing() if environment.get(ENDPOINT) else None
+    return Tracing(environment) if environment.get(ENDPOINT) else None
 
 
 def _ns(seconds: float, epoch_ns: int) -> int:

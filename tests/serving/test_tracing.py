@@ -149,7 +149,7 @@ async def test_the_name_of_the_service_may_stand_among_the_attributes(
 ) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
-    tracing = Tracing()
+    tracing = Tracing(os.environ)
     tracing.export(finished_call())
     await tracing.close()
     assert collector.services == {name}
@@ -158,7 +158,7 @@ async def test_the_name_of_the_service_may_stand_among_the_attributes(
 async def test_spans_follow_a_clock_that_was_set(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracing = Tracing()
+    tracing = Tracing(os.environ)
     hour_ns, time_ns = 3_600_000_000_000, time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hour_ns)
     tracing.export(finished_call())
@@ -187,6 +187,7 @@ def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "ten", "could not convert string to float: 'ten'"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1", "Invalid IPv6 URL"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", 'Invalid value "zip" for compression'),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nope", "[Errno 2] No such file or directory: '/nope'"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive integer"),
     ],
 )
