@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def album(tmp_path: Path) -> Path:
     return folder
 
 
-def classify(server: ServerProcess, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return run_python("-m", "serving.classify", "--address", server.address, *arguments)
+def classify(
+    server: ServerProcess, *arguments: object, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    return run_python("-m", "serving.classify", "--address", server.address, *arguments, **options)
 
 
 def test_a_table_for_a_few(server: ServerProcess, tmp_path: Path) -> None:
@@ -101,6 +104,15 @@ def test_json_lines(server: ServerProcess, album: Path) -> None:
         assert (value["model"], value["version"]) == ("pets", 1)
         assert sum(label["probability"] for label in value["labels"]) == pytest.approx(1, abs=1e-5)
         assert value["latency_ms"] > 0
+
+
+def test_names_that_have_what_ends_a_row_stay_in_one(server: ServerProcess, tmp_path: Path) -> None:
+    names = ["a\nb.jpg", "c\rd.jpg", 'e",\r\nf.jpg']
+    for name in names:
+        (tmp_path / name).write_bytes(jpeg())
+    done = classify(server, tmp_path, "--csv", text=False)
+    rows = csv.DictReader(io.StringIO(done.stdout.decode(), newline=""))
+    assert [Path(row["photo"]).name for row in rows] == names
 
 
 def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> None:
