@@ -115,6 +115,27 @@ def test_names_that_have_what_ends_a_row_stay_in_one(server: ServerProcess, tmp_
     assert [Path(row["photo"]).name for row in rows] == names
 
 
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_stdout_that_has_not_every_character(
+    server: ServerProcess, tmp_path: Path, form: list[str]
+) -> None:
+    names = ["\xe4\u6f22\U0001f600.jpg", "\xe4\udcff.jpg"]  # the second is no UTF-8
+    for name in names:
+        (tmp_path / name).write_bytes(jpeg())
+    ascii_alone = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = classify(
+        server, *(tmp_path / name for name in names), *form, env=ascii_alone, text=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"/\\u00e4\\u6f22\\ud83d\\ude00.jpg" in done.stdout
+    assert b"/\\u00e4\xff.jpg" in done.stdout
+    if form == ["--json"]:
+        read = [
+            json.loads(line.decode(errors="surrogateescape")) for line in done.stdout.splitlines()
+        ]
+        assert [Path(answer["photo"]).name for answer in read] == names
+
+
 def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> None:
     good, bad = tmp_path / 'a,"b".jpg', tmp_path / "bad.jpg"
     good.write_bytes(jpeg())
