@@ -80,5 +80,10 @@ def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    # To readers a carriage return ends a row too, but not every Python quotes it.
+    returns = any("\r" in str(cell) for row in rows for cell in row)
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    )
+    writer.writerows(rows)
     return text.getvalue()

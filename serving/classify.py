@@ -7,7 +7,6 @@ if __name__ == "__main__":  # as the command does: a package that is missing is 
 
 import argparse
 import asyncio
-import io
 import math
 import os
 import sys
@@ -32,7 +31,7 @@ from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
-from serving.commandline import Parser, aligned, fail, reader_may_leave
+from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave
 from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated, listed
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
@@ -44,8 +43,7 @@ TABLE_LIMIT = 20  # photos; more are printed line by line as they are answered
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files are bytes, and not always UTF-8
-        sys.stdout.reconfigure(errors="surrogateescape")
+    print_every_name()
     if options.in_flight < 1:
         fail(f"--in-flight must be 1 or more, got {options.in_flight}")
     if not 0 < options.timeout < math.inf:

@@ -1,7 +1,10 @@
 """What our commands have in common: a user's mistake is one line on stderr, and status 2."""
 
 import argparse
+import codecs
 import errno
+import io
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +24,23 @@ class Parser(argparse.ArgumentParser):
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def print_every_name() -> None:
+    """From now on stdout takes all: names of files are bytes, and not always of its encoding, and
+    go there as they are; other characters that it lacks go as JSON writes them, \\u00e4."""
+    codecs.register_error("every-name", _as_bytes_or_escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="every-name")
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start]  # one at a time: neighbours may be of the other kind
+    if "\udc80" <= wrong <= "\udcff":
+        return wrong.encode("ascii", "surrogateescape"), error.start + 1
+    return json.dumps(wrong)[1:-1], error.start + 1
 
 
 @contextmanager

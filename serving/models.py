@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from serving import administration
-from serving.commandline import Parser, aligned, fail, reader_may_leave
+from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave
 from serving.copying import copy_version
 from serving.errors import (
     BrokenVersion,
@@ -37,6 +37,7 @@ _READERS = 16  # threads
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parsed(arguments)
+    print_every_name()
     try:
         with reader_may_leave():
             if "server" in options:

@@ -25,6 +25,7 @@ _FILES = tuple(
     for file in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 )
 SERVICE_NAME = "service.name"
+_WRONG = "OpenTelemetry can't use its variables in the environment (OTEL_...)"
 # What a stop waits for a receiver, which may hang or be gone; OpenTelemetry itself takes 30 s.
 SENDING_S = 3.0
 
@@ -46,6 +47,8 @@ class Tracing:
                 f"{ENDPOINT} is set, but OpenTelemetry can't be loaded ({error}): unset it, or "
                 f"{to_install('otel')}"
             ) from error
+        except ValueError as error:  # of a variable that is read where it is imported
+            raise InvalidRequest(f"{_WRONG}: {error}") from error
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         try:  # as the SDK's variables have it, which raises what it likes
@@ -60,9 +63,7 @@ class Tracing:
             self._exporter = OTLPSpanExporter()
             self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         except Exception as error:
-            raise InvalidRequest(
-                f"OpenTelemetry can't use its variables in the environment (OTEL_...): {error}"
-            ) from error
+            raise InvalidRequest(f"{_WRONG}: {error}") from error
         self._tracer = self._provider.get_tracer("pawprint.serving")
         self._extract = TraceContextTextMapPropagator().extract
         self._child_of = trace.set_span_in_context

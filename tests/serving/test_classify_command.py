@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def album(tmp_path: Path) -> Path:
     return folder
 
 
-def classify(server: ServerProcess, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return run_python("-m", "serving.classify", "--address", server.address, *arguments)
+def classify(
+    server: ServerProcess, *arguments: object, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    return run_python("-m", "serving.classify", "--address", server.address, *arguments, **options)
 
 
 def test_a_table_for_a_few(server: ServerProcess, tmp_path: Path) -> None:
@@ -101,6 +104,36 @@ def test_json_lines(server: ServerProcess, album: Path) -> None:
         assert (value["model"], value["version"]) == ("pets", 1)
         assert sum(label["probability"] for label in value["labels"]) == pytest.approx(1, abs=1e-5)
         assert value["latency_ms"] > 0
+
+
+def test_names_that_have_what_ends_a_row_stay_in_one(server: ServerProcess, tmp_path: Path) -> None:
+    names = ["a\nb.jpg", "c\rd.jpg", 'e",\r\nf.jpg']
+    for name in names:
+        (tmp_path / name).write_bytes(jpeg())
+    done = classify(server, tmp_path, "--csv", text=False)
+    rows = csv.DictReader(io.StringIO(done.stdout.decode(), newline=""))
+    assert [Path(row["photo"]).name for row in rows] == names
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_stdout_that_has_not_every_character(
+    server: ServerProcess, tmp_path: Path, form: list[str]
+) -> None:
+    names = ["\xe4\u6f22\U0001f600.jpg", "\xe4\udcff.jpg"]  # the second is no UTF-8
+    for name in names:
+        (tmp_path / name).write_bytes(jpeg())
+    ascii_alone = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = classify(
+        server, *(tmp_path / name for name in names), *form, env=ascii_alone, text=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"/\\u00e4\\u6f22\\ud83d\\ude00.jpg" in done.stdout
+    assert b"/\\u00e4\xff.jpg" in done.stdout
+    if form == ["--json"]:
+        read = [
+            json.loads(line.decode(errors="surrogateescape")) for line in done.stdout.splitlines()
+        ]
+        assert [Path(answer["photo"]).name for answer in read] == names
 
 
 def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_without_the_extra_the_variable_is_an_error_that_says_so(models: Path) -
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", 'Invalid value "zip" for compression'),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nope", "[Errno 2] No such file or directory: '/nope'"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive integer"),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "ten", "OTEL_SPAN_EVENT_COUNT_LIMIT must be a non-neg"),
     ],
 )
 def test_a_variable_that_is_wrong_is_status_2_and_one_line(
