@@ -79,6 +79,8 @@ def test_what_is_no_pixel(packed: bytes, words: str) -> None:
 
 PACKED = length_delimited(4, b"\x01" * 100_000)
 CONTENTS = length_delimited(5, PACKED)
+SMALL = length_delimited(5, length_delimited(4, b"\x07"))
+NO_INPUT = b"\x28\x01"  # by its number one, but not by its wire type
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,8 @@ CONTENTS = length_delimited(5, PACKED)
         (length_delimited(5, CONTENTS * 2), "fields and elements"),
         (length_delimited(5, length_delimited(5, PACKED * 2)), "fields and elements"),
         (length_delimited(5, length_delimited(5, b"\x20\x01" * 100_000)), "fields and elements"),
+        (length_delimited(5, SMALL + CONTENTS), "fields and elements"),  # which are one, merged
+        (length_delimited(5, CONTENTS) + NO_INPUT, "fields and elements"),
         (length_delimited(5, CONTENTS)[:-1], "can't be parsed"),
         (length_delimited(5, CONTENTS) + b"\x0b", "can't be parsed"),
     ],
