@@ -53,6 +53,7 @@ async def test_callers_in_any_order_have_the_places_that_they_may(seed: int) -> 
         if isinstance(one.held, InLine):
             shares.leave(one.held)
             shares.leave(one.held)  # again, as it may
+            assert one.held.let_in.done()  # nobody waits for it any longer
         elif one.stack:
             one.stack.close()
 
