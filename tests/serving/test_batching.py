@@ -593,6 +593,15 @@ def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> Non
         admission.enter(1, time.monotonic() + 60, "c", Priority.HIGH)
 
 
+def test_who_comes_while_others_wait_makes_photos_no_faster() -> None:
+    admission, at = Admission(8), time.monotonic()
+    admission.enter(4, math.inf, "a", Priority.HIGH)
+    admission.answered(1, at + 1)
+    admission.enter(1, math.inf, "b", Priority.HIGH)
+    admission.answered(1, at + 2)
+    assert admission.photo_s == pytest.approx(1, abs=0.01)
+
+
 def test_one_slow_photo_moves_the_estimate_by_little_and_many_by_much() -> None:
     admission, at = Admission(1000), time.monotonic()
     admission.enter(1000, math.inf, "a", Priority.HIGH)
