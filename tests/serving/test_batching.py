@@ -593,6 +593,15 @@ def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> Non
         admission.enter(1, time.monotonic() + 60, "c", Priority.HIGH)
 
 
+def test_all_of_high_priority_is_before_a_call_of_low_priority() -> None:
+    admission, deadline = Admission(64), time.monotonic() + 60
+    admission.enter(20, math.inf, "a", Priority.HIGH)
+    admission.photo_s = 5.0
+    with pytest.raises(Overloaded, match="after the deadline"):
+        admission.enter(1, deadline, "b", Priority.LOW)
+    admission.enter(1, deadline, "b", Priority.HIGH)  # takes turns with those twenty
+
+
 def test_who_comes_while_others_wait_makes_photos_no_faster() -> None:
     admission, at = Admission(8), time.monotonic()
     admission.enter(4, math.inf, "a", Priority.HIGH)
