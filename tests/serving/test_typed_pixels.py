@@ -77,6 +77,12 @@ def test_what_is_no_pixel(packed: bytes, words: str) -> None:
         Pixels(memoryview(packed)).array()
 
 
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 16_383, 16_384, 2**21])
+def test_a_field_is_written_as_protobuf_writes_it(length: int) -> None:
+    expected = pb.ModelInferRequest(model_name="x" * length).SerializeToString()
+    assert length_delimited(1, b"x" * length) == expected
+
+
 PACKED = length_delimited(4, b"\x01" * 100_000)
 CONTENTS = length_delimited(5, PACKED)
 SMALL = length_delimited(5, length_delimited(4, b"\x07"))
