@@ -124,6 +124,11 @@ def test_a_number_of_labels_that_there_are_not_begins_no_job(
     assert out.files() == set()
 
 
+@pytest.mark.parametrize("top_k", [0, LABELS])
+def test_a_job_may_have_all_labels(photos: Folder, tmp_path: Path, top_k: int) -> None:
+    assert begin(plan_of(photos, top_k=top_k), Folder(tmp_path / "out")).top_k == top_k
+
+
 def test_a_slash_at_the_end_makes_no_other_place() -> None:
     assert place("photos/").location == place("photos").location == "photos"
     assert place("s3://bucket/photos/").location == place("s3://bucket/photos").location

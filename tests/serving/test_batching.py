@@ -16,7 +16,7 @@ import pytest
 from serving.admission import Admission
 from serving.batching import Answer, Batcher, BatchSettings, Call
 from serving.errors import DeadlineExceeded, InvalidImage, Overloaded
-from serving.inference_thread import InferenceThreads
+from serving.inference_thread import InferenceThreads, Work
 from serving.turns import LOW_EVERY, Priority
 from tests.serving.held_model import until
 
@@ -146,6 +146,17 @@ async def test_it_waits_no_longer_than_max_delay(model: Model, thread: Inference
         assert time.monotonic() - start >= 0.05
         await put(call, 2)
     assert model.batches == [[1], [2]]
+
+
+async def test_it_waits_no_longer_though_another_comes_and_leaves(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread, max_delay_s=0.05)
+    with b.admit(2) as call:
+        answer = put(call, 1)
+        with b.admit(1):
+            pass
+        assert values([await asyncio.wait_for(answer, LONG_S / 2)]) == [2]
 
 
 async def test_a_caller_that_leaves_while_decoding_holds_nobody_up(
@@ -582,6 +593,35 @@ def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> Non
         admission.enter(1, time.monotonic() + 60, "c", Priority.HIGH)
 
 
+def test_all_of_high_priority_is_before_a_call_of_low_priority() -> None:
+    admission, deadline = Admission(64), time.monotonic() + 60
+    admission.enter(20, math.inf, "a", Priority.HIGH)
+    admission.photo_s = 5.0
+    with pytest.raises(Overloaded, match="after the deadline"):
+        admission.enter(1, deadline, "b", Priority.LOW)
+    admission.enter(1, deadline, "b", Priority.HIGH)  # takes turns with those twenty
+
+
+def test_who_comes_while_others_wait_makes_photos_no_faster() -> None:
+    admission, at = Admission(8), time.monotonic()
+    admission.enter(4, math.inf, "a", Priority.HIGH)
+    admission.answered(1, at + 1)
+    admission.enter(1, math.inf, "b", Priority.HIGH)
+    admission.answered(1, at + 2)
+    assert admission.photo_s == pytest.approx(1, abs=0.01)
+
+
+def test_one_slow_photo_moves_the_estimate_by_little_and_many_by_much() -> None:
+    admission, at = Admission(1000), time.monotonic()
+    admission.enter(1000, math.inf, "a", Priority.HIGH)
+    admission.answered(1, at)
+    for photos, low, high in ((1, 0.05, 0.1), (100, 0.9, 1.0)):
+        admission.photo_s = 0.01
+        at += photos  # a second each
+        admission.answered(photos, at)
+        assert low < admission.photo_s < high
+
+
 def test_an_answer_from_before_a_pause_takes_no_time_not_less() -> None:
     admission, before = Admission(8), time.monotonic()
     admission.enter(1, math.inf, "a", Priority.HIGH)
@@ -675,6 +715,26 @@ async def test_several_threads_share_what_waits(model: Model) -> None:
     assert values(answers) == [2 * row for row in range(10, 16)]
     assert max(len(batch) for batch in model.batches) <= 5
     await asyncio.to_thread(threads.close)
+
+
+async def test_a_thread_rests_while_another_runs_all_that_is_here(model: Model) -> None:
+    threads, taken = InferenceThreads("test", 2), 0
+    b = batcher(model, threads)
+    take = b.take
+
+    def counted(idle: int, running: int) -> Work:
+        nonlocal taken
+        taken += 1
+        return take(idle, running)
+
+    b.take = counted  # type: ignore[method-assign]
+    task = await occupied(model, b)
+    with b.admit(1):  # wakes the other
+        pass
+    model.gate.set()
+    await task
+    await asyncio.to_thread(threads.close)
+    assert taken == 1
 
 
 async def test_a_batch_is_told_whether_it_is_alone(model: Model) -> None:

@@ -3,11 +3,16 @@
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from serving.client import AsyncClient
 from serving.decoding import Decoders, Job
 from serving.turns import LOW_EVERY, Priority
+from tests.conftest import running_server
+from tests.photos import encode
 from tests.waiting import until
 
 LONG_S = 10.0
@@ -81,6 +86,16 @@ def test_large_pictures_hold_up_one_thread_and_no_other(decoders: Decoders, jobs
     until(lambda: len(jobs.begun) == THREADS)
     assert sorted(jobs.begun) == ["large", "small"]
     assert jobs.finish(6).count("large") == 5
+
+
+async def test_large_photos_that_come_at_once_are_all_answered(models: Path) -> None:
+    large = encode(Image.new("L", (4001, 3000)), "PNG")
+    async with (
+        running_server(models, decode_threads=THREADS) as running,
+        AsyncClient(running.address) as client,
+    ):
+        response = await client.classify([large] * 3, model="pets")
+    assert [result.error for result in response.results] == [None] * 3
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -320,6 +321,27 @@ async def test_calls_of_one_routing_key_have_one_version(models) -> None:
             answered.setdefault(key, set()).add(response.model_version)
     assert all(len(versions) == 1 for versions in answered.values())
     assert set.union(*answered.values()) == {"1", "2"}
+
+
+async def test_statistics_count_what_was_answered(stub: Stub) -> None:
+    begun = time.time()
+    spoilt = typed_photos()
+    spoilt.inputs[0].contents.bytes_contents[2] = b"junk"
+    for request in (raw_pixels(), typed_photos()):
+        await stub.ModelInfer(request)
+    with pytest.raises(grpc.aio.AioRpcError, match="not an image"):
+        await stub.ModelInfer(spoilt)
+    for asked in ({}, {"name": "pets"}, {"name": "pets", "version": "1"}):
+        (pets,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(**asked))).model_stats
+        assert (pets.name, pets.version, pets.inference_count) == ("pets", "1", 2 * 3)
+        assert 2 <= pets.execution_count <= 3 * 3
+        assert 1e3 * begun - 1 <= pets.last_inference <= 1e3 * time.time() + 1
+        parts = pets.inference_stats
+        assert (parts.success.count, parts.fail.count) == (2, 1)
+        for part in (parts.queue, parts.compute_input, parts.compute_infer, parts.compute_output):
+            assert part.count == 2
+        assert parts.compute_input.ns > 0 and parts.queue.ns > 0 and parts.fail.ns > 0
+        assert 0 < parts.compute_infer.ns < parts.success.ns < 1e9 * (time.time() - begun)
 
 
 async def test_a_loading_server_is_live_and_not_ready(models) -> None:

@@ -53,6 +53,7 @@ async def test_callers_in_any_order_have_the_places_that_they_may(seed: int) -> 
         if isinstance(one.held, InLine):
             shares.leave(one.held)
             shares.leave(one.held)  # again, as it may
+            assert one.held.let_in.done()  # nobody waits for it any longer
         elif one.stack:
             one.stack.close()
 
@@ -100,3 +101,13 @@ async def test_callers_in_any_order_have_the_places_that_they_may(seed: int) -> 
     for one in [*line, *inside]:
         leave(one)
     assert shares.total() == 0 and not shares._held
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_few_places_are_had_by_whoever_comes(most: int) -> None:
+    shares = Shares(most, "places are taken", "try again later")
+    waited = shares.join("a", low=True)
+    assert waited.let_in.done()
+    shares.leave(waited)
+    with shares.one("a") as held:
+        shares.lower(held)

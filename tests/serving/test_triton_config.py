@@ -60,6 +60,21 @@ def test_the_newest_version_is_described_and_versions_stay_whole(models: Path) -
     assert repository.verify("pets", 1) == repository.verify("pets", 2) == []
 
 
+def test_what_can_not_be_described_is_published_all_the_same(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where another publishes a newer one meanwhile, which is broken, or the disk is full."""
+    repository = Repository(models)
+    build_version(models, "pets")
+    (models / "pets/2/manifest.json").write_bytes(b"")
+    repository.describe_to_triton("pets", 1)
+    (models / "pets/2").rename(models / "pets/.gone")
+    (models / "pets/labels.txt").unlink()
+    (models / "pets/labels.txt").mkdir()
+    repository.describe_to_triton("pets", 1)
+    assert caplog.text.count("pets/1 is published, but config.pbtxt beside it can't be") == 2
+
+
 def test_it_is_written_in_one_step(models: Path) -> None:
     """Killed before the rename, the next publisher leaves the old file whole."""
     before = (models / "pets/config.pbtxt").read_bytes()

@@ -77,8 +77,16 @@ def test_what_is_no_pixel(packed: bytes, words: str) -> None:
         Pixels(memoryview(packed)).array()
 
 
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 16_383, 16_384, 2**21])
+def test_a_field_is_written_as_protobuf_writes_it(length: int) -> None:
+    expected = pb.ModelInferRequest(model_name="x" * length).SerializeToString()
+    assert length_delimited(1, b"x" * length) == expected
+
+
 PACKED = length_delimited(4, b"\x01" * 100_000)
 CONTENTS = length_delimited(5, PACKED)
+SMALL = length_delimited(5, length_delimited(4, b"\x07"))
+NO_INPUT = b"\x28\x01"  # by its number one, but not by its wire type
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,8 @@ CONTENTS = length_delimited(5, PACKED)
         (length_delimited(5, CONTENTS * 2), "fields and elements"),
         (length_delimited(5, length_delimited(5, PACKED * 2)), "fields and elements"),
         (length_delimited(5, length_delimited(5, b"\x20\x01" * 100_000)), "fields and elements"),
+        (length_delimited(5, SMALL + CONTENTS), "fields and elements"),  # which are one, merged
+        (length_delimited(5, CONTENTS) + NO_INPUT, "fields and elements"),
         (length_delimited(5, CONTENTS)[:-1], "can't be parsed"),
         (length_delimited(5, CONTENTS) + b"\x0b", "can't be parsed"),
     ],
