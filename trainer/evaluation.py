@@ -39,14 +39,17 @@ def run_photos(
 
 
 def measure(probabilities: Floats, logits: Floats, targets: Ints, labels: Sequence[str]) -> Metrics:
-    """The metrics of [n, K] predictions for targets [n]."""
-    matrix = confusion_matrix(logits.argmax(axis=1), targets, len(labels))
+    """The metrics of [n, K] predictions for targets [n].
+
+    Right is what a caller is told first: by probabilities, which tie where logits hardly differ.
+    """
+    matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(labels))
     correct, photos = int(np.trace(matrix)), len(targets)
     low, high = wilson_interval(correct, photos)
     return Metrics(
         photos=photos,
         correct=correct,
-        accuracy=accuracy(logits, targets),
+        accuracy=accuracy(probabilities, targets),
         accuracy_low=low,
         accuracy_high=high,
         nll=nll(logits.astype(np.float64), targets),

@@ -3,7 +3,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation import measure_latency
+from serving.classification import best_labels
+from tests.tiny import softmax
+from trainer.evaluation import measure, measure_latency
 
 _HELD_S = 0.02
 
@@ -26,3 +28,15 @@ def test_the_latency_is_that_of_the_net_where_half_of_the_runs_wait_for_a_core()
     held: Any = _Held()
     taken = measure_latency({"fp32": held}, np.zeros((1, 8, 8, 3), np.uint8))
     assert taken["fp32"] < 1e3 * _HELD_S / 4
+
+
+def test_right_is_the_label_that_callers_are_told_where_probabilities_tie():
+    """As of a net that has learnt nothing: its logits differ by less than its probabilities can."""
+    labels, targets = ("cat", "dog", "fox"), np.array([0, 1, 2])
+    logits = np.eye(3, dtype=np.float32)[[1, 1, 0]] * np.float32(1e-9)
+    probabilities = softmax(logits)
+    told = [best_labels(row, labels, 1)[0].index for row in probabilities]
+    metrics = measure(probabilities, logits, targets, labels)
+    assert metrics.correct == np.sum(told == targets) == 1
+    assert metrics.per_class == {"cat": (1, 1), "dog": (0, 1), "fox": (0, 1)}
+    assert metrics.accuracy == 1 / 3
