@@ -15,7 +15,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import StreamedResult
 from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
-from serving.errors import NotFound, Unavailable
+from serving.errors import NotFound, Overloaded, Unavailable
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.cut_proxy import cut_proxy
@@ -109,10 +109,19 @@ async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:
 
 
 @both
-async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(kind, leaving) -> None:
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (grpc.StatusCode.NOT_FOUND, NotFound),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),  # no photo is too large
+    ],
+)
+async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(
+    kind, code, error, leaving
+) -> None:
     script, address = leaving
-    script.code = grpc.StatusCode.NOT_FOUND
-    with pytest.raises(NotFound, match="as scripted"):
+    script.code = code
+    with pytest.raises(error, match="as scripted"):
         await answers_to(kind, address, [b"poison"])
     assert len(script.streams) == 1
 

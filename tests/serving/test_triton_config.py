@@ -60,19 +60,13 @@ def test_the_newest_version_is_described_and_versions_stay_whole(models: Path) -
     assert repository.verify("pets", 1) == repository.verify("pets", 2) == []
 
 
-def test_what_can_not_be_described_is_published_all_the_same(
+def test_a_newer_version_that_is_broken_is_no_failure_of_the_one_published(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where another publishes a newer one meanwhile, which is broken, or the disk is full."""
-    repository = Repository(models)
-    build_version(models, "pets")
+    build_version(models, "pets")  # as another does meanwhile
     (models / "pets/2/manifest.json").write_bytes(b"")
-    repository.describe_to_triton("pets", 1)
-    (models / "pets/2").rename(models / "pets/.gone")
-    (models / "pets/labels.txt").unlink()
-    (models / "pets/labels.txt").mkdir()
-    repository.describe_to_triton("pets", 1)
-    assert caplog.text.count("pets/1 is published, but config.pbtxt beside it can't be") == 2
+    Repository(models).describe_to_triton("pets", 1)
+    assert "pets/1 is published, but config.pbtxt beside it can't be written" in caplog.text
 
 
 def test_it_is_written_in_one_step(models: Path) -> None:
