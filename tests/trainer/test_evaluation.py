@@ -2,8 +2,9 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
-from trainer.evaluation import measure_latency
+from trainer.evaluation import measure, measure_latency
 
 _HELD_S = 0.02
 
@@ -26,3 +27,14 @@ def test_the_latency_is_that_of_the_net_where_half_of_the_runs_wait_for_a_core()
     held: Any = _Held()
     taken = measure_latency({"fp32": held}, np.zeros((1, 8, 8, 3), np.uint8))
     assert taken["fp32"] < 1e3 * _HELD_S / 4
+
+
+def test_the_figures_of_the_manifest_by_hand():
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1], [0.05, 0.9, 0.05]])
+    made = measure(probabilities, np.log(probabilities), np.array([0, 0, 0, 1]), ("a", "b", "c"))
+    assert (made.photos, made.correct, made.accuracy) == (4, 2, 0.5)
+    assert (made.accuracy_low, made.accuracy_high) == pytest.approx((0.15, 0.85), abs=1e-4)
+    assert made.nll == pytest.approx(-np.log([0.8, 0.1, 0.3, 0.9]).mean())
+    # Sure to 0.8 twice, right once; to 0.6, wrong; to 0.9, right.
+    assert made.ece == pytest.approx((2 * 0.3 + 0.6 + 0.1) / 4)
+    assert made.per_class == {"a": (1, 3), "b": (1, 1), "c": (0, 0)}
