@@ -175,6 +175,15 @@ def hyperplane(side, offset):
     return model, original, weight
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "apgd-dlr"])
+def test_where_a_ball_does_not_suffice_the_attempt_goes_as_far_as_it_does(name):
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    goal, ball = Goal(labels=torch.tensor([0])), Ball(norm="linf", epsilon=2 / 255)
+    result = ATTACKS[name](model, original, goal, ball)
+    assert not result.success.any()
+    assert torch.equal(levels(result.adversarial), 128 + 2 * weight.sign().view_as(original).long())
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fmn_finds_the_distance_to_a_hyperplane(norm):
     model, original, weight = hyperplane(SIDE, offset=20.0)
@@ -219,6 +228,16 @@ def test_what_rounding_undoes_is_told_and_the_smallest_perturbation_survives_it(
         found = smallest_on_lattice(model, original, Goal(labels=torch.tensor([0])), norm, steps=60)
         assert not found.survived_rounding.item()
         assert found.success.item() and predicted(model, found.adversarial).item() == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_survives_rounding_is_what_fools_as_the_nearest_8_bit_picture(norm):
+    model, images = convnet(3), pictures(12, SIDE)
+    goal = Goal(labels=predicted(model, images))
+    said = smallest_on_lattice(model, images, goal, norm, steps=20).survived_rounding
+    crossed = images + fmn(model, images, goal, norm, steps=20).perturbations
+    assert torch.equal(said, predicted(model, levels(crossed) / 255) != goal.labels)
+    assert said.any() and not said.all()
 
 
 def test_an_image_that_already_fools_has_distance_zero_and_a_constant_net_none():

@@ -8,7 +8,7 @@ from trainer.analysis.assemble import Attacked, Clean
 from trainer.analysis.report import below
 from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.sanity import check_all
-from trainer.analysis.settings import REFERENCE_EPSILON
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
 from trainer.analysis.sweep import Plan, choose_targets
 
 CAT, DOG = [0.9, 0.1], [0.2, 0.8]
@@ -147,6 +147,76 @@ def test_outcome_counts_smallest_perturbations_where_nothing_else_turns():
     }
     pgd = attacked("pgd", ["cdd", "cdd"])
     assert assemble.outcome_at_reference([pgd], clean(), smallest).tolist() == [1, 1, 1, 1]
+
+
+def test_each_precision_has_its_own_figures_on_the_photos_as_they_are():
+    both = clean()
+    int8 = both.served[0][:, ::-1]
+    both = Clean(served=np.stack([both.served[0], int8]), torched=int8, labels=both.labels)
+    section = assemble.clean_section(both, ["fp32", "int8"])
+    assert {name: each["correct"] for name, each in section.items()} == {
+        "fp32": 3, "int8": 1, "torch": 1
+    }  # fmt: skip
+    assert section["fp32"]["nll"] == pytest.approx(-np.log([0.9, 0.2, 0.8, 0.8]).mean())
+    # Sure to 0.9 once, right; to 0.8 three times, right twice.
+    assert section["fp32"]["ece"] == pytest.approx((0.1 + 3 * (0.8 - 2 / 3)) / 4)
+
+
+def test_calibration_is_of_the_photos_and_of_what_the_surest_attack_made_of_those_that_were_right():
+    surest = {"served": np.array([[DOG, DOG, CAT]], np.float32)}
+    section = assemble.calibration_section(clean(), surest)
+    assert section["clean"]["ece"] == pytest.approx((0.1 + 3 * (0.8 - 2 / 3)) / 4)
+    # Sure to 0.9 once, wrong; to 0.8 three times, right once.
+    assert section["attacked"]["ece"] == pytest.approx((0.9 + 3 * (0.8 - 1 / 3)) / 4)
+    filled = [each for each in section["attacked"]["bins"] if each["count"]]
+    assert [(each["count"], each["accuracy"]) for each in filled] == [
+        (3, pytest.approx(1 / 3)),
+        (1, 0),
+    ]
+    assert all(each["low"] < each["confidence"] < each["high"] + 1e-6 for each in filled)
+
+
+def test_smallest_perturbations_by_hand():
+    piece = {
+        "size": np.array([np.inf, 4 / 255, 1 / 255]),
+        "float_size": np.array([np.inf, 0.5 / 255, 0.9 / 255]),
+        "survived": np.array([False, False, True]),
+    }
+    none = {key: value[:1] for key, value in piece.items()}
+    section = assemble.smallest_section({"linf": piece, "l2": none}, {"linf": "FMN", "l2": "FMN"})
+    assert section["linf"]["found"] == [1 / 255, 4 / 255] and section["linf"]["not_found"] == 1
+    assert section["linf"]["median"] == 4 / 255, "not found is the largest"
+    assert section["linf"]["fooled_in_float"] == pytest.approx(2 / 3)
+    assert section["linf"]["fooled_after_plain_rounding"] == pytest.approx(1 / 3)
+    assert section["l2"]["found"] == [] and section["l2"]["median"] is None
+
+
+def test_the_descent_of_the_lesson_by_hand():
+    lesson = {
+        "served": np.array([[DOG, CAT, DOG]], np.float32),
+        "torch": np.array([DOG, CAT, CAT], np.float32),
+        "linf": np.array([0.1, 0.3, 0.9]),
+        "l2": np.array([1.0, 3.0, 9.0]),
+    }
+    targets, budget = np.array([1, 0, 0]), BUDGETS["quick"]
+    section = assemble.descent_section(lesson, targets, budget)
+    assert section["reached"]["correct"] == 2 and section["torch_reached"] == 1.0
+    assert (section["median_linf"], section["median_l2"]) == (0.2, 2.0), "of those that arrive"
+    nowhere = assemble.descent_section(lesson, np.array([0, 1, 0]), budget)
+    assert nowhere["reached"]["correct"] == 0 and nowhere["median_linf"] is None
+
+
+def test_agreement_is_over_all_attacked_pictures_and_the_difference_over_clean_ones():
+    photos = clean()
+    torched = photos.torched + np.float32([[0.0, 0.0], [0.01, -0.01], [-0.03, 0.03], [0, 0]])
+    photos = Clean(served=photos.served, torched=torched, labels=photos.labels)
+    made = [
+        attacked("pgd", ["cdd", "ddd"], torch_said=["ccc", "ddd"]),
+        attacked("fgsm", ["ccc"] * 2),
+    ]
+    section = assemble.agreement(photos, made)
+    assert section["agreement"] == pytest.approx(10 / 12)
+    assert section["largest_difference"] == pytest.approx(0.03, abs=1e-6)
 
 
 def test_worst_case_by_hand():

@@ -51,8 +51,8 @@ HEALTHY = {
     series("pawprint_model_load_failures_total", model="pets"): "0",
     of_pets("pawprint_model_accuracy"): "0.9",
     of_pets("pawprint_model_calibration_error"): "0.02",
-    of_pets("pawprint_top_probability_sum"): "0+8",  # of ten photos each, so 0.8
-    of_pets("pawprint_top_probability_count"): "0+10",
+    of_pets("pawprint_top_probability_sum"): "0+17",  # of twenty photos, so 0.85
+    of_pets("pawprint_top_probability_count"): "0+20",
     calls("OK"): "0+100",
     answered_within("0.6"): "0+100",
     answered_within("2.5"): "0+100",
@@ -78,8 +78,8 @@ TROUBLES: dict[str, tuple[dict[str, str], int]] = {
         {series("pawprint_certificate_expiry_timestamp_seconds"): str(WEEK_S)},
         60,
     ),
-    # From 0.8 to 0 takes the mean of an hour to 0.78 within two minutes.
-    "PawprintLessSure": ({of_pets("pawprint_top_probability_sum"): str(8 * HEALTH)}, 7),
+    # From 0.85 to 0 takes the mean of all to 0.83 within two minutes.
+    "PawprintLessSure": ({of_pets("pawprint_top_probability_sum"): str(17 * HEALTH)}, 7),
     "PawprintSlow": ({answered_within("0.6"): str(100 * HEALTH)}, 10),
 }
 
@@ -154,7 +154,7 @@ def test_an_alert_comes_when_its_trouble_lasts(alert: str, tmp_path: Path) -> No
 def test_a_few_photos_that_it_is_not_sure_of_are_no_alert(tmp_path: Path) -> None:
     few = {
         of_pets("pawprint_top_probability_sum"): "0+0.3x720",
-        of_pets("pawprint_top_probability_count"): "0+0.6x720",  # 144 an hour
+        of_pets("pawprint_top_probability_count"): "0+0.6x720",  # 432 in these three hours
     }
     judge(tmp_path, healthy(720) | few, {minute: [] for minute in (60, 120, 179)})
 

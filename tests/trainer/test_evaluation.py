@@ -2,6 +2,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
 from serving.classification import best_labels
 from tests.tiny import softmax
@@ -40,3 +41,14 @@ def test_right_is_the_label_that_callers_are_told_where_probabilities_tie():
     assert metrics.correct == np.sum(told == targets) == 1
     assert metrics.per_class == {"cat": (1, 1), "dog": (0, 1), "fox": (0, 1)}
     assert metrics.accuracy == 1 / 3
+
+
+def test_the_figures_of_the_manifest_by_hand():
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1], [0.05, 0.9, 0.05]])
+    made = measure(probabilities, np.log(probabilities), np.array([0, 0, 0, 1]), ("a", "b", "c"))
+    assert (made.photos, made.correct, made.accuracy) == (4, 2, 0.5)
+    assert (made.accuracy_low, made.accuracy_high) == pytest.approx((0.15, 0.85), abs=1e-4)
+    assert made.nll == pytest.approx(-np.log([0.8, 0.1, 0.3, 0.9]).mean())
+    # Sure to 0.8 twice, right once; to 0.6, wrong; to 0.9, right.
+    assert made.ece == pytest.approx((2 * 0.3 + 0.6 + 0.1) / 4)
+    assert made.per_class == {"a": (1, 3), "b": (1, 1), "c": (0, 0)}
