@@ -181,6 +181,22 @@ async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: i
         assert said.value("pawprint_model_loaded", version="1") == 0
 
 
+async def test_a_version_that_was_let_go_is_forgotten(models: Path, port: int) -> None:
+    async with (
+        running_server(models, metrics_port=port, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        for version in (1, 2):
+            await client.classify([jpeg()], model="pets")
+            said = await scrape(port)
+            named = {sample.labels.get("version", str(version)) for sample in said.samples}
+            assert named == {str(version)}
+            assert said.value("pawprint_photos_total", version=str(version)) == 1
+            assert [*running.server._statistics._tallies] == [("pets", version)]
+            build_version(models, "pets", seed=version)
+            await running.server.control.rescan()
+
+
 async def test_shadows_are_counted(models: Path, port: int) -> None:
     build_version(models, "pets")  # the same weights: every first label agrees
     settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}
