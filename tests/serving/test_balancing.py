@@ -37,9 +37,11 @@ class Scripted(classifier_pb2_grpc.ClassifierServiceServicer):
     def __init__(self, version: int, delay_s: float = 0.0, code: grpc.StatusCode | None = None):
         self.version, self.delay_s, self.code = version, delay_s, code
         self.calls = self.cancelled = 0
+        self.left_s: list[float] = []  # until the deadline of each
 
     async def Classify(self, request, context):  # noqa: N802 - the name of the method in the proto
         self.calls += 1
+        self.left_s.append(context.time_remaining())
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
@@ -128,7 +130,7 @@ async def test_only_what_a_retry_can_save_is_tried_again(code, error) -> None:
 async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
     scripts = [Scripted(1), Scripted(2)]
     async with Servers(*scripts) as address:
-        client = kind(address, hedge_after_s=0.1)
+        client = kind(address, hedge_after_s=0.1, timeout_s=8)
         await until_connected(client, scripts)
         scripts[0].delay_s = 20.0
         start = time.monotonic()
@@ -137,6 +139,7 @@ async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
         while scripts[0].cancelled < scripts[0].calls:  # the loser is not left running
             await asyncio.sleep(0.01)
         assert scripts[0].calls >= 3
+        assert max(scripts[1].left_s) < 8.05  # the second attempt has what is left of the time
         await closed(client)
 
 

@@ -125,7 +125,9 @@ def test_a_number_of_labels_that_there_are_not_begins_no_job(
 
 
 @pytest.mark.parametrize("top_k", [0, LABELS])
-def test_a_job_may_have_all_labels(photos: Folder, tmp_path: Path, top_k: int) -> None:
+def test_a_job_may_ask_for_all_labels_or_leave_it_open(
+    photos: Folder, tmp_path: Path, top_k: int
+) -> None:
     assert begin(plan_of(photos, top_k=top_k), Folder(tmp_path / "out")).top_k == top_k
 
 

@@ -270,6 +270,7 @@ async def test_a_stream_with_no_place_in_flight_is_refused(
         async with AsyncClient(server.address) as other:
             with pytest.raises(InvalidRequest, match="in_flight must be 1 or more"):
                 await anext(other.stream([jpeg()], model="pets", in_flight=in_flight))
+    assert len(list(client.stream([jpeg()] * 3, model="pets", in_flight=1))) == 3
 
 
 def test_a_stream_for_an_unknown_model_raises(client: Client) -> None:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from serving.client import AsyncClient
 from serving.decoding import Decoders, Job
+from serving.errors import PawprintError
 from serving.turns import LOW_EVERY, Priority
 from tests.conftest import running_server
-from tests.photos import encode
+from tests.photos import encode, jpeg
 from tests.waiting import until
 
 LONG_S = 10.0
@@ -96,6 +97,20 @@ async def test_large_photos_that_come_at_once_are_all_answered(models: Path) -> 
     ):
         response = await client.classify([large] * 3, model="pets")
     assert [result.error for result in response.results] == [None] * 3
+
+
+async def test_a_photo_for_which_there_is_no_memory_fails_its_call_and_no_other(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    async with running_server(models) as running, AsyncClient(running.address) as client:
+        monkeypatch.setattr("serving.classification.decode", no_memory)
+        with pytest.raises(PawprintError, match="internal error of the server"):
+            await client.classify([jpeg()], model="pets", timeout_s=LONG_S)
+        monkeypatch.undo()
+        assert (await client.classify([jpeg()], model="pets")).results[0].error is None
 
 
 @pytest.mark.parametrize("threads", [1, 2])

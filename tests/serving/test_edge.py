@@ -274,6 +274,8 @@ async def test_only_a_few_messages_without_a_token_are_waited_for(
     monkeypatch.setattr("serving.malformed.SOON_S", 0.5)
     monkeypatch.setattr("serving.malformed.ARRIVES_S", 5.0)
     stub = health_pb2_grpc.HealthStub(channel)
+    for _ in range(5):  # which have come, and take no place
+        await stub.Check(health_pb2.HealthCheckRequest())
     slow = [channel.stream_stream(method)() for _ in range(10)]
     told = []
     for number, ended in enumerate(asyncio.as_completed([refusal(call) for call in slow])):

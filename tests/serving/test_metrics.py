@@ -208,6 +208,28 @@ async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: i
         assert said.value("pawprint_model_loaded", version="1") == 0
 
 
+async def test_a_version_that_was_let_go_is_forgotten_and_no_other(models: Path, port: int) -> None:
+    build_version(models, "birds")
+    async with (
+        running_server(models, metrics_port=port, control="none") as running,
+        AsyncClient(running.address) as client,
+    ):
+        await client.classify([jpeg()], model="birds")
+        for version in (1, 2):
+            await client.classify([jpeg()], model="pets")
+            said = await scrape(port)
+            named = {(s.labels.get("model"), s.labels.get("version")) for s in said.samples}
+            here = {("pets", str(version)), ("birds", "1")}
+            assert {pair for pair in named if all(pair)} == here
+            for model, number in here:
+                labels = {"model": model, "version": number}
+                for counter in ("calls_total", "photos_total", "batch_photos_count"):
+                    assert said.value(f"pawprint_{counter}", **labels) == 1
+            assert len(running.server._statistics._tallies) == 2
+            build_version(models, "pets", seed=version)
+            await running.server.control.rescan()
+
+
 async def test_shadows_are_counted(models: Path, port: int) -> None:
     build_version(models, "pets")  # the same weights: every first label agrees
     settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}

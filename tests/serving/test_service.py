@@ -289,7 +289,7 @@ async def test_cancelled_calls_by_the_hundred_leave_the_server_sound(stub) -> No
 async def test_list_and_get_model(tmp_path: Path) -> None:
     summary = (
         b'{"photos": 64, "clean_accuracy": 1.0, "robust_accuracy": [{"norm": "linf", "epsilon": '
-        b'0.00392, "accuracy": 0.031}], "corruption_accuracy": 0.7, "created": "2026-01-02"}'
+        b'0.00390625, "accuracy": 0.03125}], "corruption_accuracy": 0.75, "created": "2026-01-02"}'
     )
     build_version(tmp_path, "pets")
     build_version(tmp_path, "pets", seed=1)
@@ -312,11 +312,21 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         assert dict(listed.models[1].aliases) == {"stable": 1}
         model = await stub.GetModel(pb.GetModelRequest(model="pets", version="stable"))
         manifest = repository.manifest("pets", 1)
+        measured = manifest.variants["fp32"].metrics
         assert (model.version, list(model.labels), model.input_size) == (1, ["cat", "dog"], 32)
         assert model.precision == "fp32" and model.metrics.accuracy == pytest.approx(0.9)
         assert dict(model.digests) == {f: e.sha256 for f, e in manifest.files.items()}
         assert model.robustness.photos == 64
-        assert model.robustness.robust_accuracy[0].accuracy == pytest.approx(0.031)
+        assert model.robustness.robust_accuracy[0].accuracy == 0.03125
+        async with AsyncClient(running.address) as client:
+            described = await client.get_model("pets", "stable")
+        assert described.robustness == repository.robustness("pets", 1)
+        assert described.labels == manifest.labels and described.photos == measured.photos
+        assert (described.backbone, described.created) == (manifest.backbone, manifest.created)
+        said = (described.accuracy_low, described.accuracy, described.accuracy_high)
+        assert (*said, described.expected_calibration_error) == pytest.approx(
+            (measured.accuracy_low, measured.accuracy, measured.accuracy_high, measured.ece)
+        )
         newest = await stub.GetModel(pb.GetModelRequest(model="pets", version="2"))
         assert newest.version == 2 and not newest.HasField("robustness")
         with pytest.raises(grpc.aio.AioRpcError) as caught:

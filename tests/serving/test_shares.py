@@ -10,7 +10,7 @@ import pytest
 from serving.errors import Overloaded
 from serving.shares import Held, InLine, Shares
 
-MOST, HALF, QUARTER = 8, 4, 2
+MOST, HALF, QUARTER = 12, 6, 3
 STEPS = ["one", "join", "lower", "leave"] * 2 + ["cancel"]
 
 
@@ -69,7 +69,7 @@ async def test_callers_in_any_order_have_the_places_that_they_may(seed: int) -> 
                 seen["refused"] += 1
             else:
                 assert free
-        elif step == "join" and len(line) < 10:
+        elif step == "join" and len(line) < 12:
             line.append(Caller(turn, shares.join(turn, low=generator.random() < 0.5)))
         elif step == "lower" and inside:
             one, low = generator.choice(inside), [other for other in inside if other.held.low]

@@ -272,6 +272,12 @@ def test_over_a_long_time_a_bucket_gives_its_rate() -> None:
     assert bucket.take(7, 1e6) == 0 and bucket.left == 13  # never more than the burst
 
 
+def test_the_last_of_a_burst_is_let_in_and_the_next_is_not() -> None:
+    bucket = Bucket(2.0, 1.0, 1.0, 0.0)
+    assert (bucket.take(1, 0.0), bucket.take(1, 0.0)) == (0, 1e-3)
+    assert (bucket.take(1, 0.1), bucket.take(1, 0.1)) == (0, 0.4)
+
+
 async def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
     models: Path, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
