@@ -101,11 +101,16 @@ def test_mixup_is_a_line_between_two_pictures():
 def test_cutmix_keeps_the_share_that_it_says():
     inputs, other = torch.zeros(2, 3, 20, 30), torch.tensor([1, 0])
     inputs[1] = 1
+    cut_off = []
     for seed in range(20):
         mixed, share = cutmix(inputs, other, 1.0, np.random.default_rng(seed))
+        cut_off.append(share - np.random.default_rng(seed).beta(1.0, 1.0))
         assert float((mixed[0] == 0).float().mean()) == pytest.approx(share, abs=1e-6)
         assert float((mixed[1] == 1).float().mean()) == pytest.approx(share, abs=1e-6)
         assert torch.equal(inputs[0], torch.zeros(3, 20, 30))
+    assert min(cut_off) == pytest.approx(0, abs=0.02), (
+        "the share drawn, where no edge is in the way"
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,6 +372,7 @@ def test_patience_begins_when_all_stages_have_thawed(photos: MakePhotos):
         ({"optimizer": "lion"}, "optimizer must be one of sgd, momentum"),
         ({"augment": "none"}, "augment must be one of crop, standard"),
         ({"ema": 1.0}, "ema must be 0 to 0.99999, got 1"),
+        ({"dropout": 1.0}, "dropout must be 0 to 0.95, got 1"),
         ({"accumulate": 17}, "accumulate must be 1 to 16, got 17"),
         ({"wise_ft": True, "weights": "none"}, "wise_ft needs a probe"),
     ],
