@@ -20,6 +20,7 @@ from trainer.config import TrainConfig
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.heads import initialise_head
+from trainer.learner import loss_weights
 from trainer.losses import make_loss
 from trainer.mixing import cutmix, make_mix, mixup
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
@@ -186,6 +187,15 @@ def test_class_weights_make_classes_count_the_same():
     sums = np.bincount(targets, weights[targets], minlength=4)
     assert sums[[0, 1, 3]] == pytest.approx(10 / 3)
     assert weights[targets].mean() == pytest.approx(1)
+
+
+def test_the_loss_is_weighted_by_weights_alone():
+    targets, cpu = np.array([0, 0, 0, 1]), torch.device("cpu")
+    assert (
+        loss_weights(targets, 2, "none", cpu) is loss_weights(targets, 2, "sampling", cpu) is None
+    )
+    weights = loss_weights(targets, 2, "weights", cpu)
+    assert weights is not None and weights.tolist() == pytest.approx([2 / 3, 2])
 
 
 def test_balanced_sampling_draws_classes_equally_often():
