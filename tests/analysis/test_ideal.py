@@ -46,6 +46,9 @@ def test_a_cut_spectrum_is_the_same_picture_in_less_resolution():
     large, small = to_pixels(smooth), to_pixels(resized(smooth, 32))
     assert torch.allclose(large[:, :, ::2, ::2], small, atol=1e-5)
     assert torch.equal(resized(resized(smooth, 32), 64), smooth)
+    for side in (15, 16):
+        whole = random_spectrum(1, side, seeded())
+        assert torch.equal(resized(whole, side), whole), "nothing is cut"
 
 
 def test_motion_of_nothing_is_the_identity():
@@ -53,12 +56,20 @@ def test_motion_of_nothing_is_the_identity():
     assert torch.allclose(moved(images, STILL, seeded()), images, atol=1e-5)
 
 
-def test_each_image_moves_for_itself_and_the_seed_decides():
+@pytest.mark.parametrize(
+    "motion",
+    [
+        dataclasses.replace(STILL, jitter=0.2),
+        dataclasses.replace(STILL, rotation_degrees=20.0),
+        dataclasses.replace(STILL, scale=(0.7, 1.3)),
+    ],
+)
+def test_each_image_moves_for_itself_and_the_seed_decides(motion):
     images = pictures(1, SIDE).repeat(2, 1, 1, 1)
-    once, again = moved(images, Motion(), seeded()), moved(images, Motion(), seeded())
+    once, again = moved(images, motion, seeded()), moved(images, motion, seeded())
     assert torch.equal(once, again)
     assert not torch.allclose(once[0], once[1], atol=0.01)
-    assert not torch.allclose(once, moved(images, Motion(), seeded(1)), atol=0.01)
+    assert not torch.allclose(once, moved(images, motion, seeded(1)), atol=0.01)
 
 
 def test_a_quarter_turn_turns_by_a_quarter():
@@ -97,6 +108,7 @@ def test_the_class_becomes_likelier_and_the_figures_are_of_the_8_bit_picture(rec
     assert made.frame_steps[0] == 0 and list(made.frame_steps) == sorted(set(made.frame_steps))
     assert torch.equal(made.frames[-1], made.pictures)
     assert len(made.curve) == len(made.curve_steps) and torch.equal(made.curve[-1], shown)
+    assert (made.curve_steps[0], made.curve_steps[-1]) == (0, made.frame_steps[-1])
 
 
 @pytest.mark.parametrize("draw", [fourier, lesson])

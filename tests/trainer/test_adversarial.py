@@ -53,7 +53,7 @@ def test_the_adversary_stays_in_the_ball_and_raises_the_loss(steps: int):
     labels = model.eval()(images).argmax(dim=1)
     statistics = model.norm.running_mean.clone()
     adversary = Adversary(Defence(steps=steps, epsilon=epsilon), seed=0)
-    attacked = adversary.attack(model, images, labels, progress=1.0)
+    attacked = adversary.attack(model.train(), images, labels, progress=1.0)
     assert float((attacked - images).abs().max()) <= epsilon + 1e-6
     assert 0 <= float(attacked.min()) and float(attacked.max()) <= 1
     loss = nn.functional.cross_entropy
@@ -115,7 +115,7 @@ def test_robust_accuracy_counts_what_is_out_of_reach():
     expected = float((margin > reach).float().mean())
     assert 0.2 < expected < 0.8
     adversary = Adversary(Defence(steps=1, epsilon=4 / 255), seed=0)
-    stand = adversary.withstanding(model, images, labels)
+    stand = adversary.withstanding(model.train(), images, labels)
     assert float(stand.float().mean()) == pytest.approx(expected, abs=1 / 64)
 
 

@@ -92,6 +92,9 @@ def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process():
         generator = torch.Generator().manual_seed(0)
         inputs = 100 + 0.01 * torch.randn(8, 3, 16, 16, generator=generator)
         one, synced = torch.nn.BatchNorm2d(3), SyncedBatchNorm2d(3)
+        torch.nn.init.normal_(one.weight, generator=generator)
+        torch.nn.init.normal_(one.bias, generator=generator)
+        synced.load_state_dict(one.state_dict())
         assert torch.allclose(synced(inputs), one(inputs), atol=5e-3)
         assert torch.allclose(synced.running_var, one.running_var, rtol=1e-4)
     finally:

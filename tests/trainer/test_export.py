@@ -1,6 +1,7 @@
 """The exported file: its contract, its agreement with PyTorch, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -96,6 +97,25 @@ def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
             bias[0] -= 1e-3
     assert parity.max_logit_error == pytest.approx(1e-3 / TEMPERATURE, rel=0.01)
     with pytest.raises(FailedCheck):
+        require_parity(parity, differ, [""] * 9)
+
+
+class _OddPairs:
+    """The answers of a file; in batches of two, each class has that of the one before it."""
+
+    def __init__(self, path: Path) -> None:
+        self._runner = OnnxRunner(path)
+
+    def run(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, logits = self._runner.run(images, batch_size)
+        return probabilities, np.roll(logits, batch_size == 2, axis=1)
+
+
+def test_an_answer_that_depends_on_the_size_of_the_batch_is_refused(path: Path, served: Served):
+    odd: Any = _OddPairs(path)
+    parity, differ = measure_parity(served, odd, pixels())
+    assert [each.photo for each in differ] == list(range(9)) and parity.top1_agreement == 0
+    with pytest.raises(FailedCheck, match="differs from PyTorch by"):
         require_parity(parity, differ, [""] * 9)
 
 

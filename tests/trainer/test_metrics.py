@@ -10,6 +10,7 @@ from trainer.metrics import (
     chance_of_balanced_gain,
     chance_of_gain,
     confusion_matrix,
+    divergence,
     expected_calibration_error,
     mean_recall,
     nll,
@@ -59,6 +60,11 @@ def test_nll_is_the_mean_of_minus_log_probability():
     logits = np.log([[0.25, 0.75], [0.5, 0.5]])
     assert nll(logits, np.array([0, 1])) == pytest.approx((math.log(4) + math.log(2)) / 2)
     assert nll(logits + 1e4, np.array([0, 1])) == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+def test_divergence_is_the_mean_of_what_each_row_loses():
+    expected, got = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.9, 0.1]])
+    assert divergence(expected, got + 7) == pytest.approx((math.log(2) + math.log(2 / 3)) / 2 / 2)
 
 
 @pytest.mark.parametrize("row", [[-np.inf, np.inf], [np.nan, 0.0]])

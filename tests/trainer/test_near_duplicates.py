@@ -119,6 +119,15 @@ def test_plain_pictures_and_the_same_drawing_in_other_levels_are_not(tmp_path: P
     assert load(tmp_path).alike == ()
 
 
+def test_light_that_falls_off_evenly_changes_nothing_of_what_is_compared():
+    picture = np.random.default_rng(0).uniform(0, 255, (1, 32, 32))
+    down, across = np.mgrid[:32, :32]
+    both = (picture, picture + 3 * across - 2 * down + 20)
+    one, lit = (near_duplicates._cut(each, near_duplicates._BOXES[:1], 8) for each in both)
+    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
+    assert lit == pytest.approx(one, abs=1e-4)
+
+
 def test_textures_in_the_same_light_are_not(tmp_path: Path):
     cartoons(tmp_path)
     light = np.linspace(60, 190, 256)[:, None]

@@ -20,6 +20,7 @@ from trainer.config import TrainConfig
 from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.heads import initialise_head
+from trainer.learner import loss_weights
 from trainer.losses import make_loss
 from trainer.mixing import cutmix, make_mix, mixup
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
@@ -101,11 +102,16 @@ def test_mixup_is_a_line_between_two_pictures():
 def test_cutmix_keeps_the_share_that_it_says():
     inputs, other = torch.zeros(2, 3, 20, 30), torch.tensor([1, 0])
     inputs[1] = 1
+    cut_off = []
     for seed in range(20):
         mixed, share = cutmix(inputs, other, 1.0, np.random.default_rng(seed))
+        cut_off.append(share - np.random.default_rng(seed).beta(1.0, 1.0))
         assert float((mixed[0] == 0).float().mean()) == pytest.approx(share, abs=1e-6)
         assert float((mixed[1] == 1).float().mean()) == pytest.approx(share, abs=1e-6)
         assert torch.equal(inputs[0], torch.zeros(3, 20, 30))
+    assert min(cut_off) == pytest.approx(0, abs=0.02), (
+        "the share drawn, where no edge is in the way"
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,6 +187,15 @@ def test_class_weights_make_classes_count_the_same():
     sums = np.bincount(targets, weights[targets], minlength=4)
     assert sums[[0, 1, 3]] == pytest.approx(10 / 3)
     assert weights[targets].mean() == pytest.approx(1)
+
+
+def test_the_loss_is_weighted_by_weights_alone():
+    targets, cpu = np.array([0, 0, 0, 1]), torch.device("cpu")
+    assert (
+        loss_weights(targets, 2, "none", cpu) is loss_weights(targets, 2, "sampling", cpu) is None
+    )
+    weights = loss_weights(targets, 2, "weights", cpu)
+    assert weights is not None and weights.tolist() == pytest.approx([2 / 3, 2])
 
 
 def test_balanced_sampling_draws_classes_equally_often():
@@ -367,6 +382,7 @@ def test_patience_begins_when_all_stages_have_thawed(photos: MakePhotos):
         ({"optimizer": "lion"}, "optimizer must be one of sgd, momentum"),
         ({"augment": "none"}, "augment must be one of crop, standard"),
         ({"ema": 1.0}, "ema must be 0 to 0.99999, got 1"),
+        ({"dropout": 1.0}, "dropout must be 0 to 0.95, got 1"),
         ({"accumulate": 17}, "accumulate must be 1 to 16, got 17"),
         ({"wise_ft": True, "weights": "none"}, "wise_ft needs a probe"),
     ],
