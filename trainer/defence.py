@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from serving.errors import InvalidRequest
+from trainer.analysis.settings import read_epsilon
 
 _DEFENCE = re.compile(r"(fast|pgd-(?P<steps>[0-9]{1,3}))@(?P<epsilon>[0-9./]+)")
 
@@ -23,10 +23,10 @@ def parse_defence(text: str) -> Defence:
     try:
         if match is None:
             raise ValueError
-        defence = Defence(steps=int(match["steps"] or 1), epsilon=float(Fraction(match["epsilon"])))
+        defence = Defence(steps=int(match["steps"] or 1), epsilon=read_epsilon(match["epsilon"]))
         if defence.steps < 1 or not 0 < defence.epsilon < 1:
             raise ValueError
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise InvalidRequest(
             "adversarial must be pgd-STEPS@EPSILON or fast@EPSILON, with an epsilon between 0 and "
             f"1, such as pgd-3@4/255; got {text!r}"

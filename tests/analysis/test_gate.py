@@ -1,7 +1,12 @@
+import re
+
 import pytest
 
 from serving.errors import InvalidRequest
-from trainer.analysis.gate import measured, parse_condition
+from trainer.analysis.analyze import _parser
+from trainer.analysis.gate import check, measured, parse_condition
+from trainer.analysis.run import AnalysisConfig
+from trainer.analysis.settings import k255
 
 REPORT = {
     "clean": {"fp32": {"accuracy": 0.9}},
@@ -42,3 +47,23 @@ def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():
         measured(REPORT, parse_condition("pdg-l2@0.5=0.2"))
     with pytest.raises(InvalidRequest, match="not measured at the epsilon .* but at 4/255"):
         measured(REPORT, parse_condition("pgd@2/255=0.2"))
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd@1/510=0.2", "worst@0.1=0.2", "fgsm@0.0123=0.2", "pgd-l2@12.34567=0.2"]
+)
+def test_the_sizes_that_it_asks_for_can_be_given_as_it_writes_them(text):
+    condition = parse_condition(text)
+    with pytest.raises(InvalidRequest) as refused:
+        check(condition, AnalysisConfig(data="photos").thoroughness())
+    (flags,) = re.findall("add (.*)", str(refused.value))
+    given = _parser().parse_args(["pets", "--data", "photos", *flags.split()])
+    config = AnalysisConfig(data="photos", linf=given.linf, l2=given.l2)
+    check(condition, config.thoroughness())
+
+
+def test_a_size_is_read_as_a_report_writes_it():
+    assert parse_condition(f"worst@{k255(0.1)}=0.2").epsilon == pytest.approx(0.1)
+    assert parse_condition("worst@0.5/255=0.2").epsilon == 0.5 / 255
+    with pytest.raises(InvalidRequest):
+        parse_condition("worst@1/2/3=0.2")

@@ -17,6 +17,7 @@ from trainer.training import Epoch
 def test_a_defence_is_read_from_its_text():
     assert parse_defence("pgd-3@4/255") == Defence(steps=3, epsilon=4 / 255)
     assert parse_defence("fast@0.01") == Defence(steps=1, epsilon=0.01)
+    assert parse_defence("pgd-10@0.5/255") == Defence(steps=10, epsilon=0.5 / 255)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ if __name__ == "__main__":  # as the command does: a package that is missing is 
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 from serving.access import add_access_flags
 from serving.launch import go_on
-from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON, k255
+from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON, k255, read_epsilon
 
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
@@ -118,8 +117,8 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
 
     def read(text: str) -> tuple[float, ...]:
         try:
-            sizes = sorted({float(Fraction(part.strip())) for part in text.split(",")})
-        except (ValueError, ZeroDivisionError, OverflowError):
+            sizes = sorted({read_epsilon(part) for part in text.split(",")})
+        except ValueError:
             sizes = [0.0]
         if not 0 < sizes[0] <= sizes[-1] <= most:
             raise argparse.ArgumentTypeError(

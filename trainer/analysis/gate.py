@@ -4,12 +4,11 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from serving.errors import InvalidRequest
 from trainer.analysis.plans import plans
-from trainer.analysis.settings import Budget
+from trainer.analysis.settings import Budget, read_epsilon
 
 WORST = "worst"
 _CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<epsilon>[0-9./]+))?=(?P<least>[0-9.]+)")
@@ -34,11 +33,11 @@ def parse_condition(text: str) -> Condition:
     try:
         if match is None:
             raise ValueError
-        epsilon = float(Fraction(match["epsilon"])) if match["epsilon"] else None
+        epsilon = read_epsilon(match["epsilon"]) if match["epsilon"] else None
         least = float(match["least"])
         if not 0 <= least <= 1 or (epsilon is None) != (match["what"] in ("clean", "corruptions")):
             raise ValueError
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise InvalidRequest(
             f"expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY or corruptions=ACCURACY, such as "
             f"pgd@4/255=0.2; got {text!r}"
@@ -83,7 +82,7 @@ def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[s
         if abs(epsilon - condition.epsilon) < 1e-6:
             return name, e
     l2 = "-l2" in name
-    unit = (lambda e: f"{e:g}") if l2 else (lambda e: f"{255 * e:.4g}/255")
+    unit = (lambda e: f"{e:.10g}") if l2 else (lambda e: f"{255 * e:.10g}/255")  # to be given so
     wanted = ",".join(map(unit, sorted({*sizes[name], condition.epsilon})))
     raise InvalidRequest(
         f"{name} is not measured at the epsilon of {condition.text!r}, but at "

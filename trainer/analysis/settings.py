@@ -12,6 +12,15 @@ def k255(epsilon: float) -> str:
     return f"{255 * epsilon:.3g}/255"
 
 
+def read_epsilon(text: str) -> float:
+    """Of `4/255`, or `0.0157`; and of `0.5/255`, for k255 says such. Raises ValueError."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1.0)
+    except ZeroDivisionError as error:
+        raise ValueError(text) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     photos: int | None  # at most so many, spread over the classes; None: all
