@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -130,11 +131,32 @@ def advised(error: Exception, options: argparse.Namespace) -> str:
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
+    credentials = grpc.ssl_channel_credentials(
         root_certificates=_read(tls.ca),
         private_key=_read(tls.key),
         certificate_chain=_read(tls.cert),
     )
+    _check(tls)
+    return credentials
+
+
+def _check(tls: Tls) -> None:
+    """Raises InvalidRequest for a file that holds something else: to gRPC it would be a server that
+    does not answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if tls.ca:
+            context.load_verify_locations(tls.ca)
+    except ssl.SSLError as error:
+        raise InvalidRequest(f"{tls.ca} holds no certificate in PEM") from error
+    try:
+        if tls.cert:
+            # A key with a passphrase would have OpenSSL ask the terminal.
+            context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise InvalidRequest(
+            f"{tls.cert} and {tls.key} are no certificate and its key in PEM, without a passphrase"
+        ) from error
 
 
 def _read(path: str) -> bytes | None:

@@ -75,10 +75,7 @@ def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
             raise InvalidRequest(
                 "--out must be empty or hold a job of classify to go on with"
             ) from None
-        if not 0 <= wanted.top_k <= labels:
-            raise InvalidRequest(
-                f"--top-k must be 0 to {labels}, the number of labels; got {wanted.top_k}"
-            ) from None
+        check_top_k(wanted.top_k, labels)
         out.create(PLAN, (json.dumps(dataclasses.asdict(wanted), indent=2) + "\n").encode())
         begun = _read(out)  # that of another machine, if it was first
     if wanted.asked in ("", begun.asked):
@@ -98,6 +95,12 @@ def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
             "choose another --out"
         )
     return begun
+
+
+def check_top_k(top_k: int, labels: int) -> None:
+    """Raises InvalidRequest if it is more than a version with so many labels can give."""
+    if not 0 <= top_k <= labels:
+        raise InvalidRequest(f"--top-k must be 0 to {labels}, the number of labels; got {top_k}")
 
 
 def _read(out: Place) -> Plan:

@@ -27,7 +27,7 @@ from serving.access import access_of, add_access_flags, advised
 from serving.answer_text import TABLE_HEADER, csv_header, csv_lines, json_line, line, table_rows
 from serving.answers import StreamedResult
 from serving.batch_job import first_error, run_job
-from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, digest_of
+from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, check_top_k, digest_of
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
@@ -82,6 +82,9 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
     """Print the answer for each path, in their order; returns how many have none."""
     async with _client(options) as client:
         model = options.model or await _only_model(client)
+        if options.top_k not in (0, 1):  # else the one mistake would be told of each photo
+            labels = (await client.get_model(model, options.version)).labels
+            check_top_k(options.top_k, len(labels))
         answers = client.stream(
             paths,
             model=model,

@@ -232,6 +232,11 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(
         (["{photo}", "--version", "9"], "error: model 'pets' has no version or alias '9'"),
         (["{photo}", "--json", "--csv"], "error: argument --csv: not allowed with"),
         (["{photo}", "--top-k", "x"], "error: argument --top-k: invalid int value"),
+        (["{photo}", "--top-k", "3"], "error: --top-k must be 0 to 2, the number of labels; got 3"),
+        (
+            ["{photo}", "--top-k", "-1"],
+            "error: --top-k must be 0 to 2, the number of labels; got -",
+        ),
         (["{photo}", "--in-flight", "0"], "error: --in-flight must be 1 or more"),
         (["{photo}", "--timeout", "-1"], "error: --timeout must be more than 0"),
         (["{photo}", "--timeout", "inf"], "error: --timeout must be more than 0 seconds and fin"),

@@ -283,6 +283,20 @@ def test_half_of_the_settings_is_refused(authority: Authority) -> None:
         Client("localhost:1", tls=Tls(ca="nowhere.pem"))
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_file_of_a_client_that_holds_something_else_is_told(
+    kind: type, authority: Authority, tmp_path: Path
+) -> None:
+    """And not a server that does not answer."""
+    junk, own, other = tmp_path / "junk", authority.sign("own"), authority.sign("other")
+    junk.write_text("junk")
+    with pytest.raises(InvalidRequest, match="junk holds no certificate in PEM"):
+        kind("localhost:1", tls=Tls(ca=str(junk)))
+    for cert, key in ((own.cert, other.key), (junk, own.key), (own.cert, junk)):
+        with pytest.raises(InvalidRequest, match=f"{cert} and {key} are no certificate and its"):
+            kind("localhost:1", tls=Tls(cert=str(cert), key=str(key)))
+
+
 async def test_the_commands_take_certificates(
     models: Path, authority: Authority, tmp_path: Path
 ) -> None:
