@@ -48,7 +48,7 @@ class Admission:
                 retry_after_s=self._promise(photos, now),
             )
         left_s = deadline - now
-        if self.photos and self._answered_in_s(self.photos + photos) > left_s:
+        if self._answered_in_s(self.photos + photos) > left_s:
             self._refuse_hopeless(photos, caller, priority, left_s)
         if self.photos == 0:
             self._since = now

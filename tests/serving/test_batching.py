@@ -602,6 +602,14 @@ def test_all_of_high_priority_is_before_a_call_of_low_priority() -> None:
     admission.enter(1, deadline, "b", Priority.HIGH)  # takes turns with those twenty
 
 
+def test_photos_that_none_wait_behind_make_the_estimate_no_higher() -> None:
+    admission, at = Admission(8), time.monotonic()
+    admission.enter(4, math.inf, "a", Priority.HIGH)
+    admission.photo_s = 0.01
+    admission.answered(4, at + 8)
+    assert admission.photo_s == 0.01
+
+
 def test_who_comes_while_others_wait_makes_photos_no_faster() -> None:
     admission, at = Admission(8), time.monotonic()
     admission.enter(4, math.inf, "a", Priority.HIGH)

@@ -202,6 +202,8 @@ async def test_an_error_is_short_enough_to_arrive(
     error = await refusal(stub.Classify(pb.ClassifyRequest(model="x", images=[b""])))
     assert error.code() is Code.NOT_FOUND
     assert error.details().endswith("customer-model-number-0019 and 780 more")
+    # And holds nothing that has gRPC's own retries come at once.
+    assert "grpc-retry-pushback-ms" not in dict(error.trailing_metadata())
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "🐈" * 100_000])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from serving.errors import first_line, listed
+from serving.errors import InvalidRequest, first_line, listed
+from serving.status import failure_of
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,9 @@ def test_long_lists_end(names: list[object], most: int, text: str) -> None:
 )
 def test_of_an_errors_pages_the_first_line_is_told(said: object, text: str) -> None:
     assert first_line(said) == text
+
+
+@pytest.mark.parametrize("letters", range(3))
+def test_what_is_too_long_to_be_told_is_cut_between_two_characters(letters: int) -> None:
+    told = failure_of(InvalidRequest("a" * letters + "猫" * 1000)).message  # of three bytes each
+    assert told.endswith("猫...") and 990 < len(told.encode()) <= 1003

@@ -157,6 +157,10 @@ WRONG = [
         altered(raw_photos, lambda r: r.raw_input_contents.__setitem__(0, b"\x01")),
         "ends within an element",
     ),
+    (
+        altered(raw_photos, lambda r: r.raw_input_contents.__setitem__(0, b"\x05\0\0\0")),
+        "input 'image' ends within an element",
+    ),
     (change(typed_photos, shape=[0]), "the call holds no photos"),
     (altered(raw_photos, lambda r: r.outputs.add(name="scores")), "there is no output 'scores'"),
     (

@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serving.errors import NotFound
+from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
 from tests.conftest import ROOT, running_server
 from tests.tiny import build_version
 
 PUBLISH_MANY = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tests.tiny import build_version
 for seed in range(8):
@@ -46,6 +49,26 @@ def test_publishers_at_once_get_a_number_each(tmp_path: Path) -> None:
     assert repository.versions("pets") == list(range(1, 17))
     assert all(repository.verify("pets", version) == [] for version in range(1, 17))
     assert not list((tmp_path / "pets").glob(".staging-*"))
+
+
+def test_a_publisher_whose_number_another_takes_gets_the_next(tmp_path: Path) -> None:
+    build_version(tmp_path, "pets")
+    repository, tried = Repository(tmp_path), []
+    manifest = repository.manifest("pets", 1)
+
+    def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
+        if not tried:
+            build_version(tmp_path, "pets", seed=1)
+        tried.append(number)
+        return replace(manifest, version=number, files=files)
+
+    with repository.staging("pets") as folder:
+        for file in manifest.files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(repository.read_file(manifest, file))
+        assert repository.publish("pets", folder, describe).version == 3
+    assert tried == [2, 3]
+    assert [repository.verify("pets", version) for version in (1, 2, 3)] == [[], [], []]
 
 
 async def test_a_publisher_killed_before_the_rename_leaves_nothing_to_load(tmp_path: Path) -> None:
