@@ -1,5 +1,7 @@
 """A version's verdict, and how much of the photos the net is shown at once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from serving.storage import open_repository
 from trainer.analysis import compare, study
 from trainer.analysis.differentiable import input_gradient, logits_of
 from trainer.analysis.plans import plans
+from trainer.analysis.robustness import size_of
 from trainer.analysis.settings import BUDGETS
 from trainer.analysis.subject import load_subject
-from trainer.analysis.sweep import sweep
+from trainer.analysis.sweep import smallest, sweep
 
 
 @pytest.fixture
@@ -79,6 +82,39 @@ def test_square_asks_the_served_file(subject, monkeypatch):
     monkeypatch.setattr(subject.asked, "forward", counting)
     sweep(plan, subject, pictures, labels, 1 - labels, torch.Generator().manual_seed(0))
     assert len(asked) > 3
+
+
+@pytest.fixture
+def photographed(subject):
+    """Pictures of noise, and what the served file takes them for."""
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    return pictures, subject.verdict(pictures).argmax(axis=1)
+
+
+def test_what_falls_at_one_size_has_fallen_at_all_larger_ones(subject, photographed):
+    pictures, labels = photographed
+    sizes = (1 / 255, 8 / 255, 32 / 255)
+    plan = next(plan for plan in plans(BUDGETS["quick"]) if plan.key == "pgd-linf")
+    plan = dataclasses.replace(plan, epsilons=sizes)
+    made = sweep(plan, subject, pictures, labels, 1 - labels, torch.Generator().manual_seed(0))
+    turned, at = made["served"][:, 0].argmax(axis=2) != labels, made["turned_at"]
+    assert np.array_equal(turned, np.arange(3)[:, None] >= at)
+    assert 0 < turned.sum() < turned.size and len(set(at)) > 1
+    assert np.array_equal(subject.verdict(made["adversarial"]), made["served"][-1, 0])
+    change = np.abs(made["adversarial"].astype(int) - pictures).max(axis=(1, 2, 3))
+    assert (change <= 255 * np.array([*sizes, sizes[-1]])[at] + 1e-6).all()
+
+
+def test_the_size_of_the_smallest_is_of_a_picture_that_turns_the_served_file(subject, photographed):
+    pictures, labels = photographed
+    for norm in ("linf", "l2"):
+        made = smallest(norm, subject, pictures, labels, steps=5)
+        turned = subject.verdict(made["adversarial"]).argmax(axis=1) != labels
+        assert np.array_equal(np.isfinite(made["size"]), turned) and turned.any()
+        sizes = [size_of(*pair) for pair in zip(pictures, made["adversarial"], strict=True)]
+        assert np.array_equal(made["size"][turned], np.array(sizes)[turned, int(norm == "l2")])
+    never = smallest("linf", subject, pictures, labels, steps=0)["size"]
+    assert np.isinf(never).all()
 
 
 def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch):
