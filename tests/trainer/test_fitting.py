@@ -39,6 +39,7 @@ def test_the_probe_gives_way_to_a_gain_that_is_hardly_chance_and_to_no_other(
     monkeypatch.setattr("trainer.fitting.chance_of_gain", gained)
     fitted = fit(run)
     assert fitted.how.startswith("linear probe" if kept else "fine-tuned")
+    assert [epoch.epoch for epoch in fitted.history] == [0, 1]
     head = run.classifier.head.weight.detach().numpy()
     assert np.allclose(head, probe.head.weight, rtol=1e-3) is kept
     if kept:
