@@ -181,7 +181,9 @@ def test_where_a_ball_does_not_suffice_the_attempt_goes_as_far_as_it_does(name):
     goal, ball = Goal(labels=torch.tensor([0])), Ball(norm="linf", epsilon=2 / 255)
     result = ATTACKS[name](model, original, goal, ball)
     assert not result.success.any()
-    assert torch.equal(levels(result.adversarial), 128 + 2 * weight.sign().view_as(original).long())
+    corner = 128 + 2 * weight.sign().view_as(original).long()
+    assert torch.equal(levels(result.adversarial), corner)
+    assert torch.equal(levels(pgd_to_the_end(model, original, goal, ball, steps=1)), corner)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

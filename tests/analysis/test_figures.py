@@ -87,7 +87,11 @@ def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
     scores = np.tile(np.float32(CAT), (20, 1))
     photos = Clean(served=scores[None], torched=scores, labels=np.zeros(20, np.int64))
     pieces = {str(kind): {"served": each} for kind, each in enumerate(said)}
-    assert assemble.corruption_section(pieces, photos, "")[0]["mean_accuracy"] == 0.6
+    section, _ = assemble.corruption_section(pieces, photos, "")
+    assert section["mean_accuracy"] == 0.6 and section["drop"] == pytest.approx(0.4)
+    of_kinds = right.reshape(15, 5, 20).mean(axis=2)
+    assert np.allclose([each["accuracy"] for each in section["kinds"]], of_kinds)
+    assert np.allclose([each["mean"] for each in section["kinds"]], of_kinds.mean(axis=1))
 
 
 def test_a_net_that_does_better_on_corrupted_photos_is_not_said_to_be_below():
@@ -285,7 +289,12 @@ def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pr
             curve("pgd-linf", pgd),
             curve("square-linf", square, knowledge="black-box"),
         ],
-        "worst_case": {"linf": [{"epsilon": REFERENCE_EPSILON, "accuracy": worst}]},
+        "worst_case": {
+            "linf": [
+                {"epsilon": EPSILONS[0], "accuracy": 0.2},
+                {"epsilon": REFERENCE_EPSILON, "accuracy": worst},
+            ]
+        },
     }
 
 

@@ -109,6 +109,7 @@ def test_the_class_becomes_likelier_and_the_figures_are_of_the_8_bit_picture(rec
     assert torch.equal(made.frames[-1], made.pictures)
     assert len(made.curve) == len(made.curve_steps) and torch.equal(made.curve[-1], shown)
     assert (made.curve_steps[0], made.curve_steps[-1]) == (0, made.frame_steps[-1])
+    assert len(made.curve_steps) > 30
 
 
 @pytest.mark.parametrize("draw", [fourier, lesson])

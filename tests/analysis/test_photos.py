@@ -36,13 +36,20 @@ def split_of(tested: list[str], trained: list[str]) -> dict[str, dict[str, list[
     }
 
 
-def load(tmp_path: Path, data: Path, split: dict[str, dict[str, list[str]]]) -> Photos:
+def load(
+    tmp_path: Path,
+    data: Path,
+    split: dict[str, dict[str, list[str]]],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Photos:
     """The photos of `data` for a version that was made with this split."""
     extra = {"split.json": json.dumps(split).encode()}
     build_version(tmp_path / "models", "pets", extra_files=extra)
     repository = Repository(tmp_path / "models")
     manifest = repository.manifest("pets", 1)
-    return load_photos(data, repository, manifest, limit=None, seed=0, workers=2)
+    return load_photos(data, repository, manifest, limit=limit, seed=seed, workers=2)
 
 
 def test_photos_that_the_version_may_have_been_trained_on_are_counted(tmp_path, files):
@@ -52,9 +59,29 @@ def test_photos_that_the_version_may_have_been_trained_on_are_counted(tmp_path, 
     def in_folder(folder: str, names: list[str]) -> dict[str, list[str]]:
         return {label: [f"{folder}/{n}" for n in names if n.startswith(label)] for label in LABELS}
 
-    split = {"train": in_folder("train", trained), "val": {}, "test": in_folder("test", files[:3])}
+    both = [*trained, files[0]]  # of a name that is in either, it is not known which one it is
+    split = {"train": in_folder("train", both), "val": {}, "test": in_folder("test", files[:3])}
     photos = load(tmp_path, tmp_path / "photos", split)
     assert len(photos.files) == 12 and photos.known == 6
+
+
+def test_of_more_than_are_asked_for_the_seed_draws_classes_by_turns(tmp_path, files):
+    def drawn(limit: int, seed: int = 0) -> list[str]:
+        place = tmp_path / f"{limit}-{seed}"
+        photos = load(place, tmp_path / "photos", split_of([], []), limit=limit, seed=seed)
+        return list(photos.files)
+
+    assert sorted(drawn(100)) == sorted(drawn(12)) == sorted(files)
+    some = drawn(6)
+    assert [sum(name.startswith(label) for name in some) for label in LABELS[:2]] == [3, 3]
+    assert set(some) < set(files) and set(drawn(6, seed=1)) != set(some)
+
+
+def test_a_file_that_is_no_picture_is_left_out_and_named(tmp_path, files):
+    (tmp_path / "photos" / LABELS[0] / "broken.jpg").write_bytes(b"no picture")
+    photos = load(tmp_path, tmp_path / "photos", split_of([], []))
+    assert sorted(photos.files) == sorted(files)
+    assert [each.file for each in photos.left_out] == [f"{LABELS[0]}/broken.jpg"]
 
 
 def test_photos_that_the_version_was_trained_on_are_known_under_other_names(tmp_path, files):

@@ -1,16 +1,24 @@
 """A version's verdict, and how much of the photos the net is shown at once."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from serving.modelspec import Preprocessing
 from serving.storage import open_repository
+from tests.analysis.nets import convnet, pictures
 from trainer.analysis import compare, study
 from trainer.analysis.differentiable import input_gradient, logits_of
+from trainer.analysis.lattice import from_uint8, to_uint8
+from trainer.analysis.photos import load_photos
 from trainer.analysis.plans import plans
+from trainer.analysis.robustness import size_of
 from trainer.analysis.settings import BUDGETS
-from trainer.analysis.subject import load_subject
-from trainer.analysis.sweep import sweep
+from trainer.analysis.subject import Subject, load_subject
+from trainer.analysis.sweep import smallest, surest, sweep
 
 
 @pytest.fixture
@@ -81,7 +89,61 @@ def test_square_asks_the_served_file(subject, monkeypatch):
     assert len(asked) > 3
 
 
-def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch):
+class _Runner:
+    """Answers as a served file does, by the net itself."""
+
+    def __init__(self, net):
+        self._net = net
+
+    def run(self, pixels):
+        logits = logits_of(self._net, from_uint8(torch.from_numpy(pixels)))
+        return logits.softmax(dim=1).numpy(), logits.numpy()
+
+
+@pytest.fixture
+def photographed():
+    """A net of four classes, pictures, and what it takes them for."""
+    net = convnet(4)
+    spec = Preprocessing(size=32, interpolation="bilinear")
+    manifest = SimpleNamespace(labels=tuple("abcd"), preprocessing=spec)
+    runners = {"fp32": _Runner(net)}
+    subject = Subject(manifest=manifest, net=net, model=net, asked=net, runners=runners)
+    shown = to_uint8(pictures(12, 32)).numpy()
+    return subject, shown, subject.verdict(shown).argmax(axis=1)
+
+
+@pytest.mark.parametrize("attack", ["pgd-linf", "pgd-linf-targeted"])
+def test_what_falls_at_one_size_has_fallen_at_all_larger_ones(photographed, attack):
+    subject, shown, labels = photographed
+    targets = (labels + 1) % 4
+    sizes = (1 / 255, 8 / 255, 32 / 255)
+    plan = next(plan for plan in plans(BUDGETS["quick"]) if plan.key == attack)
+    plan = dataclasses.replace(plan, epsilons=sizes)
+    made = sweep(plan, subject, shown, labels, targets, torch.Generator().manual_seed(0))
+    said, at = made["served"][:, 0].argmax(axis=2), made["turned_at"]
+    turned = said == targets if plan.targeted else said != labels
+    assert np.array_equal(turned, np.arange(3)[:, None] >= at)
+    assert 0 < turned.sum() < turned.size and len(set(at)) > 1
+    assert np.allclose(subject.verdict(made["adversarial"]), made["served"][-1, 0], atol=1e-5)
+    change = np.abs(made["adversarial"].astype(int) - shown).max(axis=(1, 2, 3))
+    assert (change <= 255 * np.array([*sizes, sizes[-1]])[at] + 1e-6).all()
+
+
+def test_the_size_of_the_smallest_is_of_a_picture_that_turns_the_served_file(photographed):
+    subject, shown, labels = photographed
+    for norm in ("linf", "l2"):
+        made = smallest(norm, subject, shown, labels, steps=5)
+        turned = subject.verdict(made["adversarial"]).argmax(axis=1) != labels
+        assert np.array_equal(np.isfinite(made["size"]), turned) and turned.any()
+        sizes = [size_of(*pair) for pair in zip(shown, made["adversarial"], strict=True)]
+        assert np.array_equal(made["size"][turned], np.array(sizes)[turned, int(norm == "l2")])
+    never = smallest("linf", subject, shown, labels, steps=0)["size"]
+    assert np.isinf(never).all()
+
+
+def test_versions_are_compared_as_they_are_attacked_on_chunks_of_the_photos(
+    trained_once, subject, monkeypatch
+):
     seen = []
 
     def watched(*arguments):
@@ -104,6 +166,21 @@ def test_versions_are_compared_on_chunks_of_the_photos(trained_once, monkeypatch
         )
 
     whole = compared(32)
+    repository = open_repository(str(trained_once.models))
+    manifest = repository.manifest("cartoon", 1)
+    judged = load_photos(
+        str(trained_once.data), repository, manifest, limit=12, seed=0, workers=1
+    )  # fmt: skip
+    right = subject.verdict(judged.pixels).argmax(axis=1) == judged.labels
+    asked = judged.pixels[right], judged.labels[right]
+    pgd = next(plan for plan in plans(BUDGETS["quick"]) if plan.key == "pgd-linf")
+    at = sweep(pgd, subject, *asked, 1 - asked[1], torch.Generator())["turned_at"]
+    for version in whole["versions"]:
+        assert version["clean"]["correct"] == right.sum() == whole["both_right"]
+        left = [point["correct"] for point in version["robust"]]
+        assert left == [np.sum(at > e) for e in range(len(pgd.epsilons))]
+    to_the_end = surest(subject, *asked, BUDGETS["quick"].pgd_steps)["served"][0].argmax(axis=1)
+    assert np.array(whole["transfer"]) == pytest.approx(np.mean(to_the_end != asked[1]))
     seen.clear()
     assert compared(5) == whole and max(seen) <= 12
     assert {5, 2} <= set(seen), "attacked five at a time"

@@ -121,6 +121,8 @@ def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
     assert section["curves"]["right"][0] == 1.0 and section["curves"]["right"][-1] == 0.0
     shown = [row["threshold"] for row in section["thresholds"]]
     assert shown[0] == pytest.approx(0.6) and shown[2] is None
+    first = section["thresholds"][0]
+    assert (first["answered"], first["measured"]) == (1.0, 1.0)
     assert section["thresholds"][2]["needed"] == np.ceil(np.log(0.05 / LOOKS) / np.log(0.99))
 
 

@@ -1,5 +1,7 @@
 """Adversarial training: its schedule, its adversary, and what it buys."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from torch import nn
 
 from serving.errors import InvalidRequest
 from tests.trainer.conftest import MakePhotos
-from tests.trainer.test_training import Run
+from tests.trainer.test_training import Run, solve_head
 from trainer.adversarial import Adversary, epsilon_at
 from trainer.config import TrainConfig
+from trainer.console import Console
 from trainer.defence import Defence, parse_defence
+from trainer.errors import FailedCheck
+from trainer.fitting import _fine_tune
 from trainer.training import Epoch
 
 
@@ -164,6 +169,14 @@ def test_where_classes_are_balanced_one_label_for_all_is_robust_to_no_avail(phot
     assert first.val_robust_recall == first.val_mean_recall == 0.5
     later = Epoch(1, 0.5, 0.9, 0.6, 0.9, 0.4, val_mean_recall=0.9, val_robust_recall=0.4)
     assert later.better_than(first) and not first.better_than(later)
+
+
+def test_a_net_that_the_training_made_no_harder_to_fool_is_not_said_to_be(photos: MakePhotos):
+    run: Any = Run(photos, "tiny", epochs=1, batch_size=8, adversarial="fast@0.003")
+    solve_head(run, 30)  # so that nothing can be better than epoch 0
+    run.console, run.track, run.recorded = Console(to_stderr=True), None, None
+    with pytest.raises(FailedCheck, match="against fast@0.003 made the net no better on val in 1"):
+        _fine_tune(run)
 
 
 def test_it_buys_robust_accuracy(photos: MakePhotos):

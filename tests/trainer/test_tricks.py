@@ -268,6 +268,19 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole():
     assert torch.allclose(a_step(amp="bf16"), a_step(), rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_step_tells_the_sum_of_the_losses_and_how_many_were_right(parts: int):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    inputs, labels = torch.randn(7, 5) * 4, torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    logits = model(inputs).detach()
+    right = int((logits.argmax(dim=1) == labels).sum())
+    assert 0 < right < 7
+    step = step_on(model, torch.optim.SGD(model.parameters(), lr=0.5), parts=parts)
+    expected = float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    assert step(inputs, labels, labels, None, 7) == (pytest.approx(expected), right)
+
+
 def test_smoothing_and_weights_are_those_of_the_formula():
     def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         log_p = model(inputs).log_softmax(dim=1)
