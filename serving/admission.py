@@ -20,6 +20,11 @@ _SMOOTHING = 0.05  # weight of the newest photo in the running estimate of secon
 _MARGIN = 1.1
 
 
+def places_of_one(max_queue: int) -> int:
+    """How many a caller can have by calls of one photo, where there is no other."""
+    return (max_queue + 1) // 2
+
+
 class Admission:
     """Belongs to the event loop."""
 

@@ -9,8 +9,18 @@ from serving.errors import Unavailable
 from serving.settings import ServerSettings
 
 
+def check_port_file(settings: ServerSettings) -> None:
+    """Raises Unavailable where it is known already that there can be none."""
+    path = Path(settings.port_file)
+    if settings.port_file and not path.parent.is_dir():
+        raise Unavailable(f"the port file can't be written: there is no folder {path.parent}")
+    if settings.port_file and path.is_dir():
+        raise Unavailable(f"the port file can't be written: {path} is a folder")
+
+
 def withdraw(settings: ServerSettings) -> None:
     """Remove the port file that an earlier server has left. Raises Unavailable."""
+    check_port_file(settings)
     if settings.port_file:
         try:
             Path(settings.port_file).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
-from serving.announcement import announce, withdraw
+from serving.announcement import announce, check_port_file, withdraw
 from serving.catalogue import Catalogue
 from serving.commandline import fail, reader_may_leave
 from serving.cores import usable_cores
@@ -81,10 +81,12 @@ async def check(settings: ServerSettings) -> bool:
     """Whether `serve` would serve all that these settings ask for; says what it would, and not.
 
     Loads and proves it, and listens nowhere: a server may be there. Raises what Server.load raises,
-    InvalidRequest, Unavailable for an address that is not one of this machine.
+    InvalidRequest, Unavailable for an address that is not one of this machine, or a port file that
+    can't be written.
     """
     if settings.tls_files:
         ShownCertificate(settings.tls_files)
+    check_port_file(settings)
     for name, host, port in settings.places:
         asked_for = (name == "port" or port) and host not in EVERY_NETWORK
         if asked_for and (why := obstacle(host, 0)):

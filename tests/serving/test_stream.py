@@ -79,10 +79,20 @@ async def test_an_empty_stream_ends(stub) -> None:
     assert await call.code() is Code.OK
 
 
-async def test_no_more_is_read_than_may_be_in_flight(models: Path) -> None:
-    """The rest waits with the caller, whose writes are held back: memory here stays bounded."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_stream_in_flight": 3},
+        {"max_queue": 5, "max_photos": 5, "max_batch": 4},  # which no caller alone has all of
+    ],
+)
+async def test_no_more_is_read_than_may_be_in_flight(
+    models: Path, settings: dict[str, int]
+) -> None:
+    """The rest waits with the caller, whose writes are held back: memory here stays bounded, and
+    nothing is refused."""
     async with (
-        running_server(models, max_stream_in_flight=3) as running,
+        running_server(models, **settings) as running,
         grpc.aio.insecure_channel(running.address) as channel,
     ):
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
@@ -95,7 +105,9 @@ async def test_no_more_is_read_than_may_be_in_flight(models: Path) -> None:
         await asyncio.sleep(0.1)
         await held.admitted(3)
         held.release()
-        assert sorted(await answers(call)) == list(range(10))
+        found = await answers(call)
+        assert sorted(found) == list(range(10))
+        assert all(answer.HasField("response") for answer in found.values())
 
 
 async def written(stub, count: int, **how: object) -> grpc.aio.Call:
