@@ -61,6 +61,8 @@ def test_the_fields_of_a_newer_protocol_are_passed_over(unknown: bytes) -> None:
     assert got.pixels is not None and len(got.pixels) == 100_000
     request.inputs[0].contents.ClearField("uint_contents")
     assert got.message.SerializeToString() == request.SerializeToString() + unknown * 2
+    request.raw_input_contents.append(bytes(100_000))  # large enough for its parts to be counted
+    check_parts(unknown + request.SerializeToString() + unknown, FIELDS)
 
 
 @pytest.mark.parametrize(
