@@ -421,6 +421,8 @@ def test_of_abandoned_trainings_the_last_one_is_kept(tmp_path: Path):
         "seed is 3, there 1"
     ]
     assert {path for path in tmp_path.iterdir()} == {each[1].path}
+    os.utime(each[1].path, times=(0, 0))  # of those that are as old, it is the last
+    assert each[3].load() is None and each[1].path.exists()
 
 
 def test_what_a_process_killed_while_it_wrote_has_left_is_removed(tmp_path: Path):
