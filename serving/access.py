@@ -13,6 +13,7 @@ import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.errors import InvalidRequest, Unauthenticated, Unavailable
+from serving.pem import check_certificates, check_pair
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
 TRY_TLS = "if the server speaks TLS: --tls or --tls-ca FILE"
@@ -143,16 +144,14 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
 def _check(tls: Tls) -> None:
     """Raises InvalidRequest for a file that holds something else: to gRPC it would be a server that
     does not answer."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if tls.ca:
-            context.load_verify_locations(tls.ca)
+            check_certificates(tls.ca)
     except ssl.SSLError as error:
         raise InvalidRequest(f"{tls.ca} holds no certificate in PEM") from error
     try:
         if tls.cert:
-            # A key with a passphrase would have OpenSSL ask the terminal.
-            context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+            check_pair(tls.cert, tls.key)
     except ssl.SSLError as error:
         raise InvalidRequest(
             f"{tls.cert} and {tls.key} are no certificate and its key in PEM, without a passphrase"

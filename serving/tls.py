@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from serving.errors import InvalidRequest
+from serving.pem import check_certificates, check_pair
 from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
@@ -119,11 +120,9 @@ def _read(files: TlsFiles) -> Certificate:
             [(files.key.read_bytes(), files.cert.read_bytes())],
             files.client_ca.read_bytes() if files.client_ca else None,
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # A key with a passphrase would have OpenSSL ask the terminal.
-        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
+        check_pair(files.cert, files.key)
         if files.client_ca:
-            context.load_verify_locations(files.client_ca)
+            check_certificates(files.client_ca)
         begins, ends = _validity(files.cert)
         if _stamps(files) != before:
             raise InvalidRequest("the certificate files changed while they were read")
@@ -142,7 +141,7 @@ def _why(error: OSError, files: TlsFiles) -> str:
     for path in (files.cert, files.client_ca):
         try:
             if path is not None:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+                check_certificates(path)
         except OSError:
             return f"{path} holds no certificate in PEM, or not the whole of it"
     return error.reason or f"{files.key} holds no key in PEM, or one with a passphrase"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 _DAY = datetime.timedelta(days=1)
@@ -34,11 +34,20 @@ class Authority:
         self.ca.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
     def sign(
-        self, name: str, names: Sequence[str] = (), days: tuple[float, float] = (-1, 1)
+        self,
+        name: str,
+        names: Sequence[str] = (),
+        days: tuple[float, float] = (-1, 1),
+        rsa_bits: int = 0,
     ) -> Pair:
         """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name; days: from
-        now, the first and the last moment that it is valid."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        now, the first and the last moment that it is valid; rsa_bits: 0 for an elliptic curve."""
+        curve = ec.SECP256R1()
+        key = (
+            rsa.generate_private_key(65537, rsa_bits)
+            if rsa_bits
+            else ec.generate_private_key(curve)
+        )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         valid_for = [x509.DNSName(one) for one in names] or local
@@ -63,7 +72,7 @@ def serial(pem: bytes) -> int:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
     days: tuple[float, float] = (-1, 1),
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)

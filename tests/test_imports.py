@@ -188,6 +188,7 @@ def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
     what commands start with."""
     also = {
         "trainer.compare": {"storage"},
+        "trainer.listing": {"blob_cache"},
         "trainer.preparing": {"storage"},
         "trainer.train": {"launch"},
         "trainer.analysis.analyze": {"access", "launch"},

@@ -73,6 +73,17 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority(
                 await classify(running, tls)
 
 
+async def test_a_key_that_grpc_takes_is_not_too_short_for_us(
+    models: Path, authority: Authority
+) -> None:
+    """OpenSSL, which looks at the files first, refuses RSA of 1024 bits unless told otherwise."""
+    pair = authority.sign("old", rsa_bits=1024)
+    settings = tls_settings(pair, tls_client_ca=str(authority.ca))
+    async with running_server(models, **settings) as running:
+        shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
+        assert await classify(running, shown) in ("cat", "dog")
+
+
 async def test_a_renewed_authority_of_the_callers_is_taken_without_a_restart(
     models: Path, authority: Authority, tmp_path: Path
 ) -> None:
