@@ -191,12 +191,13 @@ def test_trainer_imports_only_the_contracts_of_serving(name: str) -> None:
         "trainer.listing": {"blob_cache"},
         "trainer.preparing": {"storage"},
         "trainer.train": {"launch"},
-        "trainer.analysis.analyze": {"access", "launch"},
+        "trainer.flags": {"commandline"},
+        "trainer.analysis.analyze": {"access", "commandline", "launch"},
         "trainer.analysis.carry_out": {"access", "storage"},
         "trainer.analysis.over_grpc": {"client"},
         "trainer.shard_places": {"bucket"},
         "trainer.shard_cache": {"blob_cache"},
-        "trainer.make_shards": {"bucket", "launch"},
+        "trainer.make_shards": {"bucket", "commandline", "launch"},
     }.get(name, set())
     assert of_serving(modules("trainer")[name]) <= CONTRACTS | also
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from serving.commandline import Parser
 from trainer.config import TrainConfig
 from trainer.defaults import ADVERSARIAL, FROM_SCRATCH
 from trainer.given import kinds_of_settings
@@ -102,7 +103,7 @@ _HELP = {
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = Parser(
         prog="train",
         description=_DESCRIPTION,
         epilog=_EPILOG,

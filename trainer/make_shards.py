@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.bucket import Bucket
+from serving.commandline import Parser
 from serving.errors import InvalidRequest, PawprintError
 from trainer.console import Console
 from trainer.errors import InvalidData
@@ -129,7 +130,7 @@ def _names(labels: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.make_shards",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -173,6 +173,14 @@ def test_help_waits_for_no_package_that_takes_seconds(command: str) -> None:
     assert (done.returncode, done.stderr) == (0, "") and f"usage: {command}" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["train", "analyze", "serve", "classify", "models"])
+def test_a_flag_that_is_wrong_is_one_line(command: str) -> None:
+    code = f"import sys; sys.argv = ['{command}', *{['--data', 'd', 'cats', '--nope']}]\n"
+    done = run_python("-c", f"{code}from serving.launch import {command}; sys.exit({command}())")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "") and line.startswith("error: ")
+
+
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:
     code = (
         "import sys; sys.modules['serving.commandline'] = None\n"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serving.access import add_access_flags
+from serving.commandline import Parser
 from serving.launch import go_on
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON, k255, read_epsilon
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="analyze",
         description="Measure how far a published version can be trusted: attacks, corruptions, "
         "calibration, and what its classes look like to it. Judged on the served ONNX files.",
