@@ -1,21 +1,19 @@
-"""Whether a running server would notice that its photos have changed, with no label given to it:
-the mean of the first label's probability beside the accuracy that the version was published with.
+"""Whether a running server would notice that its photos have changed, though nobody labels them.
 
     python benchmarks/drift.py MODELS NAME TEST_PHOTOS
 
-TEST_PHOTOS: a folder for each class. Each corruption and severity stands for an hour of changed
-photos, and so does each kind of picture that shows nothing. Counted is how many of them lie below
-what the version was published with (accuracy less calibration error) by each margin, as the alert
-of deploy/monitoring/alerts.yaml does. Judged by the fp32 file, after its own preprocessing.
+TEST_PHOTOS: a folder for each class. Each corruption and severity stands for some hours of changed
+photos, and so does each kind of picture that shows nothing. Looked at is the mean probability of
+the first label, and counted how many lie below what the version was published with (accuracy less
+calibration error) by each margin, as the alert of deploy/monitoring/alerts.yaml does. Judged by the
+fp32 file, after its own preprocessing.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
-from limit import engine_of
+from limit import engine_of, parser_of
 
 from serving.commandline import aligned
 from serving.engine import Engine
@@ -45,13 +43,7 @@ def corrupted(kind: str, severity: int) -> Change:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("photos", type=Path)
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     engine = engine_of(options.models, options.name, "fp32", 1)
     manifest = engine.manifest
     paths = photo_paths([options.photos])
