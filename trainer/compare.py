@@ -81,7 +81,7 @@ def configurations(
     settings: Mapping[str, Any], make: Callable[[Mapping[str, Any]], TrainConfig]
 ) -> dict[str, TrainConfig]:
     """way -> its settings, of one backbone and size. Raises InvalidRequest."""
-    for name in ("teacher", "adversarial", "wise_ft"):
+    for name in ("teacher", "adversarial", "wise_ft", "drop_label_errors"):
         if settings.get(name):
             flag = name.replace("_", "-")
             raise InvalidRequest(f"--compare can't be given --{flag}, which not all four ways have")

@@ -32,6 +32,7 @@ class TrainConfig:
     interpolation: str = "bilinear"
     seed: int = 0
     strict: bool = False  # fail if any file has to be left out
+    drop_label_errors: bool = False  # learn from no photo whose label is probably wrong
     val_fraction: float = 0.15  # split off where no val folder is given
     test_fraction: float = 0.15  # split off where no test folder is given
     epochs: int = 6  # of fine-tuning after the probe (0: the probe alone), or from scratch
@@ -127,6 +128,11 @@ class TrainConfig:
             raise InvalidRequest(
                 "wise_ft needs a probe to start from: not with weights none, head_solver none or "
                 "adversarial"
+            )
+        if self.drop_label_errors and not self.probes:
+            raise InvalidRequest(
+                "drop_label_errors needs a probe to find them: not with weights none or "
+                "head_solver none"
             )
         _range("teacher_share", self.teacher_share, 0.0, 1.0)
         _range("teacher_temperature", self.teacher_temperature, 0.1, 100.0)

@@ -35,6 +35,17 @@ class NearDuplicate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelError:
+    """A photo whose label is probably wrong."""
+
+    photo: Photo
+    split: str
+    looks_like: int  # a label
+    probability: float  # that it is wrong
+    dropped: bool  # from its split
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhotoData:
     labels: tuple[str, ...]  # sorted; a photo's label is an index into it
     splits: dict[str, tuple[Photo, ...]]  # train, val, test
@@ -45,6 +56,12 @@ class PhotoData:
     alike: tuple[NearDuplicate, ...]  # across splits
     at_odds: tuple[NearDuplicate, ...]  # under two labels
     squares: Pictures  # as the server would see them
+    label_errors: tuple[LabelError, ...] = ()  # the surest first; none until they are looked for
+
+    @property
+    def learnt_from(self) -> tuple[Photo, ...]:
+        """Train and val: what is published may have seen them."""
+        return self.splits["train"] + self.splits["val"]
 
     def targets(self, split: str) -> Ints:
         """int64 [n]."""

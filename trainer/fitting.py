@@ -1,6 +1,7 @@
 """The ways of transfer learning: a probe, fine-tuning from it, or a head drawn at random."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -13,14 +14,16 @@ from trainer.backbones import Classifier
 from trainer.balance import photo_weights
 from trainer.calibration import fit_temperature
 from trainer.config import TrainConfig
+from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import FeatureNet, cache_of, extract, in_torch
 from trainer.graph_cache import graph_cache_of
 from trainer.head_steps import solver_by_steps
+from trainer.label_errors import LABEL_ERRORS, with_label_errors
 from trainer.learner import Learner
-from trainer.metrics import chance_of_balanced_gain, chance_of_gain, mean_recall
+from trainer.metrics import Floats, chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.pictures import for_augmentation
 from trainer.preparing import Run
 from trainer.probe import MOST_FITS, Head, Probe, Solver, fit_head, fit_probe
@@ -31,15 +34,17 @@ from trainer.tracking import figures_of
 from trainer.training import Epoch, FineTuned, fine_tune
 
 EXPORTED_FROM = 1000  # photos whose features gain what an export costs that is not published
+_NAMED = 10  # photos whose label is probably wrong, at most
 SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 
 
-def fit(run: Run) -> Fitted:
+def fit(run: Run) -> tuple[Run, Fitted]:
     """Train the net of the run, in place, in the way that its settings ask for.
 
+    The run comes back with what was found out of its photos: those whose label is probably wrong.
     Raises PawprintError (FailedCheck, InvalidData).
     """
-    return _probe_then_fine_tune(run) if run.config.probes else _from_drawn_head(run)
+    return _probe_then_fine_tune(run) if run.config.probes else (run, _from_drawn_head(run))
 
 
 def _from_drawn_head(run: Run) -> Fitted:
@@ -66,7 +71,7 @@ def freeze_early_stages(run: Run) -> None:
     classifier.freeze(frozen_stages(classifier.backbone, run.config.thaw))
 
 
-def _probe_then_fine_tune(run: Run) -> Fitted:
+def _probe_then_fine_tune(run: Run) -> tuple[Run, Fitted]:
     """A linear probe, then fine-tuning from it (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
     Where fine-tuning does not do better on val than the probe by more than chance would (where
@@ -74,21 +79,21 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
     photos looks better than it is. As val has then chosen nothing of it, that probe is fitted to
     train and val together.
     """
+    run, probe, targets = start_from_probe(run)
     data, console, classifier = run.data, run.console, run.classifier
-    probe, targets = start_from_probe(run)
     history: tuple[Epoch, ...] = ()
     if run.config.epochs > 0:
         pretrained = copy.deepcopy(classifier.backbone.state_dict())
         result = _fine_tune(run)
         if run.config.adversarial:
             how = f"{run.config.adversarial} fine-tuning, epoch {result.best.epoch}"
-            return _fitted(result, data, probe.penalty, how)
+            return run, _fitted(result, data, probe.penalty, how)
         chance = _chance_of_gain(result, data, run.config)
         if chance < SIGNIFICANT:
             how = f"fine-tuned, epoch {result.best.epoch}"
             if result.share < 1:
                 how += f", {result.share:.0%} of the way from the probe"
-            return _fitted(result, data, probe.penalty, how)
+            return run, _fitted(result, data, probe.penalty, how)
         console.line(
             f"Fine-tuning gained no more on {len(data.splits['val'])} val photos than chance may "
             f"give (p = {chance:.2f}): the linear probe is kept, fitted to train and val"
@@ -96,7 +101,7 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
         classifier.backbone.load_state_dict(pretrained)
         history = result.history
     _set_head(classifier, probe.head)
-    return Fitted(
+    return run, Fitted(
         how="linear probe",
         temperature=fit_temperature(probe.out_of_fold, targets),
         penalty=probe.penalty,
@@ -104,15 +109,46 @@ def _probe_then_fine_tune(run: Run) -> Fitted:
     )
 
 
-def start_from_probe(run: Run) -> tuple[Probe, Ints]:
-    """The probe on train and val, and the labels of those photos.
+def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
+    """The probe on train and val, and the labels of those photos; the run with those of them found
+    whose label is probably wrong, and without these where its settings say so.
 
     The net is left with the same head fitted to train alone, ready for fine-tuning: the stages that
     are not to learn are frozen.
     """
-    data, config, console, classifier = run.data, run.config, run.console, run.classifier
-    photos = data.splits["train"] + data.splits["val"]
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    features = _features(run)
+    probe = _probe(run, features)
+    found = run.world.of_leader(lambda: probe.out_of_fold)  # the same to the last digit in all
+    data = with_label_errors(run.data, found, drop=run.config.drop_label_errors)
+    _say_label_errors(data, run.console)
+    left = set(data.learnt_from)
+    stays = [photo in left for photo in run.data.learnt_from]
+    run = dataclasses.replace(run, data=data)
+    if not all(stays):
+        features = features[stays]
+        probe = _probe(run, features)
+    targets = _targets(data)
+    if run.config.epochs > 0:
+        in_train = len(data.splits["train"])
+        rows = features[:in_train].reshape(-1, features.shape[-1])
+        repeated = np.repeat(targets[:in_train], features.shape[1])
+        each = photo_weights(repeated, run.config.balance)
+        solve, classes = solver_of(run.config), len(data.labels)
+        head = solve(rows, repeated, classes, probe.penalty, weights=each)
+        _set_head(run.classifier, head)
+        freeze_early_stages(run)
+    return run, probe, targets
+
+
+def _targets(data: PhotoData) -> Ints:
+    """Of train and val."""
+    return np.concatenate([data.targets("train"), data.targets("val")])
+
+
+def _features(run: Run) -> Floats:
+    """Of train and val, [n, views, F]."""
+    config, console, classifier = run.config, run.console, run.classifier
+    photos = run.data.learnt_from
     digest = functools.cache(classifier.backbone_digest)  # no weight changes before the probe
     cache = cache_of(config, digest, console.line)
     open_net: Callable[[Classifier], FeatureNet] = in_torch
@@ -124,23 +160,24 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
         run.exporter.prepare(classifier, cached, run.world, weights=digest())
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
-        features = extract(
-            classifier, photos, data.squares, cache, advance, open_net, world=run.world
+        return extract(
+            classifier, photos, run.data.squares, cache, advance, open_net, world=run.world
         )
-    classes = len(data.labels)
-    generator = np.random.default_rng(config.seed)
-    weights = photo_weights(targets, config.balance)
-    solve = solver_of(config)
-    units = data.units(photos)
-    with console.bar("Heads of the linear probe", MOST_FITS) as advance:
+
+
+def _probe(run: Run, features: Floats) -> Probe:
+    """Solved on `features` of train and val, and said."""
+    targets = _targets(run.data)
+    weights = photo_weights(targets, run.config.balance)
+    with run.console.bar("Heads of the linear probe", MOST_FITS) as advance:
         probe = fit_probe(
             features,
             targets,
-            classes,
-            generator,
+            len(run.data.labels),
+            np.random.default_rng(run.config.seed),
             weights=weights,
-            solve=solve,
-            units=units,
+            solve=solver_of(run.config),
+            units=run.data.units(run.data.learnt_from),
             advance=advance,
         )
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))
@@ -150,17 +187,28 @@ def start_from_probe(run: Run) -> tuple[Probe, Ints]:
         recall = mean_recall(probe.out_of_fold, targets)
         said += f", mean recall {recall:.4f}"
         figures["mean recall/cross-validated"] = recall
-    console.line(said)
+    run.console.line(said)
     if run.track is not None:
         run.track(figures, 0)
-    if config.epochs > 0:
-        in_train = len(data.splits["train"])
-        rows = features[:in_train].reshape(-1, features.shape[-1])
-        repeated = np.repeat(targets[:in_train], features.shape[1])
-        each = photo_weights(repeated, config.balance)
-        _set_head(classifier, solve(rows, repeated, classes, probe.penalty, weights=each))
-        freeze_early_stages(run)
-    return probe, targets
+    return probe
+
+
+def _say_label_errors(data: PhotoData, console: Console) -> None:
+    found = data.label_errors
+    if not found:
+        return
+    console.line(
+        f"The label of {len(found)} photos is probably wrong ({LABEL_ERRORS} of the version will "
+        "hold them all, its plots/label_errors.png the first):"
+    )
+    for error in found[:_NAMED]:
+        looks_like = data.labels[error.looks_like]
+        console.line(f"  {error.photo.file}: looks like {looks_like} ({error.probability:.2f})")
+    if len(found) > _NAMED:
+        console.line(f"  and {len(found) - _NAMED} more")
+    dropped = sum(error.dropped for error in found)
+    if dropped:
+        console.line(f"{dropped} of them are left out of train and val (--drop-label-errors)")
 
 
 def solver_of(config: TrainConfig) -> Solver:

@@ -54,6 +54,7 @@ _HELP = {
     "interpolation": "bilinear, bicubic or lanczos (default: the backbone's own)",
     "seed": "of splits, initialisation and augmentation",
     "strict": "fail if any file has to be left out",
+    "drop_label_errors": "learn from no photo whose label is probably wrong; all are named anyway",
     "val_fraction": "share split off for val",
     "test_fraction": "share split off for test",
     "epochs": "of fine-tuning; 0: the linear head alone",

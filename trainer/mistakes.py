@@ -1,10 +1,11 @@
-"""The photos that a net is most wrongly sure of: wrong labels and odd pictures come first."""
+"""Pictures of photos that a net is most wrongly sure of, and of those with a wrong label."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from trainer.data import PhotoData
 from trainer.lettering import short_label
 from trainer.metrics import Floats, Ints
 from trainer.pictures import Pixels
@@ -27,19 +28,34 @@ def draw_mistakes(
     pictures: Sequence[Pixels], probabilities: Floats, targets: Ints, labels: Sequence[str]
 ) -> Figure:
     """Each of `pictures` uint8 [S, S, 3] with what it is and what it was taken for; [n, K], [n]."""
-    rows = max(1, -(-len(pictures) // _COLUMNS))
-    figure = Figure(figsize=(2 * _COLUMNS, 2.4 * rows), layout="constrained")
-    for axes in figure.subplots(rows, _COLUMNS).ravel():
-        axes.axis("off")
-    for axes, picture, row, target in zip(
-        figure.axes, pictures, probabilities, targets, strict=False
-    ):
-        axes.imshow(picture)
+    titles = []
+    for row, target in zip(probabilities, targets, strict=True):
         taken = int(row.argmax())
         one, other = short_label(labels[target]), short_label(labels[taken])
-        axes.set_title(
-            f"{one} ({row[target]:.0%})\nas {other} ({row[taken]:.0%})",
-            fontsize=8,
-            parse_math=False,  # a label may hold $
+        titles.append(f"{one} ({row[target]:.0%})\nas {other} ({row[taken]:.0%})")
+    return _gallery(pictures, titles)
+
+
+def draw_label_errors(data: PhotoData) -> Figure:
+    """The first photos whose label is probably wrong: the label, what it looks like, the file."""
+    shown = data.label_errors[:_MOST]
+    titles = []
+    for error in shown:
+        label, looks_like = data.labels[error.photo.label], data.labels[error.looks_like]
+        file = short_label(error.photo.file.rsplit("/", 1)[-1])
+        titles.append(
+            f"labelled {short_label(label)}\nlooks like {short_label(looks_like)}\n{file}"
         )
+    return _gallery(data.squares.get([error.photo for error in shown]), titles)
+
+
+def _gallery(pictures: Sequence[Pixels], titles: Sequence[str]) -> Figure:
+    rows = max(1, -(-len(pictures) // _COLUMNS))
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
+    figure = Figure(figsize=(2 * _COLUMNS, (2 + 0.2 * lines) * rows), layout="constrained")
+    for axes in figure.subplots(rows, _COLUMNS).ravel():
+        axes.axis("off")
+    for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=8, parse_math=False)  # a label may hold $
     return figure

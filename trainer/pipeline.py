@@ -57,7 +57,7 @@ def train(config: TrainConfig, console: Console, world: World | None = None) -> 
 
 
 def _fit_and_publish(run: Run, started: float) -> Published:
-    fitted = fit(run)
+    run, fitted = fit(run)
     earlier_s = run.checkpoints.earlier_s if run.checkpoints is not None else 0.0
     published = published_before(run, fitted)
     if published is None:

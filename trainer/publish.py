@@ -27,8 +27,11 @@ from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.checkpoint import Checkpoints
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
+from trainer.figures import save_png
 from trainer.known_photos import SPLIT
+from trainer.label_errors import LABEL_ERRORS, label_errors_csv
 from trainer.metrics import expected_calibration_error, softmax
+from trainer.mistakes import draw_label_errors
 from trainer.parity import require_parity
 from trainer.plots import save_plots
 from trainer.preparing import Run
@@ -73,6 +76,8 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
         (folder / "training.json").write_text(training_json(fitted, ece, data), encoding="utf-8")
+        if data.label_errors:
+            (folder / LABEL_ERRORS).write_text(label_errors_csv(data), encoding="utf-8")
         try:
             save_plots(
                 folder / "plots",
@@ -83,6 +88,8 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 data.labels,
                 lambda chosen: data.squares.get([test[i] for i in chosen]),
             )
+            if data.label_errors:
+                save_png(draw_label_errors(data), folder / "plots/label_errors.png")
         except Exception as error:  # no picture may cost a finished training
             run.console.line(f"Warning: not all plots could be drawn: {first_line(error)}")
 

@@ -73,7 +73,7 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
     with joined() as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
         if config.probes:
-            start_from_probe(run)
+            run, *_ = start_from_probe(run)
         else:
             freeze_early_stages(run)
         learner = make_learner(run)

@@ -61,7 +61,7 @@ def tune(
             todo = trials - len(_finished(study))
             if todo > 0:
                 if config.probes:
-                    start_from_probe(run)
+                    run, *_ = start_from_probe(run)
                 with mlflow_run(run.config, console, f"{config.name} tuning") as recorded:
                     for _ in range(todo):
                         _try(study, run, names, trials, recorded)

@@ -1,25 +1,41 @@
 """The probe, and whether what is fine-tuned from it takes its place."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from tests.trainer.conftest import MakePhotos
-from tests.trainer.test_training import Run
 from trainer.calibration import fit_temperature
+from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.distributed import ALONE
 from trainer.features import plain
 from trainer.fitting import SIGNIFICANT, fit, start_from_probe
+from trainer.preparing import Run, prepare
 from trainer.probe import fit_head
+from trainer.tiny import Tiny
 
 
-def probing(photos: MakePhotos) -> Any:
-    """What trainer.fitting needs of a run."""
-    run: Any = Run(photos, "tiny", epochs=1, batch_size=8, thaw=1.0, val_fraction=0.3)
-    run.console, run.track, run.recorded = Console(to_stderr=True), None, None
-    return run
+def probing(photos: MakePhotos) -> Run:
+    """Ten photos of each class, and a tiny net of random weights to learn from."""
+    folder = photos(per_class=10)
+    weights = folder.with_name("tiny.pth")
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), weights)
+    config = TrainConfig(
+        data=str(folder),
+        name="x",
+        out=str(folder.with_name("models")),
+        backbone="tiny",
+        weights=str(weights),
+        size=48,
+        epochs=1,
+        batch_size=8,
+        thaw=1.0,
+        val_fraction=0.3,
+        checkpoints="none",
+    )
+    return prepare(config, Console(to_stderr=True), ALONE)
 
 
 @pytest.mark.parametrize(("chance", "kept"), [(SIGNIFICANT - 1e-3, False), (SIGNIFICANT, True)])
@@ -27,7 +43,7 @@ def test_the_probe_gives_way_to_a_gain_that_is_hardly_chance_and_to_no_other(
     photos: MakePhotos, monkeypatch: pytest.MonkeyPatch, chance: float, kept: bool
 ):
     """One that is kept has learnt from val too, and its temperature from photos it had not seen."""
-    probe, targets = start_from_probe(probing(photos))
+    _, probe, targets = start_from_probe(probing(photos))
     run = probing(photos)
     before = {name: value.clone() for name, value in run.classifier.backbone.state_dict().items()}
 
@@ -37,7 +53,7 @@ def test_the_probe_gives_way_to_a_gain_that_is_hardly_chance_and_to_no_other(
         return chance
 
     monkeypatch.setattr("trainer.fitting.chance_of_gain", gained)
-    fitted = fit(run)
+    run, fitted = fit(run)
     assert fitted.how.startswith("linear probe" if kept else "fine-tuned")
     assert [epoch.epoch for epoch in fitted.history] == [0, 1]
     head = run.classifier.head.weight.detach().numpy()
@@ -51,7 +67,7 @@ def test_the_probe_gives_way_to_a_gain_that_is_hardly_chance_and_to_no_other(
 
 def test_the_head_that_fine_tuning_begins_with_has_not_seen_val(photos: MakePhotos):
     run = probing(photos)
-    probe, targets = start_from_probe(run)
+    run, probe, targets = start_from_probe(run)
     labels = run.data.targets("train")
     assert len(targets) == len(labels) + len(run.data.targets("val"))
     images = plain(run.data.squares, run.data.splits["train"])

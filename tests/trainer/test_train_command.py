@@ -1,5 +1,6 @@
 """The command `train`, whole: real photos in, a version out, and every way to be stopped."""
 
+import csv
 import json
 import re
 import signal
@@ -121,6 +122,45 @@ def test_it_learns_and_publishes_a_whole_version(trained: Trained):
         unshown,
     )
     assert training["alike"] == [[pair.one.file, pair.other.file] for pair in data.alike]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_wrong_labels_are_named_in_the_version_and_left_out_where_that_is_asked_for(
+    trained: Trained, tmp_path: Path, drop: bool
+):
+    rows, wrong = ["path,label,split"], []
+    for number, path in enumerate(sorted(trained.photos.glob("*/[0-9]*.jpg"))):
+        split = ("test", "train", "train", "val")[number % 4]
+        label = path.parent.name
+        if split != "test" and number % 10 == 1:
+            label = {"discs": "squares", "squares": "discs"}[label]
+            wrong.append(str(path))
+        rows.append(f"{path},{label},{split}")
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(rows))
+    learnt = trained.repository.root / "shapes/1" / WEIGHTS
+    done = run(
+        *("--data", table, "--name", "shapes", "--out", tmp_path / "models", "--epochs", "0"),
+        *("--backbone", "tiny", "--size", "32", "--weights", learnt),
+        *(["--drop-label-errors"] if drop else []),
+    )
+    assert done.returncode == 0, done.stderr
+    repository = Repository(tmp_path / "models")
+    assert repository.verify("shapes", 1) == []
+    version = tmp_path / "models/shapes/1"
+    with (version / "label_errors.csv").open(newline="") as file:
+        named = list(csv.DictReader(file))
+    paths = [row["path"] for row in named]
+    assert len(wrong) == 12 and len({*paths} & {*wrong}) >= 10 and len({*paths} - {*wrong}) <= 2
+    assert {row["dropped"] for row in named} == {"yes" if drop else "no"}
+    assert all(row["label"] != row["looks_like"] for row in named)
+    assert f"The label of {len(named)} photos is probably wrong" in done.stdout
+    assert (version / "plots/label_errors.png").exists()
+    split = json.loads((version / "split.json").read_text())
+    left = {file for part in ("train", "val") for files in split[part].values() for file in files}
+    assert (len(left & {*paths}) == 0) == drop
+    photos = repository.manifest("shapes", 1).dataset.counts
+    assert sum(photos["train"].values()) + sum(photos["val"].values()) == len(left)
 
 
 def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):

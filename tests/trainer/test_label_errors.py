@@ -1,0 +1,135 @@
+"""Labels that are probably wrong, and what is left without them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.modelspec import Preprocessing
+from trainer.data import PhotoData
+from trainer.label_errors import (
+    PROBABLY,
+    fit_label_noise,
+    label_errors_csv,
+    probably_wrong,
+    with_label_errors,
+)
+from trainer.metrics import Floats, Ints, softmax
+from trainer.pictures import Photo, as_served
+
+
+def drawn(photos: int, classes: int, share: float, temperature: float) -> tuple[Floats, Ints, Ints]:
+    """Logits [n, K] that are `temperature` times too large, the classes that they speak of, and the
+    labels, of which `share` was drawn at random."""
+    generator = np.random.default_rng([photos, classes])
+    logits = 3 * generator.normal(size=(photos, classes))
+    chances = softmax(logits).cumsum(axis=1)
+    truth = (chances < generator.random((photos, 1))).sum(axis=1).clip(max=classes - 1)
+    noise = generator.integers(0, classes, photos)
+    labels = np.where(generator.random(photos) < share, noise, truth)
+    return logits * temperature, truth, labels
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_the_noise_that_labels_were_drawn_with_is_found(
+    classes: int, share: float, temperature: float
+):
+    logits, _, labels = drawn(8000, classes, share, temperature)
+    found = fit_label_noise(logits, labels)
+    assert found.share == pytest.approx(share, abs=0.025)
+    assert found.temperature == pytest.approx(temperature, rel=0.15)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_probability_says_how_often_such_labels_are_wrong(classes: int):
+    logits, truth, labels = drawn(20_000, classes, 0.2, 1.0)
+    logits = 4 * logits  # a net that is seldom in doubt, and much too sure
+    wrong = probably_wrong(logits, labels)
+    differ = labels != truth
+    for low, high in ((0.5, 0.8), (0.8, 0.95), (0.95, 1.0)):
+        some = (wrong > low) & (wrong <= high)
+        assert some.sum() > 50
+        # What was drawn may be the right one by chance, which the probability does not speak of.
+        assert differ[some].mean() == pytest.approx(wrong[some].mean(), abs=0.12)
+    assert np.all(wrong[logits.argmax(axis=1) == labels] == 0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 8.0])
+def test_a_net_that_errs_and_is_too_sure_of_it_accuses_no_label(temperature: float):
+    logits, _, labels = drawn(2000, 5, 0.0, temperature)
+    assert (logits.argmax(axis=1) != labels).sum() > 200
+    assert (probably_wrong(logits, labels) > PROBABLY).sum() <= 4
+
+
+def test_logits_that_are_no_numbers_accuse_none():
+    logits, _, labels = drawn(50, 3, 0.2, 1.0)
+    logits[7] = np.nan
+    assert not np.any(probably_wrong(logits, labels))
+
+
+def data_of(labels: dict[str, list[int]]) -> PhotoData:
+    """Photos 0, 1 ... of train and then of val, with these labels; one more in test."""
+    splits: dict[str, tuple[Photo, ...]] = {}
+    number = 0
+    for split, members in (labels | {"test": [0]}).items():
+        splits[split] = tuple(
+            Photo(path=Path("no"), file=f"{n}.jpg", label=label, digest=f"{n:064}")
+            for n, label in enumerate(members, number)
+        )
+        number += len(members)
+    return PhotoData(
+        labels=("cat, tabby", "dog"),
+        splits=splits,
+        left_out=(),
+        groups={},
+        indistinct=False,
+        together=0,
+        alike=(),
+        at_odds=(),
+        squares=as_served(Preprocessing(size=32, interpolation="bilinear"), workers=1),
+    )
+
+
+def sure_of(truth: Ints) -> Floats:
+    """Logits of a net that is right, and as good as certain of it."""
+    return np.where(truth[:, None] == np.arange(2), 8.0, -8.0) + 0.01 * truth[:, None]
+
+
+def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
+    truth = np.array([0, 1] * 30)
+    labels = truth.copy()
+    labels[[7, 50]] ^= 1
+    data = data_of({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
+    found = with_label_errors(data, sure_of(truth), drop=False)
+    named = {(e.photo.file, e.split, e.looks_like, e.dropped) for e in found.label_errors}
+    assert named == {("7.jpg", "train", 1, False), ("50.jpg", "val", 0, False)}
+    assert all(0.9 < error.probability <= 1 for error in found.label_errors)
+    assert found.splits == data.splits
+    dropped = with_label_errors(data, sure_of(truth), drop=True)
+    assert [error.dropped for error in dropped.label_errors] == [True, True]
+    files = [photo.file for photo in dropped.learnt_from]
+    assert files == [f"{n}.jpg" for n in range(60) if n not in (7, 50)]
+    assert dropped.splits["test"] == data.splits["test"]
+    lines = label_errors_csv(dropped).splitlines()
+    assert lines[0] == "path,split,label,looks_like,probability,dropped"
+    assert {line.rsplit(",", 2)[0] for line in lines[1:]} == {
+        '7.jpg,train,"cat, tabby",dog',
+        '50.jpg,val,dog,"cat, tabby"',
+    }
+    assert all(line.endswith(",yes") for line in lines[1:])
+
+
+def test_a_class_whose_photos_mostly_look_like_another_keeps_them():
+    """Then it is not understood; and no split may lose a class."""
+    truth = np.array([0] * 60 + [1] * 10)
+    labels = truth.copy()
+    labels[[57, 58, 59]] = 1  # all dogs that train has but one, and one of four in val
+    train, val = [*range(50), 57, 58, 60], [*range(50, 57), 59, *range(61, 70)]
+    order = np.array(train + val)
+    data = data_of({"train": labels[train].tolist(), "val": labels[val].tolist()})
+    found = with_label_errors(data, sure_of(truth)[order], drop=True)
+    named = {e.photo.file: e.dropped for e in found.label_errors}
+    assert named == {f"{order.tolist().index(n)}.jpg": n == 59 for n in (57, 58, 59)}
+    assert len(found.learnt_from) == len(data.learnt_from) - 1

@@ -1,0 +1,125 @@
+"""Labels that are probably wrong: what they say is nothing that the photo looks like."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from trainer.data import LabelError, PhotoData
+from trainer.metrics import Floats, Ints, log_softmax
+
+LABEL_ERRORS = "label_errors.csv"
+PROBABLY = 0.5  # what a label's probability to be wrong must be above
+# Of the temperature, searched in steps that are small against the width of its minimum.
+_LOG_TEMPERATURES = np.linspace(math.log(0.05), math.log(20.0), 13)
+_LARGEST = 0.9  # share of labels drawn at random
+_EM_STEPS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelNoise:
+    """Of `share` of the photos somebody drew the label at random, from all classes alike."""
+
+    share: float
+    temperature: float  # of the logits, for the photos that have their own label
+
+
+def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
+    """The noise with which `labels` [n] are most likely, given `logits` [n, K] of nets that have
+    not learnt from these photos.
+
+    P(label) = (1 - share) softmax(logits / temperature) + share / K: the model of Bootkrajang and
+    Kaban 2012 (Label-noise robust logistic regression, section 2) with one number for all pairs of
+    classes. The temperature is fitted beside it, as a head that has learnt from wrong labels is
+    less sure than it should be of right ones.
+    """
+    classes = logits.shape[1]
+
+    def best_share(temperature: float) -> tuple[float, float]:
+        """(share, mean log-likelihood) at that temperature."""
+        own = _own(logits, labels, temperature)
+        share = 0.1
+        for _ in range(_EM_STEPS):  # rises with every step to the one maximum
+            share = min(_LARGEST, float(np.mean(_of_noise(own, share, classes))))
+        return share, float(np.mean(np.log((1 - share) * own + share / classes)))
+
+    def loss(log_temperature: float) -> float:
+        return -best_share(math.exp(log_temperature))[1]
+
+    at = int(np.argmin([loss(value) for value in _LOG_TEMPERATURES]))
+    about = _LOG_TEMPERATURES[max(0, at - 1)], _LOG_TEMPERATURES[at : at + 2][-1]
+    temperature = math.exp(minimize_scalar(loss, bounds=about, method="bounded").x)
+    return LabelNoise(share=best_share(temperature)[0], temperature=temperature)
+
+
+def probably_wrong(logits: Floats, labels: Ints) -> Floats:
+    """How likely each of `labels` [n] is to be wrong, [n]: above 0 only where `logits` [n, K] are
+    higher at another. They must be of nets that have not learnt from these photos."""
+    if not np.isfinite(logits).all():  # of a head whose steps ran away: it has nothing to say
+        return np.zeros(len(labels))
+    noise = fit_label_noise(logits, labels)
+    own = _own(logits, labels, noise.temperature)
+    wrong = _of_noise(own, noise.share, logits.shape[1])
+    return np.where(logits.argmax(axis=1) == labels, 0.0, wrong)
+
+
+def _own(logits: Floats, labels: Ints, temperature: float) -> Floats:
+    """The probability [n] of its label for each photo, were none drawn at random."""
+    log_p = log_softmax(logits.astype(np.float64) / temperature)
+    return np.asarray(np.exp(log_p[np.arange(len(labels)), labels]))
+
+
+def _of_noise(own: Floats, share: float, classes: int) -> Floats:
+    """How likely each label [n] is one that was drawn."""
+    drawn = share / classes
+    return np.asarray(drawn / ((1 - share) * own + drawn))
+
+
+def with_label_errors(data: PhotoData, out_of_fold: Floats, *, drop: bool) -> PhotoData:
+    """`data` with those of its train and val photos found, whose logits [n, K] these are.
+
+    drop: and without them in these splits; but a class of which that would be more than half of a
+    split keeps them, as it is not understood, which says nothing of its labels.
+    """
+    photos = [(split, photo) for split in ("train", "val") for photo in data.splits[split]]
+    labels = np.array([photo.label for _, photo in photos], dtype=np.int64)
+    wrong = probably_wrong(out_of_fold, labels)
+    keys = [(split, photo.label) for split, photo in photos]
+    named = Counter(key for key, each in zip(keys, wrong, strict=True) if each > PROBABLY)
+    of = Counter(keys)
+    found = [
+        LabelError(
+            photo=photo,
+            split=split,
+            looks_like=int(row.argmax()),
+            probability=float(each),
+            dropped=drop and 2 * named[split, photo.label] <= of[split, photo.label],
+        )
+        for (split, photo), row, each in zip(photos, out_of_fold, wrong, strict=True)
+        if each > PROBABLY
+    ]
+    gone = {error.photo for error in found if error.dropped}
+    splits = {
+        split: tuple(photo for photo in members if photo not in gone)
+        for split, members in data.splits.items()
+    }
+    found.sort(key=lambda error: -error.probability)
+    return dataclasses.replace(data, splits=splits, label_errors=tuple(found))
+
+
+def label_errors_csv(data: PhotoData) -> str:
+    """A table of those of `data`, the surest first."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(("path", "split", "label", "looks_like", "probability", "dropped"))
+    for error in data.label_errors:
+        label, looks_like = data.labels[error.photo.label], data.labels[error.looks_like]
+        probability = f"{error.probability:.4f}"
+        dropped = "yes" if error.dropped else "no"
+        table.writerow((error.photo.file, error.split, label, looks_like, probability, dropped))
+    return file.getvalue()
