@@ -23,12 +23,11 @@ from trainer.probe import Probe, fit_probe
 from trainer.split import Ints
 from trainer.threads import keep_to_cores
 
-_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-
 
 def main() -> int:
-    parser = parser_of(__doc__, seeds=5)
+    parser = parser_of(__doc__, seeds=3)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
     options = parser.parse_args()
     keep_to_cores()
     print("| photos | changed to | changed | named | of these changed | accuracy | ECE |")
@@ -59,7 +58,7 @@ def main() -> int:
             flush=True,
         )
         for how in ("any other class", "the class that it looks most like"):
-            for share in _SHARES:
+            for share in options.shares:
                 rows = []
                 for seed, truth in enumerate(right):
                     generator = np.random.default_rng([seed, 1])
