@@ -20,11 +20,6 @@ _SMOOTHING = 0.05  # weight of the newest photo in the running estimate of secon
 _MARGIN = 1.1
 
 
-def places_of_one(max_queue: int) -> int:
-    """How many a caller can have by calls of one photo, where there is no other."""
-    return (max_queue + 1) // 2
-
-
 class Admission:
     """Belongs to the event loop."""
 
@@ -33,11 +28,35 @@ class Admission:
         self.photo_s = 0.0  # seconds from one answered photo to the next while others wait
         self._max_queue = max_queue
         self._of: tuple[Counter[Hashable], ...] = tuple(Counter() for _ in Priority)
+        self._streamed: Counter[Priority] = Counter()  # those of them that streams have
         self._promised = -math.inf  # when the last refused call was told to come back
         self._since = math.inf  # the last answer, or the first photo after a pause
 
-    def enter(self, photos: int, deadline: float, caller: Hashable, priority: Priority) -> None:
-        """Let a call in. deadline: on the monotonic clock.
+    def has_room(self, caller: Hashable, priority: Priority) -> bool:
+        """Whether a request of a stream may enter, which waits else, and does not come again.
+
+        Streams together take no more than half, and of that those of low priority no more than
+        half: other calls, and streams, find places however many of them wait. A request comes in
+        whole while any place is left: one of many photos would else wait for ever.
+        """
+        low_may = self._streamed[Priority.LOW] < max(1, self._max_queue // 4)
+        return (
+            self._streamed.total() < (self._max_queue + 1) // 2
+            and (low_may or priority is Priority.HIGH)
+            and self._free(caller, priority) > 0
+        )
+
+    def enter(
+        self,
+        photos: int,
+        deadline: float,
+        caller: Hashable,
+        priority: Priority,
+        *,
+        streamed: bool = False,
+    ) -> None:
+        """Let a call in. deadline: on the monotonic clock. streamed: a request of a stream, that
+        has_room.
 
         Raises Overloaded if there is no room, or so much to do that the deadline would pass;
         DeadlineExceeded if it has passed.
@@ -46,7 +65,7 @@ class Admission:
         if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the call was begun")
         free = self._free(caller, priority)
-        if photos > free:
+        if photos > free and not streamed:
             raise Overloaded(
                 f"the queue is full: {photos} photos asked for, {free} of {self._max_queue} places "
                 "free for this caller; try again later",
@@ -59,9 +78,13 @@ class Admission:
             self._since = now
         self.photos += photos
         self._of[priority][caller] += photos
+        self._streamed[priority] += photos * streamed
 
-    def leave(self, photos: int, caller: Hashable, priority: Priority) -> None:
+    def leave(
+        self, photos: int, caller: Hashable, priority: Priority, *, streamed: bool = False
+    ) -> None:
         self.photos -= photos
+        self._streamed[priority] -= photos * streamed
         of = self._of[priority]
         of[caller] -= photos
         if not of[caller]:
