@@ -297,18 +297,21 @@ async def test_a_caller_that_vanishes_leaves_the_server_sound(
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("settings", [{"max_calls": 8}, {"max_queue": 16, "max_photos": 16}])
 async def test_callers_that_leave_at_any_moment(
-    models: Path, caplog: pytest.LogCaptureFixture, seed: int
+    models: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, int], seed: int
 ) -> None:
     """60 streams, each cut off somewhere between its first write and its last answer; most of them
     while they wait for a place."""
-    async with running_server(models, max_calls=8) as running:
+    async with running_server(models, **settings) as running:
         # Which ends them all: of some grpc.aio's client forgets that their task was cancelled.
         async with grpc.aio.insecure_channel(running.address) as channel:
             stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
             await leaving_at_any_moment(stub, random.Random(seed))
         edge, decoders = running.server._edge, running.server._classifier._decoders
-        await HeldModel(running.server).admitted(0)
+        held = HeldModel(running.server)
+        await held.admitted(0)
+        assert not held._served.batcher._line
         await until(lambda: not edge._here and not edge.active and not edge._streams.total())
         assert not edge._calls._line and not edge._calls._from_line and not edge._reading
         await until(lambda: not decoders._waiting and not decoders._postponed)
