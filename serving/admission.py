@@ -32,19 +32,20 @@ class Admission:
         self._promised = -math.inf  # when the last refused call was told to come back
         self._since = math.inf  # the last answer, or the first photo after a pause
 
-    def has_room(self, caller: Hashable, priority: Priority) -> bool:
-        """Whether a request of a stream may enter, which waits else, and does not come again.
+    @property
+    def has_room_for_streams(self) -> bool:
+        """They take no more than half, so that other calls find places however many wait."""
+        streamed = self._streamed[Priority.HIGH] + self._streamed[Priority.LOW]
+        return streamed < (self._max_queue + 1) // 2 and self.photos < self._max_queue
 
-        Streams together take no more than half, and of that those of low priority no more than
-        half: other calls, and streams, find places however many of them wait. A request comes in
-        whole while any place is left: one of many photos would else wait for ever.
+    def has_room(self, caller: Hashable, priority: Priority) -> bool:
+        """Whether a request of a stream may enter, where streams may: of their half those of low
+        priority take no more than half.
+
+        It comes in whole while any place is left: one of many photos would else wait for ever.
         """
         low_may = self._streamed[Priority.LOW] < max(1, self._max_queue // 4)
-        return (
-            self._streamed.total() < (self._max_queue + 1) // 2
-            and (low_may or priority is Priority.HIGH)
-            and self._free(caller, priority) > 0
-        )
+        return (low_may or priority is Priority.HIGH) and self._free(caller, priority) > 0
 
     def enter(
         self,
@@ -55,8 +56,8 @@ class Admission:
         *,
         streamed: bool = False,
     ) -> None:
-        """Let a call in. deadline: on the monotonic clock. streamed: a request of a stream, that
-        has_room.
+        """Let a call in. deadline: on the monotonic clock. streamed: a request of a stream, which
+        had room.
 
         Raises Overloaded if there is no room, or so much to do that the deadline would pass;
         DeadlineExceeded if it has passed.

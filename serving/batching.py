@@ -242,9 +242,11 @@ class Batcher:
 
     def _let_in(self) -> None:
         """Who waits in line, as far as there is room."""
-        while one := self._line.pop_if(
-            lambda one: self._admission.has_room(one.caller, one.priority)
-        ):
+        admission = self._admission
+        while admission.has_room_for_streams:
+            one = self._line.pop_if(lambda one: admission.has_room(one.caller, one.priority))
+            if one is None:
+                return
             if one.let_in.done():  # cancelled, and about to leave
                 continue
             try:
