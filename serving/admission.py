@@ -20,11 +20,6 @@ _SMOOTHING = 0.05  # weight of the newest photo in the running estimate of secon
 _MARGIN = 1.1
 
 
-def places_of_one(max_queue: int) -> int:
-    """How many a caller can have by calls of one photo, where there is no other."""
-    return (max_queue + 1) // 2
-
-
 class Admission:
     """Belongs to the event loop."""
 
@@ -33,11 +28,36 @@ class Admission:
         self.photo_s = 0.0  # seconds from one answered photo to the next while others wait
         self._max_queue = max_queue
         self._of: tuple[Counter[Hashable], ...] = tuple(Counter() for _ in Priority)
+        self._streamed: Counter[Priority] = Counter()  # those of them that streams have
         self._promised = -math.inf  # when the last refused call was told to come back
         self._since = math.inf  # the last answer, or the first photo after a pause
 
-    def enter(self, photos: int, deadline: float, caller: Hashable, priority: Priority) -> None:
-        """Let a call in. deadline: on the monotonic clock.
+    @property
+    def has_room_for_streams(self) -> bool:
+        """They take no more than half, so that other calls find places however many wait."""
+        streamed = self._streamed[Priority.HIGH] + self._streamed[Priority.LOW]
+        return streamed < (self._max_queue + 1) // 2 and self.photos < self._max_queue
+
+    def has_room(self, caller: Hashable, priority: Priority) -> bool:
+        """Whether a request of a stream may enter, where streams may: of their half those of low
+        priority take no more than half.
+
+        It comes in whole while any place is left: one of many photos would else wait for ever.
+        """
+        low_may = self._streamed[Priority.LOW] < max(1, self._max_queue // 4)
+        return (low_may or priority is Priority.HIGH) and self._free(caller, priority) > 0
+
+    def enter(
+        self,
+        photos: int,
+        deadline: float,
+        caller: Hashable,
+        priority: Priority,
+        *,
+        streamed: bool = False,
+    ) -> None:
+        """Let a call in. deadline: on the monotonic clock. streamed: a request of a stream, which
+        had room.
 
         Raises Overloaded if there is no room, or so much to do that the deadline would pass;
         DeadlineExceeded if it has passed.
@@ -46,7 +66,7 @@ class Admission:
         if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the call was begun")
         free = self._free(caller, priority)
-        if photos > free:
+        if photos > free and not streamed:
             raise Overloaded(
                 f"the queue is full: {photos} photos asked for, {free} of {self._max_queue} places "
                 "free for this caller; try again later",
@@ -59,9 +79,13 @@ class Admission:
             self._since = now
         self.photos += photos
         self._of[priority][caller] += photos
+        self._streamed[priority] += photos * streamed
 
-    def leave(self, photos: int, caller: Hashable, priority: Priority) -> None:
+    def leave(
+        self, photos: int, caller: Hashable, priority: Priority, *, streamed: bool = False
+    ) -> None:
         self.photos -= photos
+        self._streamed[priority] -= photos * streamed
         of = self._of[priority]
         of[caller] -= photos
         if not of[caller]:

@@ -144,6 +144,7 @@ class AsyncClient:
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
         slots = asyncio.Semaphore(places_for(in_flight))
+        loop = asyncio.get_running_loop()
 
         async def send() -> None:
             try:
@@ -168,8 +169,13 @@ class AsyncClient:
                     end = _End(call)
                     try:
                         async for message in call:
-                            outbox.answered(message.request_id)
-                            arrived.put_nowait(state.receive(message))
+                            index, again_s = message.request_id, state.again_in(message)
+                            if again_s is None:
+                                outbox.answered(index)
+                                arrived.put_nowait(state.receive(message))
+                            else:
+                                outbox.postpone(index)
+                                loop.call_later(again_s, outbox.again, index)
                         code, lost = ended_early(self.address)
                     except grpc.aio.AioRpcError as error:
                         code, details = end.of(error)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from serving.async_client import AsyncClient
 from serving.batch_plan import Plan, Share
+from serving.client_messages import FIRST_WAIT_S, LONGEST_WAIT_S
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -24,8 +25,6 @@ from serving.errors import (
 from serving.parquet import failed_rows, parquet_of, row_of
 from serving.places import Place
 
-# Between attempts at a photo, seconds; twice as long each time.
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 # A job ends when no photo has been answered for so long, seconds: a rolling restart takes less.
 PATIENCE_S = 60.0
 # If so many photos, spread over a job, can't be read, none can.

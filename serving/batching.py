@@ -1,10 +1,11 @@
 """Requests in, batches out, for one model. Knows neither gRPC nor ONNX Runtime.
 
 A call is admitted for all its photos before the first is decoded, so that a full server refuses at
-once instead of after the work. Each decoded photo is put in; inference threads take batches out as
-soon as they are free: each takes its share of what waits, so that no other one stands idle. Callers
-take turns, photo by photo, so that one caller's 64 photos do not hold up another's one. Work of low
-priority takes what the rest leaves, and a small share always.
+once instead of after the work; a request of a stream waits, as little more is read of it meanwhile.
+Each decoded photo is put in; inference threads take batches out as soon as they are free: each
+takes its share of what waits, so that no other one stands idle. Callers take turns, photo by photo,
+so that one caller's 64 photos do not hold up another's one. Work of low priority takes what the
+rest leaves, and a small share always.
 
 When to start a batch: at once if a thread is idle and no admitted photo is still being decoded, for
 then nothing could be gained by waiting. While all threads are busy the next batch gathers by
@@ -25,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.admission import Admission
-from serving.errors import DeadlineExceeded
+from serving.errors import DeadlineExceeded, PawprintError
 from serving.inference_thread import InferenceThreads, Work
-from serving.turns import Priority, PriorityTurns
+from serving.turns import Priority, PriorityTurns, Turns
 
 Array = npt.NDArray[Any]
 # [n, ...] -> outputs, each with n rows; and whether it runs alone, with all the cores to itself
@@ -38,8 +39,8 @@ Run = Callable[[Array, bool], Sequence[Array]]
 class BatchSettings:
     max_batch: int  # photos
     max_delay_s: float
-    # Photos of all calls that are admitted and not yet answered; with low priority at most half,
-    # and of a caller that has some no more than stay free.
+    # Photos of all calls that are admitted and not yet answered; with low priority, or of streams,
+    # at most half, and of a caller that has some no more than stay free.
     max_queue: int
     # The sizes that are run, ascending: a batch is filled up with zeros to the next. (): any size.
     sizes: tuple[int, ...] = ()
@@ -77,12 +78,14 @@ class Call:
         deadline: float,
         caller: Hashable,
         priority: Priority,
+        streamed: bool,
     ) -> None:
         self._batcher = batcher
         self.photos = photos
         self.deadline = deadline
         self.caller = caller
         self.priority = priority
+        self.streamed = streamed
         self._places: list[Place] = []
         # Guarded by the lock of the inference threads:
         self._coming = photos  # admitted, and neither filled nor failed
@@ -135,6 +138,17 @@ class Place:
         self.call._batcher._fail(self, error)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _InLine:
+    """A request of a stream, until there is room for it."""
+
+    photos: int
+    deadline: float
+    caller: Hashable
+    priority: Priority
+    let_in: asyncio.Future[Call]
+
+
 @dataclass(frozen=True, eq=False)
 class _Waiting:
     place: Place
@@ -156,6 +170,7 @@ class Batcher:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(settings.max_queue)
+        self._line: Turns[_InLine] = Turns()
         # Guarded by the threads' lock:
         self._waiting: PriorityTurns[_Waiting] = PriorityTurns()
         self._coming = 0  # photos admitted, their places neither filled nor failed
@@ -175,15 +190,27 @@ class Batcher:
         Raises Overloaded if the queue is full, or so long that the deadline would pass in it;
         DeadlineExceeded if it has passed.
         """
-        caller = object() if caller is None else caller
-        first = self.admitted == 0
-        self._admission.enter(photos, deadline, caller, priority)
-        call = Call(self, photos, deadline, caller, priority)
-        with self._threads.changed:
-            if first:
-                self._threads.add(self)
-            self._coming += photos
-        return call
+        return self._enter(photos, deadline, object() if caller is None else caller, priority)
+
+    async def admit_in_turn(
+        self, photos: int, *, deadline: float, caller: Hashable, priority: Priority
+    ) -> Call:
+        """As `admit`, of a request of a stream: where there is no room it waits for its turn. Of a
+        stream no more comes meanwhile than may be in flight, and nobody has to send it again."""
+        let_in: asyncio.Future[Call] = self._loop.create_future()
+        waiting = _InLine(
+            photos=photos, deadline=deadline, caller=caller, priority=priority, let_in=let_in
+        )
+        self._line.put((caller, priority), waiting)
+        self._let_in()
+        try:
+            return await let_in
+        except asyncio.CancelledError:
+            if let_in.cancelled():
+                self._line.drop((caller, priority), lambda one: one is waiting)
+            elif not let_in.exception():  # in the very moment in which it was let in
+                let_in.result().__exit__(None, None, None)
+            raise
 
     @property
     def waiting(self) -> int:
@@ -194,6 +221,42 @@ class Batcher:
     def admitted(self) -> int:
         """Photos that are admitted and not yet answered."""
         return self._admission.photos
+
+    def _enter(
+        self,
+        photos: int,
+        deadline: float,
+        caller: Hashable,
+        priority: Priority,
+        *,
+        streamed: bool = False,
+    ) -> Call:
+        first = self.admitted == 0
+        self._admission.enter(photos, deadline, caller, priority, streamed=streamed)
+        call = Call(self, photos, deadline, caller, priority, streamed)
+        with self._threads.changed:
+            if first:
+                self._threads.add(self)
+            self._coming += photos
+        return call
+
+    def _let_in(self) -> None:
+        """Who waits in line, as far as there is room."""
+        admission = self._admission
+        while admission.has_room_for_streams:
+            one = self._line.pop_if(lambda one: admission.has_room(one.caller, one.priority))
+            if one is None:
+                return
+            if one.let_in.done():  # cancelled, and about to leave
+                continue
+            try:
+                call = self._enter(
+                    one.photos, one.deadline, one.caller, one.priority, streamed=True
+                )
+            except PawprintError as error:
+                one.let_in.set_exception(error)
+            else:
+                one.let_in.set_result(call)
 
     # --- called by Place, on any thread
 
@@ -221,7 +284,7 @@ class Batcher:
     # --- called by Call, on the event loop
 
     def _leave(self, call: Call) -> None:
-        self._admission.leave(call.photos, call.caller, call.priority)
+        self._admission.leave(call.photos, call.caller, call.priority, streamed=call.streamed)
         with self._threads.changed:
             call.left = True
             self._coming -= call._coming
@@ -234,6 +297,7 @@ class Batcher:
             if self.admitted == 0:
                 self._threads.remove(self)
             self._threads.changed.notify()
+        self._let_in()
 
     # --- called by an inference thread, the lock held
 

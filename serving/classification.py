@@ -61,9 +61,11 @@ class Classifier:
         deadline: float,
         caller: Hashable = None,
         priority: Priority = Priority.HIGH,
+        streamed: bool = False,
     ) -> Classified:
         """top_k: 0 means 1. admitted: called once there is room for the call, before any decoding;
         what it raises ends the call. deadline: on the monotonic clock. caller: see Batcher.admit.
+        streamed: it waits for room; there is a caller then.
 
         Raises InvalidRequest, Overloaded, DeadlineExceeded; InvalidImage if the only photo of the
         call can't be read.
@@ -80,6 +82,7 @@ class Classifier:
             deadline=deadline,
             caller=caller,
             priority=priority,
+            streamed=streamed,
         )
         results = tuple(
             answer
@@ -98,14 +101,20 @@ class Classifier:
         deadline: float,
         caller: Hashable = None,
         priority: Priority = Priority.HIGH,
+        streamed: bool = False,
     ) -> Inferred:
         """As classify, but with the rows of the model's outputs."""
         check_count(len(photos), self.limits.max_photos)
         spec = served.engine.manifest.preprocessing
         decoded: list[tuple[float, float]] = []  # seconds it took, and when it was done
-        with served.batcher.admit(
-            len(photos), deadline=deadline, caller=caller, priority=priority
-        ) as call:
+        batcher, count = served.batcher, len(photos)
+        if streamed:
+            entered = await batcher.admit_in_turn(
+                count, deadline=deadline, caller=caller, priority=priority
+            )
+        else:
+            entered = batcher.admit(count, deadline=deadline, caller=caller, priority=priority)
+        with entered as call:
             admitted()
             began = time.monotonic()
             places, jobs = [], []

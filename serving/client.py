@@ -166,7 +166,8 @@ class Client:
         """Classify any number of photos, `in_flight` at a time; each result comes once it is ready.
 
         A photo that can't be read, here or there, has its error in its result. What a server that
-        goes away has left unanswered is sent to another. timeout_s: the longest wait for the next
+        goes away has left unanswered is sent to another, and what one refuses for now, as over a
+        token's rate, is sent again when it says. timeout_s: the longest wait for the next
         answer while a photo has none.
         """
         state = StreamState(self.address, model, version, top_k, low_priority)
@@ -192,6 +193,11 @@ class Client:
             except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put(error)
 
+        def later(wait_s: float, index: int) -> None:
+            timer = threading.Timer(wait_s, outbox.again, (index,))
+            timer.daemon = True
+            timer.start()
+
         def receive() -> None:
             nonlocal call
             try:
@@ -201,8 +207,13 @@ class Client:
                         call.cancel()
                     try:
                         for message in call:
-                            outbox.answered(message.request_id)
-                            arrived.put(state.receive(message))
+                            index, again_s = message.request_id, state.again_in(message)
+                            if again_s is None:
+                                outbox.answered(index)
+                                arrived.put(state.receive(message))
+                            else:
+                                outbox.postpone(index)
+                                later(again_s, index)
                         code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
                         code, lost = error.code(), exception_of_call(error, self.address)

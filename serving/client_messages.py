@@ -27,6 +27,8 @@ from serving.modelspec import RobustAccuracy, RobustnessSummary
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
+# Between attempts at a photo that a server refuses for now, seconds; twice as long each time.
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 CLOSED = "the client is closed; make another"
 CLOSED_MEANWHILE = "the client was closed before the answer came"
 

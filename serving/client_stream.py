@@ -7,7 +7,15 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Result, StreamedResult
-from serving.client_messages import Photo, classify_request, encoded, exception_of, response_of
+from serving.client_messages import (
+    FIRST_WAIT_S,
+    LONGEST_WAIT_S,
+    Photo,
+    classify_request,
+    encoded,
+    exception_of,
+    response_of,
+)
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -32,6 +40,8 @@ class StreamState:
         self._top_k = top_k
         self._low_priority = low_priority
         self._sent_at: dict[int, float] = {}
+        self._wait_s: dict[int, float] = {}  # of those that were refused for now, the next time
+        self._refusal = ""  # the last one
         self._too_large = MAX_PHOTO_BYTES + 1
 
     def send(self, index: int, photo: Photo) -> pb.ClassifyStreamRequest | StreamedResult:
@@ -70,22 +80,32 @@ class StreamState:
         oldest = min([*self._sent_at.values()], default=now)
         left_s = wait_s - (now - max(begun, oldest))
         if left_s <= 0:
-            raise DeadlineExceeded(f"no answer came for {wait_s:g} s")
+            raise DeadlineExceeded(f"no answer came for {wait_s:g} s{self._refusal}")
         return left_s
+
+    def again_in(self, message: pb.ClassifyStreamResponse) -> float | None:
+        """In how many seconds to send a photo again that is refused for now, as over its token's
+        rate; None for an answer."""
+        if not message.error.retry_after_ms:
+            return None
+        index, told_s = message.request_id, message.error.retry_after_ms / 1e3
+        self._refusal = f"; the last time it was: {message.error.message}"
+        # All that are in flight are told the same, and it is of no use to most.
+        wait_s = max(told_s, self._wait_s.get(index, FIRST_WAIT_S))
+        self._wait_s[index] = min(2 * wait_s, LONGEST_WAIT_S)
+        return wait_s
 
     def receive(self, message: pb.ClassifyStreamResponse) -> StreamedResult:
         """Raises the exception of a refusal that is not this photo's own."""
         index = message.request_id
         latency_s = time.monotonic() - self._sent_at.pop(index)
+        self._wait_s.pop(index, None)
         if message.WhichOneof("outcome") == "response":
             response = response_of(message.response)
             return StreamedResult(
                 index=index, result=response.results[0], response=response, latency_s=latency_s
             )
-        retry_after_s = message.error.retry_after_ms / 1e3 or None
-        error = exception_of(
-            message.error.code, message.error.message, self._address, retry_after_s
-        )
+        error = exception_of(message.error.code, message.error.message, self._address)
         if not isinstance(error, InvalidRequest | Overloaded):
             raise error
         return _refused(index, str(error), latency_s)

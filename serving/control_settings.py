@@ -43,6 +43,8 @@ class ControlSettings:
         check_ranges(self, (("poll_s", 0, 86_400), ("admin_port", 0, 65535)))
         check_choice(self, "control", CONTROLS)
         read_policy(self.versions)
+        if self.only and not self.model_names:  # as of "$A,$B" without either: not all models
+            raise InvalidRequest(f"only must name models, with commas, got {self.only!r}")
         canaries = read_splits(self.canary, "canary")
         for model, shadow in read_splits(self.shadow, "shadow").items():
             if model in canaries and canaries[model].reference == shadow.reference:

@@ -17,6 +17,10 @@ def usable_cores() -> int:
     return max(1, math.floor(min(allowed, cgroup_quota(CGROUP_ROOT, CGROUP_OF_SELF))))
 
 
+def built_in_cores() -> int:
+    return os.cpu_count() or 1
+
+
 def cgroup_quota(root: Path, of_self: Path) -> float:
     """The least CPU quota, in cores, of this process's cgroup and those above it; inf if none.
 

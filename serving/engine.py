@@ -15,7 +15,7 @@ from serving.golden import Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
 from serving.modelspec import INPUT, OUTPUTS, Manifest
 from serving.precision import choose_precision
-from serving.providers import CUDA, TENSORRT, gpu_providers
+from serving.providers import CUDA, TENSORRT, engine_folder, gpu_providers
 from serving.repository import Repository
 from serving.runtime import onnxruntime
 from serving.session import open_session
@@ -128,8 +128,6 @@ def _open(opening: _Opening, device: str) -> Engine:
                 raise Unavailable(
                     f"TensorRT is asked for, but {missing}; leave out --tensorrt, or install it"
                 )
-            if opening.gpu.tensorrt:
-                _make_folder(opening.gpu.tensorrt)
             # ONNX Runtime answers a failure of CUDA with a session on the CPU: ask what it did.
             engine = _on_gpu(opening)
             if engine is not None:
@@ -143,10 +141,10 @@ def _open(opening: _Opening, device: str) -> Engine:
     return _on_cpu(opening)
 
 
-def _make_folder(tensorrt: str) -> None:
-    """ONNX Runtime makes each version's folder in it, but nothing above that."""
+def _make_folder(folder: Path) -> None:
+    """Where ONNX Runtime can't, it looks like a fault of the version."""
     try:
-        Path(tensorrt).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unavailable(f"the folder of --tensorrt can't be made: {error}") from error
 
@@ -165,6 +163,8 @@ def _on_gpu(opening: _Opening) -> Engine | None:
     """None where the session is not on the GPU after all."""
     manifest, gpu, sizes = opening.manifest, opening.gpu, opening.sizes("cuda")
     precision, data, where = _read(opening, "cuda")
+    if gpu.tensorrt:
+        _make_folder(engine_folder(gpu, manifest, precision))
     session = open_session(
         data, where, opening.cores, gpu_providers(gpu, manifest, precision, sizes)
     )

@@ -170,6 +170,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             deadline=deadline,
             caller=call.turn or caller,
             priority=priority,
+            streamed=caller is not None,
         )
         rows = []
         for index, answer in enumerate(call.inferred.answers):

@@ -177,10 +177,11 @@ class ModelControl:
         """
         self._check_control(name)
         async with self._changing:
-            version = await asyncio.to_thread(self._repository.resolve, name, reference)
             if reference:
+                version = await asyncio.to_thread(self._repository.resolve, name, reference)
                 await self._pin(name, version)
             else:
+                await asyncio.to_thread(self._check_there, name)
                 await self._change(name)
             self._say_unmet()
             model = self._models[name]
@@ -396,6 +397,10 @@ class ModelControl:
         check_only(settings, there, self._models)
         names = {*there, *self._models}
         return {name: there.get(name) for name in sorted(names & only if only else names)}
+
+    def _check_there(self, name: str) -> None:
+        """Raises NotFound for a model that has no version, whatever becomes of its aliases."""
+        self._repository.check_version(name, max(self._repository.versions(name), default=0))
 
     def _nothing_pends(self, name: str) -> bool:
         """Whether a model changes only with its repository: nothing is tried again by itself."""

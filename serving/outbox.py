@@ -31,6 +31,7 @@ class Outbox(Generic[Q]):
         self._queue = new_queue()
         self._unanswered: dict[int, pb.ClassifyStreamRequest] = {}
         self._losses: dict[int, int] = {}  # of each of them, the streams that were lost with it
+        self._postponed: set[int] = set()  # those of them that are not to be sent yet
         self._closed = False
         self._lock = threading.Lock()
 
@@ -44,17 +45,29 @@ class Outbox(Generic[Q]):
         """There are no more requests."""
         with self._lock:
             self._closed = True
-            self._queue.put_nowait(None)
+            self._end_queue()
 
     def answered(self, request_id: int) -> None:
         with self._lock:
             del self._unanswered[request_id], self._losses[request_id]
+            self._end_queue()
+
+    def postpone(self, request_id: int) -> None:
+        """It was refused for now: until `again` it is not sent, on another stream neither."""
+        with self._lock:
+            self._postponed.add(request_id)
+            self._losses[request_id] = 0  # it is not what brings servers down
+
+    def again(self, request_id: int) -> None:
+        with self._lock:
+            self._postponed.remove(request_id)
+            self._queue.put_nowait(self._unanswered[request_id])
 
     def drop_largest(self) -> pb.ClassifyStreamRequest | None:
         """Of those without an answer: it is not sent again. None where there is none."""
         with self._lock:
-            unanswered = self._unanswered.values()
-            largest = max(unanswered, key=lambda request: request.ByteSize(), default=None)
+            sent = (self._unanswered[i] for i in self._unanswered.keys() - self._postponed)
+            largest = max(sent, key=lambda request: request.ByteSize(), default=None)
             if largest is not None:
                 del self._unanswered[largest.request_id], self._losses[largest.request_id]
             return largest
@@ -69,11 +82,16 @@ class Outbox(Generic[Q]):
         with self._lock:
             self._queue.put_nowait(None)
             self._queue = self._new_queue()
-            for request in self._unanswered.values():
-                self._queue.put_nowait(request)
-            if self._closed:
-                self._queue.put_nowait(None)
+            for request_id, request in self._unanswered.items():
+                if request_id not in self._postponed:
+                    self._queue.put_nowait(request)
+            self._end_queue()
             return self._queue
+
+    def _end_queue(self) -> None:
+        """Once nothing more can come, not even what was refused for now; the lock is held."""
+        if self._closed and not self._unanswered:
+            self._queue.put_nowait(None)
 
     def lose(self, code: grpc.StatusCode) -> float | None:
         """A stream has failed: in how many seconds to open the next one, None: not again.

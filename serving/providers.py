@@ -10,6 +10,12 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 Provider = tuple[str, dict[str, str]]
 
 
+def engine_folder(gpu: GpuSettings, manifest: Manifest, precision: str) -> Path:
+    """Where TensorRT keeps its engine, which belongs to the very file that it was built from."""
+    file = manifest.variants[precision].file
+    return Path(gpu.tensorrt) / manifest.files[file].sha256
+
+
 def gpu_providers(
     gpu: GpuSettings, manifest: Manifest, precision: str, sizes: Sequence[int]
 ) -> list[Provider]:
@@ -31,12 +37,10 @@ def gpu_providers(
         cuda["gpu_mem_limit"] = str(gpu.gpu_memory_mib * 2**20)
     if not gpu.tensorrt:
         return [(CUDA, cuda)]
-    variant = manifest.variants[precision]
     side = manifest.preprocessing.size
     tensorrt = {
-        # An engine belongs to the very file that it was built from.
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(Path(gpu.tensorrt) / manifest.files[variant.file].sha256),
+        "trt_engine_cache_path": str(engine_folder(gpu, manifest, precision)),
         "trt_timing_cache_enable": "1",
         "trt_fp16_enable": str(int(precision == "fp16")),
         "trt_cuda_graph_enable": graphs,

@@ -123,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         problem = cuda_problem() if settings.device != "cpu" else None
         if settings.device == "auto":
             log.info("device: %s", f"cpu, for {problem}" if problem else "cuda")
-        log.info(
+        too_many = settings.inference_cores > usable_cores()  # by a quota: the kernel holds us up
+        log.log(
+            logging.WARNING if too_many else logging.INFO,
             "%d usable cores: %d infer on the CPU, %d threads decode",
             usable_cores(),
             settings.inference_cores,

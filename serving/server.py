@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2, classifier_pb2_grpc
 from serving.admin_service import admin_server
-from serving.admission import places_of_one
 from serving.catalogue import Catalogue
 from serving.channel import host_port
 from serving.classification import Classifier
@@ -68,10 +67,7 @@ class Server:
                 max_message_bytes=settings.max_message_mib * MIB,
                 max_calls=settings.max_calls,
                 max_streams=settings.max_streams,
-                # Of more the queue would refuse those that its one caller has no place for.
-                max_stream_in_flight=min(
-                    settings.max_stream_in_flight, places_of_one(settings.max_queue)
-                ),
+                max_stream_in_flight=settings.max_stream_in_flight,
             ),
             Tokens(Path(settings.tokens)) if settings.tokens else None,
             sinks=(

@@ -78,6 +78,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
             deadline=call.deadline,
             caller=call.turn or caller,
             priority=priority,
+            streamed=caller is not None,
         )
         call.inferred = classified.inferred
         return classify_response(classified, served, time.monotonic() - call.start)

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving.commandline import Parser
 from serving.control_settings import ControlSettings
-from serving.cores import usable_cores
+from serving.cores import built_in_cores, usable_cores
 from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
@@ -108,6 +108,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 ("drain_s", 0, 3600),
             ),
         )
+        if self.cores > built_in_cores():
+            raise InvalidRequest(
+                f"cores must be no more than this machine has ({built_in_cores()}), got "
+                f"{self.cores}; 0 is all that are usable"
+            )
         last = self.metrics_port + self.workers
         if (
             self.metrics_port

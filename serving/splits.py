@@ -35,6 +35,8 @@ def read_splits(text: str, setting: str) -> dict[str, Split]:
         if match[1] in splits:
             raise InvalidRequest(f"{setting} names {match[1]} twice: a model has one {setting}")
         splits[match[1]] = Split(reference=match[2], share=share)
+    if text and not splits:
+        raise InvalidRequest(f"{setting} must be MODEL=VERSION:SHARE, or empty; got {text!r}")
     return splits
 
 

@@ -1,6 +1,7 @@
 """The server's certificates: read again when their files change, without a restart."""
 
 import logging
+import math
 import ssl
 import threading
 import time
@@ -39,7 +40,7 @@ class Certificate:
     files: TlsFiles
     stamps: Stamps
     configuration: grpc.ServerCertificateConfiguration
-    begins: float  # seconds since 1970
+    begins: float  # seconds since 1970; -inf and inf where this Python can't tell
     ends: float
 
     def untimely(self) -> str:
@@ -67,6 +68,8 @@ class ShownCertificate:
         self._shown = self._given = _read(files)  # _given: what gRPC has by now
         self._said = ""
         self._lock = threading.Lock()  # handshakes, and who asks for the end
+        if math.isinf(self._shown.ends):
+            log.warning("this Python can't tell when a certificate expires: nobody will be told")
         self._look()  # says what is wrong with its dates
 
     @property
@@ -149,8 +152,12 @@ def _why(error: OSError, files: TlsFiles) -> str:
 
 def _validity(cert: Path) -> tuple[float, float]:
     """From when to when, in seconds since 1970. By CPython's own decoder, which has no public name
-    for a certificate that no connection has shown; a package for it is more than the server has."""
-    fields = ssl._ssl._test_decode_cert(str(cert))  # type: ignore[attr-defined]
+    for a certificate that no connection has shown; a package for it is more than the server has.
+    A Python without it serves the certificate all the same."""
+    decode = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", None)
+    if decode is None:
+        return -math.inf, math.inf
+    fields = decode(str(cert))
     begins, ends = (ssl.cert_time_to_seconds(fields[name]) for name in ("notBefore", "notAfter"))
     return begins, ends
 

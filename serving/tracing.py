@@ -25,6 +25,7 @@ _FILES = tuple(
     for file in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 )
 SERVICE_NAME = "service.name"
+_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 _WRONG = "OpenTelemetry can't use its variables in the environment (OTEL_...)"
 # What a stop waits for a receiver, which may hang or be gone; OpenTelemetry itself takes 30 s.
 SENDING_S = 3.0
@@ -51,6 +52,11 @@ class Tracing:
             raise InvalidRequest(f"{_WRONG}: {error}") from error
         # It warns of each malformed context, with up to 8 KiB of the caller's own words.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
+        # Of each batch that a receiver fails at, or answers with nonsense, the exporter has a line
+        # that says all. The tracebacks are its own, and that of gRPC's blocking client, which
+        # nothing else uses in a server.
+        logging.getLogger(_EXPORTER).addFilter(_without_traceback)
+        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
         try:  # as the SDK's variables have it, which raises what it likes
             for variable in _FILES:
                 if file := environment.get(variable):
@@ -112,6 +118,11 @@ class Tracing:
 def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
     """None where no endpoint is set. Raises InvalidRequest."""
     return Tracing(environment) if environment.get(ENDPOINT) else None
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
 
 
 def _ns(seconds: float, epoch_ns: int) -> int:

@@ -30,7 +30,15 @@ class Turns(Generic[T]):
 
     def pop(self) -> T:
         """The next item of the caller who has its turn, which then goes to the next caller."""
-        caller = next(iter(self._lines))
+        return self._pop(next(iter(self._lines)))
+
+    def pop_if(self, may: Callable[[T], bool]) -> T | None:
+        """As pop, of the first caller whose next item `may` be taken; None where none may."""
+        may_go = (caller for caller, line in self._lines.items() if may(line[0]))
+        caller = next(may_go, None)
+        return None if caller is None else self._pop(caller)
+
+    def _pop(self, caller: Hashable) -> T:
         line = self._lines.pop(caller)
         item = line.popleft()
         if line:

@@ -397,6 +397,7 @@ def _check_that_each_precision_was_judged(version):
         (("--linf", "x"), "such as 1/255"),
         (("--photos", "0"), "1 or more"),
         (("--ideal", "cat"), "did you mean 'cats'?"),
+        (("--ideal", ","), "--ideal takes classes with commas, all or none"),
         (("--fail-under", "pgd"), "pgd@4/255=0.2"),
         (("--fail-under", "pdg@4/255=0.2"), "did you mean pgd"),  # before anything is done
         (("--linf", "1/255", "--fail-under", "worst@8/255=0.2"), "but at 1/255, 4/255"),

@@ -7,7 +7,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -431,6 +432,117 @@ async def test_a_caller_leaves_as_many_places_free_as_it_has(
                 pass
     with b.admit(8, caller="a"):  # nobody else is here
         pass
+
+
+def has_room(inside: list[Call], caller: object, priority: Priority) -> bool:
+    """For a request of a stream, in a queue of 16; counted anew."""
+
+    def photos(of: Callable[[Call], bool]) -> int:
+        return sum(call.photos for call in inside if of(call))
+
+    low = photos(lambda call: call.priority is Priority.LOW)
+    if priority is Priority.LOW and (
+        low >= 8 or photos(lambda call: call.streamed and call.priority is Priority.LOW) >= 4
+    ):
+        return False
+    own = photos(lambda call: call.caller == caller)
+    return photos(lambda call: call.streamed) < 8 and photos(lambda call: True) + own < 16
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_requests_of_streams_wait_for_the_room_that_they_may_have(
+    model: Model, thread: InferenceThreads, seed: int
+) -> None:
+    b, generator = batcher(model, thread, max_queue=16), random.Random(seed)
+    inside: list[Call] = []
+    line: list[tuple[asyncio.Task[Call], str, Priority]] = []
+    seen: Counter[str] = Counter()
+
+    async def come_in() -> None:
+        nonlocal line
+        for _ in range(3):
+            await asyncio.sleep(0)
+        come = [task.result() for task, _, _ in line if task.done()]
+        line = [one for one in line if not one[0].done()]
+        inside.extend(come)
+        seen["let in"] += len(come)
+
+    for _ in range(1500):
+        step = generator.choice(["call", "join", "join", "leave", "cancel"])
+        who, photos = generator.choice("abcd"), generator.choice([1, 1, 2, 5])
+        priority = generator.choice(list(Priority))
+        if step == "call":
+            try:
+                inside.append(b.admit(photos, caller=who, priority=priority))
+            except Overloaded:
+                seen["refused"] += 1
+        elif step == "join" and len(line) < 20:
+            waits = b.admit_in_turn(photos, deadline=math.inf, caller=who, priority=priority)
+            line.append((asyncio.create_task(waits), who, priority))
+        elif step == "leave" and inside:
+            with inside.pop(generator.randrange(len(inside))):
+                pass
+        elif step == "cancel" and line:
+            line.pop(generator.randrange(len(line)))[0].cancel()  # maybe as it is let in
+            seen["cancelled"] += 1
+        if generator.random() < 0.7:  # else several of these come in one moment
+            await come_in()
+            assert b.admitted == sum(call.photos for call in inside)
+            assert not any(has_room(inside, who, priority) for _, who, priority in line)
+    assert min(seen[what] for what in ("refused", "cancelled", "let in")) > 50, seen
+    await come_in()
+    while inside:
+        with inside.pop():
+            pass
+        await come_in()
+    assert not line  # nobody waits for ever
+    assert b.admitted == 0 and not b._line and b not in thread._sources
+
+
+async def test_a_stream_may_leave_in_the_very_moment_in_which_it_is_let_in_or_refused(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b, soon = batcher(model, thread, max_queue=4), time.monotonic() + 0.05
+    with b.admit(4):
+        leaving = [
+            asyncio.create_task(
+                b.admit_in_turn(1, deadline=deadline, caller=caller, priority=Priority.HIGH)
+            )
+            for caller, deadline in (("a", math.inf), ("b", soon), ("c", soon))
+        ]
+        while time.monotonic() <= soon:
+            await asyncio.sleep(0.01)
+    assert b.admitted == 1  # and the others are too late
+    for task in leaving[:2]:
+        task.cancel()
+    await asyncio.wait(leaving)
+    assert [task.cancelled() for task in leaving] == [True, True, False]
+    assert isinstance(leaving[2].exception(), DeadlineExceeded) and b.admitted == 0
+
+
+async def test_streams_come_in_by_turns(model: Model, thread: InferenceThreads) -> None:
+    """One with many requests that wait does not hold up another's one."""
+    b = batcher(model, thread, max_queue=8)
+
+    def join(caller: str) -> "asyncio.Task[Call]":
+        waits = b.admit_in_turn(1, deadline=math.inf, caller=caller, priority=Priority.HIGH)
+        return asyncio.create_task(waits)
+
+    many = [join("a") for _ in range(20)]
+    one = join("b")
+    await asyncio.sleep(0)
+    assert sum(task.done() for task in many) == 4 and not one.done()
+    with many[0].result(), many[1].result():
+        pass
+    await asyncio.sleep(0)
+    assert one.done() and sum(task.done() for task in many) == 5
+    for task in many[5:]:
+        task.cancel()
+    for call in (one, *many[2:5]):
+        with call.result():
+            pass
+    await asyncio.wait(many)
+    assert b.admitted == 0
 
 
 async def test_an_answered_call_leaves_however_much_its_caller_has_waiting(

@@ -463,6 +463,18 @@ async def test_load_and_unload(admin, models: Path) -> None:
         assert await health(running) == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_a_malformed_alias_does_not_stop_a_look_that_the_operator_asks_for(
+    admin, models: Path
+) -> None:
+    running, stub = admin
+    build_version(models, "pets", seed=7)
+    (models / "pets/aliases").mkdir()
+    (models / "pets/aliases/stable").write_text("four")
+    found = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets"))
+    assert found.versions == [4]
+    assert "alias 'stable' of 'pets' is malformed" in running.server.control.problems()[0]
+
+
 async def test_the_operator_changes_nothing_but_what_is_asked_for(admin, models: Path) -> None:
     running, stub = admin
     build_version(models, "pets", seed=7)

@@ -15,7 +15,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import StreamedResult
 from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
-from serving.errors import NotFound, Overloaded, Unavailable
+from serving.errors import DeadlineExceeded, NotFound, Overloaded, Unavailable
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.cut_proxy import cut_proxy
@@ -30,6 +30,8 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
     def __init__(self, answers: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self.answers, self.code = answers, code
         self.streams: list[list[int]] = []
+        self.refused: dict[int, list[float]] = {}  # when each was
+        self.refuse_s = 0.0
 
     async def ClassifyStream(self, requests, context):  # noqa: N802 - as in the proto
         read: list[int] = []
@@ -40,6 +42,13 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
                 if self.code is grpc.StatusCode.OK:
                     return
                 await context.abort(self.code, "as scripted")
+            times = self.refused.setdefault(request.request_id, [])
+            if self.refuse_s and len(times) < 2:
+                assert all(time.monotonic() - at > self.refuse_s for at in times)
+                times.append(time.monotonic())
+                error = pb.RequestError(code=8, retry_after_ms=int(1e3 * self.refuse_s))
+                yield pb.ClassifyStreamResponse(request_id=request.request_id, error=error)
+                continue
             yield pb.ClassifyStreamResponse(
                 request_id=request.request_id,
                 response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
@@ -93,6 +102,29 @@ async def test_a_stream_that_ends_as_if_all_were_well_loses_nothing(kind, leavin
     script.answers = 0
     with pytest.raises(Unavailable, match="ended the stream before all was answered"):
         await answers_to(kind, address, [b"x"])
+
+
+@both
+@pytest.mark.parametrize("answers", [7, 3 * PHOTOS])
+async def test_what_is_refused_for_now_is_sent_again_when_the_server_says(
+    kind, answers, leaving
+) -> None:
+    """Twice each; also if the stream is lost meanwhile, and when all others are answered."""
+    script, address = leaving
+    script.answers, script.refuse_s = answers, 0.1
+    found = await answers_to(kind, address, [b"x"] * 20, in_flight=4)
+    assert sorted(answer.index for answer in found) == list(range(20))
+    assert all(answer.result.error is None for answer in found)
+    assert [len(times) for times in script.refused.values()] == [2] * 20
+    assert len(script.streams) == 1 or answers == 7
+
+
+@both
+async def test_a_stream_that_has_nothing_but_refusals_says_so(kind, leaving) -> None:
+    script, address = leaving
+    script.answers, script.refuse_s = PHOTOS, 0.5
+    with pytest.raises(DeadlineExceeded, match="no answer came for 0.2 s; the last time it was: "):
+        await answers_to(kind, address, [b"x"], timeout_s=0.2)
 
 
 async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:

@@ -1,4 +1,5 @@
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -78,6 +79,10 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
         (["--versions", "latest:0"], "versions must be latest:N, all, alias, or numbers"),
+        # Of "$A,$B" where neither is set: no wish for all models, nor for none to be tried.
+        (["--only", ","], "only must name models, with commas, got ','"),
+        (["--canary", ","], "canary must be MODEL=VERSION:SHARE, or empty; got ','"),
+        (["--shadow", ",,"], "shadow must be MODEL=VERSION:SHARE, or empty; got ',,'"),
         (["--max-delay-ms", "nan"], "max_delay_ms must be"),
         (["--max-queue", "8"], "max_queue must be at least max_batch"),
         (["--workers", "2", "--admin-port", "9"], "admin_port and several workers don't go"),
@@ -98,6 +103,13 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
 def test_a_bad_flag_is_refused(flags: list[str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         read_settings(flags, {})
+
+
+def test_more_cores_than_the_machine_has_are_refused() -> None:
+    built_in = os.cpu_count() or 1
+    assert read_settings(["--cores", str(built_in)], {}).inference_cores == built_in
+    with pytest.raises(InvalidRequest, match=rf"than this machine has \({built_in}\), got 1024"):
+        read_settings(["--cores", "1024"], {})
 
 
 def test_one_port_may_be_had_on_two_addresses_and_0_is_none_yet() -> None:

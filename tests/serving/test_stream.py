@@ -147,6 +147,58 @@ async def test_streams_leave_half_of_the_places_and_wait_for_theirs(models: Path
         assert edge.active == 0 and not edge._calls._line
 
 
+@pytest.mark.parametrize("streams", [2, 8])
+async def test_streams_leave_half_of_a_small_queue_and_wait_for_room(
+    models: Path, streams: int
+) -> None:
+    """They would take all of it, and lose most of their photos."""
+    async with (
+        running_server(models, max_queue=16, max_photos=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        held = HeldModel(running.server)
+        waiting = [await written(stub, 30) for _ in range(streams)]
+        await held.admitted(8)
+        await until(lambda: running.server._edge.active == 16 * streams)  # as many are in flight
+        several = stub.Classify(request(*[jpeg()] * 8))
+        await held.admitted(16)
+        with pytest.raises(grpc.aio.AioRpcError, match="the queue is full"):
+            await stub.Classify(request(jpeg()))
+        held.release()
+        assert len((await several).results) == 8
+        for stream in waiting:
+            found = await answers(stream)
+            assert sorted(found) == list(range(30))
+            assert all(answer.HasField("response") for answer in found.values())
+        await held.admitted(0)
+
+
+async def test_a_request_of_a_stream_comes_in_whole_where_few_places_are_left(
+    models: Path,
+) -> None:
+    """Else one of many photos would wait for as long as others of few come by."""
+    async with (
+        running_server(models, max_queue=16, max_photos=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        held = HeldModel(running.server)
+        few = await written(stub, 3)
+        await held.admitted(3)
+        many = stub.ClassifyStream()
+        await many.write(part(0, request(*[jpeg()] * 8)))
+        await many.done_writing()
+        await held.admitted(11)
+        last = await written(stub, 1)
+        await until(lambda: running.server._edge.active == 5)
+        await held.admitted(11)
+        held.release()
+        assert len((await answers(many))[0].response.results) == 8
+        for stream, count in ((few, 3), (last, 1)):
+            assert len(await answers(stream)) == count
+
+
 async def test_streams_of_low_priority_leave_the_others_places_to_wait_for(models: Path) -> None:
     """While the others keep the server busy they are answered hardly at all."""
     async with (
@@ -245,18 +297,21 @@ async def test_a_caller_that_vanishes_leaves_the_server_sound(
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("settings", [{"max_calls": 8}, {"max_queue": 16, "max_photos": 16}])
 async def test_callers_that_leave_at_any_moment(
-    models: Path, caplog: pytest.LogCaptureFixture, seed: int
+    models: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, int], seed: int
 ) -> None:
     """60 streams, each cut off somewhere between its first write and its last answer; most of them
     while they wait for a place."""
-    async with running_server(models, max_calls=8) as running:
+    async with running_server(models, **settings) as running:
         # Which ends them all: of some grpc.aio's client forgets that their task was cancelled.
         async with grpc.aio.insecure_channel(running.address) as channel:
             stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
             await leaving_at_any_moment(stub, random.Random(seed))
         edge, decoders = running.server._edge, running.server._classifier._decoders
-        await HeldModel(running.server).admitted(0)
+        held = HeldModel(running.server)
+        await held.admitted(0)
+        assert not held._served.batcher._line
         await until(lambda: not edge._here and not edge.active and not edge._streams.total())
         assert not edge._calls._line and not edge._calls._from_line and not edge._reading
         await until(lambda: not decoders._waiting and not decoders._postponed)

@@ -1,12 +1,14 @@
 """TLS and mutual TLS over real sockets; certificates renewed under a running server."""
 
 import asyncio
+import math
 import os
 import shutil
 import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
 from tests.certificates import Authority, Pair, serial
-from tests.conftest import ROOT, Running, running_server
+from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
 from tests.serving.test_metrics import scrape
@@ -214,6 +216,21 @@ def test_a_certificate_that_is_not_valid_at_the_start_is_said(
     (message,) = caplog.messages
     assert message.startswith(f"the certificate in {pair.cert} {words}")
     assert message.endswith("+00:00: callers refuse it")
+
+
+def test_a_python_that_cannot_read_its_dates_serves_a_certificate(
+    models: Path, authority: Authority, start: Callable[..., ServerProcess]
+) -> None:
+    code = "import ssl; del ssl._ssl._test_decode_cert; import serving.serve as s; s.main()"
+    pair, port = authority.sign("server"), free_port()
+    flags = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--metrics-port", str(port))
+    server = start(models, *flags, program=("-c", code))
+    with Client(server.address, tls=Tls(ca=str(authority.ca))) as client:
+        client.classify([jpeg()], model="pets")
+    found = asyncio.run(scrape(port))
+    assert found.value("pawprint_certificate_expiry_timestamp_seconds") == math.inf
+    status, _, err = server.stop()
+    assert status == 0 and "can't tell when a certificate expires" in err
 
 
 @pytest.mark.parametrize("mutual", [False, True])

@@ -128,6 +128,22 @@ async def test_a_token_has_its_rate_and_is_told_when_to_come_back(models: Path, 
             await other.classify([jpeg()] * 10, model="pets")  # another's rate is its own
 
 
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_a_stream_over_its_rate_has_all_its_answers(
+    models: Path, file: Path, kind: type
+) -> None:
+    async with running_server(models, tokens=str(file)) as running:
+        if kind is AsyncClient:
+            async with AsyncClient(running.address, token="calm") as client:
+                found = [one async for one in client.stream([jpeg()] * 8, model="pets")]
+        else:
+            with Client(running.address, token="calm") as blocking:
+                answers = blocking.stream([jpeg()] * 8, model="pets")
+                found = await asyncio.to_thread(list, answers)
+    assert sorted(one.index for one in found) == list(range(8))
+    assert all(one.result.labels for one in found)
+
+
 async def test_retries_of_grpc_come_when_the_server_says_and_only_if_in_time(
     models: Path, file: Path
 ) -> None:

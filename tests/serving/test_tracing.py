@@ -140,6 +140,39 @@ def test_a_collector_that_never_answers_holds_up_no_stop(
     assert err.endswith(" INFO serving.serve: stopped\n") and "Traceback" not in err
 
 
+def nonsense(request: bytes, context: grpc.ServicerContext) -> bytes:
+    return b"\xff\xff"
+
+
+def failure(request: bytes, context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.UNKNOWN, "broken")
+
+
+@pytest.mark.parametrize("answer", [nonsense, failure])
+def test_a_batch_that_a_broken_receiver_has_had_is_one_line_of_the_log(
+    start: Callable[..., ServerProcess],
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[..., object],
+) -> None:
+    method = grpc.unary_unary_rpc_method_handler(answer)
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    receiver = grpc.server(futures.ThreadPoolExecutor(1))
+    receiver.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(service, {"Export": method})]
+    )
+    port = receiver.add_insecure_port("127.0.0.1:0")
+    receiver.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    server = start(models)
+    with grpc.insecure_channel(server.address) as channel:
+        classifier_pb2_grpc.ClassifierServiceStub(channel).ListModels(pb.ListModelsRequest())
+    status, _, err = server.stop()
+    receiver.stop(None).wait()
+    (line,) = [line for line in err.splitlines() if " INFO " not in line]
+    assert status == 0 and f"Failed to export traces to 127.0.0.1:{port}" in line
+
+
 @pytest.mark.parametrize(
     "attributes, name",
     [("service.name=shop,k8s.pod.name=p", "shop"), ("k8s.pod.name=p", "pawprint")],

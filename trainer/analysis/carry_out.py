@@ -147,7 +147,11 @@ def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
         return None
     if text is None:
         return tuple(labels[:MOST_DRAWN])
-    names = tuple(name.strip() for name in text.split(",") if name.strip() and text != "none")
+    if text == "none":
+        return ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise InvalidRequest(f"--ideal takes classes with commas, all or none, got {text!r}")
     for name in names:
         if name not in labels:
             near = difflib.get_close_matches(name, labels, n=1, cutoff=0.4)
