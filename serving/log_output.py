@@ -84,7 +84,8 @@ class LineHandler(logging.Handler):
             self.release()
 
     def _write(self) -> None:
-        """What can be written now: several lines at once, as long as none can be torn by that."""
+        """What can be written now: several lines at once, as many as a pipe takes whole. A longer
+        line can be cut by one of another process, if the reader is behind."""
         while self._waiting and self._poll.poll(0):
             lines = self._waiting.popleft()
             while self._waiting and len(lines) + len(self._waiting[0]) <= select.PIPE_BUF:

@@ -192,8 +192,8 @@ def stalled(models: Path, tmp_path: Path, start) -> Iterator[Callable[..., Stall
     os.mkfifo(pipe)
     reader = Reader(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
 
-    def begin(*flags: str) -> Stalled:
-        script = f'exec "$@" 2>{pipe}'
+    def begin(*flags: str, redirected: str = "2>{}") -> Stalled:
+        script = f'exec "$@" {redirected.format(pipe)}'
         program = ("-c", script, "sh", sys.executable, "-m", "serving.serve")
         flags = ("--access-log", "on", "--log-format", "json", *flags)
         return start(models, *flags, python="sh", program=program), reader
@@ -231,6 +231,23 @@ def test_lines_of_grpc_itself_hold_up_no_stop(
     assert server.process.wait(15) == 0
     reader.lines()
     assert len(reader.text) > PIPE_BYTES * 0.9
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_started_before_a_full_pipe(
+    stalled: Callable[..., Stalled], tmp_path: Path, workers: str
+) -> None:
+    """Of a logger that hangs, and has outlived the server before it."""
+    before = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+    assert os.write(before, b"x\n" * PIPE_BYTES) == PIPE_BYTES
+    os.close(before)
+    server, reader = stalled("--workers", workers, redirected=">{} 2>&1")
+    with Client(server.address) as client:
+        assert client.classify([jpeg()], model="pets", timeout_s=10).version == 1
+    announced = f"serving on {server.address}: pets/1"  # in the log, unless this reads soon enough
+    until(lambda: any(announced in line for line in reader.lines()))
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(15) == 0
 
 
 async def ready_calls(address: str, ids: list[str]) -> None:
