@@ -1,12 +1,19 @@
 """How a server says that it is ready: the port file, and one line on stdout."""
 
+import logging
 import os
+import select
 import sys
 from pathlib import Path
 
 from serving.channel import host_port
 from serving.errors import Unavailable
 from serving.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+STDOUT = 1
+PATIENCE_S = 1.0
 
 
 def check_port_file(settings: ServerSettings) -> None:
@@ -41,8 +48,19 @@ def announce(settings: ServerSettings, port: int, served: str) -> None:
             os.replace(part, path)
         except OSError as error:
             raise Unavailable(f"the port file can't be written: {error}") from error
+    line = f"serving on {host_port(settings.host, port)}: {served}"
+    if not _has_room():  # a pipe that was full before we were started, and that nobody reads
+        log.warning("stdout takes nothing, so here: %s", line)
+        return
     try:
-        print(f"serving on {host_port(settings.host, port)}: {served}", flush=True)
+        print(line, flush=True)
     except OSError as error:  # what is left in the buffer would be tried again at the exit
         sys.stdout = None
         raise Unavailable(f"stdout can't be written: {error}") from error
+
+
+def _has_room() -> bool:
+    """Whether writing to stdout does not block, within PATIENCE_S."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    return bool(poll.poll(1e3 * PATIENCE_S))

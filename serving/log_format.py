@@ -7,9 +7,11 @@ import warnings
 from datetime import UTC, datetime
 
 from serving.edge import Call
+from serving.log_output import LineHandler
 
 FORMATS = ("text", "json")
 ACCESS = "serving.access"
+STDERR = 2
 
 _access = logging.getLogger(ACCESS)
 
@@ -59,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 def configure_logging(kind: str, worker: int | None) -> None:
     """Log to stderr as `kind` of FORMATS; what was configured before goes. worker: which of several
     processes this is."""
-    handler = logging.StreamHandler()
+    handler = LineHandler(STDERR)
     handler.setFormatter((JsonFormatter if kind == "json" else TextFormatter)(worker))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

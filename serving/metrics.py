@@ -23,6 +23,7 @@ from serving.batching import Answer
 from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
+from serving.log_output import lines_dropped
 from serving.troubles import Troubles
 from serving.version_state import VersionState
 
@@ -219,6 +220,11 @@ class _Readings(Collector):
         )
         yield GaugeMetricFamily(
             "pawprint_calls_in_flight", "Calls being answered", value=self._edge.active
+        )
+        yield CounterMetricFamily(
+            "pawprint_log_lines_dropped",
+            "Lines of the log that stderr did not take",
+            value=lines_dropped(),
         )
         if self._troubles.last_look:  # a server that still waits for the first has no age to show
             yield GaugeMetricFamily(
