@@ -294,6 +294,12 @@ def test_two_processes_give_the_same_report(trained, tmp_path):
     assert together["corruptions"] == alone["corruptions"]
 
 
+def test_one_that_was_started_alone_reports_whatever_rank_stands_there(trained, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    analyze(trained, *SMALL)
+    assert report_of(trained)["model"]["name"] == "cartoon"
+
+
 def test_the_same_analysis_twice_at_once_is_refused(trained, monkeypatch):
     said = []
 
