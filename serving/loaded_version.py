@@ -68,6 +68,11 @@ def load_or_refuse(
         return _refusal(name, version, error, stamp, earlier)
 
 
+def reason_of(error: Exception) -> str:
+    """What nobody expects says what it is, too: a MemoryError has no words of its own."""
+    return str(error) if isinstance(error, (PawprintError, OSError)) else repr(error)
+
+
 def _refusal(
     name: str, version: int, error: Exception, stamp: Hashable, earlier: Refusal | None
 ) -> Refusal:
@@ -108,7 +113,7 @@ def refreshed(
     except Unavailable:
         raise
     except Exception as error:  # what a damaged file or a full memory brings, nobody can say
-        log.error("%s/%d stays as it was loaded: %s", name, version, error)
+        log.error("%s/%d stays as it was loaded: %s", name, version, reason_of(error))
         broken = isinstance(error, BrokenVersion)  # all else may pass: it is tried again
         return replace(loaded, stamp=stamp) if broken else loaded
     try:

@@ -25,7 +25,7 @@ from serving.errors import (
 )
 from serving.inference_thread import InferenceThreads
 from serving.layout import version_number
-from serving.loaded_version import LoadedVersion, load_version
+from serving.loaded_version import LoadedVersion, load_version, reason_of
 from serving.loading import (
     LoadedModel,
     Wanted,
@@ -321,7 +321,8 @@ class ModelControl:
                         load_version, self._repository, name, version, self._load_engine
                     )
                 except Exception as error:  # what a broken device raises, nobody can say
-                    log.error("the engine of %s/%d can't be made anew: %s", name, version, error)
+                    said = reason_of(error)
+                    log.error("the engine of %s/%d can't be made anew: %s", name, version, said)
                     if await self._replaced(name, version, error):
                         return
                 else:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from serving.errors import InvalidImage
+from serving.errors import InvalidImage, Unavailable
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
 from serving.photo_formats import FORMATS
@@ -83,7 +83,7 @@ def decode(
     """Decode one photo to an upright RGB picture, each side at least `draft` px if it was before.
 
     A JPEG much larger than `draft` is decoded at a half, a quarter or an eighth of its size
-    (Pillow's draft mode). Raises InvalidImage.
+    (Pillow's draft mode). Raises InvalidImage; Unavailable where the memory does not suffice.
     """
     if not data:
         raise InvalidImage("the photo is empty (0 bytes)")
@@ -116,6 +116,10 @@ def decode(
         raise
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+    except MemoryError as error:  # as under `ulimit -v`: no fault of the photo
+        raise Unavailable(
+            "there is too little memory to decode the photo: end what else runs here, or allow more"
+        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise InvalidImage(f"the photo is damaged or truncated ({error})") from error
 

@@ -121,7 +121,7 @@ class Tokens:
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Raises InvalidRequest."""
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
+        value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         entries = value.pop("tokens", [])
         if value or not isinstance(entries, list) or not entries:
             raise ValueError("it must hold [[tokens]] entries, and nothing else")

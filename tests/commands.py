@@ -7,6 +7,9 @@ from typing import Any
 
 from tests.conftest import ROOT
 
+# A locale whose encoding is not UTF-8; Python would else take C for one that is.
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
 
 def run_python(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     """With these arguments, in the root of the checkout, to its end."""

@@ -8,8 +8,6 @@ from torch import nn
 from trainer.memory import halved
 from trainer.pictures import MEMORY_BYTES, Photo
 
-_BATCH = 32
-
 
 class Activations:
     """The frozen stages' output for (photo, view), each computed once while memory lasts.

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from serving.errors import InvalidRequest, PawprintError
 from trainer.errors import FailedCheck
 from trainer.meeting import meet
+from trainer.ranks import place_of
 
 T = TypeVar("T")
 
@@ -219,7 +220,7 @@ def _sync(module: _BatchNorm) -> None:
 def joined() -> Iterator[World]:
     """The processes that torchrun started, or a scheduler that sets RANK, WORLD_SIZE, MASTER_ADDR
     and MASTER_PORT as it does; this one alone without them."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+    if place_of(os.environ) is None:
         yield World()
         return
     gpus = torch.cuda.is_available()

@@ -20,6 +20,7 @@ from trainer.exit_status import FAILED, fail
 from trainer.flags import parser
 from trainer.given import read_settings
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.ranks import place_of
 
 if TYPE_CHECKING:
     from serving.modelspec import Manifest
@@ -43,9 +44,10 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
     as_json, file = (flags.pop(name) for name in ("json", "config"))
     as_comparison, rate_only = (flags.pop(name) for name in ("compare", "find_rate"))
     trials = flags.pop("tune")
-    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    console = Console(to_stderr=as_json, silent=not leads)
     try:
+        rank, _ = place_of(os.environ) or (0, 1)
+        leads = rank == 0
+        console = Console(to_stderr=as_json, silent=not leads)
         given = read_settings(flags, os.environ, file)
         config = with_defaults(given, console)
         from trainer.threads import keep_to_cores  # torch takes seconds to import: --help does not

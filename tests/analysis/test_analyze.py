@@ -5,6 +5,7 @@ import copy
 import html
 import io
 import json
+import os
 import re
 import resource
 import shutil
@@ -19,6 +20,7 @@ from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.analysis.conftest import run
 from tests.browser import browse
+from tests.commands import ASCII_LOCALE, run_python
 from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
@@ -31,6 +33,14 @@ from trainer.onnx_runner import OnnxRunner
 
 ANALYZE = "trainer.analysis.analyze"
 SMALL = ("--budget", "quick", "--photos", 4, "--linf", "8/255", "--l2", "1", "--ideal", "none")
+DRAW = """
+import json, sys
+from pathlib import Path
+from trainer.analysis.report import render
+folder = Path(sys.argv[1])
+page = render(json.loads((folder / "report.json").read_bytes()), folder)
+sys.stdout.buffer.write(page.encode())
+"""
 
 
 def command(trained, *flags):
@@ -150,6 +160,12 @@ def test_the_words_of_the_report_say_of_which_photos_they_speak(analysed):
     right = report_of(analysed)["clean"]["fp32"]["correct"]
     assert page.count(f"of the {right} photos that are right as they are") == 3  # and the descent
     assert "points below clean" in page or "points above clean" in page
+
+
+def test_the_report_is_the_same_in_a_locale_that_is_not_utf_8(analysed):
+    folder = analysed.models / "cartoon/1/analysis"
+    done = run_python("-c", DRAW, folder, text=False, env=os.environ | ASCII_LOCALE)
+    assert done.stdout == (folder / "report.html").read_bytes(), done.stderr
 
 
 def test_a_report_of_many_classes_names_some_and_embeds_few_animations(analysed):
@@ -276,6 +292,12 @@ def test_two_processes_give_the_same_report(trained, tmp_path):
     assert together["worst_case"] == alone["worst_case"]
     assert together["attacks"] == alone["attacks"]
     assert together["corruptions"] == alone["corruptions"]
+
+
+def test_one_that_was_started_alone_reports_whatever_rank_stands_there(trained, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    analyze(trained, *SMALL)
+    assert report_of(trained)["model"]["name"] == "cartoon"
 
 
 def test_the_same_analysis_twice_at_once_is_refused(trained, monkeypatch):

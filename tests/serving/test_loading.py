@@ -202,6 +202,24 @@ def test_what_takes_the_place_of_a_version_while_it_is_loaded_is_loaded_next(mod
     assert model.versions[1].engine.manifest == repository.manifest("pets", 1)
 
 
+def test_what_can_not_be_loaded_anew_says_why_though_the_error_has_no_words(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository, wanted = Repository(models), Wanted(policy=read_policy("latest:1"))
+
+    def load(name: str, version: int) -> Engine:
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    def no_memory(name: str, version: int) -> Engine:
+        raise MemoryError
+
+    now = update_model(repository, "pets", load, wanted, LoadedModel())
+    shutil.rmtree(models / "pets/1")
+    build_version(models, "pets", seed=7)
+    assert list(update_model(repository, "pets", no_memory, wanted, now).versions) == [1]
+    assert "pets/1 stays as it was loaded: MemoryError()" in caplog.messages
+
+
 @pytest.mark.parametrize("there", ["nothing", "no folder", "only broken"])
 async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> None:
     root = tmp_path / "models"

@@ -748,6 +748,23 @@ async def test_a_broken_engine_whose_files_are_damaged_makes_room_until_they_are
         assert await answering(client) == 2
 
 
+async def test_a_broken_engine_that_can_not_be_made_anew_says_why_though_the_error_has_no_words(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.05,))
+    said = "the engine of pets/1 can't be made anew: MemoryError()"
+
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    async with running_server(models, control="none") as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(model_control, "load_version", no_memory)
+            running.server.control._restart_soon("pets", 1)
+            await until(lambda: said in caplog.messages)
+        await until_served(running, 1)
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 async def test_where_no_older_version_can_step_in_a_broken_engine_is_tried_again(
     models: Path, monkeypatch: pytest.MonkeyPatch, *, damaged: bool

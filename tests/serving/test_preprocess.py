@@ -195,6 +195,33 @@ def test_a_picture_that_is_not_large_takes_what_the_page_allows_each_thread() ->
     assert 150 < float(done.stdout) < int(allowed[1])
 
 
+_IN_100_MIB = """
+import resource, sys
+from serving.errors import Unavailable
+from serving.preprocess import decode
+data, taken = sys.stdin.buffer.read(), int(open("/proc/self/statm").read().split()[0])
+limit = taken * resource.getpagesize() + (100 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+try:
+    decode(data)
+except Unavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
+def test_a_photo_that_the_memory_is_too_small_for_is_not_called_damaged() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_100_MIB],
+        cwd=ROOT,
+        input=encode(Image.new("RGB", (7000, 7000)), "PNG"),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith(b"there is too little memory to decode the photo")
+
+
 def test_palette_without_transparency_keeps_its_colours() -> None:
     palette = Image.new("P", (32, 32), 7)
     palette.putpalette([c for i in range(256) for c in (i, 2 * i % 256, 3 * i % 256)])

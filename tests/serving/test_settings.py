@@ -7,6 +7,7 @@ import pytest
 
 from serving.errors import InvalidRequest
 from serving.settings import ServerSettings, read_settings
+from tests.commands import ASCII_LOCALE, run_python
 
 
 def test_flags_before_environment_before_file_before_default(tmp_path: Path) -> None:
@@ -22,6 +23,15 @@ def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
     config.write_text('models = "here"')
     settings = read_settings([], {"PAWPRINT_SERVE_CONFIG": str(config)})
     assert str(settings.models) == "here"
+
+
+def test_the_file_is_utf_8_in_any_locale_and_may_say_so_as_on_windows(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('models = "größe"', encoding="utf-8-sig")
+    read = "import sys; from serving.settings import read_settings as read; "
+    read += "print(ascii(read(sys.argv[1:], {}).models))"
+    done = run_python("-c", read, "--config", config, env=os.environ | ASCII_LOCALE)
+    assert done.stdout == "'gr\\xf6\\xdfe'\n", done.stderr
 
 
 def test_defaults() -> None:

@@ -371,6 +371,12 @@ def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, text: str, word
         read_tokens(path)
 
 
+def test_a_file_may_begin_with_a_mark_as_on_windows(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(entry("shop", "secret"), encoding="utf-8-sig")
+    assert [token.name for token in read_tokens(path)] == ["shop"]
+
+
 def test_a_missing_file_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="can't be used"):
         Tokens(Path("/nowhere/tokens.toml"))

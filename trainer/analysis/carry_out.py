@@ -24,6 +24,7 @@ from trainer.analysis.settings import MOST_DRAWN
 from trainer.console import Console, reader_may_leave
 from trainer.exit_status import FAILED, status_of
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.ranks import place_of
 from trainer.threads import keep_to_cores, own_cores
 
 _OF_ONE_VERSION = ("fail_under", "linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
@@ -74,7 +75,7 @@ def _analyse(options: argparse.Namespace) -> int:
     )
     for condition in conditions:  # now, and not after hours
         check(condition, config.thoroughness())
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes = place_of(os.environ) or (0, 1)
     report = analyse(
         repository,
         name,

@@ -38,7 +38,7 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
     reference = report["reference"]["epsilon"]
     robust = next(p for p in report["worst_case"]["linf"] if p["epsilon"] == reference)
     template = environment.from_string(
-        resources.files(__package__).joinpath("report.html").read_text()
+        resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     )
     return template.render(
         r=report,
