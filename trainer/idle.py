@@ -25,6 +25,7 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = 
         lambda c: c.weights == "none",
         "with --weights none no head is solved first",
     ),
+    (("cache",), lambda c: not c.probes, "only a head that is solved first needs features"),
     (_STEPS_OF_HEAD, lambda c: c.head_solver != "sgd", "of --head-solver sgd alone"),
     (("head_init",), lambda c: c.probes and c.head_solver == "lbfgs", "L-BFGS solves the head"),
     (("views",), lambda c: c.adversarial is not None, "--adversarial always changes the photos"),

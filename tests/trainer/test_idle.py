@@ -33,6 +33,7 @@ RUNS = (
     {"epochs": 0, "head_solver": "sgd", "head_epochs": 5},
     {"epochs": 1, "weights": "none", "adversarial": "fast@4/255"},
     {"epochs": 1},
+    {"epochs": 1, "head_solver": "none"},
 )
 
 
@@ -44,15 +45,15 @@ def test_what_is_named_changes_no_bit_of_the_version(
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     run = {"weights": str(tmp_path / "tiny.pth"), "checkpoints": "none", **run}
     run |= {"data": str(photos(per_class=12)), "name": "shapes", "backbone": "tiny", "size": 32}
-    named = _reasons(with_defaults(run))
+    named, cache = _reasons(with_defaults(run)), tmp_path / "cache"
     digests = []
-    for given in (run, {**run, **{name: OTHER[name] for name in named}}):
+    for given in (run, {**run, **{name: {**OTHER, "cache": str(cache)}[name] for name in named}}):
         config = with_defaults({**given, "out": str(tmp_path / f"models{len(digests)}")})
         published = train(config, Console(to_stderr=True, silent=True))
         assert published is not None
         files = published.manifest.files
         digests.append([files[file].sha256 for file in ("weights.safetensors", "model.onnx")])
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] and not cache.exists()
 
 
 def test_each_line_of_the_table_is_tried() -> None:
@@ -62,7 +63,7 @@ def test_each_line_of_the_table_is_tried() -> None:
         for why in _reasons(TrainConfig(**{"data": "d", "name": "n", **run})).values()
     }
     assert whys == {why for _, _, why in _IDLE}
-    assert OTHER.keys() == {name for names, _, _ in _IDLE for name in names}
+    assert {"cache", *OTHER} == {name for names, _, _ in _IDLE for name in names}
 
 
 def test_they_are_named_once_with_why_where_they_were_given(
@@ -86,6 +87,23 @@ def test_they_are_named_once_with_why_where_they_were_given(
         "alone); --head-rate (of --head-solver sgd alone)\n"
     ) in capsys.readouterr().out
     assert Repository(tmp_path / "models").names() == ["shapes"]
+
+
+def test_a_share_of_what_the_photos_bring_is_named(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    for seed, split in enumerate(("train", "test")):
+        photos(f"all/{split}", seed=seed)
+    arguments = [
+        *("--data", tmp_path / "all", "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", "32"),
+        *("--epochs", "0", "--val-fraction", "0.2", "--test-fraction", "0.3"),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "--test-fraction has no part in this run: the photos bring their own test\n" in said
+    assert "--val-fraction has no part" not in said
 
 
 def test_what_acts_is_not_named() -> None:
