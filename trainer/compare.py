@@ -15,6 +15,7 @@ from trainer.data import PhotoData
 from trainer.distributed import World, joined
 from trainer.figures import line_plot
 from trainer.finished_ways import FinishedWays
+from trainer.idle import idle
 from trainer.pipeline import train
 from trainer.preparing import decisive_settings, prepare
 from trainer.publish import SETTINGS_OF_VARIANTS
@@ -44,6 +45,8 @@ def compare(
     that don't suit every way before the first training.
     """
     configs = configurations(settings, make)
+    if said := idle(settings, list(configs.values())):
+        console.line(said)
     checkpoints = configs["frozen"].checkpoints
     repository = open_repository(configs["frozen"].out)
     root = repository.root

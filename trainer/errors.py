@@ -8,4 +8,5 @@ class InvalidData(PawprintError):
 
 
 class FailedCheck(PawprintError):
-    """A result must not be published: the loss is no number, or the exported file differs."""
+    """A result must not be published, or not be passed on: the loss is no number, the exported file
+    differs, a version has no photo right."""

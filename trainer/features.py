@@ -47,17 +47,19 @@ def in_torch(classifier: Classifier) -> FeatureNet:
 
 
 def cache_of(
-    config: TrainConfig, weights: Callable[[], str], say: Callable[[str], None]
+    config: TrainConfig, weights: Callable[[], str], by: str, say: Callable[[str], None]
 ) -> FeatureCache:
     """What `config.cache` keeps of the backbone, with these weights and this preprocessing.
 
-    weights: their digest, which of many takes its time.
+    weights: their digest, which of many takes its time. by: what computes them, as each rounds in
+    its own way: a head is not to depend on the runs before it.
     """
     if config.cache is None:
         return FeatureCache(None, {}, say)
     key = {
         "backbone": config.backbone,
         "weights": weights(),
+        "by": by,
         "size": config.size,
         "interpolation": config.interpolation,
         "preprocessing": digest_preprocessing(),

@@ -150,10 +150,11 @@ def _features(run: Run) -> Floats:
     config, console, classifier = run.config, run.console, run.classifier
     photos = run.data.learnt_from
     digest = functools.cache(classifier.backbone_digest)  # no weight changes before the probe
-    cache = cache_of(config, digest, console.line)
     open_net: Callable[[Classifier], FeatureNet] = in_torch
-    exports = config.epochs == 0 or len(photos) >= EXPORTED_FROM
-    if exports and classifier.head.weight.device.type == "cpu":
+    device = classifier.head.weight.device.type
+    exports = device == "cpu" and (config.epochs == 0 or len(photos) >= EXPORTED_FROM)
+    cache = cache_of(config, digest, "onnx" if exports else device, console.line)
+    if exports:
         # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
         # export is due anyway; a net that can't be exported says so before it is trained.
         cached = graph_cache_of(config, classifier, digest, console.line)

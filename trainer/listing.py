@@ -87,9 +87,11 @@ def _text(value: Any, where: str) -> str:
 
 
 def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    number = 0
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            # Strict: else a quotation mark that nothing closes makes one field of all that follows.
+            reader = csv.DictReader(file, strict=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
                 raise InvalidData(
@@ -107,7 +109,12 @@ def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     )
                 if any(row.values()):  # else a spreadsheet's empty row
                     yield number, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise InvalidData(
+            f"row {number + 1} of {table} can't be read as CSV ({error}); is a quotation mark not "
+            "closed, or a text of more than 128 KiB in it?"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidData(f"{table} can't be read as CSV: {error}") from error
 
 

@@ -33,7 +33,7 @@ from trainer.shards import is_shards
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
-from trainer.tree import labels_of
+from trainer.tree import Found, labels_of
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -101,6 +101,7 @@ def prepare(
     _require_same(data, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
+    _say_what_is_not_held_out(files, config, console)
     _say_what_was_found(data, console)
     if teacher is not None:
         _say_what_is_known(f"the teacher {teacher.name}", teacher.split, data, console)
@@ -203,6 +204,18 @@ def _say_what_is_known(whom: str, split: Split, data: PhotoData, console: Consol
             f"names of photos that {whom} learnt from; if they are those, the test flatters: "
             "give both the same photos and --seed, or folders train, val and test"
         )
+
+
+def _say_what_is_not_held_out(
+    files: Sequence[Found], config: TrainConfig, console: Console
+) -> None:
+    for split in ("val", "test"):
+        share = f"{split}_fraction"
+        asked = getattr(config, share) != getattr(TrainConfig, share)
+        if asked and any(file.split == split for file in files):
+            console.line(
+                f"--{split}-fraction has no part in this run: the photos bring their own {split}"
+            )
 
 
 def _say_what_was_found(data: PhotoData, console: Console) -> None:

@@ -19,6 +19,7 @@ from trainer.defaults import with_defaults
 from trainer.exit_status import FAILED, fail
 from trainer.flags import parser
 from trainer.given import read_settings
+from trainer.idle import idle
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.ranks import place_of
 
@@ -61,6 +62,8 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
                 _print_json([dataclasses.asdict(row) for row in rows])
             return 0
         console.table("Configuration", _in_words(config, given))
+        if said := idle(given, [config]):
+            console.line(said)
         if rate_only:
             from trainer.rate_finder import find_rate
 

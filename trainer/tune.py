@@ -35,7 +35,7 @@ from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
 from trainer.search_space import draw, searched, start
 from trainer.split import Ints
-from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure
+from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure, no_number
 
 _SHOWN = 5  # of the table
 _KILLED = "killed"
@@ -56,8 +56,9 @@ def tune(
     with deterministic(config.deterministic):
         run = prepare(config, console, ALONE)
         folder = run.repository.root / ".tune"
+        journal = folder / f"{config.name}.journal"
         with searching(folder, config.name):
-            study = _open(folder / f"{config.name}.journal", run, names)
+            study = _open(journal, run, names)
             todo = trials - len(_finished(study))
             if todo > 0:
                 if config.probes:
@@ -69,7 +70,10 @@ def tune(
         complete = [t for t in done if t.state == optuna.trial.TrialState.COMPLETE]
         if not complete:
             last = done[-1].user_attrs.get("error", "")
-            raise FailedCheck(f"none of {len(done)} trials came to an end; the last: {last}")
+            raise FailedCheck(
+                f"none of {len(done)} trials came to an end; the last: {last}. For other settings "
+                f"delete {journal}; with these, a larger --tune tries more"
+            )
         complete.sort(key=lambda trial: trial.value, reverse=True)
         found = complete[0].user_attrs["settings"]
         _write(run, done, complete, {**given, **found})
@@ -194,7 +198,8 @@ def _try(
 
     def report(epoch: Epoch) -> None:
         if not np.isfinite(epoch.val_loss):
-            raise FailedCheck(f"the loss on val is {epoch.val_loss} after epoch {epoch.epoch}")
+            where = f"on val after epoch {epoch.epoch}"
+            raise FailedCheck(no_number(epoch.val_loss, where, config, None, run.classifier))
         if recorded is not None:
             recorded.epoch(epoch)
         if epoch.epoch == 0:

@@ -15,7 +15,8 @@ from serving.errors import InvalidRequest, first_line, listed
 State = Mapping[str, torch.Tensor]
 
 _WITHIN = ("state_dict", "model_state_dict", "model")  # of a checkpoint; the last torchvision's own
-_WRAPPERS = ("module.", "_orig_mod.")  # before each name: of DataParallel, of torch.compile
+# Before each name: of DataParallel and of torch.compile, either of which may hold the other.
+_WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 def read_state(path: Path) -> State:

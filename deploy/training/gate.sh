@@ -9,7 +9,7 @@ mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
   models list --models "$FROM" --json >"$STATE/listed" &
   wait $! || exit 75
-  : >"$STATE/newest" || exit 75
+  true >"$STATE/newest" || exit 75 # not `:`, at whose redirection sh would end with 2
   python -c '
 import json, sys
 found = [row["version"] for row in json.load(sys.stdin) if row["name"] == sys.argv[1]]
@@ -17,8 +17,9 @@ print(max(found) if found else sys.exit(f"error: there is no version of {sys.arg
 ' "$NAME" <"$STATE/listed" >"$STATE/newest"
   mv "$STATE/newest" "$STATE/version" || exit 75
 fi
+version=$(cat "$STATE/version") || exit 75 # else it would be the default version
 if [ ! -e "$STATE/passed" ]; then
-  analyze "$NAME/$(cat "$STATE/version")" --models "$FROM" "$@" &
+  analyze "$NAME/$version" --models "$FROM" "$@" &
   wait $!
   touch "$STATE/passed" || exit 75
 fi

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import html
 import io
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from trainer.analysis.carry_out import _classes
 from trainer.analysis.headline import in_words
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
+from trainer.analysis.subject import load_subject
 from trainer.analysis.workspace import run_tasks
 from trainer.onnx_runner import OnnxRunner
 
@@ -320,6 +322,24 @@ def test_fail_under_is_a_gate(trained):
     said = analyze(trained, *SMALL, "--fail-under", "clean=0.1", "--fail-under", "pgd@8/255=1.0",
                    "--fail-under", "worst@8/255=0", status=1)  # fmt: skip
     assert "failed: pgd@8/255=1.0" in said and said.count("failed: ") == 1, "as much is enough"
+
+
+def test_a_version_that_is_never_right_is_no_mistake_of_the_user(trained_once, tmp_path):
+    """Photos that it knows, each under the other label."""
+    subject = load_subject(Repository(trained_once.models), "cartoon", 1, torch.device("cpu"))
+    for label, other in itertools.permutations(subject.labels):
+        files = sorted((trained_once.data / label).iterdir())
+        spec = subject.manifest.preprocessing
+        said = subject.verdict(np.stack([preprocess(file.read_bytes(), spec) for file in files]))
+        right = [f for f, best in zip(files, said.argmax(axis=1), strict=True)
+                 if subject.labels[best] == label]  # fmt: skip
+        (tmp_path / other).mkdir()
+        for file in right[:3]:
+            shutil.copy(file, tmp_path / other / f"of-{label}-{file.name}")
+    others = type(trained_once)(models=trained_once.models, data=tmp_path)
+    for gate in ((), ("--fail-under", "clean=0.9")):
+        said = analyze(others, *SMALL, "--photos", 6, *gate, status=1)
+        assert f"error: cartoon/1 is wrong on all 6 photos of {tmp_path}; is this the data" in said
 
 
 def test_over_grpc_asks_the_server(trained, start):

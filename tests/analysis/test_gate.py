@@ -63,7 +63,10 @@ def test_the_sizes_that_it_asks_for_can_be_given_as_it_writes_them(text):
 
 
 def test_a_size_is_read_as_a_report_writes_it():
-    assert parse_condition(f"worst@{k255(0.1)}=0.2").epsilon == pytest.approx(0.1)
+    for epsilon in (0.1, 0.0123):
+        condition = parse_condition(f"worst@{k255(epsilon)}=0.2")
+        check(condition, AnalysisConfig(data="photos", linf=(epsilon,)).thoroughness())
+    assert k255(4 / 255) == "4/255"
     assert parse_condition("worst@0.5/255=0.2").epsilon == 0.5 / 255
     with pytest.raises(InvalidRequest):
         parse_condition("worst@1/2/3=0.2")

@@ -83,6 +83,24 @@ def test_a_volume_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert status == os.EX_TEMPFAIL and status not in final_statuses("pawprint-release"), said
 
 
+@pytest.mark.parametrize("file", ["listed", "newest", "version"])
+def test_a_file_that_the_volume_does_not_take_or_give_is_tried_again(
+    tmp_path: Path, file: str
+) -> None:
+    """As on a disk that is full: a folder stands where the file is to be."""
+    build_version(tmp_path / "models", "pets")
+    (tmp_path / "releases/one" / file).mkdir(parents=True)
+    status, said = gate(tmp_path)
+    assert status == os.EX_TEMPFAIL, said
+
+
+def test_a_choice_that_can_not_be_read_releases_no_other_version(tmp_path: Path) -> None:
+    build_version(tmp_path / "models", "pets")
+    (tmp_path / "releases/one/version").mkdir(parents=True)
+    status, said = promotion(tmp_path)
+    assert status != 0 and Repository(tmp_path / "bucket").names() == [], said
+
+
 def test_the_training_is_complete_once_the_pod_that_publishes_is() -> None:
     spec = job("pawprint-train")
     assert spec["completionMode"] == "Indexed"

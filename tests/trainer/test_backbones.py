@@ -114,7 +114,9 @@ def in_checkpoint(state: dict[str, torch.Tensor], kind: str) -> dict[str, object
 
 
 @pytest.mark.parametrize("kind", ["model", "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_a_state_dict_within_a_checkpoint_or_of_a_wrapped_net(
     tmp_path: Path, kind: str, wrapper: str
 ) -> None:

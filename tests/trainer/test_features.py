@@ -121,7 +121,7 @@ def test_another_pillow_or_preprocessing_finds_no_features(
     config = TrainConfig(data="photos", name="x", cache=str(tmp_path))
 
     def kept_at() -> Path:
-        return cache_of(config, lambda: "weights", pytest.fail).path
+        return cache_of(config, lambda: "weights", "cpu", pytest.fail).path
 
     here = kept_at()
     assert kept_at() == here

@@ -106,6 +106,8 @@ def test_labels_may_be_numbers_and_0_is_one(tmp_path: Path, labels: list, expect
         ("path;label\na;x\n", "no commas between its columns: 'path;label'; save it with commas"),
         ("path,label,label\na,x,y\n", "has 2 columns named label"),
         ("path,label\na,x\nb,y, or z\n", "row 2 of .* more than the 2 columns; put .* quotes"),
+        ('path,label\na,x\nb,y\nc,"y\nd,y\ne,y\n', "row 3 of .* a quotation mark not closed"),
+        (f"path,label\na,x\nb,{'y' * 200_000}\n", "row 2 of .* text of more than 128 KiB"),
         ("path,label\n", "has no rows; expected two labels"),
         ("path,label\na,x\nb,x\n", r"one label \(x\)"),
         ("path,label\na,x\nb,\n", "row 2 of .* has no label"),

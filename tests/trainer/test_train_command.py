@@ -377,6 +377,20 @@ def test_the_next_probe_with_a_cache_exports_nothing_and_is_the_same(
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_head_does_not_depend_on_what_filled_the_cache_before(trained: Trained, tmp_path: Path):
+    """Fine-tuning takes features from PyTorch, a head alone from ONNX Runtime."""
+    weights = trained.repository.root / "shapes/1" / "weights.safetensors"
+    arguments = [
+        *("--data", trained.photos, "--name", "probe", "--out", tmp_path, "--backbone", "tiny"),
+        *("--weights", weights, "--size", 32, "--epochs"),
+    ]
+    cache = ["--cache", tmp_path / "cache"]
+    for more in ([0], [1, *cache], [0, *cache]):
+        assert main([str(argument) for argument in (*arguments, *more)]) == 0
+    alone, after = (tmp_path / f"probe/{number}/model.onnx" for number in (1, 3))
+    assert alone.read_bytes() == after.read_bytes()
+
+
 def test_a_version_that_callers_do_not_get_yet_says_how_they_would(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

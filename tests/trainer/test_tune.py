@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,7 +168,12 @@ def test_trials_whose_loss_is_no_number_are_failed_and_the_search_goes_on(
     longer = ["--batch-size", 2, "--epochs", 40]  # each step multiplies kernels by about -9
     assert main(arguments(photos(per_class=10), out, 2, *growing, *longer)) == 1
     said = capsys.readouterr().err
-    assert "error: none of 2 trials came to an end; the last: the loss " in said
+    assert "error: none of 2 trials came to an end; the last: the loss is " in said
+    (advice,) = re.findall(r"error: .*(try a lower.*)", said)
+    assert advice == (
+        f"try a lower --learning-rate (it is 10), or --clip 1. For other settings delete "
+        f"{out}/.tune/shapes.journal; with these, a larger --tune tries more"
+    )
     trials = study(out / ".tune/shapes.journal").trials
     assert [t.state.name for t in trials] == ["FAIL", "FAIL"], "the second was tried too"
 

@@ -19,8 +19,9 @@ _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
 programs, the pictures as PNG. Stopped half-way, the same command goes on where it was.
 
-exit codes: 0 analysed, 1 a gate of --fail-under or a broken version, 2 wrong input, 75 a trouble
-that may pass (a bucket, a server, a full disk: try again), 130 interrupted
+exit codes: 0 analysed, 1 a gate of --fail-under, a broken version or one that has no photo right,
+2 wrong input, 75 a trouble that may pass (a bucket, a server, a full disk: try again),
+130 interrupted
 
 examples:
   analyze cats --data photos/                        the default version of cats

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.errors import InvalidRequest
 from trainer.analysis.plans import plans
-from trainer.analysis.settings import Budget, read_epsilon
+from trainer.analysis.settings import Budget, k255, read_epsilon
 
 WORST = "worst"
 _CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<epsilon>[0-9./]+))?=(?P<least>[0-9.]+)")
@@ -82,7 +82,7 @@ def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[s
         if abs(epsilon - condition.epsilon) < 1e-6:
             return name, e
     l2 = "-l2" in name
-    unit = (lambda e: f"{e:.10g}") if l2 else (lambda e: f"{255 * e:.10g}/255")  # to be given so
+    unit = (lambda e: f"{e:.10g}") if l2 else k255  # to be given so
     wanted = ",".join(map(unit, sorted({*sizes[name], condition.epsilon})))
     raise InvalidRequest(
         f"{name} is not measured at the epsilon of {condition.text!r}, but at "

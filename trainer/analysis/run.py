@@ -35,7 +35,7 @@ from trainer.analysis.trust import trust_section
 from trainer.analysis.visions import Visions
 from trainer.analysis.workspace import Workspace, run_tasks
 from trainer.console import Console
-from trainer.errors import InvalidData
+from trainer.errors import FailedCheck
 from trainer.packages import ONNX_RUNTIMES, versions_of
 from trainer.software import digest_code
 
@@ -89,9 +89,10 @@ def analyse(
 ) -> dict[str, Any] | None:
     """Analyse a published version and attach the result to it; returns the report (rank 0 only).
 
-    Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, ServerFailed (before anything is
-    computed, or, where the server fails later, once the report is attached without its verdicts),
-    and Unavailable, which says where what is finished is kept if a bucket does not take the report.
+    Raises NotFound, BrokenVersion, InvalidData, InvalidRequest, FailedCheck (no photo is right),
+    ServerFailed (before anything is computed, or, where the server fails later, once the report is
+    attached without its verdicts), and Unavailable, which says where what is finished is kept if a
+    bucket does not take the report.
     In a folder the version keeps, whatever happens, the analysis that it had until the new one is
     whole.
     """
@@ -118,7 +119,7 @@ def analyse(
         )
     study = Study(subject, photos, budget, config.seed, strangers)
     if not len(study.rows):
-        raise InvalidData(
+        raise FailedCheck(
             f"{name}/{version} is wrong on all {len(photos.labels)} photos of {config.data}; "
             "is this the data it was made for?"
         )

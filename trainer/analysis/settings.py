@@ -8,8 +8,8 @@ REFERENCE_EPSILON = 4 / 255  # the headline; an undefended net has nothing left 
 
 
 def k255(epsilon: float) -> str:
-    """In words; epsilon in pixel units of [0, 1]."""
-    return f"{255 * epsilon:.3g}/255"
+    """In words, as it can be given; epsilon in pixel units of [0, 1]."""
+    return f"{255 * epsilon:.10g}/255"
 
 
 def read_epsilon(text: str) -> float:

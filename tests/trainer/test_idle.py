@@ -1,0 +1,122 @@
+"""Settings that can't act: those that are named truly change nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving.repository import Repository
+from tests.trainer.conftest import MakePhotos
+from trainer.compare import configurations
+from trainer.config import TrainConfig
+from trainer.console import Console
+from trainer.defaults import with_defaults
+from trainer.idle import _IDLE, _reasons, idle
+from trainer.pipeline import train
+from trainer.tiny import Tiny
+from trainer.train import main
+
+# Another value than the default for each setting that the table knows.
+OTHER = {
+    **{"learning_rate": 0.05, "weight_decay": 0.3, "warmup": 0.5, "thaw": 1.0, "views": 1},
+    **{"schedule": "constant", "layer_decay": 0.5, "gradual": True, "augment": "rand"},
+    **{"erasing": 0.9, "mixup": 0.5, "cutmix": 1.0, "label_smoothing": 0.3, "dropout": 0.7},
+    **{"clip": 0.01, "ema": 0.9, "accumulate": 2, "patience": 1, "wise_ft": True, "amp": "bf16"},
+    **{"compile": True, "optimizer": "sgd", "batch_size": 8, "head_solver": "sgd"},
+    **{"head_epochs": 2, "head_rate": 1.0, "head_init": "normal", "teacher_share": 0.1},
+    **{"teacher_temperature": 9.0, "max_accuracy_loss": 0.5},
+}
+# Between them, each line of the table is why something can't act.
+RUNS = (
+    {"epochs": 0},
+    {"epochs": 0, "head_solver": "sgd", "head_epochs": 5},
+    {"epochs": 1, "weights": "none", "adversarial": "fast@4/255"},
+    {"epochs": 1},
+    {"epochs": 1, "head_solver": "none"},
+)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_what_is_named_changes_no_bit_of_the_version(
+    photos: MakePhotos, tmp_path: Path, run: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    run = {"weights": str(tmp_path / "tiny.pth"), "checkpoints": "none", **run}
+    run |= {"data": str(photos(per_class=12)), "name": "shapes", "backbone": "tiny", "size": 32}
+    named, cache = _reasons(with_defaults(run)), tmp_path / "cache"
+    digests = []
+    for given in (run, {**run, **{name: {**OTHER, "cache": str(cache)}[name] for name in named}}):
+        config = with_defaults({**given, "out": str(tmp_path / f"models{len(digests)}")})
+        published = train(config, Console(to_stderr=True, silent=True))
+        assert published is not None
+        files = published.manifest.files
+        digests.append([files[file].sha256 for file in ("weights.safetensors", "model.onnx")])
+    assert digests[0] == digests[1] and not cache.exists()
+
+
+def test_each_line_of_the_table_is_tried() -> None:
+    whys = {
+        why
+        for run in RUNS
+        for why in _reasons(TrainConfig(**{"data": "d", "name": "n", **run})).values()
+    }
+    assert whys == {why for _, _, why in _IDLE}
+    assert {"cache", *OTHER} == {name for names, _, _ in _IDLE for name in names}
+
+
+def test_they_are_named_once_with_why_where_they_were_given(
+    photos: MakePhotos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    file = tmp_path / "usual.toml"
+    file.write_text("mixup = 0.2\nhead_rate = 1\nema = 0.0\n")
+    monkeypatch.setenv("PAWPRINT_TRAIN_PATIENCE", "3")
+    arguments = [
+        *("--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", "32"),
+        *("--config", file, "--epochs", "0"),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert (
+        "These settings have no part in this run: --mixup, --patience (--epochs 0 trains the head "
+        "alone); --head-rate (of --head-solver sgd alone)\n"
+    ) in capsys.readouterr().out
+    assert Repository(tmp_path / "models").names() == ["shapes"]
+
+
+def test_a_share_of_what_the_photos_bring_is_named(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    for seed, split in enumerate(("train", "test")):
+        photos(f"all/{split}", seed=seed)
+    arguments = [
+        *("--data", tmp_path / "all", "--name", "shapes", "--out", tmp_path / "models"),
+        *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", "32"),
+        *("--epochs", "0", "--val-fraction", "0.2", "--test-fraction", "0.3"),
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "--test-fraction has no part in this run: the photos bring their own test\n" in said
+    assert "--val-fraction has no part" not in said
+
+
+def test_what_acts_is_not_named() -> None:
+    acts = {
+        **{"mixup": 0.2, "ema": 0.9, "optimizer": "sgd", "head_epochs": 9, "head_init": "normal"},
+        **{"int8": True, "max_accuracy_loss": 0.1, "teacher": "big", "teacher_share": 0.5},
+    }
+    config = TrainConfig(data="d", name="n", head_solver="sgd", **{**acts, "mixup": 0.0})
+    assert idle({**acts, "head_solver": "sgd"}, [config]) is None
+
+
+def test_a_comparison_names_what_acts_in_none_of_its_ways(photos: MakePhotos) -> None:
+    settings = {"data": str(photos()), "name": "n", "backbone": "tiny", "weights": "tiny.pth"}
+    settings |= {"mixup": 0.2, "head_init": "normal", "teacher_share": 0.5, "epochs": 1}
+    said = idle(settings, list(configurations(settings, with_defaults).values()))
+    assert said == "These settings have no part in this run: --teacher-share (without --teacher)"
