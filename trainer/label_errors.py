@@ -34,9 +34,9 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
     not learnt from these photos.
 
     P(label) = (1 - share) softmax(logits / temperature) + share / K: the model of Bootkrajang and
-    Kaban 2012 (Label-noise robust logistic regression, section 2) with one number for all pairs of
-    classes. The temperature is fitted beside it, as a head that has learnt from wrong labels is
-    less sure than it should be of right ones.
+    Kaban 2012 (Label-noise robust logistic regression and its applications) with one number for all
+    pairs of classes. The temperature is fitted beside it, as a head that has learnt from wrong
+    labels is less sure than it should be of right ones.
     """
     classes = logits.shape[1]
 

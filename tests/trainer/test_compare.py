@@ -132,6 +132,7 @@ def test_without_weights_there_is_nothing_to_compare(
     ("flags", "message"),
     [
         (("--wise-ft",), "--compare can't be given --wise-ft, which not all"),
+        (("--drop-label-errors",), "--compare can't be given --drop-label-errors, which not all"),
         (("--teacher", "pets"), "--compare can't be given --teacher, which not all"),
         (("--adversarial", "pgd-3@4/255"), "--compare can't be given --adversarial, which not all"),
         (("--head-solver", "none"), "--compare can't be given --head-solver none: one way is a"),

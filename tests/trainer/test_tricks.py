@@ -399,6 +399,7 @@ def test_patience_begins_when_all_stages_have_thawed(photos: MakePhotos):
         ({"dropout": 1.0}, "dropout must be 0 to 0.95, got 1"),
         ({"accumulate": 17}, "accumulate must be 1 to 16, got 17"),
         ({"wise_ft": True, "weights": "none"}, "wise_ft needs a probe"),
+        ({"drop_label_errors": True, "head_solver": "none"}, "drop_label_errors needs a probe"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):
