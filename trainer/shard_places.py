@@ -168,7 +168,8 @@ def shards_of_folder(folder: Path) -> list[Shard]:
 
 
 def _in_folder(pattern: str) -> list[Shard]:
-    paths = glob.glob(pattern) if _WILD.search(pattern) else [pattern]
+    named = not _WILD.search(pattern) or Path(pattern).is_file()  # a folder may be called a[1]
+    paths = [pattern] if named else glob.glob(pattern)
     shards: list[Shard] = []
     for path in map(Path, paths):
         if path.is_file():

@@ -312,6 +312,14 @@ def test_the_name_of_a_folder_is_no_pattern(photos: MakePhotos, tmp_path: Path):
     assert told(find_photos(shards)) == told(find_photos(folder))
 
 
+def test_a_shard_that_is_there_is_no_pattern(photos: MakePhotos, tmp_path: Path):
+    make(photos(per_class=3), tmp_path / "a[1]")
+    (shard,) = (tmp_path / "a[1]").glob("*.tar")
+    both = f"{tmp_path}/a[1]/{{{shard.stem},{shard.stem}}}.tar"
+    for data in (shard, both):
+        assert len(find_photos(str(data), None)) == 6
+
+
 def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
     expect(write_tar(tmp_path / "one.tar", samples(0, ("cat",))), r"has one label \(cat\)")
     none = write_tar(tmp_path / "none.tar", {"a.jpg": jpeg()})
