@@ -215,6 +215,8 @@ def _filesystem(scheme: str) -> Any:
         return GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
     import fsspec  # type: ignore[import-untyped,unused-ignore]
 
+    # Thirty lines of each request that a server makes, many at each look for new versions.
+    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     own = {"session": _s3_session()} if scheme == "s3" else {}
     files = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **own)
     if scheme == "s3":
