@@ -13,8 +13,11 @@ import pytest
 
 from serving.client import Client
 from serving.repository import Repository
+from tests.azure_store import running_azure_store
 from tests.conftest import ROOT, ServerProcess
 from tests.environments import environment_with
+from tests.google_store import running_google_store
+from tests.object_store import BUCKET, running_store
 from tests.photos import jpeg
 from tests.serving.test_tritonclient import TRITONCLIENT
 from tests.tiny import LABELS
@@ -133,3 +136,62 @@ def test_the_oldest_packages_train_analyse_and_serve(
     assert set(Repository(models).manifest("pets", 1).variants) == {"fp32", "int8", "fp16"}
     with Client(start(models, python=python).address) as client:
         assert client.classify([jpeg()], model="pets").results[0].label.probability > 0
+
+
+READING = """
+import io, json, sys
+import fsspec, pyarrow.parquet
+
+(part,) = fsspec.open_files(sys.argv[1])
+with part as opened:
+    content = io.BytesIO(opened.read())
+rows = pyarrow.parquet.ParquetFile(content, pre_buffer=False).read(use_threads=False)
+print(json.dumps(rows["label"].to_pylist()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_the_oldest_packages_of_a_store_serve_from_it_and_write_parquet_to_it(
+    pytestconfig: pytest.Config,
+    start: Callable[..., ServerProcess],
+    models: Path,
+    scheme: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extras = (*needed("serve-cpu"), *needed("parquet"), *needed(scheme))
+    packages = (*OLDEST, *PROJECT["dependencies"], *extras)
+    python = environment_with(pytestconfig.cache, f"oldest-{scheme}", *packages) / "bin/python"
+    folder, photos = tmp_path / "store", tmp_path / "photos"
+    folder.mkdir()
+    photos.mkdir()
+    for seed in range(3):
+        (photos / f"{seed}.jpg").write_bytes(jpeg(seed=seed))
+    starting = {
+        "s3": lambda: running_store(folder),
+        "gs": lambda: running_google_store(folder),
+        "az": lambda: running_azure_store(folder, pytestconfig.cache),
+    }
+    with starting[scheme]() as store:
+        store.put_into(monkeypatch)
+        monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path / "cache"))
+        there = f"{scheme}://{BUCKET}/models"
+
+        def run(*command: str | Path) -> str:
+            done = subprocess.run(
+                [python, "-W", "error", *command],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=100,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        run("-m", "serving.models", "copy", "--models", models, "pets/1", "--to", there)
+        address = start(there, python=python).address
+        results = f"{scheme}://{BUCKET}/results"
+        run("-m", "serving.classify", photos, "--address", address, "--out", results)
+        labels = json.loads(run("-c", READING, f"{results}/*.parquet"))
+    assert len(labels) == 3 and set(labels) <= set(LABELS)

@@ -125,10 +125,12 @@ def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     except ImportError as error:
         raise InvalidRequest(lacks("reading Parquet", "pyarrow", error, "parquet")) from error
     try:
-        known = pyarrow.parquet.read_schema(table).names
-        _require(known, table)
-        # Others may hold the pictures themselves.
-        content = pyarrow.parquet.read_table(table, columns=[c for c in COLUMNS if c in known])
+        with pyarrow.parquet.ParquetFile(table, pre_buffer=False) as file:
+            known = file.schema_arrow.names
+            _require(known, table)
+            wanted = [c for c in COLUMNS if c in known]  # others may hold the pictures themselves
+            # Without threads: one that still starts while the process ends aborts it.
+            content = file.read(columns=wanted, use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
         raise InvalidData(f"{table} can't be read as Parquet: {first_line(error)}") from error
     yield from enumerate(content.to_pylist(), start=1)

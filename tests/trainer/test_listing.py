@@ -1,11 +1,14 @@
 """Photos named in a table."""
 
+import os
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.commands import run_python
+from tests.conftest import ROOT
 from trainer.errors import InvalidData
 from trainer.listing import find_photos
 from trainer.tree import labels_of
@@ -49,6 +52,33 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path):
         ("a.jpg", "x", None),
         ("b.jpg", "y", None),
     ]
+
+
+READING = """
+import os, sys
+from pathlib import Path
+import pyarrow.parquet
+from serving.parquet import failed_rows, parquet_of
+from trainer.listing import find_photos
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+photos = pyarrow.table({"path": ["a.jpg", "b.jpg"], "label": ["x", "y"]})
+pyarrow.parquet.write_table(photos, "t.parquet")
+part = parquet_of([{"photo": "a.jpg", "error": "broken"}])
+before = threads()
+assert len(find_photos(Path("t.parquet"))) == 2
+assert threads() == before
+assert failed_rows(part, "part") == 1
+assert threads() == before
+"""
+
+
+def test_reading_parquet_starts_no_thread(tmp_path: Path):
+    """Which would abort a process that ends as it starts."""
+    done = run_python("-c", READING, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_spreadsheets_add_to_a_csv_is_passed_over(tmp_path: Path):
