@@ -12,6 +12,11 @@ def short_label(label: str) -> str:
     return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
 
 
+def short_file(name: str) -> str:
+    """As much of its end, where the number is that tells it from others."""
+    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
+
+
 @contextmanager
 def any_script() -> Iterator[None]:
     """Without a warning for each letter that matplotlib's own font has not."""

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainer.data import PhotoData
-from trainer.lettering import short_label
+from trainer.lettering import short_file, short_label
 from trainer.metrics import Floats, Ints
 from trainer.pictures import Pixels
 
@@ -42,7 +42,7 @@ def draw_label_errors(data: PhotoData) -> Figure:
     titles = []
     for error in shown:
         label, looks_like = data.labels[error.photo.label], data.labels[error.looks_like]
-        file = short_label(error.photo.file.rsplit("/", 1)[-1])
+        file = short_file(error.photo.file.rsplit("/", 1)[-1])
         titles.append(
             f"labelled {short_label(label)}\nlooks like {short_label(looks_like)}\n{file}"
         )

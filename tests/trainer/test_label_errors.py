@@ -14,6 +14,7 @@ from trainer.label_errors import (
     probably_wrong,
     with_label_errors,
 )
+from trainer.lettering import short_file, short_label
 from trainer.metrics import Floats, Ints, softmax
 from trainer.pictures import Photo, as_served
 
@@ -133,3 +134,11 @@ def test_a_class_whose_photos_mostly_look_like_another_keeps_them():
     named = {e.photo.file: e.dropped for e in found.label_errors}
     assert named == {f"{order.tolist().index(n)}.jpg": n == 59 for n in (57, 58, 59)}
     assert len(found.learnt_from) == len(data.learnt_from) - 1
+
+
+def test_a_long_name_of_a_file_keeps_its_number_in_the_plot():
+    assert short_file("american_bulldog_of_the_neighbours_150.jpg").endswith("_150.jpg")
+    assert len(short_file("american_bulldog_of_the_neighbours_150.jpg")) == len(
+        short_label("american_bulldog_of_the_neighbours_150.jpg")
+    )
+    assert short_file("short.jpg") == "short.jpg"
