@@ -42,7 +42,7 @@ class LabelError:
     split: str
     looks_like: int  # a label
     probability: float  # that it is wrong
-    dropped: bool  # from its split
+    dropped: bool  # from its split, which is never test
 
 
 @dataclass(frozen=True, kw_only=True)

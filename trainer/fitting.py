@@ -14,14 +14,13 @@ from trainer.backbones import Classifier
 from trainer.balance import photo_weights
 from trainer.calibration import fit_temperature
 from trainer.config import TrainConfig
-from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import FeatureNet, cache_of, extract, in_torch
 from trainer.graph_cache import graph_cache_of
 from trainer.head_steps import solver_by_steps
-from trainer.label_errors import LABEL_ERRORS, with_label_errors
+from trainer.label_errors import say_label_errors, with_label_errors
 from trainer.learner import Learner
 from trainer.metrics import Floats, chance_of_balanced_gain, chance_of_gain, mean_recall
 from trainer.pictures import for_augmentation
@@ -34,7 +33,6 @@ from trainer.tracking import figures_of
 from trainer.training import Epoch, FineTuned, fine_tune
 
 EXPORTED_FROM = 1000  # photos whose features gain what an export costs that is not published
-_NAMED = 10  # photos whose label is probably wrong, at most
 SIGNIFICANT = 0.05  # chance below which a gain on val is believed
 
 
@@ -120,7 +118,7 @@ def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
     probe = _probe(run, features)
     found = run.world.of_leader(lambda: probe.out_of_fold)  # the same to the last digit in all
     data = with_label_errors(run.data, found, drop=run.config.drop_label_errors)
-    _say_label_errors(data, run.console)
+    say_label_errors(data, ("train", "val"), run.console)
     left = set(data.learnt_from)
     stays = [photo in left for photo in run.data.learnt_from]
     run = dataclasses.replace(run, data=data)
@@ -192,24 +190,6 @@ def _probe(run: Run, features: Floats) -> Probe:
     if run.track is not None:
         run.track(figures, 0)
     return probe
-
-
-def _say_label_errors(data: PhotoData, console: Console) -> None:
-    found = data.label_errors
-    if not found:
-        return
-    console.line(
-        f"The label of {len(found)} photos is probably wrong ({LABEL_ERRORS} of the version will "
-        "hold them all, its plots/label_errors.png the first):"
-    )
-    for error in found[:_NAMED]:
-        looks_like = data.labels[error.looks_like]
-        console.line(f"  {error.photo.file}: looks like {looks_like} ({error.probability:.2f})")
-    if len(found) > _NAMED:
-        console.line(f"  and {len(found) - _NAMED} more")
-    dropped = sum(error.dropped for error in found)
-    if dropped:
-        console.line(f"{dropped} of them are left out of train and val (--drop-label-errors)")
 
 
 def solver_of(config: TrainConfig) -> Solver:

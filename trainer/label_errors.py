@@ -1,19 +1,22 @@
 """Labels that are probably wrong: what they say is nothing that the photo looks like."""
 
 import csv
-import dataclasses
 import io
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from trainer.console import Console
 from trainer.data import LabelError, PhotoData
 from trainer.metrics import Floats, Ints, log_softmax
+from trainer.pictures import Photo
 
 LABEL_ERRORS = "label_errors.csv"
+_NAMED = 10  # at most, in the log
 PROBABLY = 0.5  # what a label's probability to be wrong must be above
 # Of the temperature, searched in steps that are small against the width of its minimum.
 _LOG_TEMPERATURES = np.linspace(math.log(0.05), math.log(20.0), 13)
@@ -87,29 +90,64 @@ def with_label_errors(data: PhotoData, out_of_fold: Floats, *, drop: bool) -> Ph
     split keeps them, as it is not understood, which says nothing of its labels.
     """
     photos = [(split, photo) for split in ("train", "val") for photo in data.splits[split]]
-    labels = np.array([photo.label for _, photo in photos], dtype=np.int64)
-    wrong = probably_wrong(out_of_fold, labels)
-    keys = [(split, photo.label) for split, photo in photos]
-    named = Counter(key for key, each in zip(keys, wrong, strict=True) if each > PROBABLY)
-    of = Counter(keys)
-    found = [
-        LabelError(
-            photo=photo,
-            split=split,
-            looks_like=int(row.argmax()),
-            probability=float(each),
-            dropped=drop and 2 * named[split, photo.label] <= of[split, photo.label],
-        )
-        for (split, photo), row, each in zip(photos, out_of_fold, wrong, strict=True)
-        if each > PROBABLY
-    ]
+    found = _found(photos, out_of_fold)
+    if drop:
+        of = Counter((split, photo.label) for split, photo in photos)
+        named = Counter((error.split, error.photo.label) for error in found)
+        few = {key for key, count in named.items() if 2 * count <= of[key]}
+        found = [replace(e, dropped=(e.split, e.photo.label) in few) for e in found]
     gone = {error.photo for error in found if error.dropped}
     splits = {
         split: tuple(photo for photo in members if photo not in gone)
         for split, members in data.splits.items()
     }
-    found.sort(key=lambda error: -error.probability)
-    return dataclasses.replace(data, splits=splits, label_errors=tuple(found))
+    return replace(data, splits=splits, label_errors=_sorted(found))
+
+
+def with_test_label_errors(data: PhotoData, logits: Floats) -> PhotoData:
+    """`data` with those of its test photos found too, whose logits [n, K] these are."""
+    found = _found([("test", photo) for photo in data.splits["test"]], logits)
+    return replace(data, label_errors=_sorted([*data.label_errors, *found]))
+
+
+def _found(photos: Sequence[tuple[str, Photo]], logits: Floats) -> list[LabelError]:
+    """Of these photos, each with its split; `logits` [n, K] of nets that have not seen them."""
+    labels = np.array([photo.label for _, photo in photos], dtype=np.int64)
+    wrong = probably_wrong(logits, labels)
+    return [
+        LabelError(
+            photo=photo,
+            split=split,
+            looks_like=int(row.argmax()),
+            probability=float(each),
+            dropped=False,
+        )
+        for (split, photo), row, each in zip(photos, logits, wrong, strict=True)
+        if each > PROBABLY
+    ]
+
+
+def _sorted(found: Sequence[LabelError]) -> tuple[LabelError, ...]:
+    return tuple(sorted(found, key=lambda error: -error.probability))
+
+
+def say_label_errors(data: PhotoData, splits: Sequence[str], console: Console) -> None:
+    """Those of `splits`."""
+    found = [error for error in data.label_errors if error.split in splits]
+    if not found:
+        return
+    console.line(
+        f"The label of {len(found)} {' and '.join(splits)} photos is probably wrong "
+        f"({LABEL_ERRORS} of the version will hold them all, its plots/label_errors.png the first):"
+    )
+    for error in found[:_NAMED]:
+        looks_like = data.labels[error.looks_like]
+        console.line(f"  {error.photo.file}: looks like {looks_like} ({error.probability:.2f})")
+    if len(found) > _NAMED:
+        console.line(f"  and {len(found) - _NAMED} more")
+    dropped = sum(error.dropped for error in found)
+    if dropped:
+        console.line(f"{dropped} of them are left out of train and val (--drop-label-errors)")
 
 
 def label_errors_csv(data: PhotoData) -> str:

@@ -29,7 +29,12 @@ from trainer.data import PhotoData
 from trainer.export import OPSET, Served
 from trainer.figures import save_png
 from trainer.known_photos import SPLIT
-from trainer.label_errors import LABEL_ERRORS, label_errors_csv
+from trainer.label_errors import (
+    LABEL_ERRORS,
+    label_errors_csv,
+    say_label_errors,
+    with_test_label_errors,
+)
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.mistakes import draw_label_errors
 from trainer.parity import require_parity
@@ -72,6 +77,8 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         # Not save_file: its error where the disk is full is no OSError.
         (folder / WEIGHTS).write_bytes(save(version_state(run.classifier)))
         (folder / SPLIT).write_text(data.split_json(), encoding="utf-8")
+        data = with_test_label_errors(data, fp32.logits)
+        say_label_errors(data, ("test",), run.console)
         targets = data.targets("test")
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)

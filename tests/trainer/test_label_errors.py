@@ -1,5 +1,6 @@
 """Labels that are probably wrong, and what is left without them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from trainer.label_errors import (
     label_errors_csv,
     probably_wrong,
     with_label_errors,
+    with_test_label_errors,
 )
 from trainer.lettering import short_file, short_label
 from trainer.metrics import Floats, Ints, softmax
@@ -74,7 +76,7 @@ def data_of(labels: dict[str, list[int]]) -> PhotoData:
     """Photos 0, 1 ... of train and then of val, with these labels; one more in test."""
     splits: dict[str, tuple[Photo, ...]] = {}
     number = 0
-    for split, members in (labels | {"test": [0]}).items():
+    for split, members in ({"train": [], "val": [], "test": [0]} | labels).items():
         splits[split] = tuple(
             Photo(path=Path("no"), file=f"{n}.jpg", label=label, digest=f"{n:064}")
             for n, label in enumerate(members, number)
@@ -120,6 +122,26 @@ def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
         '50.jpg,val,dog,"cat, tabby"',
     }
     assert all(line.endswith(",yes") for line in lines[1:])
+
+
+def test_wrong_labels_of_test_come_beside_the_others_and_always_stay():
+    truth = np.array([0, 1] * 30)
+    labels = truth.copy()
+    labels[[7, 50]] ^= 1
+    data = data_of({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
+    of_train = with_label_errors(data, sure_of(truth), drop=True)
+    test = data_of({"test": labels.tolist()}).splits["test"]
+    both = with_test_label_errors(
+        replace(of_train, splits={**of_train.splits, "test": test}), 0.4 * sure_of(truth)
+    )
+    named = [(error.photo.file, error.split, error.dropped) for error in both.label_errors]
+    assert {*named} == {
+        *(("7.jpg", "train", True), ("50.jpg", "val", True)),
+        *(("7.jpg", "test", False), ("50.jpg", "test", False)),
+    }
+    chances = [error.probability for error in both.label_errors]
+    assert chances == sorted(chances, reverse=True)
+    assert both.splits["test"] == test and both.splits["train"] == of_train.splits["train"]
 
 
 def test_a_class_whose_photos_mostly_look_like_another_keeps_them():

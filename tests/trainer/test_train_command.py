@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -132,7 +133,7 @@ def test_wrong_labels_are_named_in_the_version_and_left_out_where_that_is_asked_
     for number, path in enumerate(sorted(trained.photos.glob("*/[0-9]*.jpg"))):
         split = ("test", "train", "train", "val")[number % 4]
         label = path.parent.name
-        if split != "test" and number % 10 == 1:
+        if number % (24 if split == "test" else 10) == (0 if split == "test" else 1):
             label = {"discs": "squares", "squares": "discs"}[label]
             wrong.append(str(path))
         rows.append(f"{path},{label},{split}")
@@ -151,10 +152,16 @@ def test_wrong_labels_are_named_in_the_version_and_left_out_where_that_is_asked_
     with (version / "label_errors.csv").open(newline="") as file:
         named = list(csv.DictReader(file))
     paths = [row["path"] for row in named]
-    assert len(wrong) == 12 and len({*paths} & {*wrong}) >= 10 and len({*paths} - {*wrong}) <= 2
-    assert {row["dropped"] for row in named} == {"yes" if drop else "no"}
+    found = Counter(row["split"] == "test" for row in named if row["path"] in wrong)
+    assert len(wrong) == 17 and len({*paths} - {*wrong}) <= 3
+    assert found[False] >= 10, found  # of 12; a head that has learnt from them is less sure:
+    assert found[True] >= 2 or not drop, found  # of 5
+    for row in named:
+        assert row["dropped"] == ("yes" if drop and row["split"] != "test" else "no")
     assert all(row["label"] != row["looks_like"] for row in named)
-    assert f"The label of {len(named)} photos is probably wrong" in done.stdout
+    for split, count in Counter(row["split"] == "test" for row in named).items():
+        which = "test" if split else "train and val"
+        assert f"The label of {count} {which} photos is probably wrong" in done.stdout
     assert (version / "plots/label_errors.png").exists()
     split = json.loads((version / "split.json").read_text())
     left = {file for part in ("train", "val") for files in split[part].values() for file in files}
