@@ -8,7 +8,7 @@ from serving.modelspec import Preprocessing
 from trainer.backbones import Classifier, build
 from trainer.config import TrainConfig
 from trainer.console import unshown
-from trainer.data import PhotoData, load_data
+from trainer.data import PhotoData, load_data, targets_of
 from trainer.feature_cache import FeatureCache
 from trainer.features import cache_of, extract
 from trainer.listing import find_photos
@@ -46,8 +46,8 @@ def known_of(
     data: PhotoData, classifier: Classifier, kept: FeatureCache
 ) -> tuple[Floats, Ints, int]:
     """Of train and val: features [n, views, F], labels [n], and how many classes there are."""
-    photos = [*data.splits["train"], *data.splits["val"]]
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    photos = data.learnt_from
+    targets = targets_of(photos)
     features = extract(classifier, photos, data.squares, kept, lambda *_: None)
     return features, targets, len(data.labels)
 

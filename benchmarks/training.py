@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.config import TrainConfig
 from trainer.console import Console
-from trainer.data import PhotoData
+from trainer.data import PhotoData, targets_of
 from trainer.evaluation import run_photos
 from trainer.exporter import Exporter
 from trainer.feature_cache import FeatureCache
@@ -94,7 +94,7 @@ def _ours(
 ) -> np.ndarray:
     """Scores on test, of the exported file."""
     known = np.concatenate([features["train"], features["val"]])
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    targets = targets_of(data.learnt_from)
     head = fit_probe(known, targets, len(data.labels), np.random.default_rng(seed)).head
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(head.weight))
@@ -114,7 +114,7 @@ def _sklearn(features: dict[str, np.ndarray], data: PhotoData, seed: int) -> np.
     centre = known.mean(axis=0)
     _, _, axes = np.linalg.svd(known - centre, full_matrices=False)
     known = (known - centre) @ axes.T
-    targets = np.concatenate([data.targets("train"), data.targets("val")])
+    targets = targets_of(data.learnt_from)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     model = LogisticRegressionCV(Cs=np.logspace(-4, 2, 7), cv=folds, max_iter=2000)
     with warnings.catch_warnings():
@@ -130,8 +130,8 @@ def _recipe(net: Classifier, data: PhotoData, config: TrainConfig, seconds: floa
         [v2.RandomResizedCrop(config.size, antialias=True), v2.RandomHorizontalFlip()]
     )
     pictures = for_augmentation(2 * config.size, workers=config.workers)  # small crops stay sharp
-    photos = data.splits["train"] + data.splits["val"]
-    targets = torch.from_numpy(np.concatenate([data.targets("train"), data.targets("val")]))
+    photos = data.learnt_from
+    targets = torch.from_numpy(targets_of(photos))
     optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, lr=0.01, weight_decay=1e-4)
     started = time.perf_counter()
     net.train()

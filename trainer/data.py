@@ -65,7 +65,7 @@ class PhotoData:
 
     def targets(self, split: str) -> Ints:
         """int64 [n]."""
-        return np.array([photo.label for photo in self.splits[split]], dtype=np.int64)
+        return targets_of(self.splits[split])
 
     def units(self, photos: Sequence[Photo]) -> Ints:
         """int64 [n]: the same number for those that are to be in one fold.
@@ -98,6 +98,11 @@ class PhotoData:
         }
         files[DIGESTS] = {split: [short_digest(p) for p in self.splits[split]] for split in SPLITS}
         return json.dumps(files, indent=1, ensure_ascii=False) + "\n"
+
+
+def targets_of(photos: Sequence[Photo]) -> Ints:
+    """int64 [n]."""
+    return np.array([photo.label for photo in photos], dtype=np.int64)
 
 
 def load_data(
@@ -193,8 +198,9 @@ def _at_odds(
 
 
 def _units(photos: Sequence[Photo], groups: dict[str, int], parts: int) -> Ints:
-    labels = np.array([photo.label for photo in photos], np.int64)
-    return units_of(labels, np.array([groups[photo.digest] for photo in photos], np.int64), parts)
+    return units_of(
+        targets_of(photos), np.array([groups[photo.digest] for photo in photos], np.int64), parts
+    )
 
 
 def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:

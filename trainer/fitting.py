@@ -14,7 +14,7 @@ from trainer.backbones import Classifier
 from trainer.balance import photo_weights
 from trainer.calibration import fit_temperature
 from trainer.config import TrainConfig
-from trainer.data import PhotoData
+from trainer.data import PhotoData, targets_of
 from trainer.defence import parse_defence
 from trainer.errors import FailedCheck
 from trainer.features import FeatureNet, cache_of, extract, in_torch
@@ -125,7 +125,7 @@ def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
     if not all(stays):
         features = features[stays]
         probe = _probe(run, features)
-    targets = _targets(data)
+    targets = targets_of(data.learnt_from)
     if run.config.epochs > 0:
         in_train = len(data.splits["train"])
         rows = features[:in_train].reshape(-1, features.shape[-1])
@@ -136,11 +136,6 @@ def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
         _set_head(run.classifier, head)
         freeze_early_stages(run)
     return run, probe, targets
-
-
-def _targets(data: PhotoData) -> Ints:
-    """Of train and val."""
-    return np.concatenate([data.targets("train"), data.targets("val")])
 
 
 def _features(run: Run) -> Floats:
@@ -166,7 +161,8 @@ def _features(run: Run) -> Floats:
 
 def _probe(run: Run, features: Floats) -> Probe:
     """Solved on `features` of train and val, and said."""
-    targets = _targets(run.data)
+    photos = run.data.learnt_from
+    targets = targets_of(photos)
     weights = photo_weights(targets, run.config.balance)
     with run.console.bar("Heads of the linear probe", MOST_FITS) as advance:
         probe = fit_probe(
@@ -176,7 +172,7 @@ def _probe(run: Run, features: Floats) -> Probe:
             np.random.default_rng(run.config.seed),
             weights=weights,
             solve=solver_of(run.config),
-            units=run.data.units(run.data.learnt_from),
+            units=run.data.units(photos),
             advance=advance,
         )
     right = float(np.mean(probe.out_of_fold.argmax(axis=1) == targets))

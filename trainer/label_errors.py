@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from trainer.console import Console
-from trainer.data import LabelError, PhotoData
+from trainer.data import LabelError, PhotoData, targets_of
 from trainer.metrics import Floats, Ints, log_softmax
 from trainer.pictures import Photo
 
@@ -112,8 +112,7 @@ def with_test_label_errors(data: PhotoData, logits: Floats) -> PhotoData:
 
 def _found(photos: Sequence[tuple[str, Photo]], logits: Floats) -> list[LabelError]:
     """Of these photos, each with its split; `logits` [n, K] of nets that have not seen them."""
-    labels = np.array([photo.label for _, photo in photos], dtype=np.int64)
-    wrong = probably_wrong(logits, labels)
+    wrong = probably_wrong(logits, targets_of([photo for _, photo in photos]))
     return [
         LabelError(
             photo=photo,

@@ -36,6 +36,13 @@ async def answers(call) -> dict[int, pb.ClassifyStreamResponse]:
     return found
 
 
+async def all_answered(stream, count: int) -> None:
+    """Each of `count` photos, none with an error."""
+    found = await answers(stream)
+    assert sorted(found) == list(range(count))
+    assert all(answer.HasField("response") for answer in found.values())
+
+
 async def test_every_request_is_answered_once(stub) -> None:
     photos = [jpeg(seed=seed) for seed in range(100)]
 
@@ -141,9 +148,7 @@ async def test_streams_leave_half_of_the_places_and_wait_for_theirs(models: Path
         for call in calls:
             check((await call).results[0], jpeg())
         for stream in streams:
-            found = await answers(stream)
-            assert sorted(found) == list(range(8))
-            assert all(answer.HasField("response") for answer in found.values())
+            await all_answered(stream, 8)
         assert edge.active == 0 and not edge._calls._line
 
 
@@ -168,9 +173,7 @@ async def test_streams_leave_half_of_a_small_queue_and_wait_for_room(
         held.release()
         assert len((await several).results) == 8
         for stream in waiting:
-            found = await answers(stream)
-            assert sorted(found) == list(range(30))
-            assert all(answer.HasField("response") for answer in found.values())
+            await all_answered(stream, 30)
         await held.admitted(0)
 
 
@@ -214,9 +217,7 @@ async def test_streams_of_low_priority_leave_the_others_places_to_wait_for(model
         assert calls._low == 2 and len(calls._line) == 3
         held.release()
         for stream, count in ((high, 2), *((one, 4) for one in low)):
-            found = await answers(stream)
-            assert sorted(found) == list(range(count))
-            assert all(answer.HasField("response") for answer in found.values())
+            await all_answered(stream, count)
         assert (calls.total(), calls._low, calls._low_from_line) == (0, 0, 0)
 
 

@@ -100,11 +100,17 @@ def sure_of(truth: Ints) -> Floats:
     return np.where(truth[:, None] == np.arange(2), 8.0, -8.0) + 0.01 * truth[:, None]
 
 
-def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
+def two_wrong() -> tuple[Ints, Ints, PhotoData]:
+    """What 60 photos show; their labels, of which 7 and 50 are wrong; 40 of them in train."""
     truth = np.array([0, 1] * 30)
     labels = truth.copy()
     labels[[7, 50]] ^= 1
     data = data_of({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
+    return truth, labels, data
+
+
+def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
+    truth, _, data = two_wrong()
     found = with_label_errors(data, sure_of(truth), drop=False)
     named = {(e.photo.file, e.split, e.looks_like, e.dropped) for e in found.label_errors}
     assert named == {("7.jpg", "train", 1, False), ("50.jpg", "val", 0, False)}
@@ -125,10 +131,7 @@ def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
 
 
 def test_wrong_labels_of_test_come_beside_the_others_and_always_stay():
-    truth = np.array([0, 1] * 30)
-    labels = truth.copy()
-    labels[[7, 50]] ^= 1
-    data = data_of({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
+    truth, labels, data = two_wrong()
     of_train = with_label_errors(data, sure_of(truth), drop=True)
     test = data_of({"test": labels.tolist()}).splits["test"]
     both = with_test_label_errors(
