@@ -7,6 +7,7 @@ named is compared with what was. Then heads that learnt from all photos, from th
 A Markdown table on stdout; figures are means over the seeds.
 """
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -33,60 +34,62 @@ def main() -> int:
     print("| photos | changed to | changed | named | of these changed | accuracy | ECE |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for folder in options.data:
-        _, data, classifier, kept = opened(folder, options.size, options)
-        features, labels, classes = known_of(data, classifier, kept)
-        test = extract(classifier, data.splits["test"], data.squares, kept, lambda *_: None)
-        targets = data.targets("test")
-
-        def probe(rows: Floats, known: Ints, seed: int, count: int = classes) -> Probe:
-            return fit_probe(rows, known, count, np.random.default_rng(seed))
-
-        def judge(
-            probe: Probe, known: Ints, shown: Floats = test[:, 0], true: Ints = targets
-        ) -> tuple[float, float]:
-            """Accuracy and calibration error on the test photos."""
-            logits = probe.head.logits(shown)
-            scores = softmax(logits / fit_temperature(probe.out_of_fold, known))
-            return accuracy(scores, true), expected_calibration_error(scores, true)
-
-        right = [probe(features, labels, seed) for seed in range(options.seeds)]
-        found = [len(_with(data, labels, each.out_of_fold)[0]) for each in right]
-        clean = np.mean([judge(each, labels) for each in right], axis=0)
-        title = f"{Path(folder).name}, {len(labels)}"
-        print(
-            f"| {title} | | 0 | {np.mean(found):.1f} | | {clean[0]:.3f} | {clean[1]:.3f} |",
-            flush=True,
-        )
-        ways = ["any other class"]
-        if classes > 2:  # of two there is one other
-            ways.append("the class that it looks most like")
-        for how in ways:
-            for share in options.shares:
-                rows = []
-                for seed, truth in enumerate(right):
-                    generator = np.random.default_rng([seed, 1])
-                    chosen = generator.choice(len(labels), round(share * len(labels)), False)
-                    other = (labels + generator.integers(1, classes, len(labels))) % classes
-                    if how != ways[0]:
-                        others = truth.out_of_fold.copy()
-                        others[np.arange(len(labels)), labels] = -np.inf
-                        other = others.argmax(axis=1)
-                    noisy = labels.copy()
-                    noisy[chosen] = other[chosen]
-                    as_it_is = probe(features, noisy, seed)
-                    named, left = _with(data, noisy, as_it_is.out_of_fold)
-                    dropped = probe(features[left], noisy[left], seed)
-                    hit = len(np.intersect1d(named, chosen))
-                    marks = judge(as_it_is, noisy), judge(dropped, noisy[left])
-                    rows.append((len(chosen), len(named), hit, *marks[0], *marks[1]))
-                changed, count, hits, *marks = np.mean(rows, axis=0).tolist()
-                print(
-                    f"| {title} | {how} | {changed:.0f} | {count:.1f} | {hits:.1f} "
-                    f"| {marks[0]:.3f}, dropped {marks[2]:.3f} "
-                    f"| {marks[1]:.3f}, dropped {marks[3]:.3f} |",
-                    flush=True,
-                )
+        _measure(folder, options)
     return 0
+
+
+def _measure(folder: str, options: argparse.Namespace) -> None:
+    _, data, classifier, kept = opened(folder, options.size, options)
+    features, labels, classes = known_of(data, classifier, kept)
+    test = extract(classifier, data.splits["test"], data.squares, kept, lambda *_: None)
+    targets = data.targets("test")
+
+    def probe(rows: Floats, known: Ints, seed: int) -> Probe:
+        return fit_probe(rows, known, classes, np.random.default_rng(seed))
+
+    def judge(probe: Probe, known: Ints) -> tuple[float, float]:
+        """Accuracy and calibration error on the test photos."""
+        logits = probe.head.logits(test[:, 0])
+        scores = softmax(logits / fit_temperature(probe.out_of_fold, known))
+        return accuracy(scores, targets), expected_calibration_error(scores, targets)
+
+    right = [probe(features, labels, seed) for seed in range(options.seeds)]
+    found = [len(_with(data, labels, each.out_of_fold)[0]) for each in right]
+    clean = np.mean([judge(each, labels) for each in right], axis=0)
+    title = f"{Path(folder).name}, {len(labels)}"
+    print(
+        f"| {title} | | 0 | {np.mean(found):.1f} | | {clean[0]:.3f} | {clean[1]:.3f} |",
+        flush=True,
+    )
+    ways = ["any other class"]
+    if classes > 2:  # of two there is one other
+        ways.append("the class that it looks most like")
+    for how in ways:
+        for share in options.shares:
+            rows = []
+            for seed, truth in enumerate(right):
+                generator = np.random.default_rng([seed, 1])
+                chosen = generator.choice(len(labels), round(share * len(labels)), False)
+                other = (labels + generator.integers(1, classes, len(labels))) % classes
+                if how != ways[0]:
+                    others = truth.out_of_fold.copy()
+                    others[np.arange(len(labels)), labels] = -np.inf
+                    other = others.argmax(axis=1)
+                noisy = labels.copy()
+                noisy[chosen] = other[chosen]
+                as_it_is = probe(features, noisy, seed)
+                named, left = _with(data, noisy, as_it_is.out_of_fold)
+                dropped = probe(features[left], noisy[left], seed)
+                hit = len(np.intersect1d(named, chosen))
+                marks = judge(as_it_is, noisy), judge(dropped, noisy[left])
+                rows.append((len(chosen), len(named), hit, *marks[0], *marks[1]))
+            changed, count, hits, *marks = np.mean(rows, axis=0).tolist()
+            print(
+                f"| {title} | {how} | {changed:.0f} | {count:.1f} | {hits:.1f} "
+                f"| {marks[0]:.3f}, dropped {marks[2]:.3f} "
+                f"| {marks[1]:.3f}, dropped {marks[3]:.3f} |",
+                flush=True,
+            )
 
 
 def _with(data: PhotoData, labels: Ints, out_of_fold: Floats) -> tuple[Ints, Ints]:
