@@ -169,8 +169,9 @@ def exception_of(
     details = details or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return InvalidRequest(f"the message is larger than the server takes ({details})")
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _NO_ANSWER:
-        details = f"the server at {address} gave no answer in the time allowed"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # which the server says too, if it is first
+        more = "" if details == _NO_ANSWER else f": {details}"
+        details = f"the server at {address} gave no answer in the time allowed{more}"
     if code is grpc.StatusCode.UNAVAILABLE:
         details = f"the server at {address} does not answer: {details}"
     kind = EXCEPTIONS.get(code)

@@ -140,7 +140,7 @@ async def test_a_timeout_of_less_than_none_is_over(server: ServerProcess, timeou
 
 def test_no_answer_in_time_names_the_server(client: Client, server: ServerProcess) -> None:
     with pytest.raises(DeadlineExceeded, match=f"{server.address} gave no answer in the time"):
-        client.classify([jpeg()], model="pets", timeout_s=1e-6)
+        client.classify([slow_png()] * 4, model="pets", timeout_s=0.05)
 
 
 @pytest.mark.parametrize("token", [None, ""])
