@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.errors import BrokenVersion, InvalidRequest
 from serving.modelspec import FileEntry
+from serving.paths import is_file
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -89,7 +90,7 @@ def contained(file: str) -> str:
 def inside(folder: Path, file: str) -> Path:
     """The path of a file that is listed in a manifest, if it lies in the version's own folder."""
     path = folder / contained(file)
-    if not path.is_symlink() and not path.is_file():
+    if not path.is_symlink() and not is_file(path):
         raise BrokenVersion(f"{file} is missing")
     if path.is_symlink() or folder.resolve() not in path.resolve().parents:
         raise BrokenVersion(f"{file!r} leads out of the version")

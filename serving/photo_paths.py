@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.errors import InvalidRequest
 from serving.folders import walk
+from serving.paths import exists, is_dir, is_file
 from serving.photo_formats import ENDINGS
 
 
@@ -18,9 +19,9 @@ def photo_paths(arguments: Iterable[Path]) -> Sequence[Path]:
     found: list[Path] = []
     for argument in arguments:
         try:
-            if not argument.exists():
+            if not exists(argument):
                 raise InvalidRequest(f"no such file or folder: {argument}")
-            if not argument.is_dir():
+            if not is_dir(argument):
                 found.append(argument)
                 continue
             photos = sorted(_photos_below(argument))
@@ -55,5 +56,5 @@ def _photos_below(root: Path) -> Iterator[Path]:
         raise error
 
     for path in walk(root, refuse, upwards=lambda folder: None):
-        if is_photo(PurePosixPath(path.name)) and path.is_file():
+        if is_photo(PurePosixPath(path.name)) and is_file(path):
             yield path

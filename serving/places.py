@@ -8,6 +8,7 @@ from typing import Protocol
 from serving.bucket import Bucket, s3_code
 from serving.errors import InvalidRequest, Unavailable
 from serving.folders import identity
+from serving.paths import is_file
 from serving.photo_paths import is_photo, photo_paths
 from serving.whole_file import created, is_temporary, replaced
 
@@ -68,7 +69,7 @@ class Folder:
 
     def files(self) -> set[str]:
         self._check()
-        paths = (path for path in self._root.rglob("*") if path.is_file())
+        paths = (path for path in self._root.rglob("*") if is_file(path))
         return {path.relative_to(self._root).as_posix() for path in paths if not is_temporary(path)}
 
     def write(self, key: str, data: bytes) -> None:

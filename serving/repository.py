@@ -38,6 +38,7 @@ from serving.layout import (
     version_number,
 )
 from serving.modelspec import FileEntry, Manifest, RobustnessSummary, read_json
+from serving.paths import is_dir, is_file
 from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import names_full_disk, remove_old
 
@@ -60,13 +61,13 @@ class Repository:
     # --- what is there
 
     def exists(self) -> bool:
-        return self.root.is_dir()
+        return is_dir(self.root)
 
     def names(self) -> list[str]:
         """The models that have at least one version, or can't be read, sorted."""
-        if not self.root.is_dir():
+        if not is_dir(self.root):
             return []
-        found = (p.name for p in self.root.iterdir() if p.is_dir() and NAME.fullmatch(p.name))
+        found = (p.name for p in self.root.iterdir() if is_dir(p) and NAME.fullmatch(p.name))
         return sorted(name for name in found if self._holds_some(name))
 
     def stamps(self) -> dict[str, Hashable]:
@@ -83,10 +84,10 @@ class Repository:
     def versions(self, name: str) -> list[int]:
         """Published versions, ascending; none if there is no such model."""
         folder = self.root / check_name(name)
-        if not folder.is_dir():
+        if not is_dir(folder):
             return []
         return sorted(
-            int(p.name) for p in folder.iterdir() if NUMBER.fullmatch(p.name) and p.is_dir()
+            int(p.name) for p in folder.iterdir() if NUMBER.fullmatch(p.name) and is_dir(p)
         )
 
     def check_version(self, name: str, version: int) -> None:
@@ -429,11 +430,11 @@ class Repository:
 
     def _alias_names(self, name: str) -> list[str]:
         folder = self.root / name / "aliases"
-        return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        return [p.name for p in folder.iterdir()] if is_dir(folder) else []
 
     def _read_alias(self, name: str, alias: str) -> bytes | None:
         path = self.root / name / "aliases" / alias
-        return path.read_bytes() if path.is_file() else None
+        return path.read_bytes() if is_file(path) else None
 
     def _change_alias(
         self, name: str, alias: str, change: Callable[[list[int]], list[int]]

@@ -6,6 +6,7 @@ from pathlib import Path
 from serving.blob_cache import LIMIT, default_cache, limit_of
 from serving.bucket import SCHEMES, Bucket
 from serving.errors import InvalidRequest, NotFound
+from serving.paths import is_dir
 from serving.remote_repository import RemoteRepository
 from serving.repository import Repository
 
@@ -25,6 +26,6 @@ def open_repository(location: str | Path, *, must_exist: bool = False) -> Reposi
     if scheme := next((s for s in SCHEMES if text.startswith(f"{s}:/")), None):
         raise InvalidRequest(f"{text}: a bucket is named {scheme}://BUCKET/PREFIX")
     folder = Path(location)
-    if must_exist and not folder.is_dir():
+    if must_exist and not is_dir(folder):
         raise NotFound(f"no model repository at {folder}; see --models")
     return Repository(folder)

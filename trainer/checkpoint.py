@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from serving.errors import InvalidRequest, Unavailable, first_line
+from serving.paths import exists
 from serving.whole_file import remove_old, replaced, sweep
 
 State = dict[str, torch.Tensor]
@@ -115,7 +116,7 @@ class Checkpoints:
         sweep(self.path)
         sweep(self._note)
         try:
-            if self.path.exists():
+            if exists(self.path):
                 return self._read(self.path)
             if self._tell is not None and (others := self._others()):
                 self._read(others[0])  # says in what it differs

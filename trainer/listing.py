@@ -9,6 +9,7 @@ from typing import Any
 
 from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest, first_line, lacks
+from serving.paths import exists, is_dir
 from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
 from trainer.named import NAMED, find_named
@@ -35,8 +36,8 @@ def find_photos(
     if is_shards(str(where)):
         return find_shard_photos(str(where), progress)
     data = Path(where)
-    if data.suffix.lower() not in SUFFIXES or data.is_dir():
-        if data.exists():
+    if data.suffix.lower() not in SUFFIXES or is_dir(data):
+        if exists(data):
             return find_files(data)
         if str(data) in NAMED:
             return find_named(str(data), datasets or default_cache(os.environ) / "datasets")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InvalidImage
+from serving.paths import is_file
 from trainer.pictures import Photo
 from trainer.shard_places import Member
 from trainer.tree import Found
@@ -42,7 +43,7 @@ def screen(
         if found.fault is not None:
             return LeftOut(file=found.file, reason=found.fault)
         try:
-            if isinstance(found.path, Path) and not found.path.is_file():
+            if isinstance(found.path, Path) and not is_file(found.path):
                 return LeftOut(file=found.file, reason=why_no_file(found.path))
             if photo_size(found.path) > _MAX_BYTES:
                 return LeftOut(file=found.file, reason=f"larger than {_MAX_BYTES >> 20} MiB")

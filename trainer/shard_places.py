@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from serving.bucket import Bucket, Stored
 from serving.errors import InvalidRequest, listed
+from serving.paths import is_file
 from trainer.errors import InvalidData
 
 # An object that lies beside shards for as long as not all of them are written.
@@ -41,7 +42,7 @@ class FileShard:
     def beside(self, name: str) -> bytes | None:
         """A file in the shard's folder, or in the one above."""
         for folder in self.path.absolute().parents[:2]:
-            if (folder / name).is_file():
+            if is_file(folder / name):
                 return (folder / name).read_bytes()
         return None
 
@@ -168,11 +169,11 @@ def shards_of_folder(folder: Path) -> list[Shard]:
 
 
 def _in_folder(pattern: str) -> list[Shard]:
-    named = not _WILD.search(pattern) or Path(pattern).is_file()  # a folder may be called a[1]
+    named = not _WILD.search(pattern) or is_file(Path(pattern))  # a folder may be called a[1]
     paths = [pattern] if named else glob.glob(pattern)
     shards: list[Shard] = []
     for path in map(Path, paths):
-        if path.is_file():
+        if is_file(path):
             status = path.stat()
             stamp = f"{status.st_mtime_ns} {status.st_ino}"
             shards.append(FileShard(path=path.absolute(), size=status.st_size, stamp=stamp))

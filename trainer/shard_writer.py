@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from serving.paths import is_file
 from serving.photo_formats import ENDINGS
 from trainer.screening import LeftOut, photo_size, why_no_file
 from trainer.tree import SPLITS, Found
@@ -40,7 +41,7 @@ def name_entries(found: Sequence[Found]) -> tuple[list[Entry], list[LeftOut]]:
         fault = each.fault
         if fault is None and path.suffix.lower() not in ENDINGS:
             fault = "its name does not end as a photo's does"
-        if fault is None and isinstance(each.path, Path) and not each.path.is_file():
+        if fault is None and isinstance(each.path, Path) and not is_file(each.path):
             fault = why_no_file(each.path)
         if fault is not None:
             left_out.append(LeftOut(file=each.file, reason=fault))

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from serving.paths import is_dir
 from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
 from trainer.shard_cache import ShardCache, shard_cache
@@ -41,7 +42,7 @@ def is_shards(data: str) -> bool:
     folder = Path(data)
     if not any(folder.glob("*.tar")):
         return False
-    return not any(each.is_dir() and not hidden(each.name) for each in folder.iterdir())
+    return not any(is_dir(each) and not hidden(each.name) for each in folder.iterdir())
 
 
 def find_shard_photos(data: str, progress: Progress = unshown) -> list[Found]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.errors import listed
 from serving.folders import walk
+from serving.paths import exists, is_dir
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
 
@@ -35,9 +36,9 @@ def find_files(root: Path) -> list[Found]:
     `root` holds train/<class>/ and val/<class>/ or test/<class>/ or both, or else <class>/. Raises
     InvalidData where it has no classes, one class, or splits with different classes.
     """
-    if not root.exists():
+    if not exists(root):
         raise InvalidData(f"no folder {root}")
-    if not root.is_dir():
+    if not is_dir(root):
         raise InvalidData(f"{root} is not a folder; expected {root.parent}/<class>/<photo>")
     folders = _folders(root)
     splits = {split: f for f in folders if (split := split_of(f.name))}
@@ -143,8 +144,8 @@ def _names(labels: set[str]) -> str:
 def _folders(folder: Path) -> list[Path]:
     try:
         shown = sorted(path for path in folder.iterdir() if not hidden(path.name))
-        lost = [path for path in shown if path.is_symlink() and not path.exists()]
-        found = [path for path in shown if path.is_dir()]
+        lost = [path for path in shown if path.is_symlink() and not exists(path)]
+        found = [path for path in shown if is_dir(path)]
     except OSError as error:
         raise InvalidData(f"{folder} can't be read: {error.strerror}") from error
     if lost:  # a class on a disk that is not there

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from serving.errors import InvalidRequest, first_line, listed
+from serving.paths import is_file
 
 State = Mapping[str, torch.Tensor]
 
@@ -24,7 +25,7 @@ def read_state(path: Path) -> State:
 
     Raises InvalidRequest.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidRequest(f'no weights file {path}; give a file, "imagenet" or "none"')
     try:
         if path.suffix == ".safetensors":

@@ -201,9 +201,15 @@ def test_check_fails_on_what_is_asked_for_and_not_there(models: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("place", ["birds/aliases/stable", "birds"])
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [
+        *[("birds/aliases/stable", 0), ("birds/aliases", 0o444), ("birds", 0)],
+        ("birds", 0o444),  # the names of its versions alone
+    ],
+)
 def test_a_model_that_can_not_be_read_is_said_and_the_others_are_served(
-    models: Path, place: str
+    models: Path, place: str, mode: int
 ) -> None:
     through: tuple[str, ...] = ()
     if os.geteuid() == 0:  # whom no permission stops, but without its capabilities
@@ -212,7 +218,7 @@ def test_a_model_that_can_not_be_read_is_said_and_the_others_are_served(
         through = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     build_version(models, "birds")
     Repository(models).promote("birds", 1)
-    (models / place).chmod(0)
+    (models / place).chmod(mode)
     both = check("--models", str(models), through=through)
     alone = check("--models", str(models), "--only", "birds", through=through)
     (models / place).chmod(0o700)

@@ -262,23 +262,28 @@ def test_a_link_upwards_is_no_class_of_everything(photos: MakePhotos):
     expect(folder, "discs/up leads back to a folder that it is a part of")
 
 
-@pytest.mark.parametrize(("mode", "entry"), [(0, "discs/in"), (0o444, "discs/in/a")])
-def test_a_folder_that_may_not_be_read_is_told_by_name(photos: MakePhotos, mode: int, entry: str):
+@pytest.mark.parametrize(
+    ("folder", "mode", "entry"),
+    [("discs/in", 0, "discs/in"), ("discs/in", 0o444, "discs/in/a"), (".", 0o444, ".")],
+)
+def test_a_folder_that_may_not_be_read_is_told_by_name(
+    photos: MakePhotos, folder: str, mode: int, entry: str
+):
     without: list[str] = []
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("needs setpriv, to give privileges up")
         # The same user: another one may not read this checkout.
         without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-    folder = photos()
-    (folder / "discs/in/a").mkdir(parents=True)
-    (folder / "discs/in").chmod(mode)
-    look = [sys.executable, "-c", LOOK, str(folder)]
+    root = photos()
+    (root / "discs/in/a").mkdir(parents=True)
+    (root / folder).chmod(mode)
+    look = [sys.executable, "-c", LOOK, str(root)]
     try:
         done = subprocess.run([*without, *look], cwd=ROOT, capture_output=True, text=True)
     finally:
-        (folder / "discs/in").chmod(0o755)
-    assert done.stdout == f"{folder}/{entry} can't be read: Permission denied\n", done.stderr
+        (root / folder).chmod(0o755)
+    assert done.stdout == f"{root / entry} can't be read: Permission denied\n", done.stderr
 
 
 def test_a_name_that_can_not_be_written_down_is_told_before_the_training(photos: MakePhotos):
