@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from PIL import Image
 from torchvision import datasets
@@ -143,6 +144,8 @@ def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
         for part in beside.iterdir():
             os.replace(part, root / part.name)
     except _FETCH_FAILED as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the server's answer
         reason = first_line(error)
         raise Unavailable(
             f"{name} is not in {root} and can't be downloaded ({reason}); where there is a network,"
