@@ -29,7 +29,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 protos: $(VENV)/.installed
-	$(BIN)/uv run --quiet --isolated --no-project --python $(BIN)/python --with-requirements protos/requirements.txt protos/generate.py
+	$(BIN)/uv run --quiet --isolated --no-project --python '>=3.11,<3.14' --with-requirements protos/requirements.txt protos/generate.py
 
 # uv installs the CUDA builds of torch in about a minute. uv needs no Python packages of its own.
 $(VENV)/.installed: pyproject.toml constraints.txt
