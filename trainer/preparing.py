@@ -29,11 +29,10 @@ from trainer.known_photos import Split, count_known, split_beside
 from trainer.listing import find_photos
 from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
-from trainer.shards import is_shards
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
-from trainer.tree import Found, labels_of
+from trainer.tree import Found, labels_of, require_apart
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -149,21 +148,10 @@ def _require_rectangles(classifier: Classifier, config: TrainConfig) -> None:
 
 def _check_places(config: TrainConfig) -> None:
     """Raises InvalidRequest if what the training writes would lie among its photos, as a class."""
-    if not Path(config.data).is_dir() or is_shards(config.data):
-        return
-    data = Path(config.data).resolve()
     for flag in ("out", "cache", "logs", "checkpoints", "datasets"):
         place = getattr(config, flag)
-        if not place or "://" in place or place == "none":
-            continue
-        inside = Path(place).resolve()
-        if not inside.is_relative_to(data):
-            continue
-        if not any(part.startswith(".") for part in inside.relative_to(data).parts):
-            raise InvalidRequest(
-                f"--{flag} {place} lies in {config.data}, where each folder is a class; give "
-                "another folder, beside that of the photos"
-            )
+        if place and place != "none":
+            require_apart(f"--{flag}", place, config.data)
 
 
 def _checkpoints(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import listed
+from serving.errors import InvalidRequest, listed
 from serving.folders import walk
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
@@ -59,6 +59,21 @@ def find_files(root: Path) -> list[Found]:
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
     same_classes(found)
     return [file for split in SPLITS for file in found.get(split, [])]
+
+
+def require_apart(flag: str, place: str, data: str) -> None:
+    """Raises InvalidRequest if `place`, where the flag has something written, lies in the folder
+    `data`, of photos or of shards, as a class would."""
+    if "://" in place or not Path(data).is_dir():
+        return
+    inside, photos = Path(place).resolve(), Path(data).resolve()
+    if not inside.is_relative_to(photos):
+        return
+    if not any(part.startswith(".") for part in inside.relative_to(photos).parts):
+        raise InvalidRequest(
+            f"{flag} {place} lies in {data}, where each folder is a class; give another folder, "
+            "beside that of the photos"
+        )
 
 
 def split_of(folder: str) -> str | None:

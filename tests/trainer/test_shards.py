@@ -136,6 +136,8 @@ def test_shards_are_not_written_over_anything(
     for wrong, message in (
         (["--data", str(table), "--out", str(tmp_path / "new")], "is not one line of text"),
         (command, "is not an empty folder"),
+        ([*command, "--out", str(folder / "new")], "new lies in "),  # as a class
+        (["--data", str(out), "--out", str(out / "new")], "new lies in "),
         ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
         (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),
     ):

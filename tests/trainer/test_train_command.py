@@ -32,6 +32,7 @@ from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
 from trainer.console import unshown
 from trainer.data import load_data
+from trainer.make_shards import main as make_shards
 from trainer.optimizers import OPTIMIZERS
 from trainer.tiny import Tiny
 from trainer.train import main
@@ -621,6 +622,9 @@ def test_wrong_input_is_one_line_that_says_what_to_do(
         within = data / "models"
         assert f"{flag} {within} lies in {data}" in refused(capsys, *good, flag, within)
         assert not within.exists()
+    assert make_shards(["--data", str(data), "--out", str(tmp_path / "shards")]) == 0
+    within = tmp_path / "shards" / "models"  # where a folder would make them photos by class
+    assert "models lies in " in refused(capsys, *good, "--data", within.parent, "--out", within)
     hidden = [*good, "--cache", data / ".cache", "--epochs", "0"]  # a hidden folder is no class
     assert "epochs must be at least 1" in refused(capsys, *hidden)
     (data / "discs" / "bad.jpg").write_bytes(b"")
