@@ -32,7 +32,7 @@ from trainer.mlflow_run import MlflowRun
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
-from trainer.tree import Found, labels_of, require_apart
+from trainer.tree import LOOSE, Found, labels_of, require_apart
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -209,10 +209,17 @@ def _say_what_is_not_held_out(
 def _say_what_was_found(data: PhotoData, console: Console) -> None:
     counts = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
     console.line(f"Found {len(data.labels)} classes; photos: {counts}")
-    if data.left_out:
-        console.line(f"Left out {len(data.left_out)} files:")
+    loose = [item.file for item in data.left_out if item.reason == LOOSE]
+    if others := len(data.left_out) - len(loose):
+        console.line(f"Left out {others} files:")
         for item in data.left_out:
-            console.line(f"  {item.file}: {item.reason}")
+            if item.reason != LOOSE:
+                console.line(f"  {item.file}: {item.reason}")
+    if loose:
+        console.line(
+            f"Left out {len(loose)} photos that lie beside the class folders, in none: "
+            f"{listed(loose, _NAMED)}"
+        )
     if data.indistinct:
         console.line(
             "Photos of different classes look alike, so copies and bursts can't be told from them: "

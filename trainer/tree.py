@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.errors import InvalidRequest, listed
 from serving.folders import walk
+from serving.photo_formats import ENDINGS
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
 
@@ -18,6 +19,7 @@ FOLDER_SPLIT = {
     **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
     **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
+LOOSE = "it lies beside the class folders, in none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Found:
 
 
 def find_files(root: Path) -> list[Found]:
-    """Every file in a class folder, sorted; hidden ones are passed over.
+    """Every file in a class folder, sorted, and photos that lie beside these, which is a fault;
+    hidden ones are passed over.
 
     `root` holds train/<class>/ and val/<class>/ or test/<class>/ or both, or else <class>/. Raises
     InvalidData where it has no classes, one class, or splits with different classes.
@@ -58,7 +61,7 @@ def find_files(root: Path) -> list[Found]:
         )
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
     same_classes(found)
-    return [file for split in SPLITS for file in found.get(split, [])]
+    return [file for split in SPLITS for file in found.get(split, [])] + _loose(root, root, None)
 
 
 def require_apart(flag: str, place: str, data: str) -> None:
@@ -108,7 +111,21 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
         Found(path=path, file=path.relative_to(root).as_posix(), label=label.name, split=split)
         for label, paths in files.items()
         for path in paths
+    ] + _loose(root, folder, split)
+
+
+def _loose(root: Path, folder: Path, split: str | None) -> list[Found]:
+    """The photos that lie in `folder` itself: whatever else does, nobody meant to train on."""
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    return [
+        Found(path=path, file=_shown(path.relative_to(root)), label="", split=split, fault=LOOSE)
+        for path in photos
+        if not hidden(path.name) and path.is_file()
     ]
+
+
+def _shown(path: Path) -> str:
+    return path.as_posix().encode(errors="backslashreplace").decode()
 
 
 def one_line(label: str) -> bool:

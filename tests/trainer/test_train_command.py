@@ -48,6 +48,7 @@ class Trained:
         self.photos = write_photos(folder / "photos", 60, ("discs", "squares"))
         whole = (self.photos / "discs" / "000.jpg").read_bytes()
         (self.photos / "discs" / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+        (self.photos / "loose.jpg").write_bytes(whole)
         self.repository = Repository(folder / "models")
         self.result = run(
             *("--data", self.photos, "--name", "shapes", "--out", self.repository.root),
@@ -177,7 +178,8 @@ def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
         "Configuration",
         "the backbone's own",
         "Found 2 classes; photos: 84 train, 18 val, 18 test",
-        "discs/broken.jpg: the photo is damaged or truncated",
+        "Left out 1 files:\n  discs/broken.jpg: the photo is damaged or truncated",
+        "Left out 1 photos that lie beside the class folders, in none: loose.jpg\n",
         "Epoch 10/10: train loss",
         "test accuracy",
         "Serve it: serve --models",
