@@ -57,7 +57,7 @@ def find_files(root: Path) -> list[Found]:
     if others:
         raise InvalidData(
             f"{root} has a train folder and beside it {listed(others, 5)}; expected only "
-            "train, val and test there, or only class folders"
+            "train, val and test there, each once, or only class folders"
         )
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
     same_classes(found)
@@ -108,8 +108,8 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     if empty:
         raise InvalidData(f"class folders without any file: {listed(empty)}")
     return [
-        Found(path=path, file=path.relative_to(root).as_posix(), label=label.name, split=split)
-        for label, paths in files.items()
+        Found(path=path, file=path.relative_to(root).as_posix(), label=name, split=split)
+        for name, paths in ((label.name.strip(), paths) for label, paths in files.items())
         for path in paths
     ] + _loose(root, folder, split)
 
@@ -131,7 +131,8 @@ def _shown(path: Path) -> str:
 def one_line(label: str) -> bool:
     """Of a break or a control character a terminal, a log and a table make something else. What
     joins letters or emoji can't be seen either, and belongs to them."""
-    return not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in label)
+    visible = bool(label.strip())
+    return visible and not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in label)
 
 
 def distinct_labels(labels: Iterable[str], where: str) -> None:

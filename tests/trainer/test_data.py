@@ -253,6 +253,12 @@ def test_splits_under_other_names_are_no_classes(photos: MakePhotos, train: str,
     expect(folder, "and no train folder")
 
 
+def test_two_folders_of_one_split_are_refused(photos: MakePhotos):
+    for name in ("train", "val", "valid"):
+        folder = photos(f"all/{name}").parent
+    expect(folder, "beside it val; expected only train, val and test there, each once, or only cl")
+
+
 def test_a_class_may_be_called_training(photos: MakePhotos):
     assert load(photos(labels=("discs", "training"))).labels == ("discs", "training")
 
@@ -370,7 +376,7 @@ def test_what_an_archive_of_macos_brings_is_no_class(photos: MakePhotos):
     assert load(train).labels == ("discs", "squares")
 
 
-@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines"])
+@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines", " "])
 def test_a_class_that_is_no_line_of_text_is_refused(photos: MakePhotos, label: str):
     with pytest.raises(InvalidData, match=r"the class '.*' in .* is not one line of text; rename"):
         load(photos(labels=(label, "squares")))

@@ -189,7 +189,7 @@ def test_labels_are_names_in_any_of_the_three_ways(tmp_path: Path, ending: str, 
 
 
 @pytest.mark.parametrize(
-    "label", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "l" * 255]
+    "label", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "l" * 255, " cat "]
 )
 def test_letters_and_emoji_that_are_joined_and_long_names_go_through_shards(
     photos: MakePhotos, tmp_path: Path, label: str
