@@ -129,10 +129,11 @@ def _shown(path: Path) -> str:
 
 
 def one_line(label: str) -> bool:
-    """Of a break or a control character a terminal, a log and a table make something else. What
-    joins letters or emoji can't be seen either, and belongs to them."""
-    visible = bool(label.strip())
-    return visible and not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in label)
+    """Of a break or a control character a terminal, a log and a table make something else; half a
+    character can't be written at all. What joins letters or emoji can't be seen either, and belongs
+    to them."""
+    no_text = ("Cc", "Cs", "Zl", "Zp")
+    return bool(label.strip()) and not any(unicodedata.category(c) in no_text for c in label)
 
 
 def distinct_labels(labels: Iterable[str], where: str) -> None:
