@@ -31,6 +31,8 @@ MAX_PIXELS = 64_000_000
 _LARGE = 12_000_000
 _one_large = threading.Lock()
 _BAND = 1_000_000  # pixels
+# Bytes a pixel that libwebp takes at once, for two canvases, and libjpeg, for all coefficients.
+_AT_ONCE = 8
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -87,9 +89,10 @@ def decode(
     """
     if not data:
         raise InvalidImage("the photo is empty (0 bytes)")
+    whole = _webp_pixels(data)  # known before it is opened, as that takes memory already
     try:
         image = Image.open(PhotoParts(data), formats=FORMATS)
-        pixels = image.width * image.height
+        whole = pixels = image.width * image.height
         if pixels > max_pixels:
             raise InvalidImage(
                 f"the photo has {image.width} x {image.height} pixels; "
@@ -116,12 +119,35 @@ def decode(
         raise
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
-    except MemoryError as error:  # as under `ulimit -v`: no fault of the photo
-        raise Unavailable(
-            "there is too little memory to decode the photo: end what else runs here, or allow more"
-        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        # As under `ulimit -v`: no fault of the photo. Not all decoders tell it from one.
+        if isinstance(error, MemoryError) or (whole <= max_pixels and not _room_for(whole)):
+            raise Unavailable(
+                "there is too little memory to decode the photo: end what else runs here, or allow "
+                "more"
+            ) from error
         raise InvalidImage(f"the photo is damaged or truncated ({error})") from error
+
+
+def _room_for(pixels: int) -> bool:
+    try:
+        np.empty(_AT_ONCE * pixels, np.uint8)  # nothing is written to it: it costs nothing
+    except MemoryError:
+        return False
+    return True
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Of a WebP, by its first chunk (RFC 9649); 0 for another photo, or where that is damaged."""
+    if data[8:12] != b"WEBP":
+        return 0
+    width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    if data[12:16] == b"VP8X":
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return width * height
 
 
 def _upright(image: Image.Image) -> Image.Image:

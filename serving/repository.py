@@ -103,22 +103,24 @@ class Repository:
     def resolve(self, name: str, reference: str = "") -> int:
         """A version number, an alias, or "": the alias `stable` if there is one, else the newest.
 
-        Raises NotFound.
+        Raises NotFound, BrokenVersion if that alias, and not another, is malformed.
         """
         if number := version_number(reference):
             self.check_version(name, number)
             return number
-        aliases = self.aliases(name)
-        if reference in aliases:
-            return aliases[reference]
+        alias = reference or DEFAULT_ALIAS
+        named = self._alias_history(name, alias)[:1] if NAME.fullmatch(alias) else []
         versions = self.versions(name)
+        if named and named[0] in versions:
+            return named[0]
         if reference or not versions:
             self.check_version(name, versions[-1] if versions else 0)
-            known = listed(aliases)
-            raise NotFound(
-                f"model {name!r} has no version or alias {reference[:64]!r}; aliases: {known}"
-            )
-        return aliases.get(DEFAULT_ALIAS, versions[-1])
+            try:
+                known = f"aliases: {listed(self.aliases(name))}"
+            except BrokenVersion as error:
+                known = str(error)
+            raise NotFound(f"model {name!r} has no version or alias {reference[:64]!r}; {known}")
+        return versions[-1]
 
     def find(self, text: str) -> tuple[str, int]:
         """Name and number of NAME, NAME/VERSION or NAME/ALIAS, as `resolve`."""

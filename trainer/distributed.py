@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from serving.errors import InvalidRequest, PawprintError
 from trainer.errors import FailedCheck
 from trainer.meeting import meet
-from trainer.ranks import place_of
+from trainer.ranks import gpu_of, place_of
 
 T = TypeVar("T")
 
@@ -219,15 +219,14 @@ def _sync(module: _BatchNorm) -> None:
 @contextmanager
 def joined() -> Iterator[World]:
     """The processes that torchrun started, or a scheduler that sets RANK, WORLD_SIZE, MASTER_ADDR
-    and MASTER_PORT as it does; this one alone without them."""
+    and MASTER_PORT as it does; this one alone without them. Raises InvalidRequest, FailedCheck,
+    Unavailable."""
     if place_of(os.environ) is None:
         yield World()
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if "MASTER_PORT" not in os.environ:
-        raise InvalidRequest("MASTER_PORT is not set, but RANK, WORLD_SIZE and MASTER_ADDR are")
+        torch.cuda.set_device(gpu_of(os.environ, torch.cuda.device_count()))
     of_job, store, rank, size = meet()
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:

@@ -151,12 +151,17 @@ def say_label_errors(data: PhotoData, splits: Sequence[str], console: Console) -
 
 def label_errors_csv(data: PhotoData) -> str:
     """A table of those of `data`, the surest first."""
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(("path", "split", "label", "looks_like", "probability", "dropped"))
+    rows = [("path", "split", "label", "looks_like", "probability", "dropped")]
     for error in data.label_errors:
         label, looks_like = data.labels[error.photo.label], data.labels[error.looks_like]
         probability = f"{error.probability:.4f}"
         dropped = "yes" if error.dropped else "no"
-        table.writerow((error.photo.file, error.split, label, looks_like, probability, dropped))
+        rows.append((error.photo.file, error.split, label, looks_like, probability, dropped))
+    # To readers a carriage return ends a row too, but not every Python quotes it.
+    returns = any("\r" in error.photo.file for error in data.label_errors)
+    file = io.StringIO()
+    table = csv.writer(
+        file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    )
+    table.writerows(rows)
     return file.getvalue()

@@ -131,10 +131,10 @@ def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             _require(known, table)
             wanted = [c for c in COLUMNS if c in known]  # others may hold the pictures themselves
             # Without threads: one that still starts while the process ends aborts it.
-            content = file.read(columns=wanted, use_threads=False)
-    except (OSError, pyarrow.ArrowException) as error:
+            rows = file.read(columns=wanted, use_threads=False).to_pylist()
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise InvalidData(f"{table} can't be read as Parquet: {first_line(error)}") from error
-    yield from enumerate(content.to_pylist(), start=1)
+    yield from enumerate(rows, start=1)
 
 
 def _require(columns: Sequence[str], table: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.listing import find_photos
 from trainer.shard_places import UNFINISHED
 from trainer.shard_writer import Entry, divide, name_entries, write_shard
 from trainer.shards import CLASS_NAMES
-from trainer.tree import labels_of
+from trainer.tree import labels_of, require_apart
 
 _DESCRIPTION = """\
 Write photos as WebDataset shards: tar files with <key>.jpg and <key>.cls for each photo, and
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace, console: Console) -> None:
+    require_apart("--out", options.out, options.data)
     found = find_photos(options.data, options.datasets, console.track)
     entries, left_out = name_entries(found)
     if left_out:

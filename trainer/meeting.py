@@ -6,14 +6,18 @@ part of the store to itself, which its first process names: it answers each of t
 that is new each time, so none takes an old answer for its own.
 """
 
+import os
 import time
 import uuid
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
 
+from serving.errors import Unavailable, first_line
 from trainer.errors import FailedCheck
+from trainer.ranks import meeting_place
 
 PATIENCE_S = 600.0
 _POLL_S = 0.05
@@ -24,8 +28,18 @@ def meet() -> tuple[Store, Store, int, int]:
     are.
 
     As RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment say. Raises FailedCheck if
-    not all come.
+    not all come, Unavailable if there is no way to the first process, InvalidRequest.
     """
+    place = meeting_place(os.environ)
+    try:
+        return _meet()
+    except DistError as error:
+        raise Unavailable(
+            f"the processes can't meet at {place} (MASTER_ADDR, MASTER_PORT): {first_line(error)}"
+        ) from error
+
+
+def _meet() -> tuple[Store, Store, int, int]:
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S)))
     own = uuid.uuid4().hex
     if rank:

@@ -51,9 +51,10 @@ def draw_label_errors(data: PhotoData) -> Figure:
 
 def _gallery(pictures: Sequence[Pixels], titles: Sequence[str]) -> Figure:
     rows = max(1, -(-len(pictures) // _COLUMNS))
+    columns = max(1, -(-len(pictures) // rows))  # all rows alike, none of blanks
     lines = 1 + max((title.count("\n") for title in titles), default=0)
-    figure = Figure(figsize=(2 * _COLUMNS, (2 + 0.2 * lines) * rows), layout="constrained")
-    for axes in figure.subplots(rows, _COLUMNS).ravel():
+    figure = Figure(figsize=(2 * columns, (2 + 0.2 * lines) * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).ravel():
         axes.axis("off")
     for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
         axes.imshow(picture)

@@ -29,11 +29,10 @@ from trainer.known_photos import Split, count_known, split_beside
 from trainer.listing import find_photos
 from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
-from trainer.shards import is_shards
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
-from trainer.tree import Found, labels_of
+from trainer.tree import LOOSE, Found, labels_of, require_apart
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -149,21 +148,10 @@ def _require_rectangles(classifier: Classifier, config: TrainConfig) -> None:
 
 def _check_places(config: TrainConfig) -> None:
     """Raises InvalidRequest if what the training writes would lie among its photos, as a class."""
-    if not Path(config.data).is_dir() or is_shards(config.data):
-        return
-    data = Path(config.data).resolve()
     for flag in ("out", "cache", "logs", "checkpoints", "datasets"):
         place = getattr(config, flag)
-        if not place or "://" in place or place == "none":
-            continue
-        inside = Path(place).resolve()
-        if not inside.is_relative_to(data):
-            continue
-        if not any(part.startswith(".") for part in inside.relative_to(data).parts):
-            raise InvalidRequest(
-                f"--{flag} {place} lies in {config.data}, where each folder is a class; give "
-                "another folder, beside that of the photos"
-            )
+        if place and place != "none":
+            require_apart(f"--{flag}", place, config.data)
 
 
 def _checkpoints(
@@ -221,10 +209,17 @@ def _say_what_is_not_held_out(
 def _say_what_was_found(data: PhotoData, console: Console) -> None:
     counts = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
     console.line(f"Found {len(data.labels)} classes; photos: {counts}")
-    if data.left_out:
-        console.line(f"Left out {len(data.left_out)} files:")
+    loose = [item.file for item in data.left_out if item.reason == LOOSE]
+    if others := len(data.left_out) - len(loose):
+        console.line(f"Left out {others} files:")
         for item in data.left_out:
-            console.line(f"  {item.file}: {item.reason}")
+            if item.reason != LOOSE:
+                console.line(f"  {item.file}: {item.reason}")
+    if loose:
+        console.line(
+            f"Left out {len(loose)} photos that lie beside the class folders, in none: "
+            f"{listed(loose, _NAMED)}"
+        )
     if data.indistinct:
         console.line(
             "Photos of different classes look alike, so copies and bursts can't be told from them: "

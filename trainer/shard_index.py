@@ -21,7 +21,7 @@ _MAX_LABEL_BYTES = 1 << 20
 _MAX_LABEL_LENGTH = 255  # as long as the name of a folder may be
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 512
-_RULES = 2  # by which an index was made: one by others is not taken from the cache
+_RULES = 3  # by which an index was made: one by others is not taken from the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,10 @@ def _read(shard: Shard) -> dict[str, _Parts]:
 def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
     found: dict[str, _Parts] = {}
     for member in tar:
-        name = split_name(member.name)
+        # What is not UTF-8, as of another system, can't be written down with a version as it is.
+        file = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        file = file.removeprefix("./")
+        name = split_name(file)
         if name is None or not member.isreg() or member.issparse():
             continue
         key, ending = name
@@ -95,7 +98,7 @@ def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
             parts = found.setdefault(key, _Parts())
             if parts.photo is not None:
                 raise InvalidData(f"{shard.location} has two photos of the key {key}")
-            parts.photo = member.name.removeprefix("./"), member.offset_data, member.size
+            parts.photo = file, member.offset_data, member.size
         elif ending in _LABELS:
             parts = found.setdefault(key, _Parts())
             if ending in parts.labels:
@@ -103,7 +106,7 @@ def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
             content = tar.extractfile(member)
             assert content is not None  # it is a regular file
             text = content.read(_MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
-            parts.labels[ending] = member.name.removeprefix("./"), text
+            parts.labels[ending] = file, text
     return found
 
 

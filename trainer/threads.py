@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from serving.cores import usable_cores
+from trainer.ranks import processes_here
 
 
 def keep_to_cores() -> None:
@@ -16,8 +17,8 @@ def keep_to_cores() -> None:
 
 def own_cores(environment: Mapping[str, str]) -> int:
     """This process's share of the cores that may be used, with others that torchrun started here;
-    at least 1."""
-    return max(1, usable_cores() // int(environment.get("LOCAL_WORLD_SIZE", "1")))
+    at least 1. Raises InvalidRequest."""
+    return max(1, usable_cores() // processes_here(environment))
 
 
 def onnx_threads() -> int:

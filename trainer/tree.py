@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import listed
+from serving.errors import InvalidRequest, listed
 from serving.folders import walk
 from serving.paths import exists, is_dir
+from serving.photo_formats import ENDINGS
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
 
@@ -19,6 +20,7 @@ FOLDER_SPLIT = {
     **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
     **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
+LOOSE = "it lies beside the class folders, in none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class Found:
 
 
 def find_files(root: Path) -> list[Found]:
-    """Every file in a class folder, sorted; hidden ones are passed over.
+    """Every file in a class folder, sorted, and photos that lie beside these, which is a fault;
+    hidden ones are passed over.
 
     `root` holds train/<class>/ and val/<class>/ or test/<class>/ or both, or else <class>/. Raises
     InvalidData where it has no classes, one class, or splits with different classes.
@@ -55,11 +58,26 @@ def find_files(root: Path) -> list[Found]:
     if others:
         raise InvalidData(
             f"{root} has a train folder and beside it {listed(others, 5)}; expected only "
-            "train, val and test there, or only class folders"
+            "train, val and test there, each once, or only class folders"
         )
     found = {split: _classes(root, folder, split) for split, folder in splits.items()}
     same_classes(found)
-    return [file for split in SPLITS for file in found.get(split, [])]
+    return [file for split in SPLITS for file in found.get(split, [])] + _loose(root, root, None)
+
+
+def require_apart(flag: str, place: str, data: str) -> None:
+    """Raises InvalidRequest if `place`, where the flag has something written, lies in the folder
+    `data`, of photos or of shards, as a class would."""
+    if "://" in place or not Path(data).is_dir():
+        return
+    inside, photos = Path(place).resolve(), Path(data).resolve()
+    if not inside.is_relative_to(photos):
+        return
+    if not any(part.startswith(".") for part in inside.relative_to(photos).parts):
+        raise InvalidRequest(
+            f"{flag} {place} lies in {data}, where each folder is a class; give another folder, "
+            "beside that of the photos"
+        )
 
 
 def split_of(folder: str) -> str | None:
@@ -91,16 +109,32 @@ def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     if empty:
         raise InvalidData(f"class folders without any file: {listed(empty)}")
     return [
-        Found(path=path, file=path.relative_to(root).as_posix(), label=label.name, split=split)
-        for label, paths in files.items()
+        Found(path=path, file=path.relative_to(root).as_posix(), label=name, split=split)
+        for name, paths in ((label.name.strip(), paths) for label, paths in files.items())
         for path in paths
+    ] + _loose(root, folder, split)
+
+
+def _loose(root: Path, folder: Path, split: str | None) -> list[Found]:
+    """The photos that lie in `folder` itself: whatever else does, nobody meant to train on."""
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    return [
+        Found(path=path, file=_shown(path.relative_to(root)), label="", split=split, fault=LOOSE)
+        for path in photos
+        if not hidden(path.name) and path.is_file()
     ]
 
 
+def _shown(path: Path) -> str:
+    return path.as_posix().encode(errors="backslashreplace").decode()
+
+
 def one_line(label: str) -> bool:
-    """Of a break or a control character a terminal, a log and a table make something else. What
-    joins letters or emoji can't be seen either, and belongs to them."""
-    return not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in label)
+    """Of a break or a control character a terminal, a log and a table make something else; half a
+    character can't be written at all. What joins letters or emoji can't be seen either, and belongs
+    to them."""
+    no_text = ("Cc", "Cs", "Zl", "Zp")
+    return bool(label.strip()) and not any(unicodedata.category(c) in no_text for c in label)
 
 
 def distinct_labels(labels: Iterable[str], where: str) -> None:

@@ -33,6 +33,7 @@ from trainer.figures import line_plot
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
+from trainer.ranks import place_of
 from trainer.search_space import draw, searched, start
 from trainer.split import Ints
 from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure, no_number
@@ -118,7 +119,7 @@ def _check(config: TrainConfig, trials: int, names: tuple[str, ...]) -> None:
         raise InvalidRequest("epochs must be at least 1 for --tune, got 0")
     if config.adversarial:
         raise InvalidRequest("--tune looks at the accuracy on clean photos: not with adversarial")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if (place_of(os.environ) or (0, 1))[1] > 1:
         raise InvalidRequest("--tune runs in one process; leave out torchrun")
     if not names:
         raise InvalidRequest("every setting that --tune searches is given; leave some out")

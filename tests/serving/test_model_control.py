@@ -473,6 +473,9 @@ async def test_a_malformed_alias_does_not_stop_a_look_that_the_operator_asks_for
     found = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets"))
     assert found.versions == [4]
     assert "alias 'stable' of 'pets' is malformed" in running.server.control.problems()[0]
+    (models / "pets/aliases/canary").write_text("1\n")
+    found = await stub.LoadModel(admin_pb2.LoadModelRequest(model="pets", version="canary"))
+    assert found.versions == [1, 4]
 
 
 async def test_the_operator_changes_nothing_but_what_is_asked_for(admin, models: Path) -> None:

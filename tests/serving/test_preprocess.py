@@ -203,23 +203,51 @@ data, taken = sys.stdin.buffer.read(), int(open("/proc/self/statm").read().split
 limit = taken * resource.getpagesize() + (100 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 try:
-    decode(data)
+    decode(data, draft=32)
 except Unavailable as error:
     print(error)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
-def test_a_photo_that_the_memory_is_too_small_for_is_not_called_damaged() -> None:
+@pytest.mark.parametrize(
+    ("mode", "kind", "how"),
+    [
+        ("RGB", "PNG", {}),
+        ("RGB", "JPEG", {"progressive": True}),  # libjpeg and libwebp say no more than of damage
+        ("RGB", "WEBP", {"quality": 1, "method": 0}),
+        ("RGB", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+        ("RGBA", "WEBP", {"quality": 1, "method": 0}),
+    ],
+)
+def test_a_photo_that_the_memory_is_too_small_for_is_not_called_damaged(
+    mode: str, kind: str, how: dict[str, object]
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _IN_100_MIB],
         cwd=ROOT,
-        input=encode(Image.new("RGB", (7000, 7000)), "PNG"),
+        input=encode(Image.new(mode, (7000, 7000)), kind, **how),
         capture_output=True,
         check=True,
         timeout=60,
     )
     assert done.stdout.startswith(b"there is too little memory to decode the photo")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
+@pytest.mark.parametrize("size", [(9, 7), (16383, 16383)])
+def test_a_damaged_webp_is_called_so_where_the_memory_is_small(size: tuple[int, int]) -> None:
+    """Of more pixels than are allowed, too: more memory would not help."""
+    whole = encode(Image.new("RGB", (9, 7)), "WEBP")
+    sides = b"".join(side.to_bytes(2, "little") for side in size)
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_100_MIB],
+        cwd=ROOT,
+        input=whole[:26] + sides + whole[30:-9],
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"the photo is damaged or truncated" in done.stderr
 
 
 def test_palette_without_transparency_keeps_its_colours() -> None:

@@ -202,6 +202,19 @@ def test_malformed_aliases_are_named(repository: Repository) -> None:
         repository.aliases("pets")
 
 
+def test_a_malformed_alias_is_no_trouble_of_another(repository: Repository) -> None:
+    repository.promote("pets", 1, "first")
+    repository.promote("pets", 1, "canary")
+    (repository.root / "pets/aliases/canary").write_text("one\n")
+    assert repository.resolve("pets", "first") == 1
+    assert repository.resolve("pets") == 3
+    with pytest.raises(BrokenVersion, match="^alias 'canary' of 'pets' is malformed$"):
+        repository.resolve("pets", "canary")
+    for unknown in ("../1", "last"):
+        with pytest.raises(NotFound, match=f"alias '{unknown}'; alias 'canary' of 'pets' is malf"):
+            repository.resolve("pets", unknown)
+
+
 def test_a_number_that_an_alias_named_is_given_to_no_other(
     repository: Repository, tmp_path: Path
 ) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 from tests.photos import jpeg
 
 
-def write_tar(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]]) -> Path:
+def write_tar(
+    path: Path,
+    members: dict[str, bytes] | list[tuple[str, bytes]],
+    form: int = tarfile.PAX_FORMAT,
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=form) as tar:
         for name, data in members.items() if isinstance(members, dict) else members:
             member = tarfile.TarInfo(name)
             member.size = len(data)

@@ -120,6 +120,26 @@ def test_what_cannot_be_read_is_named_with_its_reason_and_left_out(photos: MakeP
         load(folder, strict=True)
 
 
+def test_photos_beside_the_class_folders_are_named_and_left_out(photos: MakePhotos, tmp_path: Path):
+    folder = photos(per_class=6)
+    before = load(folder)
+    (folder / "readme.txt").write_text("no photo")
+    for name in ("IMG_1.JPG", "IMG_2.png", ".IMG_3.jpg", os.fsdecode(b"b\xe4r.jpg")):
+        draw("discs", len(name)).save(folder / name, "PNG")
+    data = load(folder)
+    assert {item.file for item in data.left_out} == {"IMG_1.JPG", "IMG_2.png", "b\\udce4r.jpg"}
+    assert {item.reason for item in data.left_out} == {"it lies beside the class folders, in none"}
+    assert data.splits == before.splits and data.describe() == before.describe()
+    (tmp_path / "all").mkdir()
+    folder.rename(tmp_path / "all" / "train")
+    draw("discs", 91).save(tmp_path / "all" / "IMG_4.png")
+    given = load(tmp_path / "all")
+    assert {item.file for item in given.left_out} == {
+        *("IMG_4.png", "train/IMG_1.JPG", "train/IMG_2.png", "train/b\\udce4r.jpg"),
+    }
+    assert sum(map(len, given.splits.values())) == 12
+
+
 def test_a_table_that_names_what_is_not_there_is_told_where_that_was_sought(photos: MakePhotos):
     folder = photos(per_class=6)
     named = [f.file for f in find_photos(folder)]
@@ -231,6 +251,12 @@ def test_splits_under_other_names_are_no_classes(photos: MakePhotos, train: str,
     shutil.rmtree(folder / train)
     photos("all/val", per_class=2, seed=2)
     expect(folder, "and no train folder")
+
+
+def test_two_folders_of_one_split_are_refused(photos: MakePhotos):
+    for name in ("train", "val", "valid"):
+        folder = photos(f"all/{name}").parent
+    expect(folder, "beside it val; expected only train, val and test there, each once, or only cl")
 
 
 def test_a_class_may_be_called_training(photos: MakePhotos):
@@ -355,7 +381,7 @@ def test_what_an_archive_of_macos_brings_is_no_class(photos: MakePhotos):
     assert load(train).labels == ("discs", "squares")
 
 
-@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines"])
+@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31mred", "two\u2028lines", " "])
 def test_a_class_that_is_no_line_of_text_is_refused(photos: MakePhotos, label: str):
     with pytest.raises(InvalidData, match=r"the class '.*' in .* is not one line of text; rename"):
         load(photos(labels=(label, "squares")))

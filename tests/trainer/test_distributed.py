@@ -1,5 +1,6 @@
 """Several processes learn what one would, and one that dies costs no more than its epoch."""
 
+import csv
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from serving.errors import InvalidRequest
 from serving.repository import Repository
@@ -19,6 +21,7 @@ from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
 from trainer.distributed import SyncedBatchNorm2d, World
+from trainer.train import main
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -147,6 +150,49 @@ def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp
     kept = sorted(file.name.partition("-")[0] for file in folders[0].iterdir())
     assert kept == ["features", "graph"] and not folders[1].exists()
     assert Repository(tmp_path / "models").versions("shapes") == [1]
+
+
+def test_two_processes_doubt_and_drop_the_labels_that_one_does(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    for number in range(48):
+        red = number % 2 == 0
+        label = "red" if red != (number in (10, 11, 30, 31)) else "blue"
+        blocks = generator.integers(0, 80, (6, 6, 3), np.uint8)
+        blocks[:, :, 0 if red else 2] += 170
+        picture = Image.fromarray(blocks).resize((48, 48), Image.Resampling.BICUBIC)
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "photos" / label / f"{number:02}.png")
+    torch.manual_seed(0)
+    torch.save(version_state(build("tiny", 2, 32)), tmp_path / "tiny.pth")
+    train = [
+        *("--data", tmp_path / "photos", "--name", "shades", "--backbone", "tiny", "--size", 32),
+        *("--weights", tmp_path / "tiny.pth", "--epochs", 1, "--batch-size", 8),
+        *("--drop-label-errors", "--out"),
+    ]
+    assert main([*map(str, train), str(tmp_path / "one")]) == 0
+    done = run(*TORCHRUN, "-m", "trainer.train", *train, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    alone, together = (
+        [
+            Repository(tmp_path / name).versions("shades"),
+            sorted(named_wrong(tmp_path / name / "shades/1")),
+            (tmp_path / name / "shades/1/split.json").read_text(),
+        ]
+        for name in ("one", "two")
+    )
+    assert together == alone
+    versions, named, split = alone
+    assert versions == [1]
+    paths = [path for path, *_ in named]
+    assert paths == ["blue/10.png", "blue/30.png", "red/11.png", "red/31.png"]
+    dropped = [path for path, _, dropped in named if dropped == "yes"]
+    assert dropped and not any(path in split for path in dropped)
+
+
+def named_wrong(version: Path) -> list[tuple[str, str, str]]:
+    """Path, split, and whether it was dropped, of each whose label is probably wrong."""
+    with (version / "label_errors.csv").open(newline="") as file:
+        return [(row["path"], row["split"], row["dropped"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow

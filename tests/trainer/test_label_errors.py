@@ -1,5 +1,7 @@
 """Labels that are probably wrong, and what is left without them."""
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +130,17 @@ def test_wrong_labels_of_train_and_val_are_named_and_stay_unless_dropped():
         '50.jpg,val,dog,"cat, tabby"',
     }
     assert all(line.endswith(",yes") for line in lines[1:])
+
+
+def test_a_carriage_return_in_a_name_does_not_end_its_row():
+    truth, _, data = two_wrong()
+    found = with_label_errors(data, sure_of(truth), drop=False)
+    odd = replace(found.label_errors[0].photo, file="icon\r.jpg")
+    errors = (replace(found.label_errors[0], photo=odd), *found.label_errors[1:])
+    text = label_errors_csv(replace(found, label_errors=errors))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["path"] for row in rows] == [odd.file, errors[1].photo.file]
+    assert {row["dropped"] for row in rows} == {"no"}
 
 
 def test_wrong_labels_of_test_come_beside_the_others_and_always_stay():

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from trainer.figures import save_png
+from trainer.mistakes import draw_mistakes
 from trainer.plots import draw_confusion, draw_reliability, draw_training, save_plots
 from trainer.training import Epoch
 
@@ -48,6 +49,19 @@ def test_names_of_very_many_classes_do_not_lie_over_each_other():
     named = [tick.get_text() for tick in axes.get_yticklabels()]
     assert named[:2] == ["0", "5"] and len(named) == 200
     assert axes.get_ylabel() == "is (one class in 5 is named)"
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (6, 1, 6), (7, 2, 4), (18, 3, 6)]
+)
+def test_a_few_photos_take_no_more_room_than_they_need(mistakes: int, rows: int, columns: int):
+    black = [np.zeros((8, 8, 3), np.uint8)] * mistakes
+    answers, targets = np.tile([0.2, 0.8], (mistakes, 1)), np.zeros(mistakes, np.int64)
+    figure = draw_mistakes(black, answers, targets, ["cat", "dog"])
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, columns)
+    assert figure.get_figwidth() == 2 * columns
+    assert all(axes.get_title() for axes in figure.axes[:mistakes])
 
 
 def test_no_bin_of_the_calibration_lies_under_the_legend():

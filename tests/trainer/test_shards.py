@@ -136,6 +136,8 @@ def test_shards_are_not_written_over_anything(
     for wrong, message in (
         (["--data", str(table), "--out", str(tmp_path / "new")], "is not one line of text"),
         (command, "is not an empty folder"),
+        ([*command, "--out", str(folder / "new")], "new lies in "),  # as a class
+        (["--data", str(out), "--out", str(out / "new")], "new lies in "),
         ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
         (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),
     ):
@@ -187,7 +189,7 @@ def test_labels_are_names_in_any_of_the_three_ways(tmp_path: Path, ending: str, 
 
 
 @pytest.mark.parametrize(
-    "label", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "l" * 255]
+    "label", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "l" * 255, " cat "]
 )
 def test_letters_and_emoji_that_are_joined_and_long_names_go_through_shards(
     photos: MakePhotos, tmp_path: Path, label: str
@@ -238,6 +240,7 @@ def test_samples_that_lack_something_are_named_and_left_out(tmp_path: Path):
         **{"long.jpg": jpeg(seed=92), "long.txt": b"a caption\nof two lines"},
         **{"other.jpg": jpeg(seed=93), "other.json": b'{"caption": "x"}'},
         **{"spoilt.jpg": jpeg(seed=94), "spoilt.json": b"{"},
+        **{"half.jpg": jpeg(seed=95), "half.json": b'{"label": "\\ud83d"}'},
         **{"again.jpg": whole, "again.cls": b"dog"},
         **{"._000000.jpg": b"of a Mac", "README": b"x", "000000.npy": b"x"},
     }
@@ -252,6 +255,7 @@ def test_samples_that_lack_something_are_named_and_left_out(tmp_path: Path):
         "empty.jpg": "no label: empty.cls is empty",
         "long.jpg": "no label: long.txt is not one line of at most 255 characters",
         "other.jpg": "no label: other.json has no entry named label",
+        "half.jpg": "no label: half.json is not one line of at most 255 characters",
         "spoilt.jpg": "no label: spoilt.json has no entry named label",
         "again.jpg": "duplicate: same content as 000000.jpg, under another label (cat)",
     }
@@ -388,6 +392,17 @@ def test_names_of_members_that_are_long_or_begin_with_a_dot(tmp_path: Path):
     found = find_photos(tmp_path / "a.tar")
     assert [each.file for each in found] == ["000005.jpg", f"{long}.JPG"]
     assert found[1].path.read_bytes() == jpeg(seed=1)
+
+
+def test_a_name_that_is_not_utf_8_is_written_down_with_the_version(tmp_path: Path):
+    members = samples(0, 6 * ("cat", "dog")) | {
+        "b\udce4r.jpg": jpeg(seed=50),
+        "b\udce4r.cls": b"cat",
+    }
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        data = load(write_tar(tmp_path / f"{form}.tar", members, form))
+        files = {photo.file for split in data.splits.values() for photo in split}
+        assert r"b\xe4r.jpg" in files and len(files) == 13
 
 
 @pytest.mark.parametrize(

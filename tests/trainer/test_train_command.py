@@ -32,6 +32,7 @@ from trainer.cartoons import draw_cartoon
 from trainer.config import TrainConfig
 from trainer.console import unshown
 from trainer.data import load_data
+from trainer.make_shards import main as make_shards
 from trainer.optimizers import OPTIMIZERS
 from trainer.tiny import Tiny
 from trainer.train import main
@@ -47,6 +48,7 @@ class Trained:
         self.photos = write_photos(folder / "photos", 60, ("discs", "squares"))
         whole = (self.photos / "discs" / "000.jpg").read_bytes()
         (self.photos / "discs" / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+        (self.photos / "loose.jpg").write_bytes(whole)
         self.repository = Repository(folder / "models")
         self.result = run(
             *("--data", self.photos, "--name", "shapes", "--out", self.repository.root),
@@ -176,7 +178,8 @@ def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
         "Configuration",
         "the backbone's own",
         "Found 2 classes; photos: 84 train, 18 val, 18 test",
-        "discs/broken.jpg: the photo is damaged or truncated",
+        "Left out 1 files:\n  discs/broken.jpg: the photo is damaged or truncated",
+        "Left out 1 photos that lie beside the class folders, in none: loose.jpg\n",
         "Epoch 10/10: train loss",
         "test accuracy",
         "Serve it: serve --models",
@@ -621,6 +624,9 @@ def test_wrong_input_is_one_line_that_says_what_to_do(
         within = data / "models"
         assert f"{flag} {within} lies in {data}" in refused(capsys, *good, flag, within)
         assert not within.exists()
+    assert make_shards(["--data", str(data), "--out", str(tmp_path / "shards")]) == 0
+    within = tmp_path / "shards" / "models"  # where a folder would make them photos by class
+    assert "models lies in " in refused(capsys, *good, "--data", within.parent, "--out", within)
     hidden = [*good, "--cache", data / ".cache", "--epochs", "0"]  # a hidden folder is no class
     assert "epochs must be at least 1" in refused(capsys, *hidden)
     (data / "discs" / "bad.jpg").write_bytes(b"")
