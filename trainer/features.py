@@ -16,7 +16,6 @@ from trainer.folding import folded
 from trainer.graph_cache import backbone_key
 from trainer.memory import halved
 from trainer.pictures import Photo, Pictures, Pixels
-from trainer.software import digest_preprocessing
 
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
@@ -66,7 +65,6 @@ def cache_of(
         **backbone_key(config, classifier, weights()),
         "by": by,
         "interpolation": config.interpolation,
-        "preprocessing": digest_preprocessing(),
         "views": VIEWS,
     }
     return FeatureCache(Path(config.cache), key, say)
