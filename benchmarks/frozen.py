@@ -39,7 +39,8 @@ def opened(
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     data = load_data(config, find_photos(config.data), spec, unshown)
     classifier = build(config.backbone, len(data.labels), config.size, options.weights)
-    return config, data, classifier, cache_of(config, classifier.backbone_digest, "cpu", print)
+    cache = cache_of(config, classifier, classifier.backbone_digest, "cpu", print)
+    return config, data, classifier, cache
 
 
 def known_of(

@@ -106,7 +106,13 @@ def check_top_k(top_k: int, labels: int) -> None:
 def _read(out: Place) -> Plan:
     """Raises FileNotFoundError, InvalidRequest."""
     try:
-        return read_strictly(Plan, json.loads(out.read(PLAN)), PLAN)
+        value = json.loads(out.read(PLAN))
+        if isinstance(value, dict) and value.keys() != Plan.__annotations__.keys():
+            raise InvalidRequest(
+                "the job in --out was begun by another release of Pawprint, whose plan has other "
+                "keys; go on with that one, or choose another --out"
+            )
+        return read_strictly(Plan, value, PLAN)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
             f"{PLAN} in --out can't be read: {error}; choose another --out"

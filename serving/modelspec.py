@@ -140,7 +140,8 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """Raises BrokenVersion naming the first field that is missing, unknown or malformed."""
+        """Raises BrokenVersion: of a later schema, or naming the first field that is missing,
+        unknown or malformed."""
         return read_json(cls, text, "manifest.json")
 
 
@@ -173,9 +174,22 @@ def _check_photos(count: int) -> None:
 def read_json(kind: type[T], text: str | bytes, file: str) -> T:
     """As read_strictly, of what `file` holds. Raises BrokenVersion."""
     try:
-        return read_strictly(kind, json.loads(text), PurePosixPath(file).stem)
+        value = json.loads(text)
+        if kind is Manifest:
+            _check_schema(value)  # first: a later one has other fields
+        return read_strictly(kind, value, PurePosixPath(file).stem)
     except (ValueError, RecursionError) as error:
         raise BrokenVersion(f"{file} is malformed: {error}") from error
+
+
+def _check_schema(value: Any) -> None:
+    """Of a manifest. Raises BrokenVersion where a later Pawprint has published it."""
+    schema = value.get("schema_version") if isinstance(value, dict) else None
+    if type(schema) is int and schema > SCHEMA_VERSION:
+        raise BrokenVersion(
+            f"manifest.json has schema_version {schema}, and this Pawprint reads {SCHEMA_VERSION}: "
+            "a newer one has published it; upgrade this one"
+        )
 
 
 def read_strictly(kind: type[T], value: Any, where: str) -> T:

@@ -43,12 +43,14 @@ class Checkpoint:
 
 
 def differences(settings: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """In words, how `settings` are not those read from JSON."""
+    """In words, how `settings` are not those read from JSON. Those of another Pawprint differ in
+    that: it may have others, and what it means by the same is not known."""
     expected = json.loads(json.dumps(settings))
+    names = sorted(expected.keys() | there.keys())
+    differ = [name for name in names if expected.get(name) != there.get(name)]
     return [
         f"{name} is {expected.get(name)!r}, there {there.get(name)!r}"
-        for name in sorted(expected.keys() | there.keys())
-        if expected.get(name) != there.get(name)
+        for name in (["pawprint"] if "pawprint" in differ else differ)
     ]
 
 
@@ -140,18 +142,20 @@ class Checkpoints:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
+            if different := differences(self._settings, settings):  # perhaps in its parts, too
+                raise _Unusable(
+                    f"the checkpoint {path} is of a training with other settings: "
+                    f"{'; '.join(different)}",
+                    "go on with those, or delete it to start anew",
+                )
             seconds = float(content.pop("seconds"))
             found = Checkpoint(**content)
+        except _Unusable:
+            raise
         except Exception as error:  # torch.load raises almost anything on other bytes
             raise _Unusable(
                 f"the checkpoint {path} can't be read", "delete it to start anew"
             ) from error
-        if different := differences(self._settings, settings):
-            raise _Unusable(
-                f"the checkpoint {path} is of a training with other settings: "
-                f"{'; '.join(different)}",
-                "give those, or delete it to start anew",
-            )
         self.earlier_s = self._last_s = seconds
         return found
 

@@ -13,9 +13,9 @@ from trainer.distributed import ALONE, World
 from trainer.errors import FailedCheck
 from trainer.feature_cache import FeatureCache
 from trainer.folding import folded
+from trainer.graph_cache import backbone_key
 from trainer.memory import halved
 from trainer.pictures import Photo, Pictures, Pixels
-from trainer.software import digest_preprocessing
 
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
@@ -47,22 +47,24 @@ def in_torch(classifier: Classifier) -> FeatureNet:
 
 
 def cache_of(
-    config: TrainConfig, weights: Callable[[], str], by: str, say: Callable[[str], None]
+    config: TrainConfig,
+    classifier: Classifier,
+    weights: Callable[[], str],
+    by: str,
+    say: Callable[[str], None],
 ) -> FeatureCache:
     """What `config.cache` keeps of the backbone, with these weights and this preprocessing.
 
     weights: their digest, which of many takes its time. by: what computes them, as each rounds in
-    its own way: a head is not to depend on the runs before it.
+    its own way, and so do its releases and those of ours: a head is not to depend on the runs
+    before it.
     """
     if config.cache is None:
         return FeatureCache(None, {}, say)
     key = {
-        "backbone": config.backbone,
-        "weights": weights(),
+        **backbone_key(config, classifier, weights()),
         "by": by,
-        "size": config.size,
         "interpolation": config.interpolation,
-        "preprocessing": digest_preprocessing(),
         "views": VIEWS,
     }
     return FeatureCache(Path(config.cache), key, say)

@@ -146,7 +146,8 @@ def _features(run: Run) -> Floats:
     open_net: Callable[[Classifier], FeatureNet] = in_torch
     device = classifier.head.weight.device.type
     exports = device == "cpu" and (config.epochs == 0 or len(photos) >= EXPORTED_FROM)
-    cache = cache_of(config, digest, "onnx" if exports else device, console.line)
+    by = "onnx" if exports else device
+    cache = cache_of(config, classifier, digest, by, console.line)
     if exports:
         # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
         # export is due anyway; a net that can't be exported says so before it is trained.

@@ -27,15 +27,20 @@ def graph_cache_of(
     """
     if config.cache is None:  # digests of all weights and of the code take their time
         return NOTHING_KEPT
-    key = {
+    key = backbone_key(config, classifier, weights())
+    return CachedFile(Path(config.cache), "graph.bin", key, say)
+
+
+def backbone_key(config: TrainConfig, classifier: Classifier, weights: str) -> dict[str, object]:
+    """All that the frozen backbone is, and what makes its graph and its features of it."""
+    return {
         "backbone": config.backbone,
-        "weights": weights(),
+        "weights": weights,
         "normalisation": repr(classifier.normalisation),
         "size": config.size,
         "software": software(config.backbone),
         "code": digest_code(),
     }
-    return CachedFile(Path(config.cache), "graph.bin", key, say)
 
 
 def load_graph(cache: CachedFile) -> onnx.ModelProto | None:

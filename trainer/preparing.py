@@ -29,6 +29,7 @@ from trainer.known_photos import Split, count_known, split_beside
 from trainer.listing import find_photos
 from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
+from trainer.software import this_pawprint
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
@@ -181,6 +182,7 @@ def decisive_settings(
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
     settings["weights"] = classifier.backbone_digest()
+    settings["pawprint"] = this_pawprint()
     return settings
 
 

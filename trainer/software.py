@@ -4,8 +4,6 @@ import hashlib
 import platform
 from pathlib import Path
 
-import PIL
-
 from serving import preprocess
 from trainer.packages import ONNX_RUNTIMES, versions_of
 from trainer.timm_nets import PREFIX
@@ -20,15 +18,15 @@ def software(backbone: str) -> dict[str, str]:
 
 
 def digest_code() -> str:
-    """Of the trainer's own, which changes between releases too, while its version does not."""
-    code = hashlib.sha256()
+    """Of our own that makes a version, and pixels of photos. It changes between releases too, while
+    their version does not."""
+    code = hashlib.sha256(Path(preprocess.__file__).read_bytes())
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
     return code.hexdigest()
 
 
-def digest_preprocessing() -> str:
-    """Of what makes pixels of photos: our code, and Pillow."""
-    code = hashlib.sha256(Path(preprocess.__file__).read_bytes())
-    code.update(PIL.__version__.encode())
-    return code.hexdigest()
+def this_pawprint() -> str:
+    """For who reads that another has begun something."""
+    release = versions_of(["pawprint"]).get("pawprint", "unreleased")
+    return f"{release}, code {digest_code()[:8]}"

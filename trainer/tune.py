@@ -161,8 +161,8 @@ def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
         study.set_user_attr("settings", json.loads(json.dumps(settings)))
     elif different := differences(settings, known):
         raise InvalidRequest(
-            f"the search in {path} is of other settings: {'; '.join(different)}; give those, or "
-            "delete it to start anew"
+            f"the search in {path} is of other settings: {'; '.join(different)}; go on with "
+            "those, or delete it to start anew"
         )
     states = optuna.trial.TrialState
     for trial in study.trials:

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,26 @@ def test_the_analysis_is_part_of_the_version_and_whole(analysed):
     assert report["data"]["photos"] == 8
     assert report["model"]["name"] == "cartoon" and report["schema_version"] == 1
     assert not list(analysed.models.glob("cartoon/.*")), "nothing is left beside the version"
+
+
+def keys_in(value, at=""):
+    """The place of every key; of a list, those of its first item, and its own where it has none."""
+    if isinstance(value, dict):
+        return [place for key, inner in value.items() for place in keys_in(inner, f"{at}.{key}")]
+    if isinstance(value, list):
+        return keys_in(value[0], f"{at}[]") if value else [f"{at}[]"]
+    return [at]
+
+
+def test_no_key_of_the_report_is_gone_that_its_schema_version_had(analysed):
+    """What programs read; a new key may come, and is added to the list."""
+    report = report_of(analysed)
+    listed = Path(__file__).with_name(f"report-{report['schema_version']}.txt")
+    released = listed.read_text().split()
+    now = keys_in(report)
+    empty = tuple(key for key in now if key.endswith("[]"))
+    gone = [key for key in released if key not in now and not key.startswith(empty)]
+    assert not gone, "raise SCHEMA_VERSION of trainer/analysis/run.py, and write another list"
 
 
 def test_only_test_photos_are_used(analysed):

@@ -1,6 +1,7 @@
 """What several starts of a batch job agree on, and what they refuse."""
 
 import errno
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_a_plan_that_is_damaged_is_told(photos: Folder, tmp_path: Path, damaged:
     out = Folder(tmp_path / "out")
     out.write(PLAN, damaged)
     with pytest.raises(InvalidRequest, match="can't be read: .*; choose another --out"):
+        begin(plan_of(photos), out)
+
+
+def test_a_job_of_another_release_is_told_as_such(photos: Folder, tmp_path: Path) -> None:
+    out = Folder(tmp_path / "out")
+    begin(plan_of(photos), out)
+    plan = json.loads(out.read(PLAN))
+    del plan["asked"]
+    out.write(PLAN, json.dumps(plan).encode())
+    with pytest.raises(InvalidRequest, match="begun by another release .*; go on with that"):
         begin(plan_of(photos), out)
 
 

@@ -59,7 +59,8 @@ def test_every_missing_field_is_an_error(manifest: Manifest) -> None:
         ({"labels": ["cat", 3]}, r"manifest.labels\[1\]: expected str"),
         ({"labels": ["cat", "cat"]}, "distinct"),
         ({"labels": ["cat"]}, "two or more"),
-        ({"schema_version": 2}, "schema_version is 2"),
+        ({"schema_version": 0}, "schema_version is 0"),
+        ({"schema_version": "1"}, "manifest.schema_version: expected int"),
         ({"preprocessing": {"size": 5, "interpolation": "bilinear"}}, "preprocessing: size must"),
         ({"preprocessing": {"size": 32, "interpolation": "box"}}, "interpolation must be one of"),
         ({"variants": {}}, "must hold fp32"),
@@ -77,6 +78,12 @@ def test_every_missing_field_is_an_error(manifest: Manifest) -> None:
 def test_a_malformed_field_is_named(manifest: Manifest, change: dict, place: str) -> None:
     value = json.loads(manifest.to_json()) | change
     with pytest.raises(BrokenVersion, match=place):
+        Manifest.from_json(json.dumps(value))
+
+
+def test_a_later_schema_is_told_before_the_fields_that_it_has(manifest: Manifest) -> None:
+    value = json.loads(manifest.to_json()) | {"schema_version": 2, "extra": 1}
+    with pytest.raises(BrokenVersion, match="schema_version 2, and this Pawprint reads 1: a newer"):
         Manifest.from_json(json.dumps(value))
 
 

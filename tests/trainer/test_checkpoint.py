@@ -103,11 +103,38 @@ def trained_once(photos: MakePhotos, folder: Path, **settings: object) -> Run:
 
 def test_other_settings_are_refused_by_name(photos: MakePhotos, tmp_path: Path):
     trained_once(photos, tmp_path)
-    with pytest.raises(InvalidRequest, match=r"learning_rate is 0.5, there 0.01; give those, or"):
+    with pytest.raises(InvalidRequest, match=r"learning_rate is 0.5, there 0.01; go on with"):
         checkpoints(tmp_path, learning_rate=0.5).load()
     with pytest.raises(InvalidRequest, match="ema is 0.9, there None"):
         checkpoints(tmp_path, ema=0.9).load()
     assert checkpoints(tmp_path).load() is not None
+
+
+def test_that_of_another_pawprint_is_refused_whatever_its_parts(tmp_path: Path):
+    other = checkpoints(tmp_path, pawprint="0.1.0, code 1", removed=1)
+    other.save(state(1))
+    content = torch.load(other.path) | {"accumulated": 3}
+    del content["parts"]
+    torch.save(content, other.path)
+    with pytest.raises(InvalidRequest) as raised:
+        checkpoints(tmp_path, pawprint="0.2.0, code 2", added=1).load()
+    assert str(raised.value).endswith(
+        "x.ckpt is of a training with other settings: pawprint is '0.2.0, code 2', there '0.1.0, "
+        "code 1'; go on with those, or delete it to start anew"
+    )
+
+
+def test_what_is_trained_depends_on_the_code(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+):
+    arguments = command(photos(per_class=10), tmp_path / "out")
+    killed_in_epoch_4(arguments)
+    (tmp_path / "training.py").write_text("# of another release")
+    monkeypatch.setattr("trainer.software.__file__", str(tmp_path / "software.py"))
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "Starting anew: the checkpoint" in said and ": pawprint is '" in said
+    assert "Epoch 1/6" in said
 
 
 def test_a_damaged_checkpoint_is_named(photos: MakePhotos, tmp_path: Path):

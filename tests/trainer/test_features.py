@@ -115,18 +115,23 @@ def test_a_damaged_cache_is_as_none(
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_another_pillow_or_preprocessing_finds_no_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_pillow_or_code_of_ours_finds_no_features(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = TrainConfig(data="photos", name="x", cache=str(tmp_path))
 
     def kept_at() -> Path:
-        return cache_of(config, lambda: "weights", "cpu", pytest.fail).path
+        return cache_of(config, classifier, lambda: "weights", "cpu", pytest.fail).path
 
     here = kept_at()
     assert kept_at() == here
+    with monkeypatch.context() as other:  # the net is folded in another way, say
+        (tmp_path / "trainer").mkdir()
+        (tmp_path / "trainer/folding.py").write_text("# of another release")
+        other.setattr("trainer.software.__file__", str(tmp_path / "trainer/software.py"))
+        assert kept_at() != here
     with monkeypatch.context() as other:
-        other.setattr("PIL.__version__", "99.0.0")
+        other.setattr("trainer.graph_cache.software", lambda _: {"pillow": "99.0.0"})
         assert kept_at() != here
     (tmp_path / "preprocess.py").write_text("# of another release")
     monkeypatch.setattr("serving.preprocess.__file__", str(tmp_path / "preprocess.py"))

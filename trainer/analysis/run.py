@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ import onnxruntime
 import PIL
 import torch
 
-from serving import preprocess
 from serving.errors import PawprintError, Unavailable
 from serving.repository import Repository
 from trainer.alone import only_one
@@ -320,7 +318,6 @@ def _write_examples(folder: Path, of: str, pieces: dict[str, Any]) -> list[dict[
 
 def _key(repository: Repository, study: Study, config: AnalysisConfig) -> dict[str, Any]:
     manifest = study.subject.manifest
-    decoding = hashlib.sha256(Path(preprocess.__file__).read_bytes()).hexdigest()
     settings = dataclasses.asdict(config)
     for name in ("data", "datasets", "strangers", "workers"):
         del settings[name]
@@ -331,7 +328,7 @@ def _key(repository: Repository, study: Study, config: AnalysisConfig) -> dict[s
         "strangers": study.strangers_digest,
         "settings": settings,
         "budget": dataclasses.asdict(config.thoroughness()),
-        "code": [digest_code(), decoding],
+        "code": digest_code(),
         "libraries": [module.__version__ for module in (torch, onnxruntime, np, PIL)],
     }
 
