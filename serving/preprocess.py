@@ -168,7 +168,10 @@ def _square(image: Image.Image, spec: Preprocessing) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Any mode that the allowed formats bring, as RGB; what is transparent becomes white."""
     if image.mode.startswith("I"):  # 16-bit grey PNG; convert("L") would clip it to white
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        levels, clear = np.asarray(image), image.info.get("transparency")  # that level, of 65,536
+        image = Image.fromarray((levels // 256).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(levels != clear).convert("L"))
     if image.has_transparency_data:
         return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -14,7 +14,7 @@ of the others are asked for one by one. So the shards need fit neither in memory
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -61,13 +61,13 @@ def find_shard_photos(data: str, progress: Progress = unshown) -> list[Found]:
             read = list(progress(reading, "Reading shards", len(shards)))
         finally:
             pool.shutdown(cancel_futures=True)
-    _require_distinct(read)
     splits = _splits(shards)
+    by_split = _counted_by_split(read, splits)
     names = _class_names(shards)
     found = [
         Found(
             path=Member(shard=shard, offset=sample.offset, size=sample.size),
-            file=sample.file,
+            file=f"{splits[shard.location]}/{sample.file}" if by_split else sample.file,
             label=_label(sample, shard, names[shard.location]),
             split=splits[shard.location],
             fault=sample.fault,
@@ -110,19 +110,27 @@ def _read(shard: Shard, cache: ShardCache) -> Read:
     return shard, samples_of(shard, cache)
 
 
-def _require_distinct(read: Sequence[Read]) -> None:
-    """Splits and reports name photos by their keys. Raises InvalidData."""
-    seen: dict[str, Shard] = {}
+def _counted_by_split(read: Sequence[Read], splits: Mapping[str, str | None]) -> bool:
+    """Whether two splits have a key in common, as where samples of each are counted from 0.
+
+    Splits and reports name photos by their keys. Raises InvalidData if shards of one split have one
+    in common.
+    """
+    seen: dict[tuple[str | None, str], Shard] = {}
+    keys = set()
     for shard, samples in read:
+        split = splits[shard.location]
         for sample in samples:
             name = split_name(sample.file)
             assert name is not None  # or it were no sample
-            other = seen.setdefault(name[0], shard)
+            keys.add(name[0])
+            other = seen.setdefault((split, name[0]), shard)
             if other is not shard:
                 raise InvalidData(
                     f"the key {name[0]} is in {other.location} and in {shard.location}; keys must "
-                    "differ over all shards"
+                    "differ over all shards of a split"
                 )
+    return len(keys) < len(seen)
 
 
 def _splits(shards: Sequence[Shard]) -> dict[str, str | None]:

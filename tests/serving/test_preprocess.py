@@ -274,6 +274,17 @@ def test_sixteen_bit_grey_keeps_its_tones() -> None:
     np.testing.assert_array_equal(seen[0, :, 0], np.arange(32) * 8)
 
 
+def test_the_clear_level_of_sixteen_bit_grey_becomes_white_and_its_neighbour_does_not() -> None:
+    levels = np.where(np.arange(32) < 16, 5000, 5001).astype(">u2")  # 19 of 255, both
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 0, 0, 0, 0))
+    rows = (b"\0" + levels.tobytes()) * 32
+    data = PNG[:8] + header + chunk(b"tRNS", struct.pack(">H", 5000))
+    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    seen = preprocess(data, SPEC)
+    expected = np.where(np.arange(32) < 16, 255, 5001 >> 8)[None, :, None]
+    np.testing.assert_array_equal(seen, np.broadcast_to(expected, (32, 32, 3)))
+
+
 def test_the_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (32, 32), c) for c in ("red", "blue", "green")]
     for kind in ("GIF", "WEBP", "PNG"):

@@ -290,6 +290,21 @@ def test_every_cut_is_noticed(tmp_path: Path):
         expect(tmp_path / "cut.tar", "cut off")
 
 
+def test_splits_whose_samples_are_each_counted_from_zero(tmp_path: Path):
+    """As the webdataset package's own examples write them: 000000 is in train and in test."""
+    for first, split in enumerate(("train", "test")):
+        photos = {f"00000{i}.jpg": jpeg(seed=2 * first + i) for i in range(2)}
+        labels = {f"00000{i}.cls": label for i, label in enumerate((b"cat", b"dog"))}
+        write_tar(tmp_path / "pets" / f"{split}-000000.tar", photos | labels)
+    assert told(find_photos(tmp_path / "pets")) == [
+        (f"{split}/00000{i}.jpg", label, split)
+        for split in ("train", "test")
+        for i, label in enumerate(("cat", "dog"))
+    ]
+    write_tar(tmp_path / "pets" / "test-000001.tar", samples(1))
+    expect(tmp_path / "pets", r"the key 000001 is in .*test-000000.tar and in .*test-000001.tar")
+
+
 def test_keys_that_occur_twice_are_refused(tmp_path: Path):
     write_tar(tmp_path / "a" / "0.tar", samples(0))
     write_tar(tmp_path / "a" / "1.tar", samples(1))

@@ -32,7 +32,7 @@ def square(
 
     Climbs the margin, or minus the cross-entropy of the target if targeted (section 3.2). As in the
     AutoAttack of the same authors, the place of the square in a step is the same for all images of
-    the batch and its signs differ.
+    the batch; its signs differ, there in L2 alone.
     """
     pursuit = Pursuit(model, images, goal, ball)
     draw = _Draw(generator, images.device)
