@@ -4,11 +4,13 @@ Any classification model of torchvision by its name, `timm/<name>`, and `tiny`, 
 """
 
 import difflib
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -16,7 +18,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
-from serving.errors import BrokenVersion, InvalidRequest, Unavailable, first_line
+from serving.errors import BrokenVersion, InvalidRequest, Unavailable, first_line, listed
 from serving.modelspec import Manifest, Normalisation
 from serving.repository import Repository
 from trainer.stages import in_no_stage
@@ -28,6 +30,8 @@ from trainer.weights import digest_state, load_state, read_state
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TINY = "tiny"
 WEIGHTS = "weights.safetensors"
+# Share of the largest logit: other machines and releases round otherwise, by a millionth of it.
+_SAME = 1e-3
 
 
 class Classifier(nn.Module):
@@ -244,8 +248,8 @@ def version_state(classifier: Classifier) -> dict[str, torch.Tensor]:
 def load_version(repository: Repository, name: str, version: int) -> tuple[Calibrated, Manifest]:
     """A published version in PyTorch, as exported: float32 [n, 3, S, S] in [0, 1] -> logits.
 
-    In eval mode, on the CPU. Raises NotFound, or BrokenVersion if a digest does not match or the
-    weights do not fit.
+    In eval mode, on the CPU. Raises NotFound, or BrokenVersion if a digest does not match, the
+    weights do not fit, or the net has become another one.
     """
     manifest = repository.manifest(name, version)
     data = repository.read_file(manifest, WEIGHTS)
@@ -263,4 +267,24 @@ def load_version(repository: Repository, name: str, version: int) -> tuple[Calib
         load_state(classifier.head, in_head, ignore="-", where=WEIGHTS)
     except (InvalidRequest, SafetensorError) as error:
         raise BrokenVersion(f"{name}/{version} can't be rebuilt: {error}") from error
-    return Calibrated(classifier, manifest.temperature).eval(), manifest
+    net = Calibrated(classifier, manifest.temperature).eval()
+    _require_golden(net, repository, manifest)
+    return net, manifest
+
+
+def _require_golden(net: Calibrated, repository: Repository, manifest: Manifest) -> None:
+    """Raises BrokenVersion where the weights fit, but a later release of ours, of torchvision or of
+    timm computes something else of them."""
+    with np.load(io.BytesIO(repository.read_file(manifest, "golden.npz"))) as golden:
+        images, expected = torch.from_numpy(golden["images"]), golden["logits"]
+    with torch.inference_mode():
+        logits = net(images.permute(0, 3, 1, 2).float() / 255).numpy()
+    difference, scale = np.abs(logits - expected).max(), np.abs(expected).max()
+    if not difference <= _SAME * scale:  # so that nan fails
+        packages = ("pawprint", "torch", "torchvision", "timm")
+        named = [f"{p} {manifest.software[p]}" for p in packages if p in manifest.software]
+        raise BrokenVersion(
+            f"{manifest.name}/{manifest.version} can't be rebuilt: here its weights give other "
+            f"logits than its ONNX file, by {difference:.2g} of up to {scale:.2g}; it was made "
+            f"with {listed(named)}"
+        )

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from serving.repository import Repository
-from tests.tiny import build_version, softmax
+from tests.tiny import build_version, golden_of, softmax
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
 from trainer.backbones import build, version_state
@@ -79,11 +79,15 @@ def test_a_net_learns_what_its_teacher_says_and_not_the_labels(photos: MakePhoto
 
 def test_a_published_version_teaches_and_the_manifest_says_so(photos: MakePhotos, tmp_path, capsys):
     folder, models = photos(per_class=6), tmp_path / "models"
-    weights = save(version_state(build("tiny", 2, 32)))
+    net = build("tiny", 2, 32)
+    weights, images = save(version_state(net)), golden_of()["images"]
+    with torch.no_grad():
+        said = net.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).numpy()
+    golden = {"images": images, "logits": said, "probabilities": softmax(said)}
     known = {label: [f"train/{label}/{i:03}.jpg" for i in range(6)] for label in LABELS}
     split = json.dumps({"train": known, "val": {}, "test": {}}).encode()
     extra = {"weights.safetensors": weights, "split.json": split}
-    build_version(models, "large", LABELS, extra_files=extra)
+    build_version(models, "large", LABELS, golden=golden, extra_files=extra)
     out = ("--out", str(models), *SCRATCH)
     assert main(["--data", str(folder), "--name", "small", "--teacher", "large", *out]) == 0
     assert (

@@ -324,6 +324,15 @@ def test_altered_weights_are_not_loaded(trained: Trained, tmp_path: Path):
         load_version(Repository(tmp_path / "models"), "shapes", 1)
 
 
+def test_weights_of_which_a_later_net_makes_something_else_are_not_loaded(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+):
+    """As a release of ours, or of timm, may that changes an activation: they fit all the same."""
+    monkeypatch.setattr("trainer.tiny.nn.ReLU", torch.nn.SiLU)
+    with pytest.raises(BrokenVersion, match=r"can't be rebuilt: .* with pawprint .*, torch \d"):
+        load_version(trained.repository, "shapes", 1)
+
+
 def test_a_probe_that_fine_tuning_does_not_beat_is_published(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
