@@ -22,11 +22,16 @@ _FROST = (
     (0.65, 0.7),
     (0.6, 0.75),
 )  # of the picture, of the frost
-# mean and standard deviation of the grey of the five photos in the ImageNet-C code
-_PANES = ((0.51, 0.064), (0.79, 0.078), (0.79, 0.078), (0.62, 0.103), (0.42, 0.139))
+# mean colour, and standard deviation of the grey, of the five photos in the ImageNet-C code
+_PANES = (
+    ((0.31, 0.59, 0.65), 0.064),
+    ((0.77, 0.79, 0.83), 0.078),
+    ((0.78, 0.79, 0.83), 0.078),
+    ((0.57, 0.63, 0.68), 0.103),
+    ((0.39, 0.43, 0.48), 0.139),
+)
 _NEEDLE = (10, 6, 6)  # radius, sigma, and sigma of a patch, in pixels
 _DIRECTIONS = 4
-_TINT = np.array((0.88, 1.02, 1.10), np.float32)
 _FOG = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))  # density, decay of its roughness
 _BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
@@ -53,9 +58,9 @@ def frost(image: Image, severity: int, generator: np.random.Generator) -> Image:
 def _ice(size: int, generator: np.random.Generator) -> Image:
     """A window pane with frost, drawn: float32 [S, S, 3].
 
-    Needles, in patches of one direction each, over cloudy noise. On the average the tint, and what
-    of the contrast is finer than 1, 2, 4 ... 32 pixels, are those of the photos in the ImageNet-C
-    code within a tenth: smooth ice of the same contrast hides hardly anything.
+    Needles, in patches of one direction each, over cloudy noise. Colour and contrast are those of
+    one of the photos in the ImageNet-C code, and what of the contrast is finer than 1, 2, 4 ... 32
+    pixels is theirs on the average, within a tenth: smooth ice hides hardly anything.
     """
     radius, sigma, patch = (scaled(length, size) for length in _NEEDLE)
     margin = 2 * round(radius) + 1  # beyond the border `blur_along` repeats it
@@ -71,10 +76,10 @@ def _ice(size: int, generator: np.random.Generator) -> Image:
     clouds = (clouds - clouds.mean()) / clouds.std()
     ice *= np.exp(0.35 * clouds)  # thick here, thin there
     ice = 0.55 * ice / ice.std() + 0.45 * clouds
-    brightness, contrast = _PANES[generator.integers(len(_PANES))]
-    grey = brightness + contrast * (ice - ice.mean()) / ice.std()
-    tinted: Image = np.clip(grey[..., np.newaxis] * _TINT, 0, 1).astype(np.float32)
-    return tinted
+    colour, contrast = _PANES[generator.integers(len(_PANES))]
+    ice = contrast * (ice - ice.mean()) / ice.std()
+    pane: Image = np.clip(colour + ice[..., np.newaxis], 0, 1).astype(np.float32)
+    return pane
 
 
 def fog(image: Image, severity: int, generator: np.random.Generator) -> Image:
