@@ -39,7 +39,8 @@ def test_every_kind_at_every_severity(kind, size):
         assert np.array_equal(corrupted, corrupt(picture, kind, severity, seeded()))
         changes.append(np.abs(corrupted.astype(float) - picture).mean())
     assert np.array_equal(picture, untouched)
-    assert changes[0] > 0 and changes[-1] > changes[0]
+    assert changes[0] > 0
+    assert changes[-1] > changes[0] or kind == "frost"  # ice may be as bright as the picture
     if kind not in NOT_AT_EVERY_STEP:
         assert changes == sorted(changes)
 
@@ -116,6 +117,22 @@ def test_contrast_keeps_the_mean_and_brightness_the_hue():
 def test_pixelate_leaves_blocks():
     blocks = corrupt(photo(224), "pixelate", 5, seeded())
     assert np.array_equal(blocks[::4], blocks[1::4]) and np.array_equal(blocks[::4], blocks[3::4])
+
+
+def test_frost_is_as_fine_as_on_a_window():
+    """Of its variance, blocks of 8 px hold within them 0.39 to 0.63 in the photos of the paper's
+    code (frost1.png to frost5.jpg, 40 squares of 224 px of each), 0.50 on the average; clouds of
+    the same contrast 0.09, and a net sees through those."""
+    black, shares = np.zeros((224, 224, 3), np.uint8), []
+    for seed in range(10):
+        frost = corrupt(black, "frost", 2, seeded(seed)).astype(float).mean(axis=2)
+        within = frost.reshape(28, 8, 28, 8).var(axis=(1, 3)).mean()
+        shares.append(within / frost.var())
+    assert np.mean(shares) == pytest.approx(0.50, abs=0.05)
+    picture = photo(224)
+    frosted = [corrupt(picture, "frost", severity, seeded()).ravel() for severity in SEVERITIES]
+    alike = [np.corrcoef(picture.ravel(), each)[0, 1] for each in frosted]
+    assert alike == sorted(alike, reverse=True)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -3,7 +3,8 @@
 Constants are those of the paper's code as kept by its successor (Michaelis et al. 2019,
 arXiv:1907.07484), which are for pictures of 224 pixels. A length in pixels is scaled to the size of
 the picture at hand, see `lengths.scaled`. Departures, each for a reason:
-- frost is drawn here: the photos of the paper's code may not be shipped;
+- frost is drawn here, as bright, as strong and as fine as in the photos of the paper's code, which
+  may not be shipped;
 - elastic follows arXiv:1907.07484: in the paper's code it does not grow with the severity;
 - values are rounded to the nearest level, not cut off.
 """
