@@ -42,6 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> Iterator[Path]:
     monkeypatch.setenv("PAWPRINT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PAWPRINT_SHARD_CACHE_GB", "1")  # however full the disk of the tests is
     yield tmp_path / "shards"
 
 
