@@ -120,6 +120,19 @@ def test_keys_have_no_dots_and_differ_and_what_is_no_photo_is_named(
     assert {"discs/000.jpg", "discs/000_2.png", "discs/a_b.jpg"} <= files
 
 
+def test_a_photo_that_can_not_be_read_is_named_and_costs_no_other(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As `train` has it."""
+    named = [each.file for each in find_photos(photos())]
+    rows = [f"photos/{file},{file.partition('/')[0]}" for file in named]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["path,label", *rows, f"photos/{'x' * 300}.jpg,discs"]))
+    shards = make(table, tmp_path / "shards")
+    assert "xxx.jpg: can't be read: File name too long\n" in capsys.readouterr().out
+    assert len(find_photos(shards)) == len(named)
+
+
 def test_shards_are_not_written_over_anything(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
