@@ -115,7 +115,9 @@ def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             f"row {number + 1} of {table} can't be read as CSV ({error}); is a quotation mark not "
             "closed, or a text of more than 128 KiB in it?"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"{table} is not in UTF-8 ({error.reason}); save it so") from error
+    except OSError as error:
         raise InvalidData(f"{table} can't be read as CSV: {error}") from error
 
 

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not 1 <= options.shard_mb <= 100_000:
             raise InvalidRequest(f"--shard-mb must be 1 to 100000, got {options.shard_mb}")
+        if not options.data or not options.out:  # as of a variable that is not set: not this folder
+            raise InvalidRequest("--data and --out are required; see --help")
         _make(options, console)
     except (PawprintError, OSError) as error:
         return fail(error)
@@ -80,18 +82,31 @@ def _to_folder(
     shards: Mapping[str, list[Entry]], labels: Sequence[str], out: str, console: Console
 ) -> None:
     """All of it is seen at once, when it is whole."""
-    folder = Path(out).absolute()
+    folder = Path(out).resolve()  # of a link, where it leads: a folder can't take its place
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InvalidRequest(f"{out} is not an empty folder; choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        if folder.exists():
+            _remove(folder, out)
         (beside / CLASS_NAMES).write_text(_names(labels), encoding="utf-8")
         _write(shards, labels, beside, lambda path: None, console)
         beside.chmod(0o755)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove(folder: Path, out: str) -> None:
+    """Before anything is written, and not by the renaming: where a disk is mounted it can't be."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        raise InvalidRequest(
+            f"{out} can't be replaced ({error.strerror}), as where a disk is mounted; choose a "
+            "folder in it"
+        ) from error
 
 
 def _to_bucket(

@@ -38,11 +38,7 @@ def name_entries(found: Sequence[Found]) -> tuple[list[Entry], list[LeftOut]]:
     taken: set[str] = set()
     for each in found:
         path = PurePosixPath(each.file)
-        fault = each.fault
-        if fault is None and path.suffix.lower() not in ENDINGS:
-            fault = "its name does not end as a photo's does"
-        if fault is None and isinstance(each.path, Path) and not is_file(each.path):
-            fault = why_no_file(each.path)
+        fault = each.fault or _fault(each)
         if fault is not None:
             left_out.append(LeftOut(file=each.file, reason=fault))
             continue
@@ -54,6 +50,20 @@ def name_entries(found: Sequence[Found]) -> tuple[list[Entry], list[LeftOut]]:
         room = 3 * _BLOCK + -(-photo_size(each.path) // _BLOCK) * _BLOCK
         entries.append(Entry(key=key, ending=path.suffix, found=each, room=room))
     return entries, left_out
+
+
+def _fault(found: Found) -> str | None:
+    """Why it can't be written, which is to be known before half of the others are."""
+    if PurePosixPath(found.file).suffix.lower() not in ENDINGS:
+        return "its name does not end as a photo's does"
+    if isinstance(found.path, Path):
+        try:
+            if not is_file(found.path):
+                return why_no_file(found.path)
+            found.path.open("rb").close()
+        except OSError as error:
+            return f"can't be read: {error.strerror or error}"
+    return None
 
 
 def divide(entries: Sequence[Entry], most: int) -> dict[str, list[Entry]]:

@@ -165,3 +165,6 @@ def test_a_file_that_is_no_table_says_so(tmp_path: Path):
         find_photos(tmp_path / "t.parquet")
     with pytest.raises(InvalidData, match="can't be read as CSV"):
         find_photos(tmp_path / "absent.csv")
+    (tmp_path / "excel.csv").write_text("path,label\na,b\xe4r\n", encoding="latin-1")
+    with pytest.raises(InvalidData, match=r"excel.csv is not in UTF-8 \(.*\); save it so"):
+        find_photos(tmp_path / "excel.csv")

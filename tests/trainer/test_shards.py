@@ -13,6 +13,7 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.modelspec import Preprocessing
 from tests.photos import jpeg
+from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos, draw
 from tests.trainer.shards import samples, write_tar
 from trainer.config import TrainConfig
@@ -120,6 +121,40 @@ def test_keys_have_no_dots_and_differ_and_what_is_no_photo_is_named(
     assert {"discs/000.jpg", "discs/000_2.png", "discs/a_b.jpg"} <= files
 
 
+def test_shards_are_written_where_a_link_leads(photos: MakePhotos, tmp_path: Path):
+    folder, large = photos(), tmp_path / "disk" / "large"
+    large.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(large)
+    make(folder, tmp_path / "link")
+    assert told(find_photos(large)) == told(find_photos(folder))
+    assert list(tmp_path.glob(".*")) == list(large.parent.glob(".*")) == []
+
+
+def test_a_disk_is_no_folder_of_shards_and_one_in_it_is(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = photos()
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        assert make_shards(["--data", str(folder), "--out", str(disk)]) == 2
+        said = capsys.readouterr()
+        assert "disk can't be replaced (" in said.err and "choose a folder in it" in said.err
+        assert "Writing" not in said.out
+        make(folder, disk / "shards")
+
+
+def test_a_photo_that_can_not_be_read_is_named_and_costs_no_other(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As `train` has it."""
+    named = [each.file for each in find_photos(photos())]
+    rows = [f"photos/{file},{file.partition('/')[0]}" for file in named]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["path,label", *rows, f"photos/{'x' * 300}.jpg,discs"]))
+    shards = make(table, tmp_path / "shards")
+    assert "xxx.jpg: can't be read: File name too long\n" in capsys.readouterr().out
+    assert len(find_photos(shards)) == len(named)
+
+
 def test_shards_are_not_written_over_anything(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -138,6 +173,8 @@ def test_shards_are_not_written_over_anything(
         (command, "is not an empty folder"),
         ([*command, "--out", str(folder / "new")], "new lies in "),  # as a class
         (["--data", str(out), "--out", str(out / "new")], "new lies in "),
+        ([*command, "--out", ""], "--data and --out are required"),
+        ([*command, "--data", ""], "--data and --out are required"),
         ([*command, "--shard-mb", "0"], "--shard-mb must be 1 to 100000, got 0"),
         (["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new")], "no folder"),
     ):
