@@ -99,12 +99,13 @@ def test_the_analysis_is_part_of_the_version_and_whole(analysed):
 
 
 def keys_in(value, at=""):
-    """The place of every key; of a list, those of its first item, and its own where it has none."""
+    """The place of every key; of a list, those of its first item, and its own where it has none, as
+    where there is null in its place."""
     if isinstance(value, dict):
         return [place for key, inner in value.items() for place in keys_in(inner, f"{at}.{key}")]
     if isinstance(value, list):
         return keys_in(value[0], f"{at}[]") if value else [f"{at}[]"]
-    return [at]
+    return [at, f"{at}[]"] if value is None else [at]
 
 
 def test_no_key_of_the_report_is_gone_that_its_schema_version_had(analysed):
