@@ -7,7 +7,8 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -142,7 +143,10 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Raises BrokenVersion: of a later schema, or naming the first field that is missing,
         unknown or malformed."""
-        return read_json(cls, text, "manifest.json")
+        with _malformed("manifest.json"):
+            value = json.loads(text)
+            _check_schema(value)  # first: a later one has other fields
+            return read_strictly(cls, value, "manifest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +177,15 @@ def _check_photos(count: int) -> None:
 
 def read_json(kind: type[T], text: str | bytes, file: str) -> T:
     """As read_strictly, of what `file` holds. Raises BrokenVersion."""
+    with _malformed(file):
+        return read_strictly(kind, json.loads(text), PurePosixPath(file).stem)
+
+
+@contextmanager
+def _malformed(file: str) -> Iterator[None]:
+    """Raises BrokenVersion where what it surrounds can't read `file`."""
     try:
-        value = json.loads(text)
-        if kind is Manifest:
-            _check_schema(value)  # first: a later one has other fields
-        return read_strictly(kind, value, PurePosixPath(file).stem)
+        yield
     except (ValueError, RecursionError) as error:
         raise BrokenVersion(f"{file} is malformed: {error}") from error
 
