@@ -1,12 +1,10 @@
 """An answer of the server about one photo, as text: rows of a table, a line, JSON, CSV."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from serving.answers import StreamedResult
+from serving.csv_text import csv_text
 
 TABLE_HEADER = ("PHOTO", "LABEL", "PROBABILITY", "MS")
 _CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
@@ -54,11 +52,11 @@ def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
 
 def csv_lines(path: Path, answer: StreamedResult) -> str:
     """One line for each label, ended by a newline."""
-    return _csv(_csv_rows(path, answer))
+    return csv_text(_csv_rows(path, answer))
 
 
 def csv_header() -> str:
-    return _csv([_CSV_HEADER])
+    return csv_text([_CSV_HEADER])
 
 
 def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
@@ -76,14 +74,3 @@ def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
         )
         for rank, label in enumerate(answer.result.labels, 1)
     ]
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    # To readers a carriage return ends a row too, but not every Python quotes it.
-    returns = any("\r" in str(cell) for row in rows for cell in row)
-    writer = csv.writer(
-        text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-    )
-    writer.writerows(rows)
-    return text.getvalue()

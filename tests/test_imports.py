@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 CONTRACTS = {
     *(
         "cores",
+        "csv_text",
         "durable",
         "errors",
         "folders",
@@ -33,6 +34,7 @@ CONTRACTS = {
 # What each contract may import of serving.
 CONTRACT_ARROWS = {
     "cores": set(),
+    "csv_text": set(),
     "durable": {"whole_file"},
     "errors": set(),
     "folders": set(),

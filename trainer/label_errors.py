@@ -1,7 +1,5 @@
 """Labels that are probably wrong: what they say is nothing that the photo looks like."""
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from serving.csv_text import csv_text
 from trainer.console import Console
 from trainer.data import LabelError, PhotoData, targets_of
 from trainer.metrics import Floats, Ints, log_softmax
@@ -157,11 +156,4 @@ def label_errors_csv(data: PhotoData) -> str:
         probability = f"{error.probability:.4f}"
         dropped = "yes" if error.dropped else "no"
         rows.append((error.photo.file, error.split, label, looks_like, probability, dropped))
-    # To readers a carriage return ends a row too, but not every Python quotes it.
-    returns = any("\r" in error.photo.file for error in data.label_errors)
-    file = io.StringIO()
-    table = csv.writer(
-        file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-    )
-    table.writerows(rows)
-    return file.getvalue()
+    return csv_text(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serving.errors import InvalidRequest, listed
 from serving.folders import walk
-from serving.paths import exists, is_dir
+from serving.paths import exists, is_dir, is_file
 from serving.photo_formats import ENDINGS
 from trainer.errors import InvalidData
 from trainer.shard_places import Member
@@ -121,7 +121,7 @@ def _loose(root: Path, folder: Path, split: str | None) -> list[Found]:
     return [
         Found(path=path, file=_shown(path.relative_to(root)), label="", split=split, fault=LOOSE)
         for path in photos
-        if not hidden(path.name) and path.is_file()
+        if not hidden(path.name) and is_file(path)
     ]
 
 
