@@ -24,7 +24,8 @@ from onnxruntime.quantization import (
 )
 
 from serving.modelspec import INPUT
-from trainer.integer_forms import integer_hard_sigmoids, pool_means
+from trainer.hard_sigmoids import integer_hard_sigmoids
+from trainer.integer_forms import pool_means
 from trainer.pictures import Pixels
 from trainer.quantized_weights import weight_steps, weighted
 

@@ -19,8 +19,8 @@ from trainer.config import TrainConfig
 from trainer.errors import FailedCheck
 from trainer.export import Served, to_onnx
 from trainer.half import to_half
+from trainer.hard_sigmoids import integer_hard_sigmoids
 from trainer.int8 import Attempt, by_sensitivity, loses_too_much, quantize_within
-from trainer.integer_forms import integer_hard_sigmoids
 from trainer.metrics import divergence
 from trainer.onnx_runner import OnnxRunner
 from trainer.quantize import METHODS, calibrate, layers, prepare, quantize
@@ -157,33 +157,68 @@ def test_hard_swish_and_means_are_in_integers_too(tmp_path: Path):
     assert np.abs(logits(half, images) - expected).max() < 0.15 * np.abs(expected).max()
 
 
-def test_an_integer_hard_sigmoid_is_the_hard_sigmoid_to_half_a_step(tmp_path: Path):
+@pytest.mark.parametrize(("width", "zero"), [(16.0, 128), (7.0, 120), (6.2, 140), (2.0, 100)])
+def test_an_integer_hard_sigmoid_is_the_hard_sigmoid_to_half_a_step(width: float, zero: int):
     """By itself, over all that 8 bits can say of its input."""
-    scale, zero = np.float32(8 / 255), np.uint8(100)
-    names = {"scale": scale, "zero": zero, "out": np.float32(1 / 255), "none": np.uint8(0)}
+    model = between_integers(width, zero, swish=False)
+    integer_hard_sigmoids(model)
+    real = np.linspace(-zero * width / 255, (255 - zero) * width / 255, 3000, dtype=np.float32)
+    y = floats_through(model, real)
+    step = 1 / 255 + width / 255 / 6 * 1.25
+    assert np.abs(y - np.clip(real / 6 + 0.5, 0, 1)).max() < step / 2 + 0.002
+    assert np.all(y[real > 3.1] == 1) and not np.any(y[real < -3.1])
+
+
+@pytest.mark.parametrize(("width", "zero"), [(16.0, 128), (7.0, 120), (6.2, 140), (40.0, 20)])
+def test_an_integer_hard_swish_is_a_product_of_one_tensor_with_itself_cut_off(
+    width: float, zero: int
+):
+    model = between_integers(width, zero, swish=True)
+    integer_hard_sigmoids(model)
+    assert [node.op_type for node in model.graph.node].count("Mul") == 1  # the swish's own
+    real = np.linspace(-zero * width / 255, (255 - zero) * width / 255, 3000, dtype=np.float32)
+    y = floats_through(model, real)
+    off = np.abs(y - real * np.clip(real / 6 + 0.5, 0, 1))
+    assert off.max() < 1.5 * 0.5 * 1.25 * width / 255  # it rises by no more than 1.5
+    assert not np.any(y[real < -3.1])
+
+
+def test_a_hard_swish_of_small_numbers_keeps_their_fine_steps():
+    model = between_integers(0.5, 128, swish=True)
+    integer_hard_sigmoids(model)
+    real = np.linspace(-0.25, 0.24, 1000, dtype=np.float32)
+    assert np.abs(floats_through(model, real) - real * (real / 6 + 0.5)).max() < 0.002
+
+
+def between_integers(width: float, zero: int, *, swish: bool) -> onnx.ModelProto:
+    """From `x` in 256 steps over `width`, 0 at `zero`, to its hard sigmoid or `swish`, `y` [n]."""
+    names = {"scale": np.float32(width / 255), "zero": np.uint8(zero),
+             "out": np.float32(1 / 255), "none": np.uint8(0)}  # fmt: skip
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in names.items()]
-    make = onnx.helper.make_node
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    hard = "hard_float" if swish else "y"
     nodes = [
-        make("DequantizeLinear", ["x", "scale", "zero"], ["float"]),
+        make("QuantizeLinear", ["x", "scale", "zero"], ["stored"]),
+        make("DequantizeLinear", ["stored", "scale", "zero"], ["float"]),
         make("HardSigmoid", ["float"], ["hard"], alpha=1 / 6, beta=0.5),
         make("QuantizeLinear", ["hard", "out", "none"], ["q"]),
-        make("DequantizeLinear", ["q", "out", "none"], ["y"]),
+        make("DequantizeLinear", ["q", "out", "none"], [hard]),
     ]
-    value = onnx.helper.make_tensor_value_info
+    if swish:
+        nodes.append(make("Mul", ["float", hard], ["y"]))
+    floats = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
-        nodes, "one", [value("x", onnx.TensorProto.UINT8, [256])],
-        [value("y", onnx.TensorProto.FLOAT, [256])], constants,
-    )  # fmt: skip
+        nodes, "one", [value("x", floats, ["n"])], [value("y", floats, ["n"])], constants
+    )
     opset = [onnx.helper.make_opsetid("", 20)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
-    integer_hard_sigmoids(model)
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+
+
+def floats_through(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node].count("Mul") == 1
-    x = np.arange(256, dtype=np.uint8)
+    assert "HardSigmoid" not in {node.op_type for node in model.graph.node}
     (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
-    real = (x.astype(np.float32) - zero) * scale
-    assert np.abs(y - np.clip(real / 6 + 0.5, 0, 1)).max() < 1.02 / 255
-    assert y[real >= 3].min() == 1 and y[real <= -3].max() == 0
+    return y
 
 
 def test_the_picture_is_normalised_by_rows_and_to_the_same_numbers(tiny: Path):
