@@ -21,6 +21,11 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} (see {self.prog} --help)")
 
 
+def one_of(choices: Sequence[str]) -> str:
+    """As argparse shows choices; for a flag whose values are checked elsewhere."""
+    return "{" + ",".join(choices) + "}"
+
+
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

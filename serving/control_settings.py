@@ -20,13 +20,13 @@ class ControlSettings:
     )
     canary: str = setting(
         "",
-        "MODEL=VERSION:SHARE: a share (0 to 1) of the calls that name no version goes to this one, "
-        "an alias or a number; several separated by commas",
+        "a share (0 to 1) of the calls that name no version goes to this one, an alias or a "
+        "number; several separated by commas",
     )
     shadow: str = setting(
         "",
-        "MODEL=VERSION:SHARE: copies of a share of the calls go to this version too, whose answers "
-        "are compared and only counted",
+        "copies of a share of the calls go to this version too, whose answers are compared and "
+        "only counted",
     )
     control: str = setting(
         "poll",

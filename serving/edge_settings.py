@@ -5,7 +5,7 @@ from pathlib import Path
 
 from serving.errors import InvalidRequest
 from serving.log_format import FORMATS
-from serving.setting import check_choice, check_ranges, setting
+from serving.setting import ON_OFF, check_choice, check_ranges, setting
 from serving.tls import TlsFiles
 
 
@@ -31,7 +31,7 @@ class EdgeSettings:
     )
     tokens: str = setting(
         "",
-        "TOML file of the tokens of callers (see python -m serving.tokens --help); none: no "
+        "TOML file of the tokens of callers (see python -m serving.tokens --help); without: no "
         "token is asked for",
     )
     metrics_port: int = setting(
@@ -40,8 +40,8 @@ class EdgeSettings:
     metrics_host: str = setting(
         "127.0.0.1", "address of the metrics port; 0.0.0.0 or :: for every network"
     )
-    log_format: str = setting("text", "log lines as text or json")
-    access_log: str = setting("off", "a log line for each call: on or off")
+    log_format: str = setting("text", "of log lines")
+    access_log: str = setting("off", "a log line for each call")
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -59,7 +59,7 @@ class EdgeSettings:
         if self.tls_client_ca and not self.tls_cert:
             raise InvalidRequest("tls_client_ca needs tls_cert and tls_key")
         check_choice(self, "log_format", FORMATS)
-        check_choice(self, "access_log", ("on", "off"))
+        check_choice(self, "access_log", ON_OFF)
 
     @property
     def tls_files(self) -> TlsFiles | None:

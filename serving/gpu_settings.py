@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.setting import check_choice, check_ranges, setting
+from serving.setting import ON_OFF, check_choice, check_ranges, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,9 +10,7 @@ class GpuSettings:
     gpu_memory_mib: int = setting(
         0, "most GPU memory that one version's arena may take, MiB; 0: what it wants"
     )
-    cuda_graphs: str = setting(
-        "off", "on: the batch sizes that are padded to are captured as CUDA graphs; off"
-    )
+    cuda_graphs: str = setting("off", "capture the batch sizes that are padded to as CUDA graphs")
     tensorrt: str = setting(
         "",
         "folder in which TensorRT's engines are kept: on CUDA, versions then run on TensorRT, "
@@ -21,4 +19,4 @@ class GpuSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, (("gpu_memory_mib", 0, 1_000_000),))
-        check_choice(self, "cuda_graphs", ("on", "off"))
+        check_choice(self, "cuda_graphs", ON_OFF)

@@ -6,6 +6,8 @@ from typing import Any
 
 from serving.errors import InvalidRequest
 
+ON_OFF = ("on", "off")
+
 
 def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})

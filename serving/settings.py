@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from serving.commandline import Parser
 from serving.control_settings import ControlSettings
 from serving.cores import built_in_cores, usable_cores
 from serving.device import DEVICES
@@ -20,10 +19,10 @@ from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest
 from serving.gpu_settings import GpuSettings
 from serving.precision import PRECISIONS
+from serving.serve_flags import PADS, parser
 from serving.setting import check_choice, check_ranges, setting
 
 ENVIRONMENT = "PAWPRINT_SERVE_"
-PADS = ("auto", "on", "off")
 EVERY_NETWORK = frozenset({"0.0.0.0", "::"})  # either is that of both families
 # What a running server takes over from its configuration, read again.
 LIVE_SETTINGS = frozenset(
@@ -49,16 +48,16 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     port: int = setting(50051, "port to listen on; 0 for any that is free")
     port_file: str = setting("", "write the port to this file once the server is ready")
     device: str = setting(
-        "auto", "cpu, cuda (refuses to start without), or auto: CUDA where it works, else the CPU"
+        "auto", "auto: CUDA where it works, else the CPU; cuda refuses to start without"
     )
     precision: str = setting(
         "auto",
-        "fp32, int8, fp16, or auto: the one that the device gains by, where a version has it",
+        "of the variants of a version; auto: the one that the device gains by, where there is one",
     )
     max_batch: int = setting(0, "photos in one batch; 0: 16 on CUDA, 4 on the CPU")
     pad: str = setting(
         "auto",
-        "on: fill batches up to 1, 2, 4, ... photos; off; auto: on where the device gains by it",
+        "fill batches up to 1, 2, 4, ... photos; auto: where the device gains by it",
     )
     max_delay_ms: float = setting(
         2.0, "how long an idle engine waits for photos that are being decoded, to batch them"
@@ -212,31 +211,7 @@ def asks_check(arguments: Sequence[str] | None) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="serve",
-        description="Answer Classify calls over gRPC with the models of a repository: of each the "
-        "newest sound version, and those that aliases name.",
-        epilog=f"Every setting can also stand in the environment ({ENVIRONMENT}MAX_BATCH=8) or in "
-        "the file of --config (max_batch = 8). A flag comes before the environment, that before "
-        "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. SIGHUP reads "
-        "the file again and looks at the repository. Status 1: there is no model to serve. "
-        "Status 2: a wrong setting, or a port, a device or a store that can't be used.",
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="load and prove what would be served, say so, and end; status 1 if any is refused or "
-        "missing",
-    )
-    for one in fields(ServerSettings):
-        default = one.default or "all" if one.name in ("cores", "decode_threads") else one.default
-        parser.add_argument(
-            f"--{one.name.replace('_', '-')}",
-            metavar=one.name.rpartition("_")[2].upper(),
-            help=f"{one.metadata['help']} (default: {default})",
-        )
-    return parser
+    return parser(fields(ServerSettings), ENVIRONMENT)
 
 
 def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:

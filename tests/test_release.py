@@ -123,7 +123,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_site_has_the_pages_that_lie_beside_the_code(site: Path) -> None:
-    for page in ("capacity", "benchmarks", "changes"):
+    for page in ("capacity", "benchmarks", "changes", "commands"):
         assert (site / f"{page}.html").exists()
 
 

@@ -4,8 +4,18 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from serving.commandline import Parser
-from trainer.config import TrainConfig
+from serving.commandline import Parser, one_of
+from serving.modelspec import INTERPOLATIONS
+from trainer.config import (
+    BALANCES,
+    HEAD_INITS,
+    HEAD_SOLVERS,
+    OPTIMIZERS,
+    POLICIES,
+    PRECISIONS,
+    SCHEDULES,
+    TrainConfig,
+)
 from trainer.defaults import ADVERSARIAL, FROM_SCRATCH
 from trainer.given import kinds_of_settings
 
@@ -42,93 +52,167 @@ exit codes: 0 published, 1 a check failed (nothing published), 2 wrong input or 
 be used, 75 a trouble that may pass (a bucket, a download, a full disk: try again), 130 interrupted;
 with --compare the ways that came before stay published
 """
-_HELP = {
-    "data": "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "
-    "shards (tar files, local or in a bucket), or a name: cats-vs-dogs, oxford-iiit-pet ...",
-    "name": "name of the model",
-    "out": "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
-    "datasets": "folder of data sets by name, downloaded if not there (default: the user's cache)",
-    "backbone": "tiny, a classification model of torchvision by its name, or timm/<name>",
-    "weights": '"imagenet", "none" or a state dict (.pth, .safetensors)',
-    "size": "side of the square that the net sees, pixels (default: the backbone's own)",
-    "interpolation": "bilinear, bicubic or lanczos (default: the backbone's own)",
-    "seed": "of splits, initialisation and augmentation",
-    "strict": "fail if any file has to be left out",
-    "drop_label_errors": "learn from no photo whose label is probably wrong; all are named anyway",
-    "val_fraction": "share split off for val",
-    "test_fraction": "share split off for test",
-    "epochs": "of fine-tuning; 0: the linear head alone",
-    "batch_size": "photos in a step",
-    "learning_rate": "at its peak",
-    "weight_decay": "of kernels (AdamW)",
-    "warmup": "share of the steps in which the rate rises",
-    "thaw": "share of the stages, from the last, that are fine-tuned",
-    "views": "augmented views of a photo behind frozen stages; else each epoch has its own",
-    "optimizer": "sgd, momentum, adagrad, rmsprop, adam or adamw",
-    "schedule": "of the learning rate after warm-up: cosine, one-cycle or constant",
-    "layer_decay": "a stage's learning rate over that of the stage after it",
-    "gradual": "thaw one stage an epoch, from the last",
-    "head_solver": "of the head on frozen features: lbfgs, sgd (steps of --optimizer), or none: "
-    "fine-tuning starts from a head drawn at random",
-    "head_init": "of a head that L-BFGS does not solve: uniform, normal, glorot or kaiming",
-    "head_epochs": "of --head-solver sgd",
-    "head_rate": "learning rate of --head-solver sgd at the start; 0: what suits the optimizer",
-    "augment": "crop, standard (and colours), trivial (TrivialAugment) or rand (RandAugment)",
-    "erasing": "how likely a rectangle of a picture is blacked",
-    "mixup": "mix pictures; alpha of its Beta distribution, such as 0.2",
-    "cutmix": "put a rectangle of one picture in another; alpha, such as 1",
-    "label_smoothing": "share of each label that is spread over all, such as 0.1",
-    "dropout": "share of features hidden from the head in a step (default: the backbone's own)",
-    "balance": "of uneven classes: none, sampling (rare ones more often) or weights",
-    "clip": "shorten gradients to this length, such as 1; 0: never",
-    "ema": "publish a moving average of the weights, such as 0.999; 0: the last",
-    "accumulate": "parts in which a batch is computed, where memory is short",
-    "patience": "stop after so many epochs without a better one; 0: never",
-    "wise_ft": "publish the best on val between probe and fine-tuned (WiSE-FT)",
-    "teacher": "a version in the same repository to learn from (distillation)",
-    "teacher_share": "of the loss that is the teacher's; the rest is the labels'",
-    "teacher_temperature": "softens what both say, so that the teacher's doubts are heard",
-    "amp": "mixed precision of training: fp32 (none), bf16 or fp16",
-    "compile": "compile the net (torch.compile): worth it for long trainings on a GPU",
-    "deterministic": "the same weights from the same seed on a GPU too, if slower",
-    "logs": "folder for TensorBoard (default: .logs in the model repository)",
-    "checkpoints": "folder for the state after each epoch, from which the same command goes on; or "
-    "none (default: .checkpoints in the model repository)",
-    "adversarial": "train against PGD of so many steps, or one (fast@4/255), of this size",
-    "int8": "publish the model in 8-bit integers too, for CPUs",
-    "fp16": "publish the model in 16-bit floats too, for GPUs",
-    "max_accuracy_loss": "accuracy that int8 and fp16 may lose; else they are left out",
-    "workers": "threads that decode photos (default: the cores that may be used)",
-    "cache": "folder in which frozen features and the exported backbone are kept for the next run",
+# Each setting: what a value looks like ("" for yes or no), and what it is; in the order of --help.
+GROUPS = {
+    "photos and model": {
+        "data": (
+            "DIR",
+            "folder of photos, a .csv or .parquet of path, label and, if given, split, WebDataset "
+            "shards (tar files, local or in a bucket), or a name: cats-vs-dogs, food101 ...",
+        ),
+        "name": ("NAME", "of the model (default: that of the folder)"),
+        "out": (
+            "DIR",
+            "model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
+        ),
+        "val_fraction": ("X", "share of the photos split off for val"),
+        "test_fraction": ("X", "share split off for test"),
+        "strict": ("", "fail if any file has to be left out"),
+        "drop_label_errors": (
+            "",
+            "learn from no photo whose label is probably wrong; all are named anyway",
+        ),
+        "datasets": (
+            "DIR",
+            "where data sets by name are, or are downloaded to (default: the user's cache)",
+        ),
+        "seed": ("N", "of splits, initialisation and augmentation"),
+    },
+    "net": {
+        "backbone": (
+            "NAME",
+            "tiny, a classification model of torchvision by its name, or timm/<name>",
+        ),
+        "weights": (
+            "imagenet|none|FILE",
+            "what it starts from; a FILE is a state dict (.pth, .safetensors)",
+        ),
+        "size": ("PIXELS", "side of the square that it sees (default: the backbone's own)"),
+        "interpolation": (
+            one_of(INTERPOLATIONS),
+            "of photos to that size (default: the backbone's own)",
+        ),
+        "dropout": (
+            "X",
+            "share of features hidden from the head in a step (default: the backbone's own)",
+        ),
+    },
+    "head on frozen features": {
+        "head_solver": (
+            one_of(HEAD_SOLVERS),
+            "sgd: by steps of --optimizer; none: fine-tuning starts from a head drawn at random",
+        ),
+        "head_init": (one_of(HEAD_INITS), "of a head that L-BFGS does not solve"),
+        "head_epochs": ("N", "of --head-solver sgd"),
+        "head_rate": (
+            "X",
+            "learning rate of --head-solver sgd at the start; 0: what suits the optimizer",
+        ),
+        "balance": (
+            one_of(BALANCES),
+            "of uneven classes, also in fine-tuning: rare ones are drawn more often (sampling), or "
+            "count more (weights)",
+        ),
+        "cache": (
+            "DIR",
+            "where features and the exported backbone are kept for the next run",
+        ),
+    },
+    "fine-tuning": {
+        "epochs": ("N", "0: the linear head alone is published"),
+        "batch_size": ("N", "photos in a step"),
+        "learning_rate": ("X", "at its peak"),
+        "schedule": (one_of(SCHEDULES), "of the learning rate after warm-up"),
+        "warmup": ("X", "share of the steps in which the rate rises"),
+        "optimizer": (one_of(OPTIMIZERS), "momentum: SGD with it"),
+        "weight_decay": ("X", "of kernels; biases and norms have none"),
+        "thaw": ("X", "share of the stages, from the last, that are fine-tuned"),
+        "gradual": ("", "thaw one stage an epoch, from the last"),
+        "layer_decay": ("X", "a stage's learning rate over that of the stage after it"),
+        "label_smoothing": ("X", "share of each label that is spread over all, such as 0.1"),
+        "clip": ("X", "shorten gradients to this length, such as 1; 0: never"),
+        "ema": (
+            "X",
+            "publish a moving average of the weights, of this decay, such as 0.999; 0: the last",
+        ),
+        "wise_ft": ("", "publish the best on val between probe and fine-tuned (WiSE-FT)"),
+        "patience": ("EPOCHS", "stop after so many without a better one; 0: never"),
+        "accumulate": ("N", "parts in which a batch is computed, where memory is short"),
+        "teacher": (
+            "NAME[/VERSION]",
+            "a version in the same repository to learn from (distillation)",
+        ),
+        "teacher_share": ("X", "of the loss that is the teacher's; the rest is the labels'"),
+        "teacher_temperature": (
+            "X",
+            "softens what both say, so that the teacher's doubts are heard",
+        ),
+        "adversarial": (
+            "pgd-3@4/255",
+            "train against PGD of so many steps, or one (fast@4/255), of this size",
+        ),
+    },
+    "augmentation": {
+        "augment": (
+            one_of(POLICIES),
+            "crop; standard: and colours; trivial: TrivialAugment; rand: RandAugment",
+        ),
+        "views": (
+            "N",
+            "augmented views of a photo behind frozen stages; else each epoch has its own",
+        ),
+        "erasing": ("X", "how likely a rectangle of a picture is blacked"),
+        "mixup": ("ALPHA", "mix pictures; of its Beta distribution, such as 0.2; 0: no"),
+        "cutmix": ("ALPHA", "put a rectangle of one picture in another, such as 1; 0: no"),
+    },
+    "what else is published": {
+        "int8": ("", "the model in 8-bit integers, for CPUs"),
+        "fp16": ("", "the model in 16-bit floats, for GPUs"),
+        "max_accuracy_loss": ("X", "accuracy that these may lose; else they are left out"),
+    },
+    "the run": {
+        "workers": ("N", "threads that decode photos (default: the cores that may be used)"),
+        "amp": (one_of(PRECISIONS), "mixed precision of training; fp32: none"),
+        "compile": (
+            "",
+            "compile the net (torch.compile): worth it for long trainings on a GPU",
+        ),
+        "deterministic": ("", "the same weights from the same seed on a GPU too, if slower"),
+        "checkpoints": (
+            "DIR",
+            "where the state after each epoch is kept, from which the same command goes on; or "
+            "none (default: .checkpoints in the model repository)",
+        ),
+        "logs": ("DIR", "of TensorBoard (default: .logs in the model repository)"),
+    },
 }
+_OWN = ("size", "interpolation", "workers")  # their defaults are the backbone's, the machine's
 
 
 def parser() -> argparse.ArgumentParser:
     flags = Parser(
         prog="train",
+        usage="train --data DIR [--name NAME] [--compare | --find-rate | --tune N] [flags]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     kinds = kinds_of_settings()
-    for field in dataclasses.fields(TrainConfig):
-        flag, help_text = f"--{field.name.replace('_', '-')}", _HELP[field.name]
-        if kinds[field.name] is bool:
-            flags.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
-            continue
-        own = ("size", "interpolation", "workers")  # the backbone's, the machine's
-        if field.name not in own and field.default not in (dataclasses.MISSING, None):
-            others = ((FROM_SCRATCH, "from scratch"), (ADVERSARIAL, "adversarial"))
-            also = [f"; {d[field.name]:g} {name}" for d, name in others if field.name in d]
-            help_text += f" (default: {field.default}{''.join(also)})"
-        names = {"data": "DIR", "out": "DIR", "cache": "DIR", "adversarial": "pgd-3@4/255"}
-        names |= {"checkpoints": "DIR", "logs": "DIR", "datasets": "DIR"}
-        names |= {"teacher": "NAME[/VERSION]"}
-        metavar = names.get(field.name, "VALUE")
-        flags.add_argument(flag, type=kinds[field.name], metavar=metavar, help=help_text)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     flags.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML settings")
-    instead = flags.add_mutually_exclusive_group()
+    flags.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
+    for title, settings in GROUPS.items():
+        group = flags.add_argument_group(title)
+        for name, (metavar, text) in settings.items():
+            flag = f"--{name.replace('_', '-')}"
+            if kinds[name] is bool:
+                group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            else:
+                if name not in _OWN and defaults[name] not in (dataclasses.MISSING, None):
+                    text += f" (default: {_plain(defaults[name])}{_elsewhere(name)})"
+                group.add_argument(flag, type=kinds[name], metavar=metavar, help=text)
+    instead = flags.add_argument_group("in place of one training").add_mutually_exclusive_group()
     instead.add_argument(
         "--compare",
         action="store_true",
@@ -148,5 +232,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="try N settings in all on val (Optuna), then train with the best; goes on if stopped",
     )
-    flags.add_argument("--json", action="store_true", default=False, help="result as JSON, stdout")
     return flags
+
+
+def _elsewhere(name: str) -> str:
+    """The default where training does not start from a pre-trained net."""
+    others = ((FROM_SCRATCH, "from scratch"), (ADVERSARIAL, "adversarial"))
+    return "".join(f"; {d[name]:g} {how}" for d, how in others if name in d)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

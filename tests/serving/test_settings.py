@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import InvalidRequest
+from serving.serve_flags import GROUPS
 from serving.settings import ServerSettings, read_settings
 from tests.commands import ASCII_LOCALE, run_python
 
@@ -161,3 +162,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in ServerSettings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_each_setting_is_told_once():
+    told = [name for group in GROUPS.values() for name in group]
+    assert sorted(told) == sorted(field.name for field in fields(ServerSettings))

@@ -1,6 +1,7 @@
 """Where settings come from, and what they may be."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from serving.errors import InvalidRequest
 from trainer.auto import choose, choose_batch_size, choose_workers
 from trainer.config import TrainConfig
 from trainer.defaults import with_defaults
+from trainer.flags import GROUPS
 from trainer.given import read_settings
 
 
@@ -187,3 +189,8 @@ def test_workers_are_the_cores_of_this_process():
     finally:
         os.sched_setaffinity(0, allowed)
     assert read_config({**REQUIRED, "workers": 7}, {}, None).workers == 7
+
+
+def test_each_setting_is_told_once():
+    told = [name for group in GROUPS.values() for name in group]
+    assert sorted(told) == sorted(field.name for field in fields(TrainConfig))

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="analyze",
         description="Measure how far a published version can be trusted: attacks, corruptions, "
-        "calibration, and what its classes look like to it. Judged on the served ONNX files.",
+        "calibration, and\nwhat its classes look like to it. Judged on the served ONNX files.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,18 +51,27 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
     what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
     parser.add_argument(
-        "--data", required=True, help="photos, as for `train`: folder, table, shards or name"
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="photos, as for `train`: folder, table, shards or name",
     )
     parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
     parser.add_argument(
         "--models",
         default="models",
+        metavar="DIR",
         help="model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
     )
     parser.add_argument(
-        "--budget", choices=list(BUDGETS), default="standard", help="how thorough (%(default)s)"
+        "--budget",
+        choices=list(BUDGETS),
+        default="standard",
+        help="how thorough (default: %(default)s)",
     )
-    parser.add_argument("--photos", type=_positive, help="at most so many (as the budget says)")
+    parser.add_argument(
+        "--photos", type=_positive, metavar="N", help="at most so many (default: by the budget)"
+    )
     parser.add_argument(
         "--linf", type=_sizes(1.0), metavar="SIZES",
         help=f"L-infinity epsilons, such as 1/255,8/255 ({k255(REFERENCE_EPSILON)} is always one)",
@@ -84,8 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", choices=("fourier", "lesson"), help="of the ideal images (default: fourier)"
     )
-    parser.add_argument("--seed", type=_seed, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of all that is drawn (default: 0)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="that PyTorch computes on (default: auto)",
+    )
     parser.add_argument(
         "--over-grpc", metavar="HOST:PORT", help="ask a running server about the pictures, too"
     )
