@@ -91,8 +91,7 @@ def analyse(
     ServerFailed (before anything is computed, or, where the server fails later, once the report is
     attached without its verdicts), and Unavailable, which says where what is finished is kept if a
     bucket does not take the report.
-    In a folder the version keeps, whatever happens, the analysis that it had until the new one is
-    whole.
+    The version keeps, whatever happens, the analysis that it had until the new one is whole.
     """
     start = time.monotonic()
     subject = load_subject(repository, name, version, torch.device(config.device))
