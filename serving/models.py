@@ -31,6 +31,7 @@ from serving.layout import DEFAULT_ALIAS
 from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
+from serving.visible import visible
 
 _READERS = 16  # threads
 
@@ -170,7 +171,7 @@ def _verify(repository: Repository, options: argparse.Namespace) -> None:
         print(json.dumps(problems, indent=2, ensure_ascii=False))
     else:
         for reference, found in problems.items():
-            print(f"{reference}: {'; '.join(found) or 'whole and unaltered'}")
+            print(visible(f"{reference}: {'; '.join(found) or 'whole and unaltered'}"))
         if not problems:  # as where a bucket's prefix has a slip
             print(f"no version in {repository.location}")
     if any(problems.values()):

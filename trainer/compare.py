@@ -57,7 +57,8 @@ def compare(
         finished = FinishedWays(folder / f"{settings['name']}-ways.json", repository, decisive)
         known = {} if checkpoints == "none" else world.of_leader(finished.load)
         for way, config in configs.items():
-            console.line(f"\n--- {way}")
+            console.line()
+            console.line(f"--- {way}")
             if way in known:
                 row = Row(**known[way])
                 console.line(f"This has been published before it was stopped: {row.version}")

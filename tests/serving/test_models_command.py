@@ -98,6 +98,18 @@ def test_show(models) -> None:
     assert manifest["labels"] == ["a", "b", "c"]
 
 
+def test_a_name_moves_no_cursor(models, root: Path) -> None:
+    build_version(root, "odd", ["a\x1b[2J", "b\nfake: whole"])
+    _, out, _ = models("show", "odd")
+    assert r"a\x1b[2J, b\nfake: whole" in out and "\x1b" not in out
+    assert json.loads(models("show", "odd", "--json")[1])["labels"] == [
+        "a\x1b[2J",
+        "b\nfake: whole",
+    ]
+    (root / "pets/1/a\x1b[2J").touch()
+    assert models("verify", "pets/1")[1] == "pets/1: a\\x1b[2J is not part of the version\n"
+
+
 def test_verify_everything(models, root: Path) -> None:
     status, out, _ = models("verify")
     assert status == 0
