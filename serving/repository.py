@@ -402,16 +402,21 @@ class Repository:
     def named(self, name: str) -> dict[str, int]:
         """Alias -> version, sorted, whether or not that is there. Raises BrokenVersion, of all that
         are malformed."""
-        found, problems = {}, []
+        found, malformed = self.named_and_malformed(name)
+        if malformed:
+            raise BrokenVersion("; ".join(malformed.values()))
+        return found
+
+    def named_and_malformed(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
+        """Alias -> version, as `named`, of those that can be read; the others -> why not."""
+        found, malformed = {}, {}
         for alias in sorted(filter(NAME.fullmatch, self._alias_names(check_name(name)))):
             try:
                 if history := self._alias_history(name, alias):
                     found[alias] = history[0]
             except BrokenVersion as error:
-                problems.append(str(error))
-        if problems:
-            raise BrokenVersion("; ".join(problems))
-        return found
+                malformed[alias] = str(error)
+        return found, malformed
 
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""
