@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.answers import StreamedResult
 from serving.csv_text import csv_text
+from serving.visible import visible
 
 TABLE_HEADER = ("PHOTO", "LABEL", "PROBABILITY", "MS")
 _CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
@@ -26,9 +27,9 @@ def table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
 
 def line(path: Path, answer: StreamedResult) -> str:
     if answer.result.error is not None:
-        return f"{path}: error: {answer.result.error}"
+        return visible(f"{path}: error: {answer.result.error}")
     labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
-    return f"{path}: {labels}"
+    return visible(f"{path}: {labels}")
 
 
 def json_line(path: Path, answer: StreamedResult) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from serving.visible import visible
+
 USER_ERROR = 2
 
 
@@ -27,7 +29,7 @@ def one_of(choices: Sequence[str]) -> str:
 
 
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -74,7 +76,7 @@ def _to_nowhere() -> None:
 
 def aligned(rows: Sequence[Sequence[object]]) -> str:
     """Lines of text in columns, two spaces apart; the last column is as wide as it needs."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -4,6 +4,8 @@
 <root>/cats/1/manifest.sha256   the manifest's own digest, as `sha256sum -c` reads it
 <root>/cats/1/model.onnx ...
 <root>/cats/1/analysis/         added later by analyze, as a whole, with digests.json of its own
+<root>/cats/1/analysis/.next/   in a bucket, while a newer one replaces it or if that was cut off:
+                                files that may not lie under their own names yet, by their digests
 <root>/cats/aliases/stable      the version it names, and beneath it those it named before
 <root>/cats/config.pbtxt        with labels.txt: how Triton may serve the newest version
 <root>/cats/.staging-*          a publication under way, or one that was killed: never served
@@ -23,6 +25,7 @@ MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 ANALYSIS = "analysis"
 ANALYSIS_DIGESTS = "analysis/digests.json"
+ANALYSIS_NEXT = "analysis/.next"
 DEFAULT_ALIAS = "stable"
 STAGING = ".staging-"
 
@@ -73,6 +76,10 @@ def digest_line(data: bytes) -> bytes:
 def analysis_digests(entries: dict[str, FileEntry]) -> bytes:
     value = {file: dataclasses.asdict(entries[file]) for file in sorted(entries)}
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def next_file(entry: FileEntry) -> str:
+    return f"{ANALYSIS_NEXT}/{entry.sha256}"
 
 
 def alias_lines(history: list[int]) -> bytes:

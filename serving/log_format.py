@@ -5,9 +5,11 @@ import logging
 import re
 import warnings
 from datetime import UTC, datetime
+from typing import Any
 
 from serving.edge import Call
 from serving.log_output import LineHandler
+from serving.visible import visible
 
 FORMATS = ("text", "json")
 ACCESS = "serving.access"
@@ -27,7 +29,10 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {}).items()
         given = [f"{name}={_quoted(value)}" for name, value in fields if value != ""]
-        return " ".join((super().formatMessage(record), *given))
+        return visible(" ".join((super().formatMessage(record).rstrip(), *given)))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
 
 
 def _quoted(value: object) -> object:

@@ -31,6 +31,7 @@ from serving.layout import DEFAULT_ALIAS
 from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
+from serving.visible import visible
 
 _READERS = 16  # threads
 
@@ -63,7 +64,9 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
     ]
     for row in rows:
         if "problem" in row:
-            lines.append((row["name"], row["version"], "", "broken", "", "", "see models verify"))
+            advice = row["problem"] if "alias" in row else "see models verify"
+            of = (row["name"], row["version"] or "", row.get("alias", ""))
+            lines.append((*of, "broken", "", "", advice))
             continue
         lines.append(
             (
@@ -80,29 +83,31 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _rows(repository: Repository) -> list[dict[str, Any]]:
-    """Of all versions. Read side by side: in a bucket each waits for several answers."""
+    """Of all versions, then of aliases that can't be read. Read side by side: in a bucket each
+    waits for several answers."""
     with interruptible(), ThreadPoolExecutor(_READERS) as readers:
-        looks = readers.map(lambda name: _look(repository, name), repository.names())
-        versions = [(name, version, named) for name, found, named in looks for version in found]
+        looks = list(readers.map(lambda name: _look(repository, name), repository.names()))
+        versions = [(name, version, named) for name, found, named, _ in looks for version in found]
         rows = readers.map(lambda version: _summary(repository, *version), versions)
-        return [row for row in rows if row is not None]
+        malformed = [
+            {"name": name, "version": None, "alias": alias, "problem": why}
+            for name, _, _, unread in looks
+            for alias, why in unread.items()
+        ]
+        return [row for row in rows if row is not None] + malformed
 
 
-def _look(repository: Repository, name: str) -> tuple[str, list[int], Mapping[str, int] | str]:
-    """The name, its versions and its aliases, or why these can't be read."""
-    versions = repository.versions(name)
-    try:
-        return name, versions, repository.named(name)
-    except BrokenVersion as error:
-        return name, versions, str(error)
+def _look(
+    repository: Repository, name: str
+) -> tuple[str, list[int], Mapping[str, int], Mapping[str, str]]:
+    """The name, its versions, its aliases, and those that can't be read, each with why."""
+    return name, repository.versions(name), *repository.named_and_malformed(name)
 
 
 def _summary(
-    repository: Repository, name: str, version: int, named: Mapping[str, int] | str
+    repository: Repository, name: str, version: int, named: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """None where it has been removed since it was found."""
-    if isinstance(named, str):
-        return {"name": name, "version": version, "problem": named}
     try:
         manifest = repository.manifest(name, version)
     except BrokenVersion as error:
@@ -128,7 +133,8 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
     if options.json:
         print(manifest.to_json(), end="")
         return
-    aliases = [a for a, target in repository.aliases(name).items() if target == version]
+    named, _ = repository.named_and_malformed(name)
+    aliases = [alias for alias, target in named.items() if target == version]
     size = manifest.preprocessing.size
     lines = [
         ("version", f"{name}/{version}"),
@@ -170,7 +176,7 @@ def _verify(repository: Repository, options: argparse.Namespace) -> None:
         print(json.dumps(problems, indent=2, ensure_ascii=False))
     else:
         for reference, found in problems.items():
-            print(f"{reference}: {'; '.join(found) or 'whole and unaltered'}")
+            print(visible(f"{reference}: {'; '.join(found) or 'whole and unaltered'}"))
         if not problems:  # as where a bucket's prefix has a slip
             print(f"no version in {repository.location}")
     if any(problems.values()):

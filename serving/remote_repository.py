@@ -20,6 +20,7 @@ from serving.errors import BrokenVersion, Unavailable
 from serving.layout import (
     ANALYSIS,
     ANALYSIS_DIGESTS,
+    ANALYSIS_NEXT,
     MANIFEST,
     MANIFEST_DIGEST,
     NAME,
@@ -30,6 +31,7 @@ from serving.layout import (
     contained,
     digest_line,
     entries_below,
+    next_file,
 )
 from serving.modelspec import FileEntry, Manifest
 from serving.repository import Repository
@@ -177,16 +179,26 @@ class RemoteRepository(Repository):
         )
 
     def attach_analysis(self, name: str, version: int, staging: Path) -> None:
-        """Replace the analysis of a version; while that lasts a reader finds none."""
+        """Replace the analysis of a version; a reader finds all of it or the one before, also if
+        it is cut off: what digests.json names lies there under its own name or its digest."""
         self.check_version(name, version)
         folder = f"{name}/{version}"
         entries = entries_below(staging, f"{ANALYSIS}/")
+        digests = analysis_digests(entries)
         old = {key for key in self._files(name, version) if key.startswith(f"{ANALYSIS}/")}
-        digests_first = sorted(old, key=lambda file: file != ANALYSIS_DIGESTS)
-        self._bucket.delete([f"{folder}/{file}" for file in digests_first])
-        for file in entries:
-            self._bucket.upload(staging / file.removeprefix(f"{ANALYSIS}/"), f"{folder}/{file}")
-        self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", analysis_digests(entries))
+        paths = {file: staging / file.removeprefix(f"{ANALYSIS}/") for file in entries}
+        beside = {next_file(entry): paths[file] for file, entry in entries.items()}
+        if ANALYSIS_DIGESTS in old:
+            for key, path in beside.items():
+                self._bucket.upload(path, f"{folder}/{key}")
+            self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", digests)
+            old.update(beside)
+        for file, path in paths.items():
+            self._bucket.upload(path, f"{folder}/{file}")
+        self._bucket.write(f"{folder}/{ANALYSIS_DIGESTS}", digests)
+        left = old - {ANALYSIS_DIGESTS, *paths}
+        next_last = sorted(left, key=lambda file: (file.startswith(ANALYSIS_NEXT), file))
+        self._bucket.delete([f"{folder}/{file}" for file in next_last])
 
     def write_page(self, html: str) -> str:
         self._bucket.write("index.html", html.encode())

@@ -20,6 +20,7 @@ from serving.errors import (
 from serving.layout import (
     ANALYSIS,
     ANALYSIS_DIGESTS,
+    ANALYSIS_NEXT,
     DEFAULT_ALIAS,
     MANIFEST,
     MANIFEST_DIGEST,
@@ -34,6 +35,7 @@ from serving.layout import (
     file_entry,
     files_below,
     inside,
+    next_file,
     read_inside,
     version_number,
 )
@@ -201,6 +203,12 @@ class Repository:
         except BrokenVersion as error:
             return [str(error)]
         extra = sorted(stored - {ANALYSIS_DIGESTS, *files})
+        if any(file.startswith(f"{ANALYSIS_NEXT}/") for file in stored):
+            files = {
+                beside if (beside := next_file(entry)) in stored else file: entry
+                for file, entry in files.items()
+            }
+            extra = []
         problems = self._compare(name, version, files)
         return problems + [f"{file} is not part of the version" for file in extra]
 
@@ -345,10 +353,18 @@ class Repository:
         where = f"{ANALYSIS}/{file}"
         if where not in entries:
             raise BrokenVersion(f"{where} is not listed in {ANALYSIS_DIGESTS}")
-        data = self._read(name, version, where)
-        if hashlib.sha256(data).hexdigest() != entries[where].sha256:
-            raise BrokenVersion(f"{name}/{version}/{where} is altered")
-        return data
+        problem = None
+        for stored in (where, next_file(entries[where])):
+            try:
+                data = self._read(name, version, stored)
+            except BrokenVersion as error:
+                problem = problem or error
+                continue
+            if hashlib.sha256(data).hexdigest() == entries[where].sha256:
+                return data
+            problem = problem or BrokenVersion(f"{name}/{version}/{where} is altered")
+        assert problem is not None
+        raise problem
 
     def robustness(self, name: str, version: int) -> RobustnessSummary | None:
         """The headline figures of a version's analysis; None if there is none.
@@ -386,16 +402,21 @@ class Repository:
     def named(self, name: str) -> dict[str, int]:
         """Alias -> version, sorted, whether or not that is there. Raises BrokenVersion, of all that
         are malformed."""
-        found, problems = {}, []
+        found, malformed = self.named_and_malformed(name)
+        if malformed:
+            raise BrokenVersion("; ".join(malformed.values()))
+        return found
+
+    def named_and_malformed(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
+        """Alias -> version, as `named`, of those that can be read; the others -> why not."""
+        found, malformed = {}, {}
         for alias in sorted(filter(NAME.fullmatch, self._alias_names(check_name(name)))):
             try:
                 if history := self._alias_history(name, alias):
                     found[alias] = history[0]
             except BrokenVersion as error:
-                problems.append(str(error))
-        if problems:
-            raise BrokenVersion("; ".join(problems))
-        return found
+                malformed[alias] = str(error)
+        return found, malformed
 
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""

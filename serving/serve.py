@@ -27,6 +27,7 @@ from serving.rereading import follow, hang_ups, let_through
 from serving.server import Server
 from serving.settings import EVERY_NETWORK, ServerSettings, asks_check, read_settings
 from serving.tls import ShownCertificate
+from serving.visible import visible
 from serving.worker import tell_parent, told_settings, when_parent_ends, worker_index
 from serving.workers import supervise
 
@@ -102,9 +103,9 @@ async def check(settings: ServerSettings) -> bool:
         where = f" on {state.device} in {state.precision}" if state.device else ""
         aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
         reason = f": {state.reason}" if state.reason else ""
-        print(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}")
+        print(visible(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}"))
     for line in (*problems, *idle):
-        print(line)
+        print(visible(line))
     return not problems and all(state.state == "serving" for state in states)
 
 

@@ -28,6 +28,7 @@ CONTRACTS = {
         "preprocess",
         "repository",
         "triton_config",
+        "visible",
         "whole_file",
     )
 }
@@ -49,6 +50,7 @@ CONTRACT_ARROWS = {
         *{"durable", "errors", "layout", "modelspec", "paths", "triton_config", "whole_file"},
     },
     "triton_config": {"modelspec"},
+    "visible": set(),
     "whole_file": set(),
 }
 # The core knows neither gRPC nor its messages; batching knows no ONNX Runtime either.

@@ -53,17 +53,18 @@ def compare(
     folder = root / ".checkpoints" if checkpoints is None else Path(checkpoints)
     rows = []
     with joined() as world:
-        decisive = _require_all(configs, console, world)
+        data, decisive = _require_all(configs, console, world)
         finished = FinishedWays(folder / f"{settings['name']}-ways.json", repository, decisive)
         known = {} if checkpoints == "none" else world.of_leader(finished.load)
         for way, config in configs.items():
-            console.line(f"\n--- {way}")
+            console.line()
+            console.line(f"--- {way}")
             if way in known:
                 row = Row(**known[way])
                 console.line(f"This has been published before it was stopped: {row.version}")
                 rows.append(row)
                 continue
-            published = train(config, console, world)
+            published = train(config, console, world, data)
             if published is not None:
                 row = _row(way, published.manifest, published.how)
                 if checkpoints != "none":
@@ -113,9 +114,9 @@ def configurations(
 
 def _require_all(
     configs: Mapping[str, TrainConfig], console: Console, world: World
-) -> dict[str, dict[str, Any]]:
-    """way -> all that its version depends on. Raises PawprintError, before any is trained, for a
-    way that this net or these photos don't suit."""
+) -> tuple[PhotoData | None, dict[str, dict[str, Any]]]:
+    """The photos, opened once for all ways; and way -> all that its version depends on. Raises
+    PawprintError, before any is trained, for a way that this net or these photos don't suit."""
     data: PhotoData | None = None
     found = {}
     for way, config in configs.items():
@@ -124,7 +125,7 @@ def _require_all(
         of_variants = {name: getattr(config, name) for name in SETTINGS_OF_VARIANTS}
         found[way] = decisive_settings(run.classifier, data, run.config) | of_variants
         console = Console(to_stderr=True, silent=True)  # the others would say the same
-    return found
+    return data, found
 
 
 def _row(way: str, manifest: Manifest, how: str) -> Row:

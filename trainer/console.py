@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from serving.visible import visible
 from trainer.exit_status import FAILED
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Console:
         )
 
     def line(self, text: str = "") -> None:
-        self._rich.print(text, soft_wrap=True)
+        self._rich.print(visible(text), soft_wrap=True)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Two columns: a name and its value."""
@@ -83,7 +84,7 @@ class Console:
             return
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows:
-            table.add_row(name, value)
+            table.add_row(name, visible(value))
         self._rich.print(table)
 
     @contextmanager

@@ -4,6 +4,7 @@ import errno
 import sys
 
 from serving.errors import Unavailable
+from serving.visible import visible
 from trainer.errors import FailedCheck
 
 FAILED = 1  # a check or a gate; and what nobody expected, as of any Python program
@@ -33,5 +34,5 @@ def fail(error: Exception) -> int:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         said = f"{place}{error.strerror or error}"
-    print(f"error: {said}", file=sys.stderr)
+    print(f"error: {visible(said)}", file=sys.stderr)
     return status_of(error)

@@ -8,7 +8,7 @@ from trainer.config import TrainConfig
 _FINE_TUNING = (
     *("learning_rate", "weight_decay", "warmup", "thaw", "views", "schedule", "layer_decay"),
     *("gradual", "augment", "erasing", "mixup", "cutmix", "label_smoothing", "dropout", "clip"),
-    *("ema", "accumulate", "patience", "wise_ft", "amp", "compile"),
+    *("ema", "accumulate", "patience", "wise_ft", "amp", "compile", "checkpoints"),
 )
 _STEPS_OF_HEAD = ("head_epochs", "head_rate")
 
@@ -28,6 +28,7 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = 
     (("cache",), lambda c: not c.probes, "only a head that is solved first needs features"),
     (_STEPS_OF_HEAD, lambda c: c.head_solver != "sgd", "of --head-solver sgd alone"),
     (("head_init",), lambda c: c.probes and c.head_solver == "lbfgs", "L-BFGS solves the head"),
+    (("gradual", "layer_decay"), lambda c: c.thaw == 0, "with --thaw 0 no stage learns"),
     (("views",), lambda c: c.adversarial is not None, "--adversarial always changes the photos"),
     (("teacher_share", "teacher_temperature"), lambda c: c.teacher is None, "without --teacher"),
     (("max_accuracy_loss",), lambda c: not c.int8 and not c.fp16, "without --int8 and --fp16"),

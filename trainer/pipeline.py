@@ -8,6 +8,7 @@ from pathlib import Path
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.data import PhotoData
 from trainer.determinism import deterministic
 from trainer.distributed import World, joined
 from trainer.fitting import fit
@@ -18,17 +19,22 @@ from trainer.results import Published
 from trainer.tracking import figures_on_test, tracked
 
 
-def train(config: TrainConfig, console: Console, world: World | None = None) -> Published | None:
+def train(
+    config: TrainConfig,
+    console: Console,
+    world: World | None = None,
+    data: PhotoData | None = None,
+) -> Published | None:
     """Train, export, check, measure and publish one version.
 
     Under torchrun every process calls it; None in those that do not lead. world: where they have
-    met already. Raises PawprintError (InvalidRequest, InvalidData, FailedCheck); then nothing is
-    published.
+    met already. data: as of `prepare`. Raises PawprintError (InvalidRequest, InvalidData,
+    FailedCheck); then nothing is published.
     """
     started = time.monotonic()
     meeting = joined() if world is None else nullcontext(world)
     with meeting as world, deterministic(config.deterministic):
-        run = prepare(config, console, world)
+        run = prepare(config, console, world, data)
         name = run.config.name
         published = world.of_leader(lambda: published_by_job(run))
         if published is not None:

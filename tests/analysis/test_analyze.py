@@ -305,6 +305,22 @@ def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(tr
     assert marked["corruptions"] == again["corruptions"] and marked["smallest"] == again["smallest"]
 
 
+def test_one_that_other_code_has_begun_is_named_once(trained, monkeypatch):
+    def stopped(tasks, *arguments, **named):
+        run_tasks(tasks[:2], *arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_run, "run_tasks", stopped)
+        begun = analyze(trained, *SMALL, status=130)
+        other = analyze(trained, *SMALL, "--seed", 1, status=130)
+        patch.setattr(analysis_run, "digest_code", lambda: "other")
+        anew = analyze(trained, *SMALL, status=130)
+        goes_on = analyze(trained, *SMALL, status=130)
+    said = "An unfinished analysis like this one was begun by other code"
+    assert [said in text for text in (begun, other, anew, goes_on)] == [False, False, True, False]
+
+
 def test_two_processes_give_the_same_report(trained, tmp_path):
     analyze(trained, *SMALL)
     alone = figures(report_of(trained))

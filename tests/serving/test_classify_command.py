@@ -95,6 +95,18 @@ def test_a_folder_has_the_photos_that_train_finds_there(
     assert len(trained_on) == 31
 
 
+def test_names_move_no_cursor(server: ServerProcess, tmp_path: Path) -> None:
+    """In text for people: in a table, in lines, in errors."""
+    name, shown = "a\x1b[2J\nb.jpg", r"a\x1b[2J\nb.jpg"
+    (tmp_path / name).write_bytes(jpeg())
+    for copies in (1, 30):
+        done = classify(server, *[tmp_path / name] * copies)
+        lines = [line for line in done.stdout.splitlines() if f"{tmp_path}/{shown}" in line]
+        assert len(lines) == copies and "\x1b" not in done.stdout
+    done = classify(server, tmp_path / f"not{name}")
+    assert done.stderr == f"error: no such file or folder: {tmp_path}/not{shown}\n"
+
+
 def test_json_lines(server: ServerProcess, album: Path) -> None:
     done = classify(server, album, "--json", "--top-k", 2, "--model", "pets", "--version", 1)
     assert done.returncode == 0

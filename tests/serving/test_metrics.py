@@ -3,11 +3,13 @@
 import asyncio
 import http.client
 import json
+import logging
 import re
 import resource
 import signal
 import socket
 import struct
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, NotFound, Unavailable
+from serving.log_format import TextFormatter
 from serving.metrics_server import MetricsServer
 from serving.repository import Repository
 from serving.server import Server
@@ -391,6 +394,27 @@ def test_text_logs_name_the_fields(start: Callable[..., ServerProcess], models: 
     assert ' request_id="a code=OK" ' in forged
     assert " INFO serving.access: call method=Classify code=OK request_id=" in line
     assert " photos=1 " in line and " inference_ms=" in line
+
+
+def test_a_text_log_is_one_line_for_each_message_whatever_it_names() -> None:
+    text = TextFormatter(worker=None)
+    record = logging.makeLogRecord(
+        {
+            "msg": "%s is gone",
+            "args": ("a\x1b[2J\n2026 INFO all is well",),
+            "fields": {"model": "\x1b"},
+        }
+    )
+    assert text.format(record).endswith(r" a\x1b[2J\n2026 INFO all is well is gone model=\x1b")
+    try:
+        raise ValueError("b\x1b[2J")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    *_, last = text.format(record).splitlines()
+    assert (
+        last == r"ValueError: b\x1b[2J"
+        and "Traceback (most recent call last):\n" in text.format(record)
+    )
 
 
 def test_photos_fill_no_log(start: Callable[..., ServerProcess], models: Path) -> None:

@@ -61,6 +61,27 @@ def test_list_shows_a_broken_version(models, root: Path) -> None:
     assert "does not match" in json.loads(models("list", "--json")[1])[2]["problem"]
 
 
+def test_an_alias_that_is_malformed_is_named_and_breaks_no_version(models, root: Path) -> None:
+    for alias in ("canary", "stable"):
+        models("promote", "pets/1", "--alias", alias)
+    (root / "pets/aliases/canary").write_text("one\n")
+    status, out, err = models("list")
+    assert (status, err) == (0, "")
+    first, second, alias = (line.split() for line in out.splitlines()[2:])
+    assert first[:4] == ["pets", "1", "stable", "0.9000"] and second[:3] == ["pets", "2", "0.9000"]
+    assert alias == "pets canary broken alias 'canary' of 'pets' is malformed".split()
+    *sound, malformed = json.loads(models("list", "--json")[1])
+    assert ["problem" in row for row in sound] == [False] * 3
+    assert (malformed["name"], malformed["version"], malformed["alias"]) == ("pets", None, "canary")
+    assert ["aliases", "stable"] in [
+        line.split() for line in models("show", "pets")[1].splitlines()
+    ]
+    assert models("page")[0] == 0
+    page = (root / "index.html").read_text()
+    assert "alias &#x27;canary&#x27; of &#x27;pets&#x27; is malformed" in page
+    assert "1 <b>stable</b>" in page
+
+
 @pytest.mark.parametrize("command", ["list", "verify"])
 def test_a_version_that_is_removed_meanwhile_is_left_out(
     command: str, models, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +117,18 @@ def test_show(models) -> None:
     assert status == 0 and "a, b, c" in out and "model.onnx" in out
     manifest = json.loads(models("show", "birds/1", "--json")[1])
     assert manifest["labels"] == ["a", "b", "c"]
+
+
+def test_a_name_moves_no_cursor(models, root: Path) -> None:
+    build_version(root, "odd", ["a\x1b[2J", "b\nfake: whole"])
+    _, out, _ = models("show", "odd")
+    assert r"a\x1b[2J, b\nfake: whole" in out and "\x1b" not in out
+    assert json.loads(models("show", "odd", "--json")[1])["labels"] == [
+        "a\x1b[2J",
+        "b\nfake: whole",
+    ]
+    (root / "pets/1/a\x1b[2J").touch()
+    assert models("verify", "pets/1")[1] == "pets/1: a\\x1b[2J is not part of the version\n"
 
 
 def test_verify_everything(models, root: Path) -> None:

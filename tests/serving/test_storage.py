@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec.config
 import numpy as np
@@ -422,25 +423,76 @@ def test_a_publication_that_is_cut_off_is_never_seen(
     assert remote.versions("pets") == [2] and remote.verify("pets", 2) == []
 
 
+def analyse(remote: Repository, files: dict[str, bytes]) -> None:
+    """Make these the analysis of pets/1."""
+    with remote.staging("pets") as folder:
+        for file, data in files.items():
+            (folder / file).write_bytes(data)
+        remote.attach_analysis("pets", 1, folder)
+
+
+def analysis(remote: Repository) -> dict[str, bytes | None]:
+    return {
+        file: remote.read_analysis("pets", 1, file) for file in remote.analysis_files("pets", 1)
+    }
+
+
 @only_s3
-def test_an_analysis_whose_upload_is_cut_off_is_none(
+def test_a_first_analysis_whose_upload_is_cut_off_is_none(
     remote: Repository, proxy: CutProxy, models: Path
 ) -> None:
     copy_version(Repository(models), "pets", 1, remote)
-    for limit in (None, MIB):
-        proxy.reset(limit)
-        with remote.staging("pets") as folder:
-            (folder / "report.html").write_bytes(b"robust")
-            (folder / "picture.png").write_bytes(WEIGHTS[: 2 * MIB])
-            if limit is None:
-                remote.attach_analysis("pets", 1, folder)
-                assert remote.read_analysis("pets", 1, "report.html") == b"robust"
-            else:
-                with pytest.raises(Unavailable):
-                    remote.attach_analysis("pets", 1, folder)
+    proxy.reset(MIB)
+    with pytest.raises(Unavailable):
+        analyse(remote, {"a.html": b"robust", "b.png": WEIGHTS[: 2 * MIB]})
     proxy.reset()
-    assert remote.read_analysis("pets", 1, "report.html") is None
-    assert remote.analysis_files("pets", 1) == [] and remote.verify("pets", 1) == []
+    assert analysis(remote) == {} and remote.verify("pets", 1) == []
+    remote.promote("pets", 1)
+
+
+def test_an_analysis_that_is_cut_off_anywhere_is_the_one_before_or_the_new_one(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_version(Repository(models), "pets", 1, remote)
+    before = {"report.html": b"robust", "gone.png": b"gone", "same.png": b"same"}
+    after = {"report.html": b"better", "new.png": b"new", "same.png": b"same"}
+    requests = 0
+    most: float = float("inf")
+
+    def cut(request: Callable[..., None]) -> Callable[..., None]:
+        def until_cut(*what: Any) -> None:
+            nonlocal requests
+            if requests >= most:
+                raise Unavailable("cut")
+            requests += 1
+            request(*what)
+
+        return until_cut
+
+    one = remote._bucket.delete
+    for name in ("upload", "write"):
+        monkeypatch.setattr(remote._bucket, name, cut(getattr(remote._bucket, name)))
+    delete_one = cut(lambda key: one([key]))
+    monkeypatch.setattr(remote._bucket, "delete", lambda keys: [delete_one(k) for k in keys])
+    found = []
+    whole = False
+    while not whole:
+        requests, most = 0, float("inf")
+        analyse(remote, before)
+        assert analysis(remote) == before
+        requests, most = 0, len(found)
+        try:
+            analyse(remote, after)
+            whole = True
+        except Unavailable:
+            pass
+        found.append(analysis(remote))
+        assert remote.verify("pets", 1) == []
+    assert len(found) > 10
+    changed = found.index(after)
+    assert all(one == before for one in found[:changed]) and changed > 3
+    assert all(one == after for one in found[changed:])
+    assert set(remote._bucket.sizes("pets/1/analysis")) == {"digests.json", *after}
     remote.promote("pets", 1)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.tiny import build_version
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.processes import together
 from trainer.compare import configurations
+from trainer.data import PhotoData, load_data
 from trainer.defaults import with_defaults
 from trainer.finished_ways import FinishedWays
 from trainer.tiny import Tiny
@@ -37,10 +39,20 @@ def comparing(photos: Path, tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_four_ways_are_four_versions_in_one_table(
-    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: MakePhotos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    out = tmp_path / "models"
+    out, opened = tmp_path / "models", []
+
+    def opening(*what: Any) -> PhotoData:
+        opened.append(what)
+        return load_data(*what)
+
+    monkeypatch.setattr("trainer.preparing.load_data", opening)
     assert main(comparing(photos(per_class=12), tmp_path)) == 0
+    assert len(opened) == 1
     captured = capsys.readouterr()
     rows = json.loads(captured.out)
     assert [row["way"] for row in rows] == ["frozen", "fine-tuned", "full", "scratch"]
@@ -79,7 +91,7 @@ from trainer.train import main
 
 def said(self, text=""):
     say(self, text)
-    if text == "\\n--- full":
+    if text == "--- full":
         os.kill(os.getpid(), signal.SIGKILL)
 
 say, Console.line = Console.line, said

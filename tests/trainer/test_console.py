@@ -8,6 +8,7 @@ import pytest
 from tests.commands import unread
 from tests.conftest import ROOT
 from trainer.console import Console
+from trainer.exit_status import fail
 
 
 @pytest.mark.parametrize("terminal", ["", "1"])
@@ -20,6 +21,20 @@ def test_names_of_files_are_said_as_they_are(
         console.line(name)
         console.table("Configuration", [("data", name)])
         assert capsys.readouterr().out.count(name) == 2
+
+
+@pytest.mark.parametrize("terminal", ["", "1"])
+def test_names_move_no_cursor_and_begin_no_line(
+    terminal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("FORCE_COLOR", terminal)
+    name, shown = "a\x1b[2Jb\nerror: c\x9b1A\u202e.jpg", r"a\x1b[2Jb\nerror: c\x9b1A\u202e.jpg"
+    console = Console(to_stderr=False)
+    console.line(name)
+    console.table("Configuration", [("data", name)])
+    assert capsys.readouterr().out.count(shown) == 2
+    fail(FileNotFoundError(2, "No such file", name))
+    assert capsys.readouterr().err == f"error: {shown}: No such file\n"
 
 
 SAID = """

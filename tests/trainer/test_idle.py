@@ -34,6 +34,7 @@ RUNS = (
     {"epochs": 1, "weights": "none", "adversarial": "fast@4/255"},
     {"epochs": 1},
     {"epochs": 1, "head_solver": "none"},
+    {"epochs": 4, "thaw": 0.0, "head_solver": "none", "learning_rate": 1.0},
 )
 
 
@@ -44,16 +45,18 @@ def test_what_is_named_changes_no_bit_of_the_version(
     torch.manual_seed(0)
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
     run = {"weights": str(tmp_path / "tiny.pth"), "checkpoints": "none", **run}
+    places = {name: tmp_path / name for name in ("cache", "checkpoints")}
+    other = OTHER | {name: str(place) for name, place in places.items()}
     run |= {"data": str(photos(per_class=12)), "name": "shapes", "backbone": "tiny", "size": 32}
-    named, cache = _reasons(with_defaults(run)), tmp_path / "cache"
+    named = _reasons(with_defaults(run))
     digests = []
-    for given in (run, {**run, **{name: {**OTHER, "cache": str(cache)}[name] for name in named}}):
+    for given in (run, {**run, **{name: other[name] for name in named}}):
         config = with_defaults({**given, "out": str(tmp_path / f"models{len(digests)}")})
         published = train(config, Console(to_stderr=True, silent=True))
         assert published is not None
         files = published.manifest.files
         digests.append([files[file].sha256 for file in ("weights.safetensors", "model.onnx")])
-    assert digests[0] == digests[1] and not cache.exists()
+    assert digests[0] == digests[1] and not any(place.exists() for place in places.values())
 
 
 def test_each_line_of_the_table_is_tried() -> None:
@@ -63,7 +66,7 @@ def test_each_line_of_the_table_is_tried() -> None:
         for why in _reasons(TrainConfig(**{"data": "d", "name": "n", **run})).values()
     }
     assert whys == {why for _, _, why in _IDLE}
-    assert {"cache", *OTHER} == {name for names, _, _ in _IDLE for name in names}
+    assert {"cache", "checkpoints", *OTHER} == {name for names, _, _ in _IDLE for name in names}
 
 
 def test_they_are_named_once_with_why_where_they_were_given(

@@ -15,6 +15,7 @@ from serving.cores import usable_cores
 from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
 from serving.layout import ANALYSIS
 from serving.storage import open_repository
+from serving.visible import visible
 from trainer.analysis import compare
 from trainer.analysis.gate import check, measured, parse_condition
 from trainer.analysis.headline import headline, in_words, side_by_side
@@ -51,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _failed(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     return status
 
 

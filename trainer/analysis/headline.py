@@ -3,6 +3,7 @@
 from typing import Any
 
 from serving.errors import listed
+from serving.visible import visible
 from trainer.analysis.report import NAMED, percent, threshold_text, whole
 from trainer.analysis.settings import k255
 from trainer.analysis.trust import USUAL
@@ -50,7 +51,7 @@ def in_words(report: dict[str, Any], folder: str) -> str:
     advice = "; the figures may flatter: see the report, and try a larger --budget"
     said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
     lines.append(f"sanity       {said}")
-    return "\n".join([*lines, f"{folder}/report.html"])
+    return "\n".join(map(visible, [*lines, f"{folder}/report.html"]))
 
 
 def _believed(trust: dict[str, Any]) -> str:
@@ -82,4 +83,4 @@ def side_by_side(made: dict[str, Any]) -> str:
             f"{percent(one['clean']['accuracy'])}; left by PGD {left}; its images at "
             f"{k255(made['epsilon'])} turn {turned}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

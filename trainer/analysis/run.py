@@ -43,6 +43,7 @@ SMALLEST = {
     "l2": "FMN (Pintor et al. 2021, arXiv:2102.12827), then bisected",
 }
 CORRUPTIONS = "The 15 kinds of ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261)"
+_MADE_BY = ("code", "libraries")  # what of an analysis' key its user does not ask for
 _WAIT_S = 0.2  # between looks for the pieces of other processes
 
 
@@ -91,8 +92,7 @@ def analyse(
     ServerFailed (before anything is computed, or, where the server fails later, once the report is
     attached without its verdicts), and Unavailable, which says where what is finished is kept if a
     bucket does not take the report.
-    In a folder the version keeps, whatever happens, the analysis that it had until the new one is
-    whole.
+    The version keeps, whatever happens, the analysis that it had until the new one is whole.
     """
     start = time.monotonic()
     subject = load_subject(repository, name, version, torch.device(config.device))
@@ -132,6 +132,12 @@ def analyse(
         _say_what_was_found(study, console)
         if server is not None:  # now, and not after hours
             server.verdicts([png_bytes(photos.pixels[0])])
+        begun = any(workspace.has(task.name) for task in tasks)
+        if not begun and workspace.begun_by_others(_MADE_BY):
+            console.line(
+                "An unfinished analysis like this one was begun by other code, or with other "
+                "versions of torch and the like: this one starts anew"
+            )
         earlier_s = sum(workspace.seconds(task.name) for task in tasks if workspace.has(task.name))
         with console.bar("Analysing", len(tasks)) as advance:
             finished = 0

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,32 @@ class Task:
     run: Callable[[], Piece]
 
 
+_KEY = "key.json"
 _FORGOTTEN_AFTER_S = 7 * 24 * 3600.0
 
 
 class Workspace:
     def __init__(self, parent: Path, key: dict[str, Any]) -> None:
         """`key`: JSON values; all that the pieces depend on."""
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        text = json.dumps(key, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = parent / f".analysis-{digest}"
         others = (left for left in parent.glob(".analysis-*") if left != self.folder)
         remove_old(others, _FORGOTTEN_AFTER_S)
         self.folder.mkdir(parents=True, exist_ok=True)
+        with replaced(self.folder / _KEY) as file:
+            file.write(text.encode())
+
+    def begun_by_others(self, made_by: Sequence[str]) -> bool:
+        """Whether there is one with finished pieces whose key differs in `made_by` alone."""
+        own = json.loads((self.folder / _KEY).read_text())
+        for other in self.folder.parent.glob(f".analysis-*/{_KEY}"):
+            with suppress(OSError, ValueError):  # gone since it was found, or damaged
+                key = json.loads(other.read_text())
+                alike = key | {name: own[name] for name in made_by} == own
+                if alike and key != own and any(other.parent.glob("*.npz")):
+                    return True
+        return False
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '~')}.npz"
