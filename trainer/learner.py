@@ -22,6 +22,7 @@ from trainer.metrics import Bools
 from trainer.mixing import make_mix
 from trainer.optimizers import OPTIMIZERS, parameter_groups, set_rate
 from trainer.pictures import Photo
+from trainer.running_statistics import keep_up
 from trainer.split import Ints
 from trainer.stages import channels_last, split_frozen
 from trainer.step import Step
@@ -66,6 +67,7 @@ class Learner:
         self._val = Activations(prefix, lambda p, _: ready(plain(data.squares, p).to(device)))
         self._taught = None if teacher is None else teacher.on(augmentation, device)
 
+        keep_up(classifier)
         if config.dropout is not None:
             classifier.dropout.p = config.dropout
         groups = parameter_groups(classifier, config.weight_decay, config.layer_decay)

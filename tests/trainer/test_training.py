@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import Dropout
+from torch.nn import BatchNorm2d, Conv2d, Dropout
 
 from serving.modelspec import Preprocessing
 from tests.trainer.conftest import MakePhotos
@@ -151,6 +151,22 @@ def test_dropout_is_the_nets_own_unless_it_is_given(photos: MakePhotos, backbone
         assert run.classifier.dropout.p == share and run.classifier.dropout.training
         drops = {id(module): module.p for module in model.modules() if isinstance(module, Dropout)}
         assert list(drops.values()) == [share], "once, and in what is trained"
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "mnasnet0_5"])
+def test_after_some_tens_of_steps_a_net_is_judged_by_what_it_saw(photos: MakePhotos, backbone: str):
+    """Made for long trainings, by itself it would still be judged by what it began with."""
+    run = Run(photos, backbone, weights="none", thaw=1.0, augment="crop")
+    learner = run.learner()
+    for step in range(40):
+        learner.learn(range(8), view=step, rate=1e-8, step=step, progress=0.0)
+    photos_seen = plain(run.data.squares, run.data.splits["train"][:8])
+    net = run.classifier.eval()
+    kernel, norm = [m for m in net.modules() if isinstance(m, Conv2d | BatchNorm2d)][:2]
+    assert isinstance(norm, BatchNorm2d) and norm.running_mean is not None
+    with torch.no_grad():
+        means = kernel(net.normalise(photos_seen)).mean((0, 2, 3))
+    assert (norm.running_mean - means).norm() < 0.35 * means.norm()  # of crops, and whole
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
