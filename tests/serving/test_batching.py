@@ -456,16 +456,25 @@ async def test_requests_of_streams_wait_for_the_room_that_they_may_have(
     b, generator = batcher(model, thread, max_queue=16), random.Random(seed)
     inside: list[Call] = []
     line: list[tuple[asyncio.Task[Call], str, Priority]] = []
+    come: list[Call] = []  # in their order
     seen: Counter[str] = Counter()
+    alone = True  # no step but the last since all have come in
+
+    async def join(photos: int, who: str, priority: Priority) -> Call:
+        call = await b.admit_in_turn(photos, deadline=math.inf, caller=who, priority=priority)
+        come.append(call)
+        return call
 
     async def come_in() -> None:
         nonlocal line
         for _ in range(3):
             await asyncio.sleep(0)
-        come = [task.result() for task, _, _ in line if task.done()]
         line = [one for one in line if not one[0].done()]
-        inside.extend(come)
+        for call in come:
+            assert not alone or has_room(inside, call.caller, call.priority)
+            inside.append(call)
         seen["let in"] += len(come)
+        come.clear()
 
     for _ in range(1500):
         step = generator.choice(["call", "join", "join", "leave", "cancel"])
@@ -477,18 +486,18 @@ async def test_requests_of_streams_wait_for_the_room_that_they_may_have(
             except Overloaded:
                 seen["refused"] += 1
         elif step == "join" and len(line) < 20:
-            waits = b.admit_in_turn(photos, deadline=math.inf, caller=who, priority=priority)
-            line.append((asyncio.create_task(waits), who, priority))
+            line.append((asyncio.create_task(join(photos, who, priority)), who, priority))
         elif step == "leave" and inside:
             with inside.pop(generator.randrange(len(inside))):
                 pass
         elif step == "cancel" and line:
             line.pop(generator.randrange(len(line)))[0].cancel()  # maybe as it is let in
             seen["cancelled"] += 1
-        if generator.random() < 0.7:  # else several of these come in one moment
+        if settles := generator.random() < 0.7:  # else several of these come in one moment
             await come_in()
             assert b.admitted == sum(call.photos for call in inside)
             assert not any(has_room(inside, who, priority) for _, who, priority in line)
+        alone = settles
     assert min(seen[what] for what in ("refused", "cancelled", "let in")) > 50, seen
     await come_in()
     while inside:
