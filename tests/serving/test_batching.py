@@ -149,6 +149,18 @@ async def test_it_waits_no_longer_than_max_delay(model: Model, thread: Inference
     assert model.batches == [[1], [2]]
 
 
+async def test_what_a_full_batch_leaves_waits_no_longer_either(
+    model: Model, thread: InferenceThreads
+) -> None:
+    b = batcher(model, thread, max_delay_s=0.05)
+    first = await occupied(model, b)
+    with b.admit(6) as call:  # of which one does not come
+        answers = [put(call, row) for row in range(1, 6)]
+        model.gate.set()
+        await asyncio.wait_for(asyncio.gather(first, *answers), LONG_S / 2)
+    assert model.batches == [[0], [1, 2, 3, 4], [5]]
+
+
 async def test_it_waits_no_longer_though_another_comes_and_leaves(
     model: Model, thread: InferenceThreads
 ) -> None:
@@ -315,6 +327,10 @@ async def test_a_fault_of_the_model_reaches_every_caller_and_ends_there(
         with pytest.raises(ZeroDivisionError, match="poisoned"):
             await task
     assert values(await ask(b, 5)) == [10]
+    b._admission.photo_s = 5.0
+    with pytest.raises(ZeroDivisionError):
+        await ask(b, -1)
+    assert b._admission.photo_s == 5.0  # it says nothing about how fast photos are answered
     gc.collect()  # an exception that nobody took would be logged now, and warnings are errors
 
 
@@ -703,6 +719,9 @@ async def test_a_photo_that_came_too_late_says_nothing_about_how_fast_others_are
             with pytest.raises(DeadlineExceeded):
                 await place.answer
     assert b._admission.photo_s == photo_s
+    with b.admit(2) as call, pytest.raises(InvalidImage):
+        await fail(call)
+    assert b._admission.photo_s != photo_s  # one that is damaged took work
 
 
 def test_a_call_with_none_before_it_is_tried_whatever_the_estimate_says() -> None:
