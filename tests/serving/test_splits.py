@@ -49,7 +49,16 @@ def test_splits_are_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["pets", "pets=canary", "pets=canary:2", "pets=canary:-1", "=canary:1", "pets=:1", "a=b:."],
+    [
+        "pets",
+        "pets=canary",
+        "pets=canary:2",
+        "pets=canary:-1",
+        "=canary:1",
+        "pets=:1",
+        "a=b:.",
+        ",",
+    ],
 )
 def test_a_wrong_split_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="canary must be MODEL=VERSION:SHARE"):
