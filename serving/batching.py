@@ -112,7 +112,7 @@ class Call:
         self._batcher._leave(self)
         places, self._places = self._places, []  # no cycle is left that only the collector ends
         for place in places:
-            place.answer.cancel()  # and if it is an exception: asyncio would log it where not awaited
+            place.answer.cancel()  # asyncio logs no exception of it either, if nobody awaited that
 
 
 class Place:
