@@ -18,7 +18,13 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.channel import CHANNEL_OPTIONS, RETRY_BUFFER_BYTES, target_of
 from serving.client import AsyncClient, Client
-from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
+from serving.errors import (
+    InvalidRequest,
+    Overloaded,
+    PawprintError,
+    Unauthenticated,
+    Unavailable,
+)
 from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import jpeg
 
@@ -159,6 +165,28 @@ async def test_who_fails_at_once_is_not_the_faster_one(kind: type, code: grpc.St
             with suppress(PawprintError):
                 answers.append(await version_by(client))
         assert answers.count(1) >= 3
+        await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    "code, error",
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
+        (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+    ],
+)
+async def test_a_fault_of_the_callers_own_waits_for_no_other_server(kind, code, error) -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address:
+        client = kind(address, hedge_after_s=0.1)
+        await until_connected(client, scripts)
+        scripts[0].delay_s, scripts[1].code = 20.0, code
+        start = time.monotonic()
+        for _ in range(2):  # one of them begins with the slow one
+            with pytest.raises(error, match="as scripted"):
+                await version_by(client)
+        assert time.monotonic() - start < 10
         await closed(client)
 
 
