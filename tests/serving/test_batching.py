@@ -366,12 +366,13 @@ async def test_close_finishes_what_waits(model: Model) -> None:
     b = batcher(model, thread)
     first = await occupied(model, b)
     (task,) = await queued(ask(b, 1, 2, 3, 4, 5, 6))
-    closing = asyncio.create_task(asyncio.to_thread(thread.close))
-    await asyncio.sleep(0.02)
-    model.gate.set()
-    assert values(await task) == [2, 4, 6, 8, 10, 12]
-    await first
-    await closing
+    with b.admit(1):  # which nobody waits for any longer
+        closing = asyncio.create_task(asyncio.to_thread(thread.close))
+        await asyncio.sleep(0.02)
+        model.gate.set()
+        assert values(await asyncio.wait_for(task, LONG_S / 2)) == [2, 4, 6, 8, 10, 12]
+        await first
+        await asyncio.wait_for(closing, LONG_S / 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -867,6 +868,34 @@ async def test_several_threads_share_what_waits(model: Model) -> None:
     answers = await ask(b, *range(10, 16))
     assert values(answers) == [2 * row for row in range(10, 16)]
     assert max(len(batch) for batch in model.batches) <= 5
+    await asyncio.to_thread(threads.close)
+
+
+async def test_a_thread_wakes_another_for_what_it_leaves(model: Model) -> None:
+    threads = InferenceThreads("test", 2)
+    b = batcher(model, threads)
+    model.gate.clear()
+    with b.admit(3) as call:
+        answers = [put(call, 1), put(call, 2)]
+        await asyncio.sleep(0.05)  # both wait for the third
+        fail(call)
+        for _ in answers:
+            await asyncio.wait_for(begun(model), LONG_S / 2)
+        model.gate.set()
+        await asyncio.gather(*answers)
+    assert sorted(model.batches) == [[1], [2]]
+    await asyncio.to_thread(threads.close)
+
+
+async def test_a_thread_that_runs_a_batch_has_no_share_of_the_next(model: Model) -> None:
+    threads = InferenceThreads("test", 2)
+    b = batcher(model, threads)
+    first = await occupied(model, b)
+    (others,) = await queued(ask(b, 1, 2, 3, 4))
+    await begun(model)
+    assert model.batches == [[0], [1, 2, 3, 4]]
+    model.gate.set()
+    await asyncio.gather(first, others)
     await asyncio.to_thread(threads.close)
 
 
