@@ -150,6 +150,18 @@ async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_who_answers_in_time_is_not_hedged(kind: type) -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address:
+        client = kind(address, hedge_after_s=20.0)
+        await until_connected(client, scripts)
+        for _ in range(4):
+            await version_by(client)
+        assert sum(script.calls for script in scripts) == 4
+        await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE]
 )
