@@ -253,6 +253,7 @@ def test_killing_a_server_fails_no_call(models: Path, start: Callable[..., Serve
     "address, target",
     [
         ("localhost:50051", "localhost:50051"),
+        ("pets.example.com", "pets.example.com"),  # gRPC takes port 443
         ("dns:///pawprint-headless:50051", "dns:///pawprint-headless:50051"),
         ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
         ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
