@@ -29,6 +29,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
 
     def __init__(self, answers: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self.answers, self.code = answers, code
+        self.leaves_after_each = False
         self.streams: list[list[int]] = []
         self.refused: dict[int, list[float]] = {}  # when each was
         self.refuse_s = 0.0
@@ -53,6 +54,8 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
                 request_id=request.request_id,
                 response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
             )
+            if self.leaves_after_each:
+                await context.abort(self.code, "as scripted")
 
 
 @pytest.fixture
@@ -80,6 +83,32 @@ async def test_what_is_unanswered_is_sent_again_and_nothing_else(kind, code, lea
     # Of each stream that was lost no more than what was in flight is sent a second time.
     assert all(len(read) == len(set(read)) for read in script.streams)
     assert sum(map(len, script.streams)) <= PHOTOS + 4 * (len(script.streams) - 1)
+
+
+@both
+async def test_a_stream_that_is_lost_while_nothing_is_awaited_goes_on(kind, leaving) -> None:
+    script, address = leaving
+    script.leaves_after_each = True
+
+    def slow() -> Iterator[bytes]:
+        for _ in range(4):
+            yield b"x"
+            time.sleep(0.05)
+
+    answers = await answers_to(kind, address, slow(), in_flight=1, timeout_s=10)
+    assert [answer.index for answer in answers] == list(range(4))
+
+
+@both
+async def test_a_stream_ends_with_its_photos(kind, leaving) -> None:
+    """Of which there may be none, or none left when all are answered."""
+
+    def slow() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.1)
+
+    assert await answers_to(kind, leaving[1], [], timeout_s=10) == []
+    assert len(await answers_to(kind, leaving[1], slow(), timeout_s=10)) == 1
 
 
 @both
