@@ -178,6 +178,18 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         assert await counted(running, 40) == counts  # calls to the shadow itself are not copied
 
 
+async def test_a_shadow_gets_its_share_of_the_calls(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:0.5") as running,
+        AsyncClient(running.address) as client,
+    ):
+        for _ in range(40):
+            await client.classify([jpeg()], model="pets")
+        shadowing = running.server._classifier.shadowing
+        await until(lambda: not shadowing._copies)
+        assert 0 < sum(shadowing.counts.values()) < 40
+
+
 async def test_a_slow_or_failing_shadow_harms_nobody(two: Path) -> None:
     async with (
         running_server(two, shadow="pets=canary:1") as running,
@@ -222,6 +234,10 @@ async def test_the_counts_of_versions_that_were_let_go_are_forgotten(two: Path) 
         counts = running.server._classifier.shadowing.counts
         await client.classify([jpeg()], model="pets")
         await until(lambda: bool(counts))
+        (copied,) = counts.items()
+        build_version(two, "birds")
+        await running.server.control.rescan()
+        assert [*counts.items()] == [copied]  # nothing of theirs has changed
         build_version(two, "pets", seed=2)
         repository.promote("pets", 3, "canary")
         await running.server.control.rescan()

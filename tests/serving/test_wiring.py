@@ -2,6 +2,7 @@
 
 import pytest
 
+from serving.cores import usable_cores
 from serving.device import cuda_problem
 from serving.settings import ServerSettings
 from serving.wiring import batch_settings, runs_at_once, warm_sizes
@@ -28,8 +29,8 @@ def test_each_size_is_warmed_once() -> None:
 
 
 def test_a_gpu_runs_one_large_batch_and_a_cpu_a_small_one_on_each_core() -> None:
-    settings = ServerSettings(cores=3)
+    settings = ServerSettings()
     assert batch_settings(settings, "cpu").max_batch == 4
     assert batch_settings(settings, "cuda").max_batch == 16
-    assert runs_at_once(ServerSettings(device="cpu", cores=3)) == 3
-    assert runs_at_once(settings) == (3 if cuda_problem() else 1)
+    assert runs_at_once(ServerSettings(device="cpu")) == usable_cores()
+    assert runs_at_once(settings) == (usable_cores() if cuda_problem() else 1)
