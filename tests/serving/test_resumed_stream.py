@@ -15,7 +15,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import StreamedResult
 from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
-from serving.errors import DeadlineExceeded, NotFound, Overloaded, Unavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.cut_proxy import cut_proxy
@@ -175,6 +175,7 @@ async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:
     [
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),  # no photo is too large
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
     ],
 )
 async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(
