@@ -29,7 +29,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
 
     def __init__(self, answers: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self.answers, self.code = answers, code
-        self.leaves_after_each = False
+        self.details, self.leaves_after_each = "as scripted", False
         self.streams: list[list[int]] = []
         self.refused: dict[int, list[float]] = {}  # when each was
         self.refuse_s = 0.0
@@ -42,7 +42,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
             if len(read) > self.answers or request.request.images[0] == b"poison":
                 if self.code is grpc.StatusCode.OK:
                     return
-                await context.abort(self.code, "as scripted")
+                await context.abort(self.code, self.details)
             times = self.refused.setdefault(request.request_id, [])
             if self.refuse_s and len(times) < 2:
                 assert all(time.monotonic() - at > self.refuse_s for at in times)
@@ -55,7 +55,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
                 response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
             )
             if self.leaves_after_each:
-                await context.abort(self.code, "as scripted")
+                await context.abort(self.code, self.details)
 
 
 @pytest.fixture
@@ -246,6 +246,17 @@ async def test_photos_larger_than_the_server_takes_leave_the_others_unharmed(
     assert all("than the server takes" in refused[index] for index in large)
     assert not any("can't be read" in refused[index] for index in large)  # each could be
     assert all("bytes; at most 2,097,152 are allowed" in refused[index] for index in little)
+
+
+@both
+async def test_once_one_was_too_large_no_larger_one_is_sent(kind, leaving) -> None:
+    script, address = leaving
+    script.answers, script.details = PHOTOS, "Received message larger than max"
+    script.code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    photos = [b"poison", b"as large", b"small"]
+    answers = await answers_to(kind, address, photos, in_flight=1)
+    assert [answer.result.error is None for answer in answers] == [False, False, True]
+    assert sum(script.streams, []) == [0, 2]
 
 
 async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None:
