@@ -3,6 +3,7 @@
 import errno
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,22 @@ def test_what_takes_the_place_of_a_version_while_it_is_loaded_is_loaded_next(mod
         model = update_model(repository, "pets", load, wanted, model)
     assert loads == [1, 1]
     assert model.versions[1].engine.manifest == repository.manifest("pets", 1)
+
+
+def test_no_alias_of_versions_that_stay_names_one_that_is_gone(models: Path) -> None:
+    """As of one that was to restart, and was removed meanwhile: calls would not be answered."""
+    repository = Repository(models)
+
+    def load(name: str, version: int) -> Engine:
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    first = update_model(
+        repository, "pets", load, Wanted(policy=read_policy("latest:1")), LoadedModel()
+    )
+    before = replace(first, restarting={2: "its digest"}, aliases={"old": 1, "stable": 2})
+    after = update_model(repository, "pets", load, Wanted(policy=read_policy("9")), before)
+    assert after.kept and (after.served, after.aliases) == ({1}, {"old": 1})
+    assert after.default_version == 1
 
 
 def test_what_can_not_be_loaded_anew_says_why_though_the_error_has_no_words(
