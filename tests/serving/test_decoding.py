@@ -120,15 +120,17 @@ async def test_what_would_come_too_late_or_to_nobody_is_not_decoded(models: Path
     async with running_server(models) as running:
         classifier, served = running.server._classifier, running.server.catalogue.find("pets", "")
         spec, decoded = served.engine.manifest.preprocessing, list[tuple[float, float]]()
-        with served.batcher.admit(3, deadline=time.monotonic() + 0.05) as call:
-            late, early, left = (call.place() for _ in range(3))
+        with served.batcher.admit(1) as gone:
+            left = gone.place()
+        _decode(jpeg(), spec, classifier.limits, left, decoded, lambda: None)
+        with served.batcher.admit(2, deadline=time.monotonic() + 0.05) as call:
+            late, early = call.place(), call.place()
             _decode(jpeg(), spec, classifier.limits, early, decoded, lambda: None)
             while time.monotonic() <= call.deadline:
                 await asyncio.sleep(0.01)
             _decode(jpeg(), spec, classifier.limits, late, decoded, lambda: None)
             with pytest.raises(DeadlineExceeded):
                 await late.answer
-        _decode(jpeg(), spec, classifier.limits, left, decoded, lambda: None)
     assert len(decoded) == 1
 
 

@@ -12,7 +12,7 @@ from serving import loaded_version
 from serving.client import AsyncClient
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, NotFound
-from serving.loading import LoadedModel, Wanted, update_model
+from serving.loading import LoadedModel, Wanted, update_model, without_versions
 from serving.repository import Repository
 from serving.version_policy import read_policy
 from tests.conftest import running_server
@@ -217,6 +217,12 @@ def test_no_alias_of_versions_that_stay_names_one_that_is_gone(models: Path) -> 
     after = update_model(repository, "pets", load, Wanted(policy=read_policy("9")), before)
     assert after.kept and (after.served, after.aliases) == ({1}, {"old": 1})
     assert after.default_version == 1
+
+
+def test_what_is_let_go_takes_no_other_version_along() -> None:
+    before = LoadedModel(restarting={2: "two", 3: "three"}, aliases={"old": 2, "stable": 3})
+    after = without_versions({2}, "pets", before)
+    assert (after.restarting, after.aliases) == ({3: "three"}, {"stable": 3})
 
 
 def test_what_can_not_be_loaded_anew_says_why_though_the_error_has_no_words(

@@ -358,6 +358,7 @@ def test_a_changed_file_that_can_not_be_read_now_is_read_later(
         (entry("a b", "a"), "name must be"),
         ("[[tokens]]\nname = 'a'\nsha256 = 'abc'", "64 lower-case hex digits"),
         (entry("a", "a", "photos_per_s = -1"), "must be more than 0"),
+        (entry("a", "a", "photos_per_s = 2", "burst = 0"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 'fast'"), "expected float"),
         (entry("a", "a") + entry("a", "b"), "the same name"),
         (entry("a", "a") + entry("b", "a"), "the same sha256"),
