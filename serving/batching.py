@@ -112,8 +112,7 @@ class Call:
         self._batcher._leave(self)
         places, self._places = self._places, []  # no cycle is left that only the collector ends
         for place in places:
-            if not place.answer.cancel() and not place.answer.cancelled():
-                place.answer.exception()  # seen: asyncio would log one that nobody awaited
+            place.answer.cancel()  # asyncio logs no exception of it either, if nobody awaited that
 
 
 class Place:

@@ -128,8 +128,7 @@ class Classifier:
                     )
             self._decoders.start(jobs, call.caller, priority)
             answers = [await _answer(place, alone=len(places) == 1) for place in places]
-        if served.shadow is not None:
-            self.shadowing.copy(served, answers, functools.partial(self._copy, photos))
+        self.shadowing.copy(served, answers, functools.partial(self._copy, photos))
         answered = [answer for answer in answers if isinstance(answer, Answer)]
         return Inferred(
             answers=tuple(answers),

@@ -92,8 +92,7 @@ class InferenceThreads:
             if due <= now or (self._closing and due < math.inf):
                 work = source.take(self.count - self._running, self._running)
                 self._running += 1
-                if self._running < self.count:
-                    self.changed.notify()  # there may be more to do than this
+                self.changed.notify()  # there may be more to do than this
                 return work, now
             soonest = min(soonest, due)
         return None, soonest

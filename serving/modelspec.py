@@ -6,12 +6,11 @@ Every field is required and no other is allowed: a missing one is an error, neve
 import dataclasses
 import json
 import re
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from serving.errors import BrokenVersion
 
@@ -213,11 +212,6 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (a for a in arguments if a is not type(None))
-        return _read(kind, value, where)
     if dataclasses.is_dataclass(kind):
         _expect(isinstance(value, Mapping), where, "an object", value)
         hints = get_type_hints(kind)

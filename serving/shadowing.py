@@ -36,8 +36,8 @@ class Shadowing:
         self._copies: set[asyncio.Task[None]] = set()
 
     def copy(self, served: ServedVersion, answers: Answers, ask: Ask) -> None:
-        """Ask the shadow of `served` too, for its share of the calls, and forget it: what becomes
-        of the copy never reaches the caller."""
+        """Ask the shadow of `served`, if there is one, for its share of the calls, and forget it:
+        what becomes of the copy never reaches the caller."""
         shadow = served.shadow
         if shadow is None or random.random() >= shadow.share:
             return

@@ -18,7 +18,13 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.channel import CHANNEL_OPTIONS, RETRY_BUFFER_BYTES, target_of
 from serving.client import AsyncClient, Client
-from serving.errors import InvalidRequest, Overloaded, PawprintError, Unavailable
+from serving.errors import (
+    InvalidRequest,
+    Overloaded,
+    PawprintError,
+    Unauthenticated,
+    Unavailable,
+)
 from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import jpeg
 
@@ -144,6 +150,18 @@ async def test_a_slow_server_is_hedged_by_a_fast_one(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_who_answers_in_time_is_not_hedged(kind: type) -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address:
+        client = kind(address, hedge_after_s=20.0)
+        await until_connected(client, scripts)
+        for _ in range(4):
+            await version_by(client)
+        assert sum(script.calls for script in scripts) == 4
+        await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE]
 )
@@ -159,6 +177,28 @@ async def test_who_fails_at_once_is_not_the_faster_one(kind: type, code: grpc.St
             with suppress(PawprintError):
                 answers.append(await version_by(client))
         assert answers.count(1) >= 3
+        await closed(client)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    "code, error",
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
+        (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+    ],
+)
+async def test_a_fault_of_the_callers_own_waits_for_no_other_server(kind, code, error) -> None:
+    scripts = [Scripted(1), Scripted(2)]
+    async with Servers(*scripts) as address:
+        client = kind(address, hedge_after_s=0.1)
+        await until_connected(client, scripts)
+        scripts[0].delay_s, scripts[1].code = 20.0, code
+        start = time.monotonic()
+        for _ in range(2):  # one of them begins with the slow one
+            with pytest.raises(error, match="as scripted"):
+                await version_by(client)
+        assert time.monotonic() - start < 10
         await closed(client)
 
 
@@ -213,6 +253,7 @@ def test_killing_a_server_fails_no_call(models: Path, start: Callable[..., Serve
     "address, target",
     [
         ("localhost:50051", "localhost:50051"),
+        ("pets.example.com", "pets.example.com"),  # gRPC takes port 443
         ("dns:///pawprint-headless:50051", "dns:///pawprint-headless:50051"),
         ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
         ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),

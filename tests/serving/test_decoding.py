@@ -1,16 +1,19 @@
 """Who decodes when: callers do not wait for all photos of another one."""
 
+import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from serving.classification import _decode
 from serving.client import AsyncClient
 from serving.decoding import Decoders, Job
-from serving.errors import PawprintError
+from serving.errors import DeadlineExceeded, PawprintError
 from serving.turns import LOW_EVERY, Priority
 from tests.conftest import running_server
 from tests.photos import encode, jpeg
@@ -111,6 +114,24 @@ async def test_a_photo_for_which_there_is_no_memory_fails_its_call_and_no_other(
             await client.classify([jpeg()], model="pets", timeout_s=LONG_S)
         monkeypatch.undo()
         assert (await client.classify([jpeg()], model="pets")).results[0].error is None
+
+
+async def test_what_would_come_too_late_or_to_nobody_is_not_decoded(models: Path) -> None:
+    async with running_server(models) as running:
+        classifier, served = running.server._classifier, running.server.catalogue.find("pets", "")
+        spec, decoded = served.engine.manifest.preprocessing, list[tuple[float, float]]()
+        with served.batcher.admit(1) as gone:
+            left = gone.place()
+        _decode(jpeg(), spec, classifier.limits, left, decoded, lambda: None)
+        with served.batcher.admit(2, deadline=time.monotonic() + 0.05) as call:
+            late, early = call.place(), call.place()
+            _decode(jpeg(), spec, classifier.limits, early, decoded, lambda: None)
+            while time.monotonic() <= call.deadline:
+                await asyncio.sleep(0.01)
+            _decode(jpeg(), spec, classifier.limits, late, decoded, lambda: None)
+            with pytest.raises(DeadlineExceeded):
+                await late.answer
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])

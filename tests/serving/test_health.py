@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.health import Health
@@ -45,6 +46,9 @@ async def never_reading_watcher(address: str) -> AsyncIterator[None]:
 async def test_every_method_of_the_service_is_there(running: Running) -> None:
     async with grpc.aio.insecure_channel(running.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
         listed = await stub.List(health_pb2.HealthListRequest())
         assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(
             ("", *SERVICES), Status.SERVING

@@ -3,6 +3,7 @@
 import errno
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from serving import loaded_version
 from serving.client import AsyncClient
 from serving.engine import Engine, load_engine
 from serving.errors import BrokenVersion, NotFound
-from serving.loading import LoadedModel, Wanted, update_model
+from serving.loading import (
+    LoadedModel,
+    Wanted,
+    update_model,
+    with_version,
+    without_versions,
+)
 from serving.repository import Repository
 from serving.version_policy import read_policy
 from tests.conftest import running_server
@@ -200,6 +207,44 @@ def test_what_takes_the_place_of_a_version_while_it_is_loaded_is_loaded_next(mod
         model = update_model(repository, "pets", load, wanted, model)
     assert loads == [1, 1]
     assert model.versions[1].engine.manifest == repository.manifest("pets", 1)
+
+
+def test_no_alias_of_versions_that_stay_names_one_that_is_gone(models: Path) -> None:
+    """As of one that was to restart, and was removed meanwhile: calls would not be answered."""
+    repository = Repository(models)
+
+    def load(name: str, version: int) -> Engine:
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    first = update_model(
+        repository, "pets", load, Wanted(policy=read_policy("latest:1")), LoadedModel()
+    )
+    before = replace(first, restarting={2: "its digest"}, aliases={"old": 1, "stable": 2})
+    after = update_model(repository, "pets", load, Wanted(policy=read_policy("9")), before)
+    assert after.kept and (after.served, after.aliases) == ({1}, {"old": 1})
+    assert after.default_version == 1
+
+
+def test_a_version_that_is_loaded_by_its_number_is_no_longer_refused(models: Path) -> None:
+    repository, file = Repository(models), models / "pets/1/model.onnx"
+
+    def load(name: str, version: int) -> Engine:
+        return load_engine(repository, name, version, device="cpu", cores=1)
+
+    sound = file.read_bytes()
+    flip(file)
+    wanted = Wanted(policy=read_policy("latest:1"))
+    before = update_model(repository, "pets", load, wanted, LoadedModel())
+    assert (list(before.versions), list(before.refused)) == ([], [1])
+    file.write_bytes(sound)
+    now = with_version(repository, "pets", 1, load, before)
+    assert (list(now.versions), list(now.refused)) == ([1], [])
+
+
+def test_what_is_let_go_takes_no_other_version_along() -> None:
+    before = LoadedModel(restarting={2: "two", 3: "three"}, aliases={"old": 2, "stable": 3})
+    after = without_versions({2}, "pets", before)
+    assert (after.restarting, after.aliases) == ({3: "three"}, {"stable": 3})
 
 
 def test_what_can_not_be_loaded_anew_says_why_though_the_error_has_no_words(

@@ -69,6 +69,7 @@ def test_every_missing_field_is_an_error(manifest: Manifest) -> None:
         ({"temperature": None}, "manifest.temperature: expected float"),
         ({"temperature": 10**400}, "manifest.temperature: expected a number of at most 64 bits"),
         ({"version": 2**63}, "manifest.version: expected a number of at most 64 bits"),
+        ({"version": -(2**63) - 1}, "manifest.version: expected a number of at most 64 bits"),
         ({"labels": ["cat", "\ud800"]}, r"manifest.labels\[1\]: expected text"),
         ({"software": {"\ud800": "1"}}, "manifest.software: expected text"),
         ({"files": {"a": {"sha256": "../../../a", "size": 1}}}, "files.a: sha256 must be 64"),
@@ -79,6 +80,14 @@ def test_a_malformed_field_is_named(manifest: Manifest, change: dict, place: str
     value = json.loads(manifest.to_json()) | change
     with pytest.raises(BrokenVersion, match=place):
         Manifest.from_json(json.dumps(value))
+
+
+def test_a_net_takes_pictures_of_16_to_4096_pixels() -> None:
+    for size in (16, 4096):
+        assert Preprocessing(size=size, interpolation="bilinear").size == size
+    for size in (15, 4097):
+        with pytest.raises(ValueError, match=f"size must be 16 to 4096 pixels, got {size}"):
+            Preprocessing(size=size, interpolation="bilinear")
 
 
 def test_a_later_schema_is_told_before_the_fields_that_it_has(manifest: Manifest) -> None:
@@ -104,6 +113,12 @@ def test_an_integer_serves_as_a_float_and_not_the_other_way() -> None:
     assert read_strictly(tuple[float, ...], [1, 2.5], "here") == (1.0, 2.5)
     with pytest.raises(ValueError, match="here.size: expected int"):
         read_strictly(Preprocessing, {"size": 32.0, "interpolation": "bilinear"}, "here")
+
+
+def test_a_pair_has_two_items() -> None:
+    assert read_strictly(tuple[int, int], [1, 2], "here") == (1, 2)
+    with pytest.raises(ValueError, match="here: expected 2 items"):
+        read_strictly(tuple[int, int], [1, 2, 3], "here")
 
 
 def test_a_robustness_summary_is_read() -> None:

@@ -1,6 +1,7 @@
 """Which variant of a version is run, and how it is proven."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,9 @@ def test_auto_prefers_what_the_device_gains_by(tmp_path: Path) -> None:
         assert choose_precision(manifest, "auto", "cpu", cpuinfo=cpuinfo) == chosen
     assert choose_precision(manifest, "auto", "cpu", cpuinfo=tmp_path / "absent") == "fp32"
     assert choose_precision(manifest, "auto", "cuda") == "fp32"
+    half = replace(manifest, variants=manifest.variants | {"fp16": manifest.variants["int8"]})
+    assert choose_precision(half, "auto", "cuda") == "fp16"
+    assert choose_precision(half, "auto", "cpu", cpuinfo=tmp_path / "absent") == "fp32"
     assert choose_precision(manifest, "fp32", "cpu") == "fp32"
     with pytest.raises(BrokenVersion, match="no fp16 variant, only fp32, int8"):
         choose_precision(manifest, "fp16", "cpu")

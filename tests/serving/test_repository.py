@@ -126,6 +126,15 @@ def test_a_linked_folder_is_not_part_of_a_version(repository: Repository, tmp_pa
     assert repository.verify("pets", 1) == ["plots is not part of the version"]
 
 
+def test_a_listed_file_in_a_folder_that_is_linked_is_refused(tmp_path: Path) -> None:
+    build_version(tmp_path / "models", "pets", extra_files={"plots/curves.png": b"plot"})
+    repository, plots = Repository(tmp_path / "models"), tmp_path / "models/pets/1/plots"
+    os.rename(plots, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", plots)
+    with pytest.raises(BrokenVersion, match="'plots/curves.png' leads out of the version"):
+        repository.read_file(repository.manifest("pets", 1), "plots/curves.png")
+
+
 def test_a_version_under_another_number_is_refused(repository: Repository) -> None:
     os.rename(repository.root / "pets/1", repository.root / "pets/9")
     with pytest.raises(BrokenVersion, match="the manifest is that of pets/1"):

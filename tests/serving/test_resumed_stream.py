@@ -15,7 +15,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import StreamedResult
 from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
-from serving.errors import DeadlineExceeded, NotFound, Overloaded, Unavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.cut_proxy import cut_proxy
@@ -29,6 +29,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
 
     def __init__(self, answers: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self.answers, self.code = answers, code
+        self.details, self.leaves_after_each = "as scripted", False
         self.streams: list[list[int]] = []
         self.refused: dict[int, list[float]] = {}  # when each was
         self.refuse_s = 0.0
@@ -41,7 +42,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
             if len(read) > self.answers or request.request.images[0] == b"poison":
                 if self.code is grpc.StatusCode.OK:
                     return
-                await context.abort(self.code, "as scripted")
+                await context.abort(self.code, self.details)
             times = self.refused.setdefault(request.request_id, [])
             if self.refuse_s and len(times) < 2:
                 assert all(time.monotonic() - at > self.refuse_s for at in times)
@@ -53,6 +54,8 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
                 request_id=request.request_id,
                 response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
             )
+            if self.leaves_after_each:
+                await context.abort(self.code, self.details)
 
 
 @pytest.fixture
@@ -80,6 +83,32 @@ async def test_what_is_unanswered_is_sent_again_and_nothing_else(kind, code, lea
     # Of each stream that was lost no more than what was in flight is sent a second time.
     assert all(len(read) == len(set(read)) for read in script.streams)
     assert sum(map(len, script.streams)) <= PHOTOS + 4 * (len(script.streams) - 1)
+
+
+@both
+async def test_a_stream_that_is_lost_while_nothing_is_awaited_goes_on(kind, leaving) -> None:
+    script, address = leaving
+    script.leaves_after_each = True
+
+    def slow() -> Iterator[bytes]:
+        for _ in range(4):
+            yield b"x"
+            time.sleep(0.05)
+
+    answers = await answers_to(kind, address, slow(), in_flight=1, timeout_s=10)
+    assert [answer.index for answer in answers] == list(range(4))
+
+
+@both
+async def test_a_stream_ends_with_its_photos(kind, leaving) -> None:
+    """Of which there may be none, or none left when all are answered."""
+
+    def slow() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.1)
+
+    assert await answers_to(kind, leaving[1], [], timeout_s=10) == []
+    assert len(await answers_to(kind, leaving[1], slow(), timeout_s=10)) == 1
 
 
 @both
@@ -146,6 +175,7 @@ async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:
     [
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),  # no photo is too large
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
     ],
 )
 async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(
@@ -216,6 +246,17 @@ async def test_photos_larger_than_the_server_takes_leave_the_others_unharmed(
     assert all("than the server takes" in refused[index] for index in large)
     assert not any("can't be read" in refused[index] for index in large)  # each could be
     assert all("bytes; at most 2,097,152 are allowed" in refused[index] for index in little)
+
+
+@both
+async def test_once_one_was_too_large_no_larger_one_is_sent(kind, leaving) -> None:
+    script, address = leaving
+    script.answers, script.details = PHOTOS, "Received message larger than max"
+    script.code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    photos = [b"poison", b"as large", b"small"]
+    answers = await answers_to(kind, address, photos, in_flight=1)
+    assert [answer.result.error is None for answer in answers] == [False, False, True]
+    assert sum(script.streams, []) == [0, 2]
 
 
 async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None:

@@ -1,5 +1,6 @@
 """Canary and shadow: whose calls go where, and what is counted."""
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from serving.splits import Split, falls_in, read_splits
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import until
+from tests.serving.test_inference_protocol import PIXELS, raw_pixels
 from tests.tiny import build_version
 
 
@@ -49,7 +51,16 @@ def test_splits_are_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["pets", "pets=canary", "pets=canary:2", "pets=canary:-1", "=canary:1", "pets=:1", "a=b:."],
+    [
+        "pets",
+        "pets=canary",
+        "pets=canary:2",
+        "pets=canary:-1",
+        "=canary:1",
+        "pets=:1",
+        "a=b:.",
+        ",",
+    ],
 )
 def test_a_wrong_split_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="canary must be MODEL=VERSION:SHARE"):
@@ -169,6 +180,18 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         assert await counted(running, 40) == counts  # calls to the shadow itself are not copied
 
 
+async def test_a_shadow_gets_its_share_of_the_calls(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:0.5") as running,
+        AsyncClient(running.address) as client,
+    ):
+        for _ in range(40):
+            await client.classify([jpeg()], model="pets")
+        shadowing = running.server._classifier.shadowing
+        await until(lambda: not shadowing._copies)
+        assert 0 < sum(shadowing.counts.values()) < 40
+
+
 async def test_a_slow_or_failing_shadow_harms_nobody(two: Path) -> None:
     async with (
         running_server(two, shadow="pets=canary:1") as running,
@@ -183,6 +206,32 @@ async def test_a_slow_or_failing_shadow_harms_nobody(two: Path) -> None:
         for _ in range(5):
             assert (await client.classify([jpeg()], model="pets")).version == 1
         assert await counted(running, 5) == {"failed": 5}
+
+
+async def test_pixels_are_copied_to_a_shadow_that_takes_such(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        await grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(raw_pixels())
+        assert set(await counted(running, len(PIXELS))) <= {"agreed", "differed"}
+
+
+async def test_and_harm_none_of_its_own_calls_where_it_takes_others(models: Path) -> None:
+    build_version(models, "pets", size=48)
+    Repository(models).promote("pets", 1)
+    async with (
+        running_server(models, shadow="pets=2:1", max_delay_ms=10_000) as running,
+        AsyncClient(running.address) as client,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        shadow = running.server.catalogue.models["pets"].versions[2]
+        with shadow.batcher.admit(1):  # a photo that does not come: all others wait for it
+            own = asyncio.ensure_future(client.classify([jpeg()], model="pets", version=2))
+            await until(lambda: shadow.batcher.waiting == 1)
+            await grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(raw_pixels())
+            assert await counted(running, len(PIXELS)) == {"failed": len(PIXELS)}
+        assert (await own).results[0].labels
 
 
 async def test_no_more_copies_are_kept_than_can_be_asked(two: Path) -> None:
@@ -213,6 +262,10 @@ async def test_the_counts_of_versions_that_were_let_go_are_forgotten(two: Path) 
         counts = running.server._classifier.shadowing.counts
         await client.classify([jpeg()], model="pets")
         await until(lambda: bool(counts))
+        (copied,) = counts.items()
+        build_version(two, "birds")
+        await running.server.control.rescan()
+        assert [*counts.items()] == [copied]  # nothing of theirs has changed
         build_version(two, "pets", seed=2)
         repository.promote("pets", 3, "canary")
         await running.server.control.rescan()

@@ -25,7 +25,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest, Overloaded, Unauthenticated
 from serving.rate_limit import Bucket
-from serving.tokens import Tokens, read_tokens
+from serving.tokens import Tokens, main, read_tokens
 from tests.commands import run_python
 from tests.conftest import ROOT, running_server
 from tests.photos import jpeg
@@ -352,12 +352,14 @@ def test_a_changed_file_that_can_not_be_read_now_is_read_later(
     [
         ("", "must hold"),
         ("tokens = 3", "must hold"),
+        ("tokens = [3]", "expected an object"),
         ("x = 1\n" + entry("a", "a"), "must hold"),
         ("[[tokens]]\nname = 'a'", "missing"),
         (entry("a", "a", "colour = 'red'"), "unknown"),
         (entry("a b", "a"), "name must be"),
         ("[[tokens]]\nname = 'a'\nsha256 = 'abc'", "64 lower-case hex digits"),
         (entry("a", "a", "photos_per_s = -1"), "must be more than 0"),
+        (entry("a", "a", "photos_per_s = 2", "burst = 0"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 'fast'"), "expected float"),
         (entry("a", "a") + entry("a", "b"), "the same name"),
         (entry("a", "a") + entry("b", "a"), "the same sha256"),
@@ -401,6 +403,18 @@ async def test_classify_says_where_its_token_stands(
             )
             _, err = await asyncio.wait_for(process.communicate(), 60)
             assert process.returncode == 2 and err.decode().endswith(f"{words}\n")
+
+
+def test_a_token_has_no_limit_unless_it_is_given_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["shop"])
+    token, entry = capsys.readouterr()
+    path = tmp_path / "tokens.toml"
+    path.write_text(entry)
+    tokens = Tokens(path)
+    for _ in range(3):
+        tokens.charge(tokens.identify(f"Bearer {token}"), 10**9)
 
 
 async def test_the_command_makes_a_token_that_works(tmp_path: Path) -> None:
