@@ -182,8 +182,8 @@ def test_labels_are_mixed_with_their_pictures():
 
 def test_class_weights_make_classes_count_the_same():
     targets = np.array([0] * 6 + [1] * 3 + [3])
-    weights = class_weights(targets, 4)
-    assert weights[2] == 0
+    weights = class_weights(targets, 5)
+    assert weights[[2, 4]].tolist() == [0, 0]
     sums = np.bincount(targets, weights[targets], minlength=4)
     assert sums[[0, 1, 3]] == pytest.approx(10 / 3)
     assert weights[targets].mean() == pytest.approx(1)
@@ -227,6 +227,9 @@ def test_between_two_states_the_best_is_found():
     assert interpolate(first, last, 0.25)["w"] == 2.5
     share, state = best_between(first, last, lambda s: (abs(float(s["w"]) - 3.2),))
     assert share == 0.3 and float(state["w"]) == pytest.approx(3)
+    for beyond, end in ((-5.0, 0.0), (15.0, 1.0)):
+        share, _ = best_between(first, last, lambda s, w=beyond: (abs(float(s["w"]) - w),))
+        assert share == end
 
 
 @pytest.mark.parametrize(
