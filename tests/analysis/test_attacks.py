@@ -13,7 +13,7 @@ from tests.analysis.nets import (
     random_linear,
 )
 from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
-from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball
+from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball, random_start
 from trainer.analysis.attacks.fmn import fmn
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd, pgd_to_the_end
@@ -260,6 +260,18 @@ def test_a_ball_that_holds_no_other_8_bit_picture_leaves_every_image_as_it_is():
         if name != "lesson":
             result = attack(model, images, goal, Ball(norm="linf", epsilon=0.9 / 255))
             assert torch.equal(result.adversarial, images) and not result.success.any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_random_start_is_anywhere_in_the_ball(norm):
+    grey, epsilon = torch.full((4, 3, SIDE, SIDE), 0.5), EPSILON[norm]
+    delta = random_start(grey, Ball(norm=norm, epsilon=epsilon), seeded()) - grey
+    assert delta.mean().abs() < 0.1 * delta.std()
+    if norm == "linf":
+        assert delta.abs().max() <= epsilon + 1e-6
+        assert delta.std() == pytest.approx(epsilon / math.sqrt(3), rel=0.05)  # uniform
+    else:
+        assert delta.flatten(1).norm(dim=1) == pytest.approx(torch.full((4,), epsilon), rel=1e-4)
 
 
 def test_each_image_may_have_its_own_epsilon():

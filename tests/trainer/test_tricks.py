@@ -39,8 +39,9 @@ def test_schedules_rise_to_their_peak_and_never_leave_it_upwards(name: str):
     assert rates[-1] == (0.1 if name == "constant" else pytest.approx(0, abs=1e-4))
 
 
-def test_one_cycle_begins_at_a_25th_of_its_peak():
-    assert SCHEDULES["one-cycle"](0, 100, 1.0, 0.3) == pytest.approx(1 / 25)
+def test_one_cycle_swings_from_a_25th_of_its_peak():
+    rates = [SCHEDULES["one-cycle"](step, 100, 1.0, 0.3) for step in (0, 15, 65)]
+    assert rates == pytest.approx([1 / 25, (1 + 1 / 25) / 2, 1 / 2], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -169,13 +170,17 @@ def test_that_cutmix_has_vectors_alone_is_said_before_any_work(
 def test_labels_are_mixed_with_their_pictures():
     labels = torch.tensor([0, 1, 2])
     inputs = labels[:, None, None, None].float().expand(3, 1, 8, 8)
-    for alphas in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
+    for alphas, kinds in (((0.5, 0.0), 1), ((0.0, 1.0), 1), ((0.5, 1.0), 2)):
         mix = make_mix(*alphas, classes=3)
-        for seed in range(5):
+        cut = set()
+        for seed in range(10):
             mixed, goals = mix(inputs, labels, np.random.default_rng(seed))
             expected = goals @ torch.tensor([0.0, 1.0, 2.0])
             assert mixed.mean(dim=(1, 2, 3)) == pytest.approx(expected, abs=1e-5)
             assert goals.sum(dim=1) == pytest.approx(torch.ones(3))
+            if not torch.equal(mixed, inputs):  # with another picture, not with itself
+                cut.add(torch.equal(mixed, mixed.round()))
+        assert len(cut) == kinds
     same, untouched = make_mix(0.0, 0.0, classes=3)(inputs, labels, np.random.default_rng(0))
     assert same is inputs and untouched is labels
 
