@@ -13,7 +13,7 @@ from tests.analysis.nets import (
     random_linear,
 )
 from trainer.analysis.attacks.apgd import apgd_cross_entropy, apgd_targeted
-from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball
+from trainer.analysis.attacks.ball import WHOLE_CUBE, Ball, random_start
 from trainer.analysis.attacks.fmn import fmn
 from trainer.analysis.attacks.goal import Goal
 from trainer.analysis.attacks.gradient import fgsm, gradient_descent, pgd, pgd_to_the_end
@@ -135,14 +135,15 @@ def test_an_image_that_the_model_has_wrong_falls_at_once_and_unchanged():
 class Counting(torch.nn.Module):
     def __init__(self, net):
         super().__init__()
-        self.net, self.images = net, 0
+        self.net, self.images, self.seen = net, 0, []
 
     def forward(self, images):
         self.images += len(images)
+        self.seen.append(images.detach().clone())
         return self.net(images)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "square"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "square", "lesson"])
 def test_images_that_fell_are_not_shown_to_the_model_again(name):
     model, images = convnet(3), pictures(12, SIDE)
     goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=24 / 255)
@@ -260,6 +261,141 @@ def test_a_ball_that_holds_no_other_8_bit_picture_leaves_every_image_as_it_is():
         if name != "lesson":
             result = attack(model, images, goal, Ball(norm="linf", epsilon=0.9 / 255))
             assert torch.equal(result.adversarial, images) and not result.success.any()
+
+
+class Bowl(torch.nn.Module):
+    """Two classes; the second gains by `height` less what the squares of all pixels' levels away
+    from `centre` cost, or with a negative `cost`, bring."""
+
+    def __init__(self, centre, height, cost):
+        super().__init__()
+        self.centre, self.height, self.cost = centre, height, cost
+
+    def forward(self, images):
+        away = ((images - self.centre) * 255).flatten(1)
+        gain = self.height - self.cost * away.square().mean(dim=1)
+        return torch.stack([torch.zeros_like(gain), gain], dim=1)
+
+
+def test_a_restart_finds_what_lies_behind_a_picture_without_a_gradient():
+    grey, goal = torch.full((2, 3, SIDE, SIDE), 128 / 255), Goal(labels=torch.zeros(2).long())
+    model, ball = Bowl(grey[:1], height=-30, cost=-1), Ball(norm="linf", epsilon=8 / 255)
+    fell = [
+        pgd(model, grey, goal, ball, steps=10, restarts=restarts, generator=seeded()).success
+        for restarts in (1, 2)
+    ]
+    assert not fell[0].any() and fell[1].all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_auto_pgd_goes_where_algorithm_1_does(seed):
+    """Of arXiv:2003.01690, with its condition 1 as in the authors' code; here in plain numbers."""
+    model, image = convnet(3), pictures(1, SIDE, seed)
+    goal, steps, epsilon = Goal(labels=predicted(model, image)), 100, 1 / 255
+    counting, ball = Counting(model), Ball(norm="linf", epsilon=epsilon)
+    result = apgd_cross_entropy(counting, image, goal, ball, steps=steps, generator=seeded())
+    assert not result.success.any() and len(counting.seen) == 1 + steps + 1
+    *seen, concluded = counting.seen
+
+    def climb(x):
+        x = x.clone().requires_grad_(True)
+        loss = goal.cross_entropy(model(x)).sum()
+        return loss.item(), torch.autograd.grad(loss, x)[0].sign()
+
+    def inside(x):
+        return x.clamp(image - epsilon, image + epsilon).clamp(0, 1)
+
+    x = previous = best = seen[0]
+    last = highest = at_checkpoint = climb(x)[0]
+    stride, halvings, rises, since, period = 2 * epsilon, [True], 0, 0, 22
+    for step, came in enumerate(seen[1:]):
+        target = inside(x + stride * climb(x)[1])
+        ahead, back = (1.0, 0.0) if step == 0 else (0.75, 0.25)
+        assert torch.allclose(came, inside(x + ahead * (target - x) + back * (x - previous))), step
+        loss = climb(came)[0]
+        rises, since, last = rises + (loss > last), since + 1, loss
+        previous, x = x, came
+        if loss > highest:
+            best, highest = came, loss
+        if since == period:
+            stagnates = not halvings[-1] and at_checkpoint >= highest
+            halvings.append(rises <= 0.75 * period or stagnates)
+            if halvings[-1]:
+                stride, x = stride / 2, best
+            at_checkpoint, rises, since, period = highest, 0, 0, max(period - 3, 6)
+    assert torch.equal(concluded, best)
+    assert not all(halvings), "it goes on at one size too"
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_targeted_auto_pgd_climbs_the_ratio_of_differences_of_logits(classes):
+    """Equation 7 of arXiv:2003.01690, to be ascended; without a fourth logit its numerator."""
+    model, images = random_linear(classes, SIDE), pictures(4, SIDE)
+    labels = predicted(model, images)
+    goal, counting = aims(labels, classes, targeted=True), Counting(model)
+    ball = Ball(norm="linf", epsilon=1 / 255)
+    apgd_targeted(counting, images, goal, ball, steps=1, generator=seeded())
+    start = counting.seen[0].requires_grad_(True)
+    logits = model(start)
+    label, target = (logits.gather(1, x[:, None])[:, 0] for x in (labels, goal.targets))
+    ordered = logits.sort(dim=1, descending=True).values
+    spread = ordered[:, 0] - ordered[:, 2:4].mean(dim=1) if classes > 3 else 1
+    ratio = (label - target) / spread
+    (gradient,) = torch.autograd.grad(-ratio.sum(), start)
+    edge = (images + gradient.sign() / 255).clamp(0, 1)
+    assert (counting.seen[1] - edge).abs().max() < 1e-6
+
+
+def test_square_tries_ever_smaller_squares():
+    """Of p of the picture, p halved as in arXiv:1912.00049, section 5. To a net that tells no
+    picture from another none is better than the first, of stripes."""
+    grey, queries, epsilon = torch.full((1, 3, SIDE, SIDE), 128 / 255), 200, 8 / 255
+    counting = Counting(Linear(torch.zeros(2, 3 * SIDE * SIDE), torch.tensor([1.0, 0.0])))
+    goal, ball = Goal(labels=torch.tensor([0])), Ball(norm="linf", epsilon=epsilon)
+    square(counting, grey, goal, ball, queries=queries, generator=seeded())
+    stripes, *trials = counting.seen[1 : queries + 1]
+    assert torch.allclose((stripes - grey).abs(), torch.tensor(epsilon))
+    assert len(trials) == queries - 1
+    changed = [(trial != stripes)[0].any(dim=0) for trial in trials]
+    sides = [mask.any(dim=1).sum().item() for mask in changed]
+    widths = [mask.any(dim=0).sum().item() for mask in changed]
+    assert all(width <= side for width, side in zip(widths, sides, strict=True))
+    edges = torch.tensor([0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+    for query, side in enumerate(sides):
+        share = 0.8 / 2 ** int((query / queries > edges).sum())
+        expected = max(round(SIDE * math.sqrt(share)), 1)
+        assert side == expected or (side == 0 and expected < 4), "in a square of the same colours"
+    assert max(sides[-40:]) == 1
+
+
+def test_plain_descent_goes_on_until_one_picture_alone_falls():
+    model, original, weight = hyperplane(SIDE, offset=20.0)
+    goal = Goal(labels=torch.tensor([0]))
+    made = gradient_descent(model, original, goal, steps=60, step_size=0.001)
+    moved = (made.adversarial - original).flatten()
+    assert made.success.all() and made.evaluations.item() > 20.0 / (0.001 * weight.square().sum())
+    assert torch.nn.functional.cosine_similarity(moved, weight[0], dim=0) > 0.9
+
+
+def test_the_steps_of_pgd_are_small_enough_to_end_inside_the_ball():
+    """At 5 levels of 16: forty steps are of one level each."""
+    grey, goal = torch.full((1, 3, SIDE, SIDE), 128 / 255), Goal(labels=torch.zeros(1).long())
+    model, ball = Bowl(grey + 5 / 255, height=-1, cost=1), Ball(norm="linf", epsilon=16 / 255)
+    assert (levels(pgd_to_the_end(model, grey, goal, ball, steps=40)) == 133).all()
+    stopped = pgd(model, grey, goal, ball, steps=40, generator=seeded())
+    assert ((levels(stopped.adversarial) - 133).abs() <= 1).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_random_start_is_anywhere_in_the_ball(norm):
+    grey, epsilon = torch.full((4, 3, SIDE, SIDE), 0.5), EPSILON[norm]
+    delta = random_start(grey, Ball(norm=norm, epsilon=epsilon), seeded()) - grey
+    assert delta.mean().abs() < 0.1 * delta.std()
+    if norm == "linf":
+        assert delta.abs().max() <= epsilon + 1e-6
+        assert delta.std() == pytest.approx(epsilon / math.sqrt(3), rel=0.05)  # uniform
+    else:
+        assert delta.flatten(1).norm(dim=1) == pytest.approx(torch.full((4,), epsilon), rel=1e-4)
 
 
 def test_each_image_may_have_its_own_epsilon():

@@ -95,3 +95,23 @@ def test_repair_does_not_claim_what_no_picture_in_the_ball_can_do():
     too_small = Ball(norm="l2", epsilon=1 / 255)
     _, fools = repair(model, rounded, original, Goal(labels=torch.tensor([0])), too_small, steps=8)
     assert not fools.any()
+    tie = Linear(torch.zeros(2, 3 * 16 * 16), torch.zeros(2))
+    assert not repair(tie, rounded, original, Goal(labels=torch.tensor([0])), too_small, steps=1)[
+        1
+    ].any()
+
+
+def test_repair_moves_fewer_pixels_where_many_overshoot():
+    """Each that moves costs 0.2; 32 of them gain 1, the others next to nothing."""
+    weight = torch.cat([torch.ones(32), torch.linspace(0.03, 0.01, 736)])
+    original = torch.full((1, 3, 16, 16), 128 / 255)
+
+    def model(images):
+        moved = ((images - original) * 255).flatten(1)
+        gain = (moved * weight - 0.2 * moved.square()).sum(dim=1) - 10
+        return torch.stack([torch.zeros_like(gain), gain], dim=1)
+
+    ball, goal = Ball(norm="linf", epsilon=1 / 255), Goal(labels=torch.tensor([0]))
+    assert not repair(model, original, original, goal, ball, steps=3)[1].any()
+    repaired, fools = repair(model, original, original, goal, ball, steps=4)
+    assert fools.all() and (repaired != original).sum() == 768 // 8

@@ -67,6 +67,16 @@ def test_unsure_ones_that_are_wrong_are_not_answered():
     assert found.answered == np.sum(sure >= found.value)
 
 
+@pytest.mark.parametrize("tenths", [1, 9])
+def test_every_tenth_is_looked_at(tenths: int):
+    """Half of the less sure ones are right, and all of the surest."""
+    place = np.arange(1000)
+    found = threshold_for(
+        1 - (place + 0.5) / 10_000, (place < 100 * tenths) | (place % 2 == 0), 0.945
+    )
+    assert found is not None and found.answered == 100 * tenths
+
+
 def test_what_is_shown_is_shown_of_the_threshold_as_it_is_told():
     """Of a net that is sure of all: right where 1 - p is below 1e-5, on nine of ten above."""
     generator = np.random.default_rng(0)
@@ -111,6 +121,7 @@ def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
     section = trust_section(
         scores(sure), np.ones(100, bool), {"noise": scores(np.linspace(0.55, 0.65, 11))}
     )
+    assert section["confidence"] == 0.95
     (noise,) = section["strangers"]
     assert np.mean(sure >= section["usual"]["threshold"]) >= 0.95
     assert noise["answered"] == np.mean(

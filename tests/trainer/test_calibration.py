@@ -25,8 +25,8 @@ def test_it_lowers_the_loss_and_keeps_the_order():
 
 
 def test_all_right_and_all_wrong_stay_finite():
-    logits = np.tile([4.0, 0.0], (50, 1))
+    logits = np.tile([4.0, 0.0, 0.0], (50, 1))
     sure = fit_temperature(logits, np.zeros(50, dtype=int))
-    # Confidence (n + 1) / (n + 2): 4 / T = log(51).
-    assert sure == pytest.approx(4 / np.log(51), rel=1e-3)
+    # Confidence (n + 1) / (n + 2), and half of the rest for each other: 4 / T = log(2 * 51).
+    assert sure == pytest.approx(4 / np.log(102), rel=1e-3)
     assert fit_temperature(logits, np.ones(50, dtype=int)) == pytest.approx(20, rel=1e-2)

@@ -8,7 +8,7 @@ from serving.classification import best_labels
 from tests.tiny import softmax
 from trainer.evaluation import measure, measure_latency
 
-_HELD_S = 0.02
+_HELD_S, _TAKEN_S = 0.02, 0.001
 
 
 class _Held:
@@ -19,7 +19,7 @@ class _Held:
 
     def run(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         self._runs += 1
-        until = time.perf_counter() + (_HELD_S if self._runs % 2 else 0)
+        until = time.perf_counter() + (_HELD_S if self._runs % 2 else _TAKEN_S)
         while time.perf_counter() < until:
             pass
         return images, images
@@ -28,7 +28,7 @@ class _Held:
 def test_the_latency_is_that_of_the_net_where_half_of_the_runs_wait_for_a_core():
     held: Any = _Held()
     taken = measure_latency({"fp32": held}, np.zeros((1, 8, 8, 3), np.uint8))
-    assert taken["fp32"] < 1e3 * _HELD_S / 4
+    assert 1e3 * _TAKEN_S <= taken["fp32"] < 1e3 * _HELD_S / 4
 
 
 def test_right_is_the_label_that_callers_are_told_where_probabilities_tie():

@@ -261,6 +261,21 @@ def test_the_first_steps_show_how_a_head_begins(init: str):
     assert (first.weight * unit).std() == pytest.approx(expected, rel=0.1)
 
 
+def test_an_epoch_takes_a_step_for_each_batch():
+    """Nine, along a cosine that falls to 0, go five times as far as one."""
+    x, labels = blobs()
+
+    def moved(batch_size: int) -> float:
+        heads = (
+            by_steps(optimizer="sgd", rate=rate, epochs=1, batch_size=batch_size)
+            for rate in (1e-9, 1e-3)
+        )
+        start, end = (solve(x, labels, 3, 1e-2).weight for solve in heads)
+        return float(np.linalg.norm(end - start))
+
+    assert moved(10) == pytest.approx(5 * moved(90), rel=0.1)
+
+
 def test_a_probe_solved_by_steps_is_as_good():
     x, labels = blobs()
     one, other = (

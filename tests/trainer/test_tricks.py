@@ -39,8 +39,9 @@ def test_schedules_rise_to_their_peak_and_never_leave_it_upwards(name: str):
     assert rates[-1] == (0.1 if name == "constant" else pytest.approx(0, abs=1e-4))
 
 
-def test_one_cycle_begins_at_a_25th_of_its_peak():
-    assert SCHEDULES["one-cycle"](0, 100, 1.0, 0.3) == pytest.approx(1 / 25)
+def test_one_cycle_swings_from_a_25th_of_its_peak():
+    rates = [SCHEDULES["one-cycle"](step, 100, 1.0, 0.3) for step in (0, 15, 65)]
+    assert rates == pytest.approx([1 / 25, (1 + 1 / 25) / 2, 1 / 2], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -169,21 +170,25 @@ def test_that_cutmix_has_vectors_alone_is_said_before_any_work(
 def test_labels_are_mixed_with_their_pictures():
     labels = torch.tensor([0, 1, 2])
     inputs = labels[:, None, None, None].float().expand(3, 1, 8, 8)
-    for alphas in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0)):
+    for alphas, kinds in (((0.5, 0.0), 1), ((0.0, 1.0), 1), ((0.5, 1.0), 2)):
         mix = make_mix(*alphas, classes=3)
-        for seed in range(5):
+        cut = set()
+        for seed in range(10):
             mixed, goals = mix(inputs, labels, np.random.default_rng(seed))
             expected = goals @ torch.tensor([0.0, 1.0, 2.0])
             assert mixed.mean(dim=(1, 2, 3)) == pytest.approx(expected, abs=1e-5)
             assert goals.sum(dim=1) == pytest.approx(torch.ones(3))
+            if not torch.equal(mixed, inputs):  # with another picture, not with itself
+                cut.add(torch.equal(mixed, mixed.round()))
+        assert len(cut) == kinds
     same, untouched = make_mix(0.0, 0.0, classes=3)(inputs, labels, np.random.default_rng(0))
     assert same is inputs and untouched is labels
 
 
 def test_class_weights_make_classes_count_the_same():
     targets = np.array([0] * 6 + [1] * 3 + [3])
-    weights = class_weights(targets, 4)
-    assert weights[2] == 0
+    weights = class_weights(targets, 5)
+    assert weights[[2, 4]].tolist() == [0, 0]
     sums = np.bincount(targets, weights[targets], minlength=4)
     assert sums[[0, 1, 3]] == pytest.approx(10 / 3)
     assert weights[targets].mean() == pytest.approx(1)
@@ -227,6 +232,9 @@ def test_between_two_states_the_best_is_found():
     assert interpolate(first, last, 0.25)["w"] == 2.5
     share, state = best_between(first, last, lambda s: (abs(float(s["w"]) - 3.2),))
     assert share == 0.3 and float(state["w"]) == pytest.approx(3)
+    for beyond, end in ((-5.0, 0.0), (15.0, 1.0)):
+        share, _ = best_between(first, last, lambda s, w=beyond: (abs(float(s["w"]) - w),))
+        assert share == end
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def _lattice_step(
     for row, part in enumerate(share.tolist()):
         movable = int((size[row] > 0).sum())
         kept = max(1, int(part * movable))
-        if 0 < kept < movable:
+        if kept < movable:
             threshold = size[row].flatten().kthvalue(size[row].numel() - kept + 1).values
             moved[row] = torch.where(size[row] >= threshold, moved[row], pictures[row])
     return moved
