@@ -17,6 +17,26 @@ from serving.repository import Repository
 from tests.conftest import running_server
 from tests.tiny import build_version, golden_of, tiny_model
 
+# /proc/cpuinfo, and what `auto` chooses. Arm's: a Neoverse N1 (AWS Graviton2, Ampere Altra) and the
+# Cortex-A72 of a Raspberry Pi 4, which has no dot products.
+PROCESSORS = {
+    "vnni": ("processor : 0\nflags\t\t: fma avx2 avx512_vnni\n", "int8"),
+    "avx2": ("processor : 0\nflags\t\t: fma avx2\n", "fp32"),
+    "neoverse-n1": (
+        "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 "
+        "crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\n"
+        "CPU revision\t: 1\n\n",
+        "int8",
+    ),
+    "cortex-a72": (
+        "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 cpuid\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: 0xd08\n"
+        "CPU revision\t: 3\n\n",
+        "fp32",
+    ),
+}
+
 
 def rounded_model(steps: int) -> onnx.ModelProto:
     """The tiny model with its weights rounded to so many steps, as int8 has 127."""
@@ -49,10 +69,10 @@ def load(root: Path, precision: str = "int8") -> Engine:
 def test_auto_prefers_what_the_device_gains_by(tmp_path: Path) -> None:
     publish(tmp_path, "int8", rounded_model(127))
     manifest = Repository(tmp_path).manifest("pets", 1)
-    for flags, chosen in (("fma avx2 avx512_vnni", "int8"), ("fma avx2", "fp32")):
-        cpuinfo = tmp_path / flags.replace(" ", "-")
-        cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-        assert choose_precision(manifest, "auto", "cpu", cpuinfo=cpuinfo) == chosen
+    for name, (text, chosen) in PROCESSORS.items():
+        cpuinfo = tmp_path / name
+        cpuinfo.write_text(text)
+        assert choose_precision(manifest, "auto", "cpu", cpuinfo=cpuinfo) == chosen, name
     assert choose_precision(manifest, "auto", "cpu", cpuinfo=tmp_path / "absent") == "fp32"
     assert choose_precision(manifest, "auto", "cuda") == "fp32"
     half = replace(manifest, variants=manifest.variants | {"fp16": manifest.variants["int8"]})
