@@ -24,6 +24,7 @@ from serving.modelspec import (
 )
 from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
+from trainer.chance import may_be_chance
 from trainer.checkpoint import Checkpoints
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
@@ -80,6 +81,9 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         data = with_test_label_errors(data, fp32.logits)
         say_label_errors(data, ("test",), run.console)
         targets = data.targets("test")
+        by_chance = may_be_chance(fp32.metrics, fp32.logits, targets, config)
+        if by_chance is not None:
+            run.console.line(by_chance)
         uncalibrated = softmax(fp32.logits * fitted.temperature)
         ece = expected_calibration_error(uncalibrated, targets)
         (folder / "training.json").write_text(training_json(fitted, ece, data), encoding="utf-8")
