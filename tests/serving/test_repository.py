@@ -46,6 +46,11 @@ def test_promote_and_roll_back(repository: Repository) -> None:
     with pytest.raises(NotFound, match="no earlier version"):
         repository.rollback("pets")
     assert repository.resolve("pets") == 1
+    repository.promote("pets", 2)
+    os.rename(repository.root / "pets/1", repository.root / "pets/.gone")
+    with pytest.raises(NotFound, match="no version 1"):
+        repository.rollback("pets")
+    assert repository.resolve("pets") == 2
 
 
 @pytest.mark.parametrize("alias", ["3", "../stable", "", ".hidden", "a/b", "x" * 65])
