@@ -362,16 +362,16 @@ async def test_calls_of_low_priority_wait_for_the_others(running: Running, stub)
     held = HeldModel(running.server)
     first = asyncio.ensure_future(stub.Classify(request(jpeg())))
     await held.running(1)
-    photos = [jpeg(seed=seed) for seed in range(16)]
-    low = asyncio.ensure_future(stub.Classify(request(*photos, priority=pb.PRIORITY_LOW)))
+    photos = [jpeg(seed=seed) for seed in range(24)]
+    low = asyncio.ensure_future(stub.Classify(request(*photos[:16], priority=pb.PRIORITY_LOW)))
     await held.waiting(16)
-    high = asyncio.ensure_future(stub.Classify(request(*photos[:15])))
-    await held.waiting(31)
+    high = asyncio.ensure_future(stub.Classify(request(*photos)))  # more: by turns it would be last
+    await held.waiting(40)
     held.release()
     await first
     answers = [await high, await low]
     assert answers[0].timings.queue_ms < answers[1].timings.queue_ms
-    for answer, sent in zip(answers, (photos[:15], photos), strict=True):
+    for answer, sent in zip(answers, (photos, photos[:16]), strict=True):
         for result, photo in zip(answer.results, sent, strict=True):
             check(result, photo)
 
