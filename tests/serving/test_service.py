@@ -17,6 +17,7 @@ from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from serving.status import STATUS
+from serving.turns import LOW_EVERY
 from tests.conftest import Running, running_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
@@ -362,16 +363,18 @@ async def test_calls_of_low_priority_wait_for_the_others(running: Running, stub)
     held = HeldModel(running.server)
     first = asyncio.ensure_future(stub.Classify(request(jpeg())))
     await held.running(1)
-    photos = [jpeg(seed=seed) for seed in range(24)]
-    low = asyncio.ensure_future(stub.Classify(request(*photos[:16], priority=pb.PRIORITY_LOW)))
+    photos = [jpeg(seed=seed) for seed in range(1, 17)]
+    same = [jpeg()] * 16
+    low = asyncio.ensure_future(stub.Classify(request(*same, priority=pb.PRIORITY_LOW)))
     await held.waiting(16)
-    high = asyncio.ensure_future(stub.Classify(request(*photos)))  # more: by turns it would be last
-    await held.waiting(40)
+    high = asyncio.ensure_future(stub.Classify(request(*photos)))
+    await held.waiting(32)
     held.release()
     await first
     answers = [await high, await low]
-    assert answers[0].timings.queue_ms < answers[1].timings.queue_ms
-    for answer, sent in zip(answers, (photos, photos[:16]), strict=True):
+    next_batch = [not np.array_equal(one, held.pictures[0][0]) for one in held.pictures[1]]
+    assert sum(next_batch) == 15 and len(next_batch) == LOW_EVERY  # one of 16 is of low priority
+    for answer, sent in zip(answers, (photos, same), strict=True):
         for result, photo in zip(answer.results, sent, strict=True):
             check(result, photo)
 
