@@ -311,6 +311,22 @@ async def test_in_a_stream_each_request_waits_as_its_priority_is(models) -> None
         stream.cancel()
 
 
+async def test_requests_of_a_stream_wait_for_room_in_the_queue(models) -> None:
+    async with (
+        running_server(models, max_queue=16, max_photos=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        held = HeldModel(running.server)
+        stream = Stub(channel).ModelStreamInfer()
+        for _ in range(10):
+            await stream.write(raw_pixels())
+        await until(lambda: running.server._edge.active == 10)
+        await held.admitted(9)  # half of the queue, and the last request whole
+        held.release()
+        assert [(await stream.read()).error_message for _ in range(10)] == [""] * 10
+        stream.cancel()
+
+
 async def test_calls_of_one_routing_key_have_one_version(models) -> None:
     build_version(models, "pets", seed=1)
     async with (
