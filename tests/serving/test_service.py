@@ -321,6 +321,7 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         assert model.robustness.robust_accuracy[0].accuracy == 0.03125
         async with AsyncClient(running.address) as client:
             described = await client.get_model("pets", "stable")
+        assert (described.model, described.version) == ("pets", 1)
         assert described.robustness == repository.robustness("pets", 1)
         assert described.labels == manifest.labels and described.photos == measured.photos
         assert (described.backbone, described.created) == (manifest.backbone, manifest.created)
@@ -335,7 +336,7 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         assert caught.value.code() is Code.NOT_FOUND
         for version, answered in (("", 1), ("stable", 1), ("1", 1), ("2", 2)):
             response = await stub.Classify(request(jpeg(), version=version))
-            assert response.version == answered
+            assert (response.model, response.version) == ("pets", answered)
         assert (await stub.Classify(request(jpeg(), model="birds", top_k=3))).version == 1
 
 
