@@ -214,6 +214,28 @@ async def test_a_wrong_request_is_told_what_is_wrong(
     assert words in raised.value.details()
 
 
+async def test_a_model_is_described_as_triton_describes_one(models) -> None:
+    async with (
+        running_server(models, max_photos=8, max_delay_ms=3) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        metadata = await Stub(channel).ModelMetadata(pb.ModelMetadataRequest(name="pets"))
+        config = (await Stub(channel).ModelConfig(pb.ModelConfigRequest(name="pets"))).config
+    tensor, outputs = pb.ModelMetadataResponse.TensorMetadata, ("probabilities", "logits")
+    assert metadata == pb.ModelMetadataResponse(
+        **{"name": "pets", "versions": ["1"], "platform": "onnxruntime_onnx"},
+        inputs=[tensor(name="image", datatype="UINT8", shape=[-1, 32, 32, 3])],
+        outputs=[tensor(name=name, datatype="FP32", shape=[-1, 2]) for name in outputs],
+    )
+    assert config == pb.ModelConfig(
+        **{"name": "pets", "platform": "onnxruntime_onnx", "backend": "onnxruntime"},
+        max_batch_size=8,
+        input=[pb.ModelInput(name="image", data_type=pb.TYPE_UINT8, dims=[32, 32, 3])],
+        output=[pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[2]) for name in outputs],
+        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=3000),
+    )
+
+
 async def test_no_photos_and_too_many(models) -> None:
     async with (
         running_server(models, max_photos=2) as running,
