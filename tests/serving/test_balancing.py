@@ -44,10 +44,12 @@ class Scripted(classifier_pb2_grpc.ClassifierServiceServicer):
         self.version, self.delay_s, self.code = version, delay_s, code
         self.calls = self.cancelled = 0
         self.left_s: list[float] = []  # until the deadline of each
+        self.last: pb.ClassifyRequest | None = None
 
     async def Classify(self, request, context):  # noqa: N802 - the name of the method in the proto
         self.calls += 1
         self.left_s.append(context.time_remaining())
+        self.last = request
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
@@ -98,6 +100,24 @@ async def closed(client: AsyncClient | Client) -> None:
         await client.close()
     else:
         client.close()
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_a_call_asks_for_what_its_caller_says(kind: type) -> None:
+    script, options = Scripted(1), {"version": 7, "top_k": 3, "routing_key": "user-1"}
+    async with Servers(script) as address:
+        client = kind(address)
+        if isinstance(client, AsyncClient):
+            await client.classify([b"x", b"y"], model="m", low_priority=True, **options)
+        else:
+            await asyncio.to_thread(
+                client.classify, [b"x", b"y"], model="m", low_priority=True, **options
+            )
+        await closed(client)
+    assert script.last == pb.ClassifyRequest(
+        **{"model": "m", "version": "7", "images": [b"x", b"y"], "top_k": 3},
+        **{"priority": pb.PRIORITY_LOW, "routing_key": "user-1"},
+    )
 
 
 async def test_calls_go_round_all_servers() -> None:

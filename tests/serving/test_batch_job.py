@@ -60,8 +60,11 @@ async def job(running: Running, plan: Plan, source: Folder, out: Folder, share: 
 async def test_every_photo_has_its_row_and_its_own_answer(
     running: Running, photos: Path, tmp_path: Path
 ) -> None:
-    source = Folder(photos)
+    source, edge = Folder(photos), running.server._edge
+    low: list[bool] = []
+    edge._sinks = (*edge._sinks, lambda call: low.append(call.place is not None and call.place.low))
     failed = await job(running, plan_of(source), source, Folder(tmp_path / "out"), Share())
+    assert low == [True] * (PHOTOS + 1)  # those who wait for an answer go first
     rows = rows_of(tmp_path / "out")
     assert [row["photo"] for row in rows] == list(source.photos()) and len(rows) == PHOTOS + 1
     assert failed == 1

@@ -214,6 +214,28 @@ async def test_a_wrong_request_is_told_what_is_wrong(
     assert words in raised.value.details()
 
 
+async def test_a_model_is_described_as_triton_describes_one(models) -> None:
+    async with (
+        running_server(models, max_photos=8, max_delay_ms=3) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        metadata = await Stub(channel).ModelMetadata(pb.ModelMetadataRequest(name="pets"))
+        config = (await Stub(channel).ModelConfig(pb.ModelConfigRequest(name="pets"))).config
+    tensor, outputs = pb.ModelMetadataResponse.TensorMetadata, ("probabilities", "logits")
+    assert metadata == pb.ModelMetadataResponse(
+        **{"name": "pets", "versions": ["1"], "platform": "onnxruntime_onnx"},
+        inputs=[tensor(name="image", datatype="UINT8", shape=[-1, 32, 32, 3])],
+        outputs=[tensor(name=name, datatype="FP32", shape=[-1, 2]) for name in outputs],
+    )
+    assert config == pb.ModelConfig(
+        **{"name": "pets", "platform": "onnxruntime_onnx", "backend": "onnxruntime"},
+        max_batch_size=8,
+        input=[pb.ModelInput(name="image", data_type=pb.TYPE_UINT8, dims=[32, 32, 3])],
+        output=[pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[2]) for name in outputs],
+        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=3000),
+    )
+
+
 async def test_no_photos_and_too_many(models) -> None:
     async with (
         running_server(models, max_photos=2) as running,
@@ -308,6 +330,22 @@ async def test_in_a_stream_each_request_waits_as_its_priority_is(models) -> None
         await until(lambda: (calls.total(), calls._low, len(calls._line)) == (2, 2, 1))
         held.release()
         assert [(await stream.read()).error_message for _ in range(3)] == [""] * 3
+        stream.cancel()
+
+
+async def test_requests_of_a_stream_wait_for_room_in_the_queue(models) -> None:
+    async with (
+        running_server(models, max_queue=16, max_photos=8) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        held = HeldModel(running.server)
+        stream = Stub(channel).ModelStreamInfer()
+        for _ in range(10):
+            await stream.write(raw_pixels())
+        await until(lambda: running.server._edge.active == 10)
+        await held.admitted(9)  # half of the queue, and the last request whole
+        held.release()
+        assert [(await stream.read()).error_message for _ in range(10)] == [""] * 10
         stream.cancel()
 
 

@@ -246,6 +246,8 @@ async def test_shadows_are_counted(models: Path, port: int) -> None:
         said = await scrape(port)
         agreed = {"version": "2", "shadow_version": "1", "outcome": "agreed"}
         assert said.value("pawprint_shadow_photos_total", model="pets", **agreed) == 3
+        for version, default in (("1", "false"), ("2", "true")):
+            assert said.value("pawprint_model_loaded", version=version, default=default) == 1
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(running: Running, port: int) -> None:

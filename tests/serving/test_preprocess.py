@@ -406,7 +406,7 @@ def test_what_a_thumbnail_or_a_film_behind_the_picture_holds_are_no_scans() -> N
     whole = preprocess(photo, SPEC)
     scans = b"\xff\xda\x00\x02" * 200
     thumbnail = b"\xff\xe5" + (len(scans) + 2).to_bytes(2) + scans
-    for data in (photo + scans, photo[:2] + thumbnail + photo[2:]):
+    for data in (photo + b"\0\2" + scans, photo[:2] + thumbnail + photo[2:]):
         assert np.array_equal(preprocess(data, SPEC), whole)
 
 

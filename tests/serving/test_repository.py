@@ -46,6 +46,11 @@ def test_promote_and_roll_back(repository: Repository) -> None:
     with pytest.raises(NotFound, match="no earlier version"):
         repository.rollback("pets")
     assert repository.resolve("pets") == 1
+    repository.promote("pets", 2)
+    os.rename(repository.root / "pets/1", repository.root / "pets/.gone")
+    with pytest.raises(NotFound, match="no version 1"):
+        repository.rollback("pets")
+    assert repository.resolve("pets") == 2
 
 
 @pytest.mark.parametrize("alias", ["3", "../stable", "", ".hidden", "a/b", "x" * 65])
@@ -67,8 +72,9 @@ def test_unknown_names_say_what_is_known(repository: Repository) -> None:
     with pytest.raises(NotFound, match="newest first: 3, 2, 1"):
         repository.resolve("pets", "7")
     repository.promote("pets", 1)
-    with pytest.raises(NotFound, match="aliases: stable"):
-        repository.resolve("pets", "canary")
+    for unknown in ("canary", "²"):
+        with pytest.raises(NotFound, match=f"'{unknown}'; aliases: stable"):
+            repository.resolve("pets", unknown)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".x", "a b", "ü"])
@@ -80,6 +86,7 @@ def test_a_name_can_not_lead_elsewhere(repository: Repository, name: str) -> Non
 def test_a_flipped_byte_in_any_file_is_found(repository: Repository) -> None:
     folder = repository.root / "pets/1"
     assert repository.verify("pets", 1) == []
+    manifest = repository.manifest("pets", 1)
     for file in sorted(files_below(folder)):
         path = folder / file
         sound = path.read_bytes()
@@ -88,6 +95,9 @@ def test_a_flipped_byte_in_any_file_is_found(repository: Repository) -> None:
             damaged[position] ^= 1
             path.write_bytes(damaged)
             assert repository.verify("pets", 1), (file, position)
+            if file in manifest.files:
+                with pytest.raises(BrokenVersion, match="is altered"):
+                    repository.read_file(manifest, file)
         path.write_bytes(sound)
     assert repository.verify("pets", 1) == []
 

@@ -31,6 +31,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
         self.answers, self.code = answers, code
         self.details, self.leaves_after_each = "as scripted", False
         self.streams: list[list[int]] = []
+        self.requests: list[pb.ClassifyRequest] = []
         self.refused: dict[int, list[float]] = {}  # when each was
         self.refuse_s = 0.0
 
@@ -39,6 +40,7 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
         self.streams.append(read)
         async for request in requests:
             read.append(request.request_id)
+            self.requests.append(request.request)
             if len(read) > self.answers or request.request.images[0] == b"poison":
                 if self.code is grpc.StatusCode.OK:
                     return
@@ -97,6 +99,17 @@ async def test_a_stream_that_is_lost_while_nothing_is_awaited_goes_on(kind, leav
 
     answers = await answers_to(kind, address, slow(), in_flight=1, timeout_s=10)
     assert [answer.index for answer in answers] == list(range(4))
+
+
+@both
+async def test_each_photo_is_asked_of_as_the_caller_says(kind, leaving) -> None:
+    script, address = leaving
+    options = {"version": "canary", "top_k": 3, "low_priority": True}
+    assert len(await answers_to(kind, address, [b"x", b"y"], **options)) == 2
+    for photo, request in zip((b"x", b"y"), script.requests, strict=True):
+        assert request == pb.ClassifyRequest(
+            model="pets", version="canary", images=[photo], top_k=3, priority=pb.PRIORITY_LOW
+        )
 
 
 @both

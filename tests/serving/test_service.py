@@ -17,6 +17,7 @@ from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from serving.status import STATUS
+from serving.turns import LOW_EVERY
 from tests.conftest import Running, running_server
 from tests.photos import drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
@@ -320,6 +321,7 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         assert model.robustness.robust_accuracy[0].accuracy == 0.03125
         async with AsyncClient(running.address) as client:
             described = await client.get_model("pets", "stable")
+        assert (described.model, described.version) == ("pets", 1)
         assert described.robustness == repository.robustness("pets", 1)
         assert described.labels == manifest.labels and described.photos == measured.photos
         assert (described.backbone, described.created) == (manifest.backbone, manifest.created)
@@ -334,7 +336,7 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         assert caught.value.code() is Code.NOT_FOUND
         for version, answered in (("", 1), ("stable", 1), ("1", 1), ("2", 2)):
             response = await stub.Classify(request(jpeg(), version=version))
-            assert response.version == answered
+            assert (response.model, response.version) == ("pets", answered)
         assert (await stub.Classify(request(jpeg(), model="birds", top_k=3))).version == 1
 
 
@@ -362,16 +364,18 @@ async def test_calls_of_low_priority_wait_for_the_others(running: Running, stub)
     held = HeldModel(running.server)
     first = asyncio.ensure_future(stub.Classify(request(jpeg())))
     await held.running(1)
-    photos = [jpeg(seed=seed) for seed in range(16)]
-    low = asyncio.ensure_future(stub.Classify(request(*photos, priority=pb.PRIORITY_LOW)))
+    photos = [jpeg(seed=seed) for seed in range(1, 17)]
+    same = [jpeg()] * 16
+    low = asyncio.ensure_future(stub.Classify(request(*same, priority=pb.PRIORITY_LOW)))
     await held.waiting(16)
-    high = asyncio.ensure_future(stub.Classify(request(*photos[:15])))
-    await held.waiting(31)
+    high = asyncio.ensure_future(stub.Classify(request(*photos)))
+    await held.waiting(32)
     held.release()
     await first
     answers = [await high, await low]
-    assert answers[0].timings.queue_ms < answers[1].timings.queue_ms
-    for answer, sent in zip(answers, (photos[:15], photos), strict=True):
+    next_batch = [not np.array_equal(one, held.pictures[0][0]) for one in held.pictures[1]]
+    assert sum(next_batch) == 15 and len(next_batch) == LOW_EVERY  # one of 16 is of low priority
+    for answer, sent in zip(answers, (photos, same), strict=True):
         for result, photo in zip(answer.results, sent, strict=True):
             check(result, photo)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from protos.pawprint.v1 import classifier_pb2 as pb
@@ -259,8 +260,8 @@ async def test_streams_that_wait_for_a_place_can_be_left(models: Path) -> None:
         assert calls.total() == 0 and not calls._line
 
 
-async def test_a_stream_does_not_starve_a_call(running: Running, stub) -> None:
-    """16 requests of a stream wait; a call that comes later is in the very next batch."""
+async def test_a_stream_starves_no_call_and_no_other_stream(running: Running, stub) -> None:
+    """16 requests of each of two wait; what comes later is in the very next batch."""
     held = HeldModel(running.server)
     first = stub.Classify(request(jpeg()))
     await held.running(1)
@@ -270,15 +271,19 @@ async def test_a_stream_does_not_starve_a_call(running: Running, stub) -> None:
             await call.write(part(number, request(jpeg())))
         await call.done_writing()
     await held.waiting(32)
-    single = stub.Classify(request(jpeg()))
-    await held.waiting(33)
+    streams.append(stub.ClassifyStream())
+    await streams[-1].write(part(0, request(jpeg(seed=8))))
+    await streams[-1].done_writing()
+    single = stub.Classify(request(jpeg(seed=9)))
+    await held.waiting(34)
     held.release()
-    check((await single).results[0], jpeg())
+    check((await single).results[0], jpeg(seed=9))
     assert held.batches[:2] == [1, 16]
-    assert len(held.batches) == 2 or (await single).timings.queue_ms >= 0
+    usual = held.pictures[0][0]
+    assert sum(not np.array_equal(one, usual) for one in held.pictures[1]) == 2
     await first
-    for call in streams:
-        assert len(await answers(call)) == 16
+    for call, count in zip(streams, (16, 16, 1), strict=True):
+        assert len(await answers(call)) == count
 
 
 async def test_a_caller_that_vanishes_leaves_the_server_sound(
