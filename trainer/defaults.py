@@ -17,6 +17,8 @@ FROM_SCRATCH = {
     "weight_decay": 1e-2,
     "thaw": 1.0,
 }
+# They begin to learn at a tenth of the rate only: AlexNet and SqueezeNet were right by chance.
+WITHOUT_BATCH_NORM = {"learning_rate": 3e-4}
 # Robustness is learnt by all stages, from pictures that are never the same.
 ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
 
@@ -41,12 +43,16 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     elif given.get("adversarial"):
         defaults |= ADVERSARIAL
     defaults |= _chosen({**given, **defaults}, console)
+    backbone = given.get("backbone", defaults.get("backbone", TrainConfig.backbone))
     if not {"size", "interpolation"} <= given.keys():
         from trainer.backbones import trained_input
 
-        chosen = defaults.get("backbone", TrainConfig.backbone)
-        trained = trained_input(given.get("backbone", chosen))
+        trained = trained_input(backbone)
         defaults |= {"size": trained.size, "interpolation": trained.interpolation}
+    if given.get("weights") == "none" and "learning_rate" not in given:
+        from trainer.running_statistics import has_batch_norm
+
+        defaults |= {} if has_batch_norm(backbone) else WITHOUT_BATCH_NORM
     if "batch_size" not in given:
         size = given.get("size", defaults.get("size"))
         defaults["batch_size"] = choose_batch_size(size, _gpu_bytes())

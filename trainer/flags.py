@@ -16,7 +16,7 @@ from trainer.config import (
     SCHEDULES,
     TrainConfig,
 )
-from trainer.defaults import ADVERSARIAL, FROM_SCRATCH
+from trainer.defaults import ADVERSARIAL, FROM_SCRATCH, WITHOUT_BATCH_NORM
 from trainer.given import kinds_of_settings
 
 _DESCRIPTION = """\
@@ -237,7 +237,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _elsewhere(name: str) -> str:
     """The default where training does not start from a pre-trained net."""
-    others = ((FROM_SCRATCH, "from scratch"), (ADVERSARIAL, "adversarial"))
+    others = (
+        (FROM_SCRATCH, "from scratch"),
+        (WITHOUT_BATCH_NORM, "of that without batch norms"),
+        (ADVERSARIAL, "adversarial"),
+    )
     return "".join(f"; {d[name]:g} {how}" for d, how in others if name in d)
 
 

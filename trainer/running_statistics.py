@@ -1,7 +1,10 @@
 """The statistics by which batch norms judge, while they learn."""
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.backbones import build, trained_input
 
 _MOMENTUM = 0.1  # PyTorch's own, and that of most nets
 
@@ -16,3 +19,10 @@ def keep_up(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, _BatchNorm) and module.momentum is not None:
             module.momentum = max(module.momentum, _MOMENTUM)
+
+
+def has_batch_norm(backbone: str) -> bool:
+    """Whether the net of this name has any. Raises as `build` does."""
+    with torch.device("meta"):  # no weights are drawn
+        net = build(backbone, 2, trained_input(backbone).size)
+    return any(isinstance(module, _BatchNorm) for module in net.modules())

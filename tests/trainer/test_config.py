@@ -191,6 +191,16 @@ def test_workers_are_the_cores_of_this_process():
     assert read_config({**REQUIRED, "workers": 7}, {}, None).workers == 7
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rate"), [("tiny", 3e-3), ("vgg11_bn", 3e-3), ("vgg11", 3e-4), ("swin_t", 3e-4)]
+)
+def test_from_scratch_a_net_without_batch_norms_learns_more_slowly(backbone: str, rate: float):
+    scratch = {"data": "photos", "weights": "none", "backbone": backbone}
+    assert read_config(scratch, {}, None).learning_rate == rate
+    assert read_config(scratch | {"learning_rate": 0.5}, {}, None).learning_rate == 0.5
+    assert read_config(scratch | {"weights": "imagenet"}, {}, None).learning_rate == 1e-4
+
+
 def test_each_setting_is_told_once():
     told = [name for group in GROUPS.values() for name in group]
     assert sorted(told) == sorted(field.name for field in fields(TrainConfig))
