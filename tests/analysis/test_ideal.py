@@ -41,6 +41,19 @@ def test_every_spectrum_is_a_picture_with_real_pixels():
     assert (start - 0.5).abs().max() < 0.2  # nearly grey
 
 
+@pytest.mark.parametrize("frequency", [1, 2, 5])
+def test_waves_are_the_smaller_the_finer_they_are(frequency):
+    """A quarter of lucid's, over the cycles per picture, along axes of which the longest is 1."""
+    for row, column in ((0, frequency), (frequency, 0)):
+        spectrum = torch.zeros(1, 3, SIDE, SIDE // 2 + 1, 2)
+        spectrum[0, 0, row, column, 0] = 1
+        spectrum[0, 0, -row, column, 0] = 1  # else half of a real wave is missing
+        waves = to_pixels(spectrum).logit()[0]
+        brightness = torch.tensor([0.26, 0.27, 0.27])
+        expected = 2 * 0.25 / frequency * brightness / brightness.norm()
+        assert waves.amax(dim=(1, 2)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_cut_spectrum_is_the_same_picture_in_less_resolution():
     smooth = resized(random_spectrum(1, 16, seeded()), 64)
     large, small = to_pixels(smooth), to_pixels(resized(smooth, 32))
