@@ -38,7 +38,7 @@ def measure_parity(
     differ: dict[int, Disagreement] = {}
     for size in batch_sizes:
         _, got = runner.run(images, size)
-        worst = max(worst, float(np.abs(got - expected).max()))
+        worst = float(np.maximum(worst, np.abs(got - expected).max()))  # max() would drop a nan
         for i in np.flatnonzero(got.argmax(axis=1) != expected.argmax(axis=1)).tolist():
             second, first = np.sort(expected[i])[-2:]
             differ[i] = Disagreement(photo=i, margin=float(first - second))

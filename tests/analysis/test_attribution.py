@@ -30,12 +30,11 @@ def red_left_green_right():
 
 def test_grad_cam_looks_where_the_class_is():
     model, image = TwoLooks(), red_left_green_right()
-    red = grad_cam(model, image, torch.tensor([0]))
-    green = grad_cam(model, image, torch.tensor([1]))
-    assert red.shape == (1, SIDE, SIDE)
+    red, green = grad_cam(model, image.repeat(2, 1, 1, 1), torch.tensor([0, 1]))
+    assert red.shape == (SIDE, SIDE)
     expected = torch.zeros(SIDE, SIDE)
     expected[:, : SIDE // 2] = 1.0
-    assert torch.allclose(red[0], expected) and torch.allclose(green[0], 1 - expected)
+    assert torch.allclose(red, expected) and torch.allclose(green, 1 - expected)
 
 
 def test_grad_cam_of_evidence_against_is_zero():

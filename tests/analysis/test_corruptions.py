@@ -114,6 +114,15 @@ def test_contrast_keeps_the_mean_and_brightness_the_hue():
     assert corrupt(red * 0, "brightness", 2, seeded())[0, 0].tolist() == [51, 51, 51]
 
 
+def test_snow_and_fog_lighten_what_is_dark():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 32:] = 255
+    snow, fog = (corrupt(picture, kind, 5, seeded()) for kind in ("snow", "fog"))
+    assert snow[:, :32].min() >= 57  # 0.45 of half of white, before any flakes
+    assert (snow[:, 32:] == 255).all()
+    assert fog[:, :32].mean() > 50 and fog[:, 32:].mean() < 255
+
+
 def test_pixelate_leaves_blocks():
     blocks = corrupt(photo(224), "pixelate", 5, seeded())
     assert np.array_equal(blocks[::4], blocks[1::4]) and np.array_equal(blocks[::4], blocks[3::4])

@@ -9,8 +9,8 @@ from trainer.folding import folded
 
 def test_the_prepared_model_is_the_same_function_without_batch_norm():
     model, images = convnet(4), pictures(5, 16)
-    ready = folded(model)
-    assert torch.allclose(ready(images), model(images), atol=1e-4)
+    ready = folded(model.train())
+    assert model.training and torch.allclose(ready(images), model.eval()(images), atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in ready.modules())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())  # as it was
 

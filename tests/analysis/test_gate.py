@@ -15,7 +15,9 @@ REPORT = {
         {"key": "pgd-linf", "points": [{"epsilon": 4 / 255, "accuracy": 0.25}]},
         {"key": "pgd-l2", "points": [{"epsilon": 0.5, "accuracy": 0.5}]},
     ],
-    "worst_case": {"linf": [{"epsilon": 4 / 255, "accuracy": 0.125}]},
+    "worst_case": {
+        "linf": [{"epsilon": 1 / 255, "accuracy": 0.75}, {"epsilon": 4 / 255, "accuracy": 0.125}]
+    },
 }
 
 
@@ -26,6 +28,7 @@ REPORT = {
         ("pgd-l2@0.5=0.2", 0.5),
         ("pgd-l2@1/2=0.2", 0.5),
         ("worst@4/255 = 0.2", 0.125),
+        ("worst@1/255 = 0.2", 0.75),
         ("clean=0.5", 0.9),
         ("corruptions=0.5", 0.6),
     ],
@@ -45,6 +48,8 @@ def test_a_condition_that_makes_no_sense_says_what_is_expected(text):
 def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():
     with pytest.raises(InvalidRequest, match="did you mean pgd-l2"):
         measured(REPORT, parse_condition("pdg-l2@0.5=0.2"))
+    with pytest.raises(InvalidRequest, match="no attack 'zzz' in the report; there are pgd-linf"):
+        measured(REPORT, parse_condition("zzz@0.5=0.2"))
     with pytest.raises(InvalidRequest, match="not measured at the epsilon .* but at 4/255"):
         measured(REPORT, parse_condition("pgd@2/255=0.2"))
 

@@ -41,6 +41,19 @@ def test_every_spectrum_is_a_picture_with_real_pixels():
     assert (start - 0.5).abs().max() < 0.2  # nearly grey
 
 
+@pytest.mark.parametrize("frequency", [1, 2, 5])
+def test_waves_are_the_smaller_the_finer_they_are(frequency):
+    """A quarter of lucid's, over the cycles per picture, along axes of which the longest is 1."""
+    for row, column in ((0, frequency), (frequency, 0)):
+        spectrum = torch.zeros(1, 3, SIDE, SIDE // 2 + 1, 2)
+        spectrum[0, 0, row, column, 0] = 1
+        spectrum[0, 0, -row, column, 0] = 1  # else half of a real wave is missing
+        waves = to_pixels(spectrum).logit()[0]
+        brightness = torch.tensor([0.26, 0.27, 0.27])
+        expected = 2 * 0.25 / frequency * brightness / brightness.norm()
+        assert waves.amax(dim=(1, 2)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_cut_spectrum_is_the_same_picture_in_less_resolution():
     smooth = resized(random_spectrum(1, 16, seeded()), 64)
     large, small = to_pixels(smooth), to_pixels(resized(smooth, 32))
@@ -70,6 +83,24 @@ def test_each_image_moves_for_itself_and_the_seed_decides(motion):
     assert torch.equal(once, again)
     assert not torch.allclose(once[0], once[1], atol=0.01)
     assert not torch.allclose(once, moved(images, motion, seeded(1)), atol=0.01)
+
+
+def test_motions_fill_their_limits_and_never_leave_them():
+    """By what becomes of a picture of its own coordinates, from -1 to 1, around its middle."""
+    motion = Motion(jitter=0.1, rotation_degrees=20.0, scale=(0.8, 1.1))
+    place = torch.linspace(-1, 1, 21) * 20 / 21  # of the middles of the pixels
+    down, across = torch.meshgrid(place, place, indexing="ij")
+    images = torch.stack([across, down, 0 * down]).expand(500, 3, 21, 21)
+    made = moved(images, motion, seeded())
+    shifts = made[:, :2, 10, 10]
+    x, y = ((made[:, :2, 10, 11] - shifts) / (2 / 21)).T  # where a step to the right leads
+    angles, scales = torch.atan2(y, x).rad2deg(), 1 / torch.hypot(x, y)
+    for values, low, high in ((shifts, -0.2, 0.2), (angles, -20, 20), (scales, 0.8, 1.1)):
+        assert values.min() == pytest.approx(low, abs=0.02 * (high - low))
+        assert values.max() == pytest.approx(high, abs=0.02 * (high - low))
+        assert values.min() >= low - 1e-4 and values.max() <= high + 1e-4
+    below = (made[:, :2, 11, 10] - shifts) / (2 / 21)
+    assert torch.allclose(below, torch.stack([-y, x], dim=1), atol=1e-4), "no shear"
 
 
 def test_a_quarter_turn_turns_by_a_quarter():
@@ -159,6 +190,8 @@ def test_total_variation_makes_smoother_pictures():
 
 def test_the_polish_makes_sure_what_the_moving_picture_left_unsure():
     model, classes = convnet(4, sharpness=5), torch.tensor([0, 2, 3])
+    moving = fourier(model, classes, SIDE, dataclasses.replace(QUICK, polish_steps=0), seeded())
+    assert (moving.probabilities.logit() > moving.curve[0].logit() + 2).all()
     unsure = FourierRecipe(coarse_steps=1, steps=1, polish_steps=0)
     sure = dataclasses.replace(unsure, polish_steps=200)
     assert fourier(model, classes, SIDE, unsure, seeded()).probabilities.min() < 0.9

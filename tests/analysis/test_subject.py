@@ -116,7 +116,7 @@ def photographed():
 def test_what_falls_at_one_size_has_fallen_at_all_larger_ones(photographed, attack):
     subject, shown, labels = photographed
     targets = (labels + 1) % 4
-    sizes = (1 / 255, 8 / 255, 32 / 255)
+    sizes = (4 / 255, 8 / 255, 32 / 255)
     plan = next(plan for plan in plans(BUDGETS["quick"]) if plan.key == attack)
     plan = dataclasses.replace(plan, epsilons=sizes)
     made = sweep(plan, subject, shown, labels, targets, torch.Generator().manual_seed(0))
@@ -124,9 +124,24 @@ def test_what_falls_at_one_size_has_fallen_at_all_larger_ones(photographed, atta
     turned = said == targets if plan.targeted else said != labels
     assert np.array_equal(turned, np.arange(3)[:, None] >= at)
     assert 0 < turned.sum() < turned.size and len(set(at)) > 1
+    assert np.allclose(made["served"].sum(axis=3), 1, atol=1e-5), "what fell is still answered"
     assert np.allclose(subject.verdict(made["adversarial"]), made["served"][-1, 0], atol=1e-5)
     change = np.abs(made["adversarial"].astype(int) - shown).max(axis=(1, 2, 3))
     assert (change <= 255 * np.array([*sizes, sizes[-1]])[at] + 1e-6).all()
+
+
+def test_one_step_is_taken_at_each_size_whatever_a_smaller_one_did(photographed):
+    subject, shown, labels = photographed
+    plan = next(plan for plan in plans(BUDGETS["quick"]) if plan.key == "fgsm-linf")
+
+    def made(*sizes):
+        some = dataclasses.replace(plan, epsilons=sizes)
+        return sweep(some, subject, shown, labels, labels, torch.Generator().manual_seed(0))
+
+    small, large = 8 / 255, 64 / 255
+    both, alone = made(small, large), made(large)
+    assert (both["turned_at"] == 0).any()
+    assert np.allclose(both["served"][1], alone["served"][0], atol=1e-5)
 
 
 def test_the_size_of_the_smallest_is_of_a_picture_that_turns_the_served_file(photographed):

@@ -68,6 +68,16 @@ def test_the_adversary_stays_in_the_ball_and_raises_the_loss(steps: int):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("steps", "share"), [(1, 5 / 8), (2, 1.0), (5, 1.0)])
+def test_steps_take_pixels_from_a_random_start_to_the_edge_of_the_ball(steps: int, share: float):
+    """One of 1.25 epsilon those that began in the upper five eighths; more of 2.5 in all, each."""
+    grey, epsilon = torch.full((64, 3, 4, 4), 0.5), 6 / 255
+    adversary = Adversary(Defence(steps=steps, epsilon=epsilon), seed=0)
+    attacked = adversary.attack(Linear(), grey, torch.zeros(64).long(), progress=1.0)
+    at_edge = (attacked - grey).abs() > epsilon - 1e-6
+    assert at_edge.float().mean().item() == pytest.approx(share, abs=0.03)
+
+
 def test_where_the_schedule_begins_nothing_is_changed():
     images = torch.rand(2, 3, 4, 4)
     adversary = Adversary(Defence(steps=3, epsilon=0.1), seed=0)

@@ -100,6 +100,22 @@ def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
         require_parity(parity, differ, [""] * 9)
 
 
+def test_an_answer_that_is_no_number_is_refused(path: Path, served: Served, tmp_path: Path):
+    """Where the class without a number is the one expected, it is the highest of numpy's too."""
+    _, logits = OnnxRunner(path).run(pixels())
+    (label, *others) = set(logits.argmax(axis=1).tolist())
+    images = pixels()[logits.argmax(axis=1) == label]
+    model = onnx.load(path)
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias")]
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[label] = np.nan
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    parity, differ = measure_parity(served, OnnxRunner(tmp_path / "nan.onnx"), images)
+    with pytest.raises(FailedCheck, match="differs from PyTorch by nan"):
+        require_parity(parity, differ, [""] * 9)
+
+
 class _OddPairs:
     """The answers of a file; in batches of two, each class has that of the one before it."""
 

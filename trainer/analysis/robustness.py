@@ -16,7 +16,7 @@ def proportion(right: Bools) -> dict[str, Any]:
     return {
         "photos": photos,
         "correct": correct,
-        "accuracy": correct / photos if photos else 0.0,
+        "accuracy": correct / photos,
         "low": low,
         "high": high,
     }
