@@ -9,9 +9,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from serving.csv_text import csv_text
+from trainer.calibration import fit_temperature
 from trainer.console import Console
 from trainer.data import LabelError, PhotoData, targets_of
-from trainer.metrics import Floats, Ints, log_softmax
+from trainer.metrics import Floats, Ints, log_softmax, nll
 from trainer.pictures import Photo
 
 LABEL_ERRORS = "label_errors.csv"
@@ -20,6 +21,7 @@ PROBABLY = 0.5  # what a label's probability to be wrong must be above
 # Of the temperature, searched in steps that are small against the width of its minimum.
 _LOG_TEMPERATURES = np.linspace(math.log(0.05), math.log(20.0), 13)
 _LARGEST = 0.9  # share of labels drawn at random
+_PLAUSIBLE = 0.25  # of which no more evidence is asked for
 _EM_STEPS = 100
 
 
@@ -38,7 +40,9 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
     P(label) = (1 - share) softmax(logits / temperature) + share / K: the model of Bootkrajang and
     Kaban 2012 (Label-noise robust logistic regression and its applications) with one number for all
     pairs of classes. The temperature is fitted beside it, as a head that has learnt from wrong
-    labels is less sure than it should be of right ones.
+    labels is less sure than it should be of right ones. A large share is none where a temperature
+    by itself explains the labels about as well (Schwarz 1978, Estimating the dimension of a model):
+    what a bad net has wrong and is as sure of as of the rest looks like noise.
     """
     classes = logits.shape[1]
 
@@ -56,7 +60,12 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
     at = int(np.argmin([loss(value) for value in _LOG_TEMPERATURES]))
     about = _LOG_TEMPERATURES[max(0, at - 1)], _LOG_TEMPERATURES[at : at + 2][-1]
     temperature = math.exp(minimize_scalar(loss, bounds=about, method="bounded").x)
-    return LabelNoise(share=best_share(temperature)[0], temperature=temperature)
+    share, likelihood = best_share(temperature)
+    clean = fit_temperature(logits, labels)
+    gain = likelihood + nll(logits.astype(np.float64) / clean, labels)
+    if share > _PLAUSIBLE and len(labels) * gain <= 0.5 * math.log(len(labels)):
+        return LabelNoise(share=0.0, temperature=clean)
+    return LabelNoise(share=share, temperature=temperature)
 
 
 def probably_wrong(logits: Floats, labels: Ints) -> Floats:
@@ -65,6 +74,8 @@ def probably_wrong(logits: Floats, labels: Ints) -> Floats:
     if not np.isfinite(logits).all():  # of a head whose steps ran away: it has nothing to say
         return np.zeros(len(labels))
     noise = fit_label_noise(logits, labels)
+    if not noise.share:
+        return np.zeros(len(labels))
     own = _own(logits, labels, noise.temperature)
     wrong = _of_noise(own, noise.share, logits.shape[1])
     return np.where(logits.argmax(axis=1) == labels, 0.0, wrong)

@@ -68,6 +68,18 @@ def test_a_net_that_errs_and_is_too_sure_of_it_accuses_no_label(temperature: flo
     assert (probably_wrong(logits, labels) > PROBABLY).sum() <= 4
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("photos", [60, 158, 500])
+def test_a_net_as_sure_of_its_mistakes_as_of_the_rest_accuses_no_label(photos: int, spread: float):
+    """Of two classes it has 64 % right: as if most labels had been drawn, or it were too sure."""
+    generator = np.random.default_rng(photos)
+    labels = generator.integers(0, 2, photos)
+    said = np.where(generator.random(photos) < 0.36, 1 - labels, labels)
+    logits = np.zeros((photos, 2))
+    logits[np.arange(photos), said] = np.exp(spread * generator.normal(size=photos))
+    assert not np.any(probably_wrong(logits, labels))
+
+
 def test_logits_that_are_no_numbers_accuse_none():
     logits, _, labels = drawn(50, 3, 0.2, 1.0)
     logits[7] = np.nan
