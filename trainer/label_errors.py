@@ -21,7 +21,7 @@ PROBABLY = 0.5  # what a label's probability to be wrong must be above
 # Of the temperature, searched in steps that are small against the width of its minimum.
 _LOG_TEMPERATURES = np.linspace(math.log(0.05), math.log(20.0), 13)
 _LARGEST = 0.9  # share of labels drawn at random
-_PLAUSIBLE = 0.25  # of which no more evidence is asked for
+_PLAUSIBLE = 0.25  # share of labels that may be wrong without more evidence
 _EM_STEPS = 100
 
 
@@ -31,6 +31,7 @@ class LabelNoise:
 
     share: float
     temperature: float  # of the logits, for the photos that have their own label
+    gain: float  # log-likelihood over that of the best temperature and no noise, nats
 
 
 def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
@@ -40,9 +41,7 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
     P(label) = (1 - share) softmax(logits / temperature) + share / K: the model of Bootkrajang and
     Kaban 2012 (Label-noise robust logistic regression and its applications) with one number for all
     pairs of classes. The temperature is fitted beside it, as a head that has learnt from wrong
-    labels is less sure than it should be of right ones. A large share is none where a temperature
-    by itself explains the labels about as well (Schwarz 1978, Estimating the dimension of a model):
-    what a bad net has wrong and is as sure of as of the rest looks like noise.
+    labels is less sure than it should be of right ones.
     """
     classes = logits.shape[1]
 
@@ -61,24 +60,28 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
     about = _LOG_TEMPERATURES[max(0, at - 1)], _LOG_TEMPERATURES[at : at + 2][-1]
     temperature = math.exp(minimize_scalar(loss, bounds=about, method="bounded").x)
     share, likelihood = best_share(temperature)
-    clean = fit_temperature(logits, labels)
-    gain = likelihood + nll(logits.astype(np.float64) / clean, labels)
-    if share > _PLAUSIBLE and len(labels) * gain <= 0.5 * math.log(len(labels)):
-        return LabelNoise(share=0.0, temperature=clean)
-    return LabelNoise(share=share, temperature=temperature)
+    clean = logits.astype(np.float64) / fit_temperature(logits, labels)
+    gain = len(labels) * (likelihood + nll(clean, labels))
+    return LabelNoise(share=share, temperature=temperature, gain=gain)
 
 
 def probably_wrong(logits: Floats, labels: Ints) -> Floats:
     """How likely each of `labels` [n] is to be wrong, [n]: above 0 only where `logits` [n, K] are
-    higher at another. They must be of nets that have not learnt from these photos."""
+    higher at another. They must be of nets that have not learnt from these photos.
+
+    More than a quarter are not believed where a temperature by itself explains the labels about as
+    well (Schwarz 1978, Estimating the dimension of a model): what a poor net has wrong, and is as
+    sure of as of the rest, looks like noise.
+    """
     if not np.isfinite(logits).all():  # of a head whose steps ran away: it has nothing to say
         return np.zeros(len(labels))
     noise = fit_label_noise(logits, labels)
-    if not noise.share:
-        return np.zeros(len(labels))
     own = _own(logits, labels, noise.temperature)
     wrong = _of_noise(own, noise.share, logits.shape[1])
-    return np.where(logits.argmax(axis=1) == labels, 0.0, wrong)
+    wrong[logits.argmax(axis=1) == labels] = 0.0
+    if np.mean(wrong > PROBABLY) > _PLAUSIBLE and noise.gain <= 0.5 * math.log(len(labels)):
+        return np.zeros(len(labels))
+    return wrong
 
 
 def _own(logits: Floats, labels: Ints, temperature: float) -> Floats:
