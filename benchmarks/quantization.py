@@ -67,9 +67,9 @@ def _files(backbone: str, weights: str, folder: Path) -> dict[str, Path]:
 
 def _settle(classifier: nn.Module) -> None:
     """Which form a hard swish takes in integers depends on how far its input reaches."""
-    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # statistics of all that passes
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of all that passes
     classifier.train()
     with torch.no_grad():
         classifier(torch.from_numpy(_pixels(16)).permute(0, 3, 1, 2) / 255)

@@ -71,7 +71,7 @@ GROUPS = {
         "access_log": one_of(ON_OFF),
     },
 }
-_ALL = ("cores", "decode_threads")  # 0 is all of them
+_ALL = ("cores", "decode_threads")  # their default, 0, is all of them
 
 
 def parser(settings: Iterable[Field[Any]], environment: str) -> argparse.ArgumentParser:
@@ -107,7 +107,7 @@ def parser(settings: Iterable[Field[Any]], environment: str) -> argparse.Argumen
 
 
 def _default(one: Field[Any]) -> str:
-    value = "all" if one.name in _ALL and not one.default else one.default
+    value = "all" if one.name in _ALL else one.default
     if value == "":
         return ""
     return f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"

@@ -52,7 +52,8 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     if given.get("weights") == "none" and "learning_rate" not in given:
         from trainer.running_statistics import has_batch_norm
 
-        defaults |= {} if has_batch_norm(backbone) else WITHOUT_BATCH_NORM
+        if not has_batch_norm(backbone):
+            defaults |= WITHOUT_BATCH_NORM
     if "batch_size" not in given:
         size = given.get("size", defaults.get("size"))
         defaults["batch_size"] = choose_batch_size(size, _gpu_bytes())

@@ -23,9 +23,8 @@ _COARSER = 1.25  # steps of x that are so much wider than its calibration asks f
 class _Place:
     """One hard sigmoid: x -> stored -> source -> sigmoid -> target -> readers."""
 
-    stored: (
-        onnx.NodeProto | None
-    )  # QuantizeLinear; of a hard swish alone, and if nothing else reads x
+    # QuantizeLinear, where x below -3 is all the same to whoever reads it
+    stored: onnx.NodeProto | None
     source: onnx.NodeProto  # DequantizeLinear
     sigmoid: onnx.NodeProto
     target: onnx.NodeProto  # QuantizeLinear
@@ -56,6 +55,8 @@ def integer_hard_sigmoids(model: onnx.ModelProto) -> None:
             instead |= _as_product(place, constants)
         else:
             instead |= _as_clip(place, zero, constants)
+    if not instead:
+        return
     nodes = [new for node in graph.node for new in instead.get(node.output[0], [node])]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -80,7 +81,12 @@ def _places(graph: onnx.GraphProto) -> Iterator[_Place]:
         ):
             continue
         readers = consumers[targets[0].output[0]]
-        products = [user.output for reader in readers for user in consumers[reader.output[0]]]
+        products = [
+            user.output
+            for reader in readers
+            for user in consumers[reader.output[0]]
+            if user.op_type == "Mul"
+        ]
         users = [user.output for user in consumers[source.output[0]] if user.output != node.output]
         stored = producers.get(source.input[0])
         alone_or_swish = (

@@ -278,13 +278,19 @@ def test_strangers_that_are_not_there_are_an_error_before_any_work(trained, tmp_
     assert not list(trained.models.glob("cartoon/.analysis-*"))
 
 
-def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(trained, monkeypatch):
-    def interrupted(tasks, *arguments, **named):
-        run_tasks(tasks[:9], *arguments, **named)
+def interrupted_after(count):
+    """What runs tasks, until Ctrl-C."""
+
+    def run(tasks, *arguments, **named):
+        run_tasks(tasks[:count], *arguments, **named)
         raise KeyboardInterrupt
 
+    return run
+
+
+def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(trained, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(analysis_run, "run_tasks", interrupted)
+        patch.setattr(analysis_run, "run_tasks", interrupted_after(9))
         assert "goes on" in analyze(trained, *SMALL, status=130)
     assert not (trained.models / "cartoon/1/analysis").exists()
     kept = list(trained.models.glob("cartoon/.analysis-*/*.npz"))
@@ -306,12 +312,8 @@ def test_stopped_half_way_it_goes_on_and_the_same_seed_gives_the_same_figures(tr
 
 
 def test_one_that_other_code_has_begun_is_named_once(trained, monkeypatch):
-    def stopped(tasks, *arguments, **named):
-        run_tasks(tasks[:2], *arguments, **named)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(analysis_run, "run_tasks", stopped)
+        patch.setattr(analysis_run, "run_tasks", interrupted_after(2))
         begun = analyze(trained, *SMALL, status=130)
         other = analyze(trained, *SMALL, "--seed", 1, status=130)
         patch.setattr(analysis_run, "digest_code", lambda: "other")

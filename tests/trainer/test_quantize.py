@@ -190,6 +190,15 @@ def test_a_hard_swish_of_small_numbers_keeps_their_fine_steps():
     assert np.abs(floats_through(model, real) - real * (real / 6 + 0.5)).max() < 0.002
 
 
+def test_what_adds_its_hard_sigmoid_to_x_still_tells_x_below_minus_three():
+    model = between_integers(16.0, 128, swish=True)
+    model.graph.node[-1].op_type = "Add"
+    integer_hard_sigmoids(model)
+    real = np.linspace(-8, 7.9, 1000, dtype=np.float32)
+    expected = real + np.clip(real / 6 + 0.5, 0, 1)
+    assert np.abs(floats_through(model, real) - expected).max() < 0.05
+
+
 def between_integers(width: float, zero: int, *, swish: bool) -> onnx.ModelProto:
     """From `x` in 256 steps over `width`, 0 at `zero`, to its hard sigmoid or `swish`, `y` [n]."""
     names = {"scale": np.float32(width / 255), "zero": np.uint8(zero),
