@@ -5,10 +5,11 @@
 The limit is what plain loops reach with no server (limit.py). Other tenants of a machine come and
 go, so it is measured again before and after every row, and the row's share is of the mean of these
 two; all rows are taken `--rounds` times, and their medians are told. Callers and servers share the
-cores. Clients: ours, in a process of its own, by calls and by one stream with as many photos in
-flight, and NVIDIA's tritonclient (`pip install tritonclient[grpc]` in an environment of its own)
-with photos (BYTES) and with pixels (UINT8). Other servers get the same tritonclient (LitServe,
-which has HTTP alone, aiohttp), where an environment that has them is named: see peers.py.
+cores. Clients: ours, in a process of its own, by calls, by calls that share messages (max_batch=8)
+and by one stream with as many photos in flight, and NVIDIA's tritonclient (`pip install
+tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels (UINT8). Other
+servers get the same tritonclient (LitServe, which has HTTP alone, aiohttp), where an environment
+that has them is named: see peers.py.
 `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would hide the package of
 that name from every script in this folder.)
 """
@@ -39,8 +40,9 @@ from serving.preprocess import preprocess
 HERE = Path(__file__).parent
 SOME = 240  # photos for a look at the limit
 COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
-CLIENTS = ("ours", "ours-stream", "triton-bytes", "triton-pixels")
-OURS = CLIENTS[:2]
+TOGETHER = 8  # photos a message
+CLIENTS = ("ours", "ours-together", "ours-stream", "triton-bytes", "triton-pixels")
+OURS = CLIENTS[:3]
 PEERS = ("pytriton", "mlserver", "litserve")
 
 
@@ -68,8 +70,10 @@ def peer(python: str, which: str, version: Path, name: str) -> Iterator[str]:
         process.wait()
 
 
-async def our_callers(address: str, name: str, photos: list[bytes], callers: int) -> dict:
-    async with AsyncClient(address) as client:
+async def our_callers(
+    address: str, name: str, photos: list[bytes], callers: int, max_batch: int = 1
+) -> dict:
+    async with AsyncClient(address, max_batch=max_batch) as client:
         return await measured(lambda photo: client.classify([photo], model=name), photos, callers)
 
 
@@ -232,8 +236,12 @@ def main() -> None:
     options = parser.parse_args()
     photos = read_photos(options.photos, options.count)
     if options.address:
-        callers = our_stream if "ours-stream" in options.clients else our_callers
-        run = callers(options.address, options.name, photos, options.callers)
+        given = (options.address, options.name, photos, options.callers)
+        (client,) = options.clients
+        if client == "ours-stream":
+            run = our_stream(*given)
+        else:
+            run = our_callers(*given, TOGETHER if client == "ours-together" else 1)
         print(json.dumps(uvloop.run(run)))
     else:
         measure(options, photos)

@@ -12,6 +12,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.access import Tls, async_channel_opener, authorised, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
+from serving.client_batches import Asked, Batches
 from serving.client_messages import (
     CLOSED,
     CLOSED_MEANWHILE,
@@ -25,6 +26,7 @@ from serving.client_messages import (
     exception_of_call,
     hedge_s,
     models_of,
+    photos_together,
     places_for,
     response_of,
     retry_after_s,
@@ -35,6 +37,7 @@ from serving.client_stream import StreamState, after_end, ended_early
 from serving.errors import InvalidRequest, Unavailable
 from serving.hedging import hedged_async
 from serving.outbox import Outbox
+from serving.together import AsyncTogether
 
 T = TypeVar("T")
 
@@ -50,12 +53,19 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
+        max_batch: int = 1,
         tls: Tls | None = None,
         token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_s(hedge_after_s)
+        self.max_batch = photos_together(max_batch, hedge_after_s)
+        self._together = AsyncTogether(
+            address,
+            Batches(max_batch),
+            lambda request, within_s: self._call(self._stub.Classify, request, within_s),
+        )
         self._token = sendable(token)
         self._open = async_channel_opener(address, tls)
         self._closed = False
@@ -113,10 +123,12 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Response:
         data = [encoded(photo) for photo in several(photos)]
-        request = classify_request(data, model, version, top_k, low_priority, routing_key)
-        hedge_after_s = self.hedge_after_s
-        message = await self._call(self._stub.Classify, request, timeout_s, hedge_after_s)
-        return response_of(message)
+        asked = Asked(model, version, top_k, low_priority, routing_key)
+        method = self._stub.Classify
+        if data and self.max_batch > 1:
+            return await self._together.classify(asked, data, wait_s(timeout_s, self.timeout_s))
+        request = classify_request(data, *asked)
+        return response_of(await self._call(method, request, timeout_s, self.hedge_after_s))
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         message = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)

@@ -25,6 +25,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.access import Tls, authorised, channel_opener, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
+from serving.client_batches import Asked, Batches
 from serving.client_messages import (
     CLOSED,
     CLOSED_MEANWHILE,
@@ -37,15 +38,17 @@ from serving.client_messages import (
     exception_of_call,
     hedge_s,
     models_of,
+    photos_together,
     places_for,
     response_of,
     several,
     wait_s,
 )
 from serving.client_stream import StreamState, after_end, ended_early
-from serving.errors import Unavailable
+from serving.errors import PawprintError, Unavailable
 from serving.hedging import hedged
 from serving.outbox import Outbox
+from serving.together import Together
 
 __all__ = ["AsyncClient", "Client", "Tls"]
 
@@ -61,8 +64,9 @@ class Client:
     address: of one server, or of several (see serving.channel.target_of), between which calls are
     balanced; a call that one can't answer is tried at another. timeout_s: of each call, unless
     given there. hedge_after_s: where `classify` has no answer by then, a second server is asked
-    too, and the faster answer counts; None: never. tls: the call is not encrypted without. token:
-    shown to a server that wants one.
+    too, and the faster answer counts; None: never. max_batch: calls of `classify` that are made at
+    once, from several threads, share messages of up to so many photos; 1: none does. tls: the call
+    is not encrypted without. token: shown to a server that wants one.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         hedge_after_s: float | None = None,
+        max_batch: int = 1,
         tls: Tls | None = None,
         token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
         self.hedge_after_s = hedge_s(hedge_after_s)
+        self.max_batch = photos_together(max_batch, hedge_after_s)
         self._token = sendable(token)
         self._open = channel_opener(address, tls)
         self._closed = False
@@ -87,12 +93,19 @@ class Client:
         self._channel = self._open()
         stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
         self._connected = authorised(stub, self._token)
+        batches = Batches(self.max_batch)
+        self._together = Together(self.address, batches, self._begin, self._error_of)
         self._process = os.getpid()
 
     @property
     def _stub(self) -> Any:
-        """Raises Unavailable if the client is closed. A process that was forked has a connection of
-        its own: its parent's is at work in threads that it has not."""
+        """Raises Unavailable if the client is closed."""
+        self._connect_here()
+        return self._connected
+
+    def _connect_here(self) -> None:
+        """A process that was forked has a connection of its own: its parent's is at work in threads
+        that it has not. Raises Unavailable if the client is closed."""
         if self._closed:
             raise Unavailable(CLOSED)
         if self._process != os.getpid():
@@ -100,7 +113,6 @@ class Client:
                 if self._process != os.getpid():
                     _INHERITED.append(self._channel)
                     self._connect()
-        return self._connected
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client can't be pickled: it is a connection; make one in each process")
@@ -139,9 +151,12 @@ class Client:
         Raises OSError for a file that can't be read, TypeError for a photo that is in no list.
         """
         data = [encoded(photo) for photo in several(photos)]
-        request = classify_request(data, model, version, top_k, low_priority, routing_key)
-        hedge_after_s = self.hedge_after_s
-        return response_of(self._call("Classify", request, timeout_s, hedge_after_s))
+        asked = Asked(model, version, top_k, low_priority, routing_key)
+        if data and self.max_batch > 1:
+            self._connect_here()
+            return self._together.classify(asked, data, wait_s(timeout_s, self.timeout_s))
+        request = classify_request(data, *asked)
+        return response_of(self._call("Classify", request, timeout_s, self.hedge_after_s))
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         return models_of(self._call("ListModels", pb.ListModelsRequest(), timeout_s))
@@ -262,13 +277,25 @@ class Client:
                 return hedged(method, request, within_s, hedge_after_s)
             return method(request, timeout=within_s)
         except grpc.RpcError as error:
-            if self._closed and error.code() is grpc.StatusCode.CANCELLED:
-                raise Unavailable(CLOSED_MEANWHILE) from None
-            raise exception_of_call(error, self.address) from None
+            raise self._error_of(error) from None
         except ValueError:  # of gRPC, where close() came before the call
             if self._closed:
                 raise Unavailable(CLOSED) from None
             raise
+
+    def _begin(self, request: pb.ClassifyRequest, within_s: float) -> Any:
+        """gRPC's future of its answer."""
+        try:
+            return self._stub.Classify.future(request, timeout=within_s)
+        except ValueError:  # as in _call
+            if self._closed:
+                raise Unavailable(CLOSED) from None
+            raise
+
+    def _error_of(self, error: Any) -> PawprintError:
+        if self._closed and error.code() is grpc.StatusCode.CANCELLED:
+            return Unavailable(CLOSED_MEANWHILE)
+        return exception_of_call(error, self.address)
 
 
 def _next(arrived: "queue.SimpleQueue[T]", state: StreamState, wait_s: float) -> T:

@@ -77,6 +77,18 @@ def hedge_s(hedge_after_s: float | None) -> float | None:
     return hedge_after_s
 
 
+def photos_together(max_batch: int, hedge_after_s: float | None) -> int:
+    """max_batch. Raises InvalidRequest."""
+    if max_batch < 1:
+        raise InvalidRequest(f"max_batch must be 1 or more, got {max_batch}")
+    if max_batch > 1 and hedge_after_s is not None:
+        raise InvalidRequest(
+            "max_batch saves work where calls are many, and hedge_after_s does some of it twice "
+            "where one is slow: give one of the two"
+        )
+    return max_batch
+
+
 def wait_s(timeout_s: float | None, default_s: float) -> float:
     """How long to wait, in seconds: what is left may have become less than none, or be endless."""
     return min(max(0.0, default_s if timeout_s is None else timeout_s), _LONGEST_S)
@@ -170,8 +182,7 @@ def exception_of(
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return InvalidRequest(f"the message is larger than the server takes ({details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # which the server says too, if it is first
-        more = "" if details == _NO_ANSWER else f": {details}"
-        details = f"the server at {address} gave no answer in the time allowed{more}"
+        return no_answer(address, "" if details == _NO_ANSWER else f": {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = f"the server at {address} does not answer: {details}"
     kind = EXCEPTIONS.get(code)
@@ -180,6 +191,10 @@ def exception_of(
     if kind is Overloaded:
         return Overloaded(details, retry_after_s=retry_after_s)
     return kind(details)
+
+
+def no_answer(address: str, why: str = "") -> DeadlineExceeded:
+    return DeadlineExceeded(f"the server at {address} gave no answer in the time allowed{why}")
 
 
 def response_of(message: pb.ClassifyResponse) -> Response:

@@ -1,0 +1,162 @@
+"""Which calls of a client share a message. Knows neither gRPC nor threads nor the event loop.
+
+By Nagle's rule (RFC 896): with little under way a call goes at once, alone; what comes while
+answers are waited for goes with the next message, or as soon as that is full. So a lone caller
+waits for nobody, and of many at once each message carries several, which costs client and server
+once what single calls cost each.
+"""
+
+import copy
+import dataclasses
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.answers import Response
+from serving.client_messages import classify_request, response_of
+from serving.errors import InvalidRequest, PawprintError
+
+UNDER_WAY = 2  # messages: one is worked on while the answer to the other is on its way
+# Photos of more travel alone: what a message costs is little beside what they do.
+MOST_BYTES = 1 << 20
+
+
+class Asked(NamedTuple):
+    """What the calls of one message agree in."""
+
+    model: str
+    version: str | int
+    top_k: int
+    low_priority: bool
+    routing_key: str
+
+
+class Answer(Protocol):
+    """A future, of asyncio or of concurrent.futures."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Response, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Call:
+    asked: Asked
+    photos: Sequence[bytes]
+    until: float  # its caller waits, on the monotonic clock
+    answer: Answer
+    batch: "Batch | None" = None  # once it is under way
+
+
+@dataclass(eq=False)
+class Batch:
+    """Calls that are sent as one. cancel: ends it while it is under way."""
+
+    asked: Asked
+    calls: Sequence[Call]
+    cancel: Callable[[], object] | None = None
+
+    @property
+    def within_s(self) -> float:
+        """Until the last of its callers waits no more."""
+        return max(0.0, max(call.until for call in self.calls) - time.monotonic())
+
+    def request(self) -> pb.ClassifyRequest:
+        """Raises InvalidRequest."""
+        return classify_request(
+            [photo for call in self.calls for photo in call.photos], *self.asked
+        )
+
+
+class Batches:
+    """What it returns is to be sent at once, and its end to be told by `answered` or `failed`."""
+
+    def __init__(self, max_batch: int) -> None:
+        """max_batch: photos."""
+        self._max_batch = max_batch
+        self._lines: dict[Asked, deque[Call]] = {}
+        self._under_way: Counter[Asked] = Counter()
+
+    def put(self, call: Call) -> list[Batch]:
+        self._lines.setdefault(call.asked, deque()).append(call)
+        return self._due(call.asked)
+
+    def leave(self, call: Call) -> Callable[[], object] | None:
+        """Its caller waits no more. Returns what ends its message, where nobody else waits for it
+        either."""
+        if call.batch is None:
+            line = self._lines[call.asked]
+            line.remove(call)
+            if not line:
+                del self._lines[call.asked]
+        elif all(other.answer.done() for other in call.batch.calls):
+            return call.batch.cancel
+        return None
+
+    def answered(self, batch: Batch, message: pb.ClassifyResponse) -> list[Batch]:
+        response, first = response_of(message), 0
+        for call in batch.calls:
+            results = response.results[first : first + len(call.photos)]
+            first += len(call.photos)
+            if call.answer.done():
+                continue
+            if len(results) == 1 and results[0].error is not None:  # as if it had come alone
+                call.answer.set_exception(InvalidRequest(results[0].error))
+            else:
+                call.answer.set_result(dataclasses.replace(response, results=results))
+        return self._ended(batch)
+
+    def failed(self, batch: Batch, error: BaseException) -> list[Batch]:
+        """What the server does not take of several, such as more photos than it has in a call, is
+        asked of it once more one by one: each of them it may take."""
+        if isinstance(error, InvalidRequest) and len(batch.calls) > 1:
+            alone = [Batch(batch.asked, [c]) for c in batch.calls if not c.answer.done()]
+            for one in alone:
+                one.calls[0].batch = one
+            self._under_way[batch.asked] += len(alone)
+            return alone + self._ended(batch)
+        for call in batch.calls:
+            if not call.answer.done():
+                # Each its own: it gets its caller's traceback.
+                own = copy.copy(error) if isinstance(error, PawprintError) else error
+                call.answer.set_exception(own)
+        return self._ended(batch)
+
+    def _ended(self, batch: Batch) -> list[Batch]:
+        batch.cancel = None
+        self._under_way[batch.asked] -= 1
+        return self._due(batch.asked)
+
+    def _due(self, asked: Asked) -> list[Batch]:
+        line, due = self._lines.get(asked, deque()), []
+        while line and (self._under_way[asked] < UNDER_WAY or self._full(line)):
+            due.append(self._first_of(line))
+            self._under_way[asked] += 1
+        if not line:
+            self._lines.pop(asked, None)
+        if not self._under_way[asked]:
+            del self._under_way[asked]
+        return due
+
+    def _full(self, line: Sequence[Call]) -> bool:
+        return sum(len(c.photos) for c in line) >= self._max_batch or _bytes(line) >= MOST_BYTES
+
+    def _first_of(self, line: deque[Call]) -> Batch:
+        """As many as go together, one at least."""
+        calls = [line.popleft()]
+        while line and self._fit([*calls, line[0]]):
+            calls.append(line.popleft())
+        batch = Batch(calls[0].asked, calls)
+        for call in calls:
+            call.batch = batch
+        return batch
+
+    def _fit(self, calls: Sequence[Call]) -> bool:
+        return sum(len(c.photos) for c in calls) <= self._max_batch and _bytes(calls) <= MOST_BYTES
+
+
+def _bytes(calls: Sequence[Call]) -> int:
+    return sum(len(photo) for call in calls for photo in call.photos)

@@ -1,0 +1,119 @@
+"""Sends calls that share a message, for threads and for asyncio; which do: client_batches.py."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.answers import Response
+from serving.client_batches import Asked, Batch, Batches, Call
+from serving.client_messages import no_answer
+from serving.errors import PawprintError
+
+
+class Together:
+    """For threads. begin: sends a request with so many seconds' time, and returns gRPC's future of
+    its answer; error_of: the exception for one that has failed."""
+
+    def __init__(
+        self,
+        address: str,
+        batches: Batches,
+        begin: Callable[[pb.ClassifyRequest, float], Any],
+        error_of: Callable[[Any], PawprintError],
+    ) -> None:
+        self._address, self._batches, self._begin, self._error_of = (
+            address,
+            batches,
+            begin,
+            error_of,
+        )
+        self._lock = threading.Lock()  # guards the batches and their answers
+
+    def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
+        answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
+        call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
+        with self._lock:
+            batches = self._batches.put(call)
+        try:
+            self._send(batches)
+            return answer.result(within_s)
+        except TimeoutError:
+            raise no_answer(self._address) from None
+        finally:
+            with self._lock:
+                answer.cancel()
+                cancel = self._batches.leave(call)
+            if cancel is not None:
+                cancel()
+
+    def _send(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            try:
+                sent = self._begin(batch.request(), batch.within_s)
+            except Exception as error:
+                with self._lock:
+                    more = self._batches.failed(batch, error)
+                self._send(more)
+            else:
+                batch.cancel = sent.cancel
+                sent.add_done_callback(partial(self._ended, batch))
+
+    def _ended(self, batch: Batch, sent: Any) -> None:
+        """On a thread of gRPC's."""
+        if sent.code() is grpc.StatusCode.OK:
+            message = sent.result()
+            with self._lock:
+                more = self._batches.answered(batch, message)
+        else:
+            error = self._error_of(sent)
+            with self._lock:
+                more = self._batches.failed(batch, error)
+        self._send(more)
+
+
+class AsyncTogether:
+    """For asyncio. call: sends a request with so many seconds' time, and raises PawprintError."""
+
+    def __init__(
+        self,
+        address: str,
+        batches: Batches,
+        call: Callable[[pb.ClassifyRequest, float], Awaitable[pb.ClassifyResponse]],
+    ) -> None:
+        self._address, self._batches, self._call = address, batches, call
+
+    async def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
+        self._send(self._batches.put(call))
+        try:
+            async with asyncio.timeout(within_s):
+                return await answer
+        except TimeoutError:
+            raise no_answer(self._address) from None
+        finally:
+            if (cancel := self._batches.leave(call)) is not None:
+                cancel()
+
+    def _send(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            batch.cancel = asyncio.create_task(self._answer(batch)).cancel
+
+    async def _answer(self, batch: Batch) -> None:
+        try:
+            message = await self._call(batch.request(), batch.within_s)
+        except asyncio.CancelledError:
+            if not all(call.answer.done() for call in batch.calls):
+                raise  # by whom ends the event loop, and not as nobody waits any more
+            self._send(self._batches.failed(batch, asyncio.CancelledError()))
+        except Exception as error:
+            self._send(self._batches.failed(batch, error))
+        else:
+            self._send(self._batches.answered(batch, message))
