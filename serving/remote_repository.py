@@ -223,7 +223,7 @@ class RemoteRepository(Repository):
         after = None
         for _ in range(_MOST_WRITES):
             stamp = self._bucket.stamp(key)  # first: what is read then is no older
-            before = self._alias_history(name, alias)
+            before = self._alias_to_change(name, alias)
             if before == after:
                 return after  # written, but the answer to that was lost
             after = change(before)

@@ -451,6 +451,15 @@ class Repository:
         except ValueError as error:
             raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed") from error
 
+    def _alias_to_change(self, name: str, alias: str) -> list[int]:
+        """Its history, which a change keeps."""
+        try:
+            return self._alias_history(name, alias)
+        except BrokenVersion as error:
+            raise BrokenVersion(
+                f"{error}; remove {name}/aliases/{alias}, then promote a version"
+            ) from error
+
     def _alias_names(self, name: str) -> list[str]:
         folder = self.root / name / "aliases"
         return [p.name for p in folder.iterdir()] if is_dir(folder) else []
@@ -463,7 +472,7 @@ class Repository:
         self, name: str, alias: str, change: Callable[[list[int]], list[int]]
     ) -> list[int]:
         """Replace its history by what `change` makes of it; of two at once the later one stays."""
-        before = self._alias_history(name, alias)
+        before = self._alias_to_change(name, alias)
         after = change(before)
         if after != before:
             replace_file(self.root / name / "aliases" / alias, alias_lines(after))

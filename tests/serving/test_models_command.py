@@ -80,6 +80,13 @@ def test_an_alias_that_is_malformed_is_named_and_breaks_no_version(models, root:
     page = (root / "index.html").read_text()
     assert "alias &#x27;canary&#x27; of &#x27;pets&#x27; is malformed" in page
     assert "1 <b>stable</b>" in page
+    for change in (
+        ("promote", "pets/2", "--alias", "canary"),
+        ("rollback", "pets", "--alias", "canary"),
+    ):
+        status, _, err = models(*change)
+        assert status == 1
+        assert "malformed; remove pets/aliases/canary, then promote a version" in err
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])
