@@ -152,7 +152,8 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[StreamedResult, None]:
         """See Client.stream."""
-        state = StreamState(self.address, model, version, top_k, low_priority)
+        asked = Asked(model, version, top_k, low_priority, routing_key="")
+        state = StreamState(self.address, asked, self.max_batch)
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()
         slots = asyncio.Semaphore(places_for(in_flight))
@@ -163,13 +164,14 @@ class AsyncClient:
                 for index, photo in enumerate(several(photos)):
                     await slots.acquire()
                     if isinstance(photo, bytes):
-                        request = state.send(index, photo)
+                        data = state.read(index, photo)
                     else:  # a file is read, or a picture encoded
-                        request = await asyncio.to_thread(state.send, index, photo)
-                    if isinstance(request, StreamedResult):
-                        arrived.put_nowait(request)
+                        data = await asyncio.to_thread(state.read, index, photo)
+                    if isinstance(data, StreamedResult):
+                        arrived.put_nowait(data)
                     else:
-                        outbox.put(request)
+                        outbox.put(*state.send(index, data))
+                outbox.put(*state.rest())
                 outbox.close()
             except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put_nowait(error)
@@ -181,13 +183,15 @@ class AsyncClient:
                     end = _End(call)
                     try:
                         async for message in call:
-                            index, again_s = message.request_id, state.again_in(message)
+                            number, again_s = message.request_id, state.again_in(message)
                             if again_s is None:
-                                outbox.answered(index)
-                                arrived.put_nowait(state.receive(message))
+                                results, due = state.receive(message)
+                                outbox.answered(number, *due)
+                                for result in results:
+                                    arrived.put_nowait(result)
                             else:
-                                outbox.postpone(index)
-                                loop.call_later(again_s, outbox.again, index)
+                                outbox.postpone(number)
+                                loop.call_later(again_s, outbox.again, number)
                         code, lost = ended_early(self.address)
                     except grpc.aio.AioRpcError as error:
                         code, details = end.of(error)
@@ -198,8 +202,8 @@ class AsyncClient:
                     finally:
                         call.cancel()
                     refused, again_s = after_end(outbox, state, code, lost)
-                    if refused is not None:
-                        arrived.put_nowait(refused)
+                    for result in refused:
+                        arrived.put_nowait(result)
                     if again_s is None:
                         break
                     await asyncio.sleep(again_s)

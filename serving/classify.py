@@ -38,6 +38,7 @@ from serving.photo_paths import photo_paths
 from serving.places import place
 
 DEFAULT_ADDRESS = "localhost:50051"
+MAX_BATCH = 8  # photos of a message; more save little
 TABLE_LIMIT = 20  # photos; more are printed line by line as they are answered
 
 
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
     """Print the answer for each path, in their order; returns how many have none."""
-    async with _client(options) as client:
+    # Two messages under way keep a server busy.
+    async with _client(options, options.in_flight // 2) as client:
         model = options.model or await _only_model(client)
         if options.top_k not in (0, 1):  # else the one mistake would be told of each photo
             labels = (await client.get_model(model, options.version)).labels
@@ -123,7 +125,8 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
     source, out = place(location), place(options.out)
     share = _share(_shard_of_torchrun() if options.shard is None else options.shard)
     photos = await asyncio.to_thread(source.photos)
-    async with _client(options) as client:
+    # There may be several servers, which all are to have some of what is under way.
+    async with _client(options, options.in_flight // 8) as client:
         described = await client.get_model(
             options.model or await _only_model(client), options.version
         )
@@ -164,8 +167,14 @@ def _shard_of_torchrun() -> str:
     return f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
 
 
-def _client(options: argparse.Namespace) -> AsyncClient:
-    return AsyncClient(options.address, timeout_s=options.timeout, **access_of(options))
+def _client(options: argparse.Namespace, photos: int) -> AsyncClient:
+    """photos: of a message, if that is not too many."""
+    return AsyncClient(
+        options.address,
+        timeout_s=options.timeout,
+        max_batch=min(max(1, photos), MAX_BATCH),
+        **access_of(options),
+    )
 
 
 async def _only_model(client: AsyncClient) -> str:

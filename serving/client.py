@@ -185,7 +185,8 @@ class Client:
         token's rate, is sent again when it says. timeout_s: the longest wait for the next
         answer while a photo has none.
         """
-        state = StreamState(self.address, model, version, top_k, low_priority)
+        asked = Asked(model, version, top_k, low_priority, routing_key="")
+        state = StreamState(self.address, asked, self.max_batch)
         outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
         outbox = Outbox(queue.SimpleQueue)
         arrived: queue.SimpleQueue[StreamedResult | BaseException | None] = queue.SimpleQueue()
@@ -199,17 +200,18 @@ class Client:
                     slots.acquire()
                     if ended.is_set():
                         return
-                    request = state.send(index, photo)
-                    if isinstance(request, StreamedResult):
-                        arrived.put(request)
+                    data = state.read(index, photo)
+                    if isinstance(data, StreamedResult):
+                        arrived.put(data)
                     else:
-                        outbox.put(request)
+                        outbox.put(*state.send(index, data))
+                outbox.put(*state.rest())
                 outbox.close()
             except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put(error)
 
-        def later(wait_s: float, index: int) -> None:
-            timer = threading.Timer(wait_s, outbox.again, (index,))
+        def later(wait_s: float, number: int) -> None:
+            timer = threading.Timer(wait_s, outbox.again, (number,))
             timer.daemon = True
             timer.start()
 
@@ -222,19 +224,21 @@ class Client:
                         call.cancel()
                     try:
                         for message in call:
-                            index, again_s = message.request_id, state.again_in(message)
+                            number, again_s = message.request_id, state.again_in(message)
                             if again_s is None:
-                                outbox.answered(index)
-                                arrived.put(state.receive(message))
+                                results, due = state.receive(message)
+                                outbox.answered(number, *due)
+                                for result in results:
+                                    arrived.put(result)
                             else:
-                                outbox.postpone(index)
-                                later(again_s, index)
+                                outbox.postpone(number)
+                                later(again_s, number)
                         code, lost = ended_early(self.address)
                     except grpc.RpcError as error:
                         code, lost = error.code(), exception_of_call(error, self.address)
                     refused, again_s = after_end(outbox, state, code, lost)
-                    if refused is not None:
-                        arrived.put(refused)
+                    for result in refused:
+                        arrived.put(result)
                     if again_s is None:
                         break
                     ended.wait(again_s)

@@ -84,6 +84,10 @@ class Batches:
         self._lines.setdefault(call.asked, deque()).append(call)
         return self._due(call.asked)
 
+    def flush(self, asked: Asked) -> list[Batch]:
+        """All that waits: no more comes."""
+        return self._due(asked, at_once=True)
+
     def leave(self, call: Call) -> Callable[[], object] | None:
         """Its caller waits no more. Returns what ends its message, where nobody else waits for it
         either."""
@@ -130,9 +134,9 @@ class Batches:
         self._under_way[batch.asked] -= 1
         return self._due(batch.asked)
 
-    def _due(self, asked: Asked) -> list[Batch]:
+    def _due(self, asked: Asked, *, at_once: bool = False) -> list[Batch]:
         line, due = self._lines.get(asked, deque()), []
-        while line and (self._under_way[asked] < UNDER_WAY or self._full(line)):
+        while line and (at_once or self._under_way[asked] < UNDER_WAY or self._full(line)):
             due.append(self._first_of(line))
             self._under_way[asked] += 1
         if not line:

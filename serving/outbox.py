@@ -5,7 +5,7 @@ no stream once an answer has come.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 import grpc
@@ -35,8 +35,12 @@ class Outbox(Generic[Q]):
         self._closed = False
         self._lock = threading.Lock()
 
-    def put(self, request: pb.ClassifyStreamRequest) -> None:
+    def put(self, *requests: pb.ClassifyStreamRequest) -> None:
         with self._lock:
+            self._put(requests)
+
+    def _put(self, requests: Iterable[pb.ClassifyStreamRequest]) -> None:
+        for request in requests:
             self._unanswered[request.request_id] = request
             self._losses[request.request_id] = 0
             self._queue.put_nowait(request)
@@ -47,9 +51,11 @@ class Outbox(Generic[Q]):
             self._closed = True
             self._end_queue()
 
-    def answered(self, request_id: int) -> None:
+    def answered(self, request_id: int, *due: pb.ClassifyStreamRequest) -> None:
+        """due: what is to be sent now, maybe under the same number."""
         with self._lock:
             del self._unanswered[request_id], self._losses[request_id]
+            self._put(due)
             self._end_queue()
 
     def postpone(self, request_id: int) -> None:

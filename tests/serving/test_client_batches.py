@@ -13,7 +13,7 @@ import pytest
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
-from serving.answers import Response
+from serving.answers import Response, StreamedResult
 from serving.client import AsyncClient, Client
 from serving.client_batches import MOST_BYTES, UNDER_WAY, Asked, Batch, Batches, Call
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
@@ -169,6 +169,15 @@ class Caller:
             self.threads, lambda: client.classify(photos, model=model, **how)
         )
 
+    async def streamed(self, photos: list[bytes], **how) -> list[StreamedResult]:
+        """In the order of the photos."""
+        client = self.client
+        if isinstance(client, AsyncClient):
+            answers = [answer async for answer in client.stream(photos, **how)]
+        else:
+            answers = await asyncio.to_thread(lambda: list(client.stream(photos, **how)))
+        return sorted(answers, key=lambda answer: answer.index)
+
     def waiting(self) -> int:
         """Calls that are in no message yet."""
         return sum(len(line) for line in self.client._together._batches._lines.values())
@@ -315,8 +324,13 @@ async def test_answers_are_those_of_each_call_alone(kind: type, tmp_path: Path) 
         async with calling(kind, running.address, max_batch=8) as c:
             calls = [c.ask(photo, model="pets", top_k=2) for photo in photos]
             together = await asyncio.gather(*calls)
-    for one, other in zip(alone, together, strict=True):
-        labels, others = one.results[0].labels, other.results[0].labels
+            streamed = await c.streamed([*photos, b"junk"], model="pets", top_k=2)
+    assert [answer.index for answer in streamed] == list(range(25))
+    assert "not an image" in streamed[-1].result.error and streamed[-1].response is None
+    together += [answer.response for answer in streamed[:-1]]
+    for one, other in zip(alone * 2, together, strict=True):
+        (result,) = other.results
+        labels, others = one.results[0].labels, result.labels
         assert [label.name for label in labels] == [label.name for label in others]
         assert labels[0].probability == pytest.approx(others[0].probability, abs=1e-6)
 

@@ -1,10 +1,12 @@
 """Streams of our clients when the server that answers them goes away."""
 
 import asyncio
+import queue
 import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -15,7 +17,10 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.answers import StreamedResult
 from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
+from serving.client_batches import Asked
+from serving.client_stream import StreamState, after_end
 from serving.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from serving.outbox import Outbox
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
 from tests.serving.cut_proxy import cut_proxy
@@ -39,9 +44,10 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
         read: list[int] = []
         self.streams.append(read)
         async for request in requests:
+            images = request.request.images
             read.append(request.request_id)
             self.requests.append(request.request)
-            if len(read) > self.answers or request.request.images[0] == b"poison":
+            if len(read) > self.answers or b"poison" in images:
                 if self.code is grpc.StatusCode.OK:
                     return
                 await context.abort(self.code, self.details)
@@ -54,7 +60,9 @@ class Leaving(classifier_pb2_grpc.ClassifierServiceServicer):
                 continue
             yield pb.ClassifyStreamResponse(
                 request_id=request.request_id,
-                response=pb.ClassifyResponse(model="pets", version=1, results=[pb.ImageResult()]),
+                response=pb.ClassifyResponse(
+                    model="pets", version=1, results=[pb.ImageResult() for _ in images]
+                ),
             )
             if self.leaves_after_each:
                 await context.abort(self.code, self.details)
@@ -72,22 +80,29 @@ async def leaving() -> AsyncIterator[tuple[Leaving, str]]:
 
 
 both = pytest.mark.parametrize("kind", [AsyncClient, Client])
+TOGETHER = [partial(AsyncClient, max_batch=4), partial(Client, max_batch=4)]
+# Also where photos share messages.
+each = pytest.mark.parametrize(
+    "kind",
+    [AsyncClient, Client, *TOGETHER],
+    ids=["AsyncClient", "Client", "AsyncClient-together", "Client-together"],
+)
 
 
-@both
+@each
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 async def test_what_is_unanswered_is_sent_again_and_nothing_else(kind, code, leaving) -> None:
     script, address = leaving
     script.code = code
     answers = await answers_to(kind, address, [b"x"] * PHOTOS, in_flight=4)
     assert sorted(answer.index for answer in answers) == list(range(PHOTOS))
-    assert len(script.streams) > PHOTOS // 8
+    assert len(script.streams) > len(set(sum(script.streams, []))) // 8
     # Of each stream that was lost no more than what was in flight is sent a second time.
     assert all(len(read) == len(set(read)) for read in script.streams)
     assert sum(map(len, script.streams)) <= PHOTOS + 4 * (len(script.streams) - 1)
 
 
-@both
+@each
 async def test_a_stream_that_is_lost_while_nothing_is_awaited_goes_on(kind, leaving) -> None:
     script, address = leaving
     script.leaves_after_each = True
@@ -112,7 +127,7 @@ async def test_each_photo_is_asked_of_as_the_caller_says(kind, leaving) -> None:
         )
 
 
-@both
+@each
 async def test_a_stream_ends_with_its_photos(kind, leaving) -> None:
     """Of which there may be none, or none left when all are answered."""
 
@@ -124,17 +139,18 @@ async def test_a_stream_ends_with_its_photos(kind, leaving) -> None:
     assert len(await answers_to(kind, leaving[1], slow(), timeout_s=10)) == 1
 
 
-@both
+@each
 async def test_a_photo_that_ends_every_stream_is_sent_so_often_and_no_more(kind, leaving) -> None:
     script, address = leaving
     script.answers = PHOTOS
     photos = [b"x"] * 5 + [b"poison"] + [b"x"] * 500
     with pytest.raises(Unavailable):
         await answers_to(kind, address, photos, in_flight=4)
-    assert 1 < sum(5 in read for read in script.streams) <= MAX_ATTEMPTS
+    sent = [request.images for request in script.requests]
+    assert 1 < sum(b"poison" in images for images in sent) <= MAX_ATTEMPTS
 
 
-@both
+@each
 async def test_a_stream_that_ends_as_if_all_were_well_loses_nothing(kind, leaving) -> None:
     """As one through a proxy may."""
     script, address = leaving
@@ -146,7 +162,7 @@ async def test_a_stream_that_ends_as_if_all_were_well_loses_nothing(kind, leavin
         await answers_to(kind, address, [b"x"])
 
 
-@both
+@each
 @pytest.mark.parametrize("answers", [7, 3 * PHOTOS])
 async def test_what_is_refused_for_now_is_sent_again_when_the_server_says(
     kind, answers, leaving
@@ -157,11 +173,12 @@ async def test_what_is_refused_for_now_is_sent_again_when_the_server_says(
     found = await answers_to(kind, address, [b"x"] * 20, in_flight=4)
     assert sorted(answer.index for answer in found) == list(range(20))
     assert all(answer.result.error is None for answer in found)
-    assert [len(times) for times in script.refused.values()] == [2] * 20
+    assert {len(times) for times in script.refused.values()} == {2}
+    assert len(script.refused) == 20 or kind in TOGETHER
     assert len(script.streams) == 1 or answers == 7
 
 
-@both
+@each
 async def test_a_stream_that_has_nothing_but_refusals_says_so(kind, leaving) -> None:
     script, address = leaving
     script.answers, script.refuse_s = PHOTOS, 0.5
@@ -239,7 +256,7 @@ async def test_a_connection_that_is_too_old_is_replaced(kind, models: Path) -> N
     assert all(answer.result.labels for answer in answers) and way.connections > 1
 
 
-@both
+@each
 async def test_photos_larger_than_the_server_takes_leave_the_others_unharmed(
     kind, models: Path
 ) -> None:
@@ -272,6 +289,26 @@ async def test_once_one_was_too_large_no_larger_one_is_sent(kind, leaving) -> No
     assert sum(script.streams, []) == [0, 2]
 
 
+def test_a_message_that_is_too_large_is_sent_photo_by_photo() -> None:
+    state = StreamState("here:1", Asked("pets", "", 1, False, ""), max_batch=4)
+    outbox: Outbox[queue.SimpleQueue] = Outbox(queue.SimpleQueue)
+    for index, photo in enumerate([b"x"] * 4 + [b"large"] + [b"x"]):
+        outbox.put(*state.send(index, photo))
+    assert sent(outbox) == [1, 1, 4]
+    over = (grpc.StatusCode.RESOURCE_EXHAUSTED, InvalidRequest("larger than the server takes"))
+    assert after_end(outbox, state, *over) == ([], 0.0)
+    assert sent(outbox) == [1] * 6
+    (refused,), again_s = after_end(outbox, state, *over)
+    assert (refused.index, refused.result.error, again_s) == (4, str(over[1]), 0.0)
+    assert sent(outbox) == [1] * 5
+
+
+def sent(outbox: Outbox[queue.SimpleQueue]) -> list[int]:
+    """Photos of each message that the next stream begins with."""
+    messages = outbox.open_queue()
+    return [len(messages.get().request.images) for _ in range(messages.qsize())]
+
+
 async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None:
     async with running_server(models, max_connection_age_s=0.2) as running:
         with cut_proxy(int(running.address.rpartition(":")[2])) as way:
@@ -283,20 +320,21 @@ async def test_no_call_fails_where_connections_come_of_age(models: Path) -> None
 
 
 async def answers_to(
-    kind: type, address: str, photos: Iterable[bytes], **options: object
+    kind: Callable, address: str, photos: Iterable[bytes], **options: object
 ) -> list[StreamedResult]:
     return [answer async for answer in _stream(kind, address, photos, **options)]
 
 
 async def _stream(
-    kind: type, address: str, photos: Iterable[bytes], **options: object
+    kind: Callable, address: str, photos: Iterable[bytes], **options: object
 ) -> AsyncIterator[StreamedResult]:
-    if kind is AsyncClient:
-        async with AsyncClient(address) as client:
+    client = kind(address)
+    if isinstance(client, AsyncClient):
+        async with client:
             async for answer in client.stream(photos, model="pets", **options):
                 yield answer
     else:
-        with Client(address) as client:
+        with client:
             answers = client.stream(photos, model="pets", **options)
             while (answer := await asyncio.to_thread(next, answers, None)) is not None:
                 yield answer
