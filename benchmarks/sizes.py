@@ -1,6 +1,7 @@
-"""What a larger or smaller picture does to the linear probe of a frozen backbone: accuracy and log
-loss of the train and val photos, each by a head that has not seen it. No test photo takes part, so
-a size may be chosen by it. The work grows with the square of the size.
+"""What a larger or smaller picture does to the linear probe of a frozen backbone, and a mirror image
+beside it (`train --mirror`): accuracy and log loss of the train and val photos, each by a head that
+has not seen it. No test photo takes part, so either may be chosen by it. The work grows with the
+square of the size, and doubles with the mirror image.
 
     python benchmarks/sizes.py pets cats_vs_dogs --weights mobilenet_v2.pth
 
@@ -19,8 +20,8 @@ def main() -> int:
     parser = parser_of(__doc__, seeds=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[192, 224, 256, 288, 320])
     options = parser.parse_args()
-    print("| photos | size | accuracy | nats |")
-    print("|---|---|---|---|")
+    print("| photos | size | accuracy | nats | both ways: accuracy | nats |")
+    print("|---|---|---|---|---|---|")
     for folder in options.data:
         for size in options.sizes:
             print(_row(folder, size, options), flush=True)
@@ -29,8 +30,11 @@ def main() -> int:
 
 def _row(folder: str, size: int, options: argparse.Namespace) -> str:
     _, data, classifier, kept = opened(folder, size, options)
-    right, loss = out_of_fold(known_of(data, classifier, kept), options.seeds)
-    return f"| {Path(folder).name} | {size} | {right:.4f} | {loss:.4f} |"
+    features, targets, classes = known_of(data, classifier, kept)
+    ways = (features, features.mean(axis=1, keepdims=True))
+    figures = [out_of_fold((each, targets, classes), options.seeds) for each in ways]
+    cells = (f"{right:.4f} | {loss:.4f}" for right, loss in figures)
+    return f"| {Path(folder).name} | {size} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ _SAME = 1e-3
 class Classifier(nn.Module):
     """float32 [n, 3, S, S] in [0, 1] -> logits [n, K]: normalise, backbone, dropout, linear head.
 
+    With `mirror` it sees, in evaluation mode, each picture and its mirror image, and the head gets
+    the mean of what the backbone makes of the two (Krizhevsky et al. 2012, "ImageNet
+    Classification with Deep Convolutional Neural Networks", section 4.1: reflections).
+
     Stages that are frozen have no gradient and stay in evaluation mode, whatever `train()` says:
     their batch-norm statistics do not move and their dropout does not drop.
     """
@@ -51,6 +55,8 @@ class Classifier(nn.Module):
         head_name: str,
         normalisation: Normalisation = IMAGENET,
         dropout: nn.Dropout | None = None,
+        *,
+        mirror: bool = False,
     ) -> None:
         """dropout: the one before the head, which may be one of the backbone's modules; None: a
         new one that drops nothing."""
@@ -60,6 +66,7 @@ class Classifier(nn.Module):
         self._within = any(module is dropout for module in backbone.modules())
         self.head = head
         self.head_name = head_name  # where the head was in the backbone
+        self.mirror = mirror
         self.frozen: list[nn.Module] = []
         self.normalisation = normalisation
         mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
@@ -72,8 +79,15 @@ class Classifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The pooled vector that the head sees: float32 [n, F]."""
-        pooled: torch.Tensor = self.backbone(self.normalise(images))
-        return pooled
+        return self.both_ways(self.backbone, self.normalise(images))
+
+    def both_ways(self, net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """[n, F]: what `net` makes of normalised images, with `mirror` of each seen both ways."""
+        if not self.mirror or self.training:
+            pooled: torch.Tensor = net(images)
+            return pooled
+        seen: torch.Tensor = net(torch.cat([images, images.flip(3)]))
+        return seen.reshape(2, -1, self.head.in_features).mean(0)
 
     def backbone_digest(self) -> str:
         """Of the backbone's weights; of many it takes a second."""
@@ -128,6 +142,8 @@ def build(
     size: int,
     weights: str = "none",
     normalisation: Normalisation | None = None,
+    *,
+    mirror: bool = False,
 ) -> Classifier:
     """A classifier with `labels` outputs on `size` x `size` px, its head new, in eval mode.
 
@@ -162,7 +178,7 @@ def build(
             f"{backbone} can't take {size} x {size} px: {first_line(error)}"
         ) from error
     head = nn.Linear(shape[1], labels)
-    return Classifier(net, head, head_name, normalisation, dropout).eval()
+    return Classifier(net, head, head_name, normalisation, dropout, mirror=mirror).eval()
 
 
 def trained_input(backbone: str) -> TrainedInput:
@@ -259,6 +275,7 @@ def load_version(repository: Repository, name: str, version: int) -> tuple[Calib
             len(manifest.labels),
             manifest.preprocessing.size,
             normalisation=manifest.normalisation,
+            mirror=bool(manifest.configuration.get("mirror")),
         )
         state = load(data)
         head = f"{classifier.head_name}."

@@ -30,6 +30,7 @@ class TrainConfig:
     weights: str = "imagenet"  # "imagenet", "none" or a file
     size: int = 224  # side of the square that the net sees, pixels
     interpolation: str = "bilinear"
+    mirror: bool = False  # the net sees each photo and its mirror image, in twice the time
     seed: int = 0
     strict: bool = False  # fail if any file has to be left out
     drop_label_errors: bool = False  # learn from no photo whose label is probably wrong

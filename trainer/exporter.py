@@ -110,7 +110,11 @@ def _with_any_head(classifier: Classifier) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(classifier.head.in_features, classifier.head.out_features)
     return Classifier(
-        classifier.backbone, head, classifier.head_name, classifier.normalisation
+        classifier.backbone,
+        head,
+        classifier.head_name,
+        classifier.normalisation,
+        mirror=classifier.mirror,
     ).eval()
 
 

@@ -20,7 +20,7 @@ from trainer.pictures import Photo, Pictures, Pixels
 Floats = npt.NDArray[np.float32]
 FeatureNet = Callable[[Pixels], Floats]  # [n, S, S, 3] -> pooled vectors [n, F]
 
-VIEWS = ("plain", "mirrored")
+VIEWS = ("plain", "mirrored")  # of a net that does not see both ways itself
 _BATCH = 32
 
 
@@ -35,8 +35,8 @@ def in_torch(classifier: Classifier) -> FeatureNet:
     net = folded(classifier.backbone)
 
     def some(images: torch.Tensor) -> torch.Tensor:
-        pooled: torch.Tensor = net(classifier.normalise(_planes(images.to(device))))
-        return pooled.float().cpu()
+        normal = classifier.normalise(_planes(images.to(device)))
+        return classifier.both_ways(net, normal).float().cpu()
 
     def run(images: Pixels) -> Floats:
         with torch.inference_mode():
@@ -79,7 +79,8 @@ def extract(
     open_net: Callable[[Classifier], FeatureNet] = in_torch,
     world: World = ALONE,
 ) -> Floats:
-    """Pooled vectors [n, views, F] of what the server sees of each photo, and of its mirror image.
+    """Pooled vectors [n, views, F] of what the server sees of each photo, and of its mirror image;
+    one view where the net sees both itself.
 
     `advance` is told how many photos are done. What lies in the leader's `cache` is not computed
     again; where all does, no net is opened. Each process computes its share of the rest. Raises
@@ -89,14 +90,15 @@ def extract(
     todo = [p for p in photos if p.digest not in known]
     advance(len(photos) - len(todo), "")
     mine = world.share(todo)
-    parts = [np.empty((0, len(VIEWS), classifier.head.in_features), np.float32)]
+    views = 1 if classifier.mirror else len(VIEWS)
+    parts = [np.empty((0, views, classifier.head.in_features), np.float32)]
     if mine:
         net = open_net(classifier.eval())
         for start in range(0, len(mine), _BATCH):
             batch = mine[start : start + _BATCH]
             images = np.stack(squares.get(batch))
-            mirrored = np.ascontiguousarray(images[:, :, ::-1])
-            parts.append(np.stack([net(images), net(mirrored)], axis=1))
+            seen = (images, np.ascontiguousarray(images[:, :, ::-1]))[:views]
+            parts.append(np.stack([net(view) for view in seen], axis=1))
             advance(len(batch), "")
     new = world.join(np.concatenate(parts))
     known.update(zip((p.digest for p in todo), new, strict=True))

@@ -92,6 +92,7 @@ GROUPS = {
             one_of(INTERPOLATIONS),
             "of photos to that size (default: the backbone's own)",
         ),
+        "mirror": ("", "it sees each photo and its mirror image, in twice the time"),
         "dropout": (
             "X",
             "share of features hidden from the head in a step (default: the backbone's own)",

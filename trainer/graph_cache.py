@@ -37,6 +37,7 @@ def backbone_key(config: TrainConfig, classifier: Classifier, weights: str) -> d
         "backbone": config.backbone,
         "weights": weights,
         "normalisation": repr(classifier.normalisation),
+        "mirror": classifier.mirror,
         "size": config.size,
         "software": software(config.backbone),
         "code": digest_code(),

@@ -64,7 +64,11 @@ class Learner:
         self._train = Activations(
             prefix, lambda p, views: ready(augmentation.batch(p, views).to(device))
         )
-        self._val = Activations(prefix, lambda p, _: ready(plain(data.squares, p).to(device)))
+        self._val = Activations(
+            prefix, lambda p, views: ready(_turned(plain(data.squares, p), views).to(device))
+        )
+        # The whole net sees both ways by itself.
+        self._ways = 2 if classifier.mirror and adversary is None else 1
         self._taught = None if teacher is None else teacher.on(augmentation, device)
 
         keep_up(classifier)
@@ -152,7 +156,11 @@ class Learner:
     def evaluate(self) -> npt.NDArray[np.float64]:
         """Logits [n, K] of the val photos."""
         mine = self.world.share(self.data.splits["val"])
-        return self.world.join(predict(self._model, self._val, mine, self._classes))
+        logits = [
+            predict(self._model, self._val, mine, self._classes, view=view)
+            for view in range(self._ways)
+        ]  # the head is linear: their mean is what it makes of the mean of both features
+        return self.world.join(np.mean(logits, axis=0))
 
     def withstand(self) -> Bools | None:
         """Which of the val photos stand against the adversary, [n], where there is one."""
@@ -168,6 +176,13 @@ class Learner:
         return self.world.join(np.concatenate(stand))
 
 
+def _turned(images: torch.Tensor, views: Sequence[int]) -> torch.Tensor:
+    """[n, 3, S, S]: view 0 of each as it is, view 1 mirrored."""
+    mirrored = torch.tensor(views, dtype=torch.bool)
+    images[mirrored] = images[mirrored].flip(3)
+    return images
+
+
 def loss_weights(
     targets: Ints, classes: int, balance: str, device: torch.device
 ) -> torch.Tensor | None:
@@ -178,15 +193,15 @@ def loss_weights(
 
 
 def predict(
-    model: nn.Module, inputs: Activations, photos: Sequence[Photo], classes: int
+    model: nn.Module, inputs: Activations, photos: Sequence[Photo], classes: int, *, view: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Logits [n, K] of the plain view, in evaluation mode."""
+    """Logits [n, K] of one view, in evaluation mode."""
     model.eval()
     device = next(model.parameters()).device
     rows = [np.empty((0, classes))]
     for start in range(0, len(photos), _BATCH):
         some = photos[start : start + _BATCH]
-        batch = inputs.get(some, [0] * len(some))
+        batch = inputs.get(some, [view] * len(some))
         with torch.inference_mode():
             logits = halved(lambda some: model(some.to(device)).double().cpu(), batch)
         rows.append(logits.numpy())

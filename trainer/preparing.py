@@ -83,7 +83,8 @@ def prepare(
     # Fails now, rather than after the training, where it can not be written or reached.
     with repository.staging(config.name):
         repository.versions(config.name)
-    classifier = build(config.backbone, len(labels_of(files)), config.size, config.weights)
+    classes = len(labels_of(files))
+    classifier = build(config.backbone, classes, config.size, config.weights, mirror=config.mirror)
     if config.dropout is None:
         config = dataclasses.replace(config, dropout=classifier.dropout.p)
     drawn = torch.Generator().manual_seed(config.seed)

@@ -48,7 +48,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         score = class_logit(model(images.detach().requires_grad_(True)), classes).sum()
         (gradient,) = torch.autograd.grad(score, maps[layer])
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # equation 1
-    heat = (weights * maps[layer].detach()).sum(dim=1, keepdim=True).relu()  # equation 2
+    heat = (weights * maps[layer].detach()).sum(dim=1, keepdim=True)  # equation 2, and below
+    if len(heat) == 2 * len(images):  # of a net that sees mirror images too
+        as_it_is, mirrored = heat.chunk(2)
+        heat = as_it_is + mirrored.flip(3)
+    heat = heat.relu()
     heat = functional.interpolate(
         heat, size=images.shape[2:], mode="bilinear", align_corners=False
     ).squeeze(1)
