@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +182,25 @@ def test_the_best_epoch_is_what_is_left(photos: MakePhotos, backbone: str):
     assert result.best == best
     assert not run.classifier.training
     assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-4)
+
+
+def test_an_epoch_tells_the_means_over_its_photos(photos: MakePhotos):
+    run = Run(photos, "tiny", epochs=2, batch_size=10)
+    learner = run.learner()
+    learn, steps = learner.learn, []
+
+    def noted(batch: Sequence[int], **given: Any) -> tuple[float, int]:
+        loss, right = learn(batch, **given)
+        steps.append((loss, right, len(batch)))
+        return loss, right
+
+    learner.learn = noted
+    history = fine_tune(learner, run.reported.append, lambda *_: None).history
+    assert len(steps) == 4
+    for epoch, of_epoch in zip(history[1:], (steps[:2], steps[2:]), strict=True):
+        loss, right, count = map(sum, zip(*of_epoch, strict=True))
+        assert (epoch.train_loss, epoch.train_accuracy) == (loss / count, right / count)
+        assert epoch.train_loss > 0
 
 
 def solve_head(run: Run, sharpness: float) -> None:
