@@ -60,6 +60,7 @@ def take_room(run: Run, room: int) -> None:
         ({"dropout": 0.5}, 4),
         ({"dropout": 0.5, "mixup": 0.4, "ema": 0.9, "optimizer": "momentum", "gradual": True}, 8),
         ({"amp": "fp16", "wise_ft": True}, 8),
+        ({"adversarial": "fast@4/255"}, 8),
     ],
 )
 def test_resumed_it_ends_in_the_same_weights(
