@@ -89,17 +89,23 @@ def test_a_batch_norm_that_can_not_be_synced_is_refused():
         World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
 
 
-def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process():
+@pytest.mark.parametrize(
+    "kind", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+)
+def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process(kind: dict[str, Any]):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         generator = torch.Generator().manual_seed(0)
         inputs = 100 + 0.01 * torch.randn(8, 3, 16, 16, generator=generator)
-        one, synced = torch.nn.BatchNorm2d(3), SyncedBatchNorm2d(3)
-        torch.nn.init.normal_(one.weight, generator=generator)
-        torch.nn.init.normal_(one.bias, generator=generator)
+        one, synced = torch.nn.BatchNorm2d(3, **kind), SyncedBatchNorm2d(3, **kind)
+        for parameter in one.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
         synced.load_state_dict(one.state_dict())
-        assert torch.allclose(synced(inputs), one(inputs), atol=5e-3)
-        assert torch.allclose(synced.running_var, one.running_var, rtol=1e-4)
+        for shifted in (inputs, inputs + 1):
+            assert torch.allclose(synced(shifted), one(shifted), atol=5e-3)
+        for name, value in one.state_dict().items():
+            assert torch.allclose(synced.state_dict()[name], value, rtol=1e-4), name
+        assert torch.allclose(synced.eval()(inputs), one.eval()(inputs), atol=5e-3)
     finally:
         dist.destroy_process_group()
 
