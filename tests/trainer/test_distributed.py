@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
 from trainer.distributed import SyncedBatchNorm2d, World
+from trainer.errors import FailedCheck
 from trainer.train import main
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -119,6 +121,52 @@ def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):
         assert resumed["history"] == whole["history"]
         for key, value in whole["weights"].items():
             assert torch.equal(resumed["weights"][key], value), key
+
+
+class Watched(dist.HashStore):
+    """A store that says when it was first asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked.set()
+        return super().check(keys)
+
+
+def test_the_others_wait_for_the_first_and_it_for_their_having_seen_it():
+    store, order = Watched(), []
+
+    def wait() -> None:
+        World(1, 2, store).after_leader("all")
+        order.append("other")
+
+    other = threading.Thread(target=wait, daemon=True)
+    other.start()
+    assert store.asked.wait(60)
+    order.append("first")
+    World(0, 2, store).after_leader("all")
+    assert store.check(["pawprint/after/all/1"])
+    other.join()
+    assert order == ["first", "other"]
+
+
+def test_who_waits_for_a_first_process_that_has_gone_says_so():
+    class Gone(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    with pytest.raises(FailedCheck, match="the first process has ended"):
+        World(1, 2, Gone()).after_leader("all")
+
+
+def test_a_later_attempt_is_told_what_the_earlier_one_has_done():
+    job = dist.HashStore()
+    assert World(of_job=job).told("published") is None
+    World(of_job=job).tell_later("published", "models/x/1")
+    assert World(of_job=job).told("published") == "models/x/1"
+    assert World(of_job=job).told("other") is None
 
 
 def test_processes_that_a_scheduler_starts_need_no_torchrun():
