@@ -123,11 +123,10 @@ def quantize(
             QuantType.QUInt8,
             ranges,
             list(only),
-            _with_activations(prepared, in_float),
+            _with_activations(prepared, [*in_float, *_products(prepared)]),
             list(_OPERATORS),
             {
                 "TensorQuantOverrides": weights,
-                "MatMulConstBOnly": True,
                 "OpTypesToExcludeOutputQuantization": ["Gemm"],  # 256 steps would tie logits
             },
         )
@@ -142,6 +141,15 @@ def quantize(
 def layers(prepared: onnx.ModelProto) -> list[str]:
     """The nodes with weights of their own, in order."""
     return [layer.node.name for layer in weighted(prepared)]
+
+
+def _products(prepared: onnx.ModelProto) -> list[str]:
+    """The nodes that multiply what no weights are, as attention does: 256 steps are too few for it.
+
+    Of the quantiser's option for that, MatMulConstBOnly, its QDQ form knows nothing.
+    """
+    own = set(layers(prepared))
+    return [n.name for n in prepared.graph.node if n.op_type == "MatMul" and n.name not in own]
 
 
 def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[str]:

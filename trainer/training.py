@@ -202,7 +202,6 @@ def fine_tune(
 
         share, kept = best_between(first, kept, cost)
     classifier.load_state_dict(kept)
-    classifier.freeze(frozen)
     classifier.eval()
     if config.wise_ft:
         best_logits = learner.evaluate()

@@ -9,7 +9,7 @@ from torch import nn
 
 from serving.errors import InvalidRequest
 from tests.trainer.conftest import MakePhotos
-from tests.trainer.test_training import Run, solve_head
+from tests.trainer.test_training import Run, inputs_of, solve_head
 from trainer.adversarial import Adversary, epsilon_at
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -118,6 +118,16 @@ def test_a_batch_in_parts_is_attacked_in_parts(photos: MakePhotos):
     run()
     in_training = [size for size in sizes if size != len(run.data.splits["val"])]
     assert in_training and max(in_training) <= 2
+
+
+def test_a_step_learns_from_what_the_adversary_makes_of_the_photos(photos: MakePhotos):
+    run = Run(photos, "tiny", thaw=1.0, adversarial="fast@4/255")
+    learner = run.learner()
+    seen = inputs_of(learner)
+    for progress in (0.0, 1.0):  # where the schedule begins nothing is changed
+        learner.learn(range(4), view=0, rate=0.0, step=0, progress=progress)
+    as_they_are, attacked = seen
+    assert float((attacked - as_they_are).abs().max()) == pytest.approx(4 / 255, abs=1e-6)
 
 
 def test_robust_accuracy_counts_what_is_out_of_reach():

@@ -27,9 +27,10 @@ def test_by_chance_the_commonest_label_is_as_often_right_as_it_occurs() -> None:
 @pytest.mark.parametrize(
     ("right", "photos", "weights", "said"),
     [
-        (50, 100, "none", "--find-rate"),
+        (15, 30, "none", "--find-rate"),
         (50, 100, "imagenet", "are the labels right"),
         (3, 3, "none", "more test photos"),
+        (15, 29, "none", "more test photos"),
         (80, 100, "none", None),
         (8, 8, "imagenet", None),
     ],
@@ -59,6 +60,13 @@ def test_a_rare_class_that_is_found_is_more_than_chance() -> None:
     always = np.tile([4.0, 0.0], (1000, 1))
     metrics = measure(softmax(always), always, labels, LABELS[:2])
     assert may_be_chance(metrics, always, labels, config) is not None
+
+
+def test_a_net_that_is_right_of_no_photo_is_not_above_a_chance_of_nothing() -> None:
+    labels, logits = np.zeros(40, int), np.tile([0.0, 4.0], (40, 1))
+    metrics = measure(softmax(logits), logits, labels, LABELS[:2])
+    line = may_be_chance(metrics, logits, labels, TrainConfig(data="d", name="n"))
+    assert line is not None and "0 of 40 test photos right" in line and "0.0%" in line
 
 
 def test_train_says_so(photos: MakePhotos, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
 from trainer.distributed import SyncedBatchNorm2d, World
+from trainer.errors import FailedCheck
 from trainer.train import main
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -89,17 +91,23 @@ def test_a_batch_norm_that_can_not_be_synced_is_refused():
         World(0, 2).wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
 
 
-def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process():
+@pytest.mark.parametrize(
+    "kind", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+)
+def test_a_channel_that_hardly_varies_is_normalised_as_by_one_process(kind: dict[str, Any]):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         generator = torch.Generator().manual_seed(0)
         inputs = 100 + 0.01 * torch.randn(8, 3, 16, 16, generator=generator)
-        one, synced = torch.nn.BatchNorm2d(3), SyncedBatchNorm2d(3)
-        torch.nn.init.normal_(one.weight, generator=generator)
-        torch.nn.init.normal_(one.bias, generator=generator)
+        one, synced = torch.nn.BatchNorm2d(3, **kind), SyncedBatchNorm2d(3, **kind)
+        for parameter in one.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
         synced.load_state_dict(one.state_dict())
-        assert torch.allclose(synced(inputs), one(inputs), atol=5e-3)
-        assert torch.allclose(synced.running_var, one.running_var, rtol=1e-4)
+        for shifted in (inputs, inputs + 1):
+            assert torch.allclose(synced(shifted), one(shifted), atol=5e-3)
+        for name, value in one.state_dict().items():
+            assert torch.allclose(synced.state_dict()[name], value, rtol=1e-4), name
+        assert torch.allclose(synced.eval()(inputs), one.eval()(inputs), atol=5e-3)
     finally:
         dist.destroy_process_group()
 
@@ -113,6 +121,52 @@ def test_all_go_on_from_the_checkpoint_of_the_first(trained: tuple[Path, Path]):
         assert resumed["history"] == whole["history"]
         for key, value in whole["weights"].items():
             assert torch.equal(resumed["weights"][key], value), key
+
+
+class Watched(dist.HashStore):
+    """A store that says when it was first asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked.set()
+        return super().check(keys)
+
+
+def test_the_others_wait_for_the_first_and_it_for_their_having_seen_it():
+    store, order = Watched(), []
+
+    def wait() -> None:
+        World(1, 2, store).after_leader("all")
+        order.append("other")
+
+    other = threading.Thread(target=wait, daemon=True)
+    other.start()
+    assert store.asked.wait(60)
+    order.append("first")
+    World(0, 2, store).after_leader("all")
+    assert store.check(["pawprint/after/all/1"])
+    other.join()
+    assert order == ["first", "other"]
+
+
+def test_who_waits_for_a_first_process_that_has_gone_says_so():
+    class Gone(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    with pytest.raises(FailedCheck, match="the first process has ended"):
+        World(1, 2, Gone()).after_leader("all")
+
+
+def test_a_later_attempt_is_told_what_the_earlier_one_has_done():
+    job = dist.HashStore()
+    assert World(of_job=job).told("published") is None
+    World(of_job=job).tell_later("published", "models/x/1")
+    assert World(of_job=job).told("published") == "models/x/1"
+    assert World(of_job=job).told("other") is None
 
 
 def test_processes_that_a_scheduler_starts_need_no_torchrun():

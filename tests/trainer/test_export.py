@@ -1,5 +1,6 @@
 """The exported file: its contract, its agreement with PyTorch, and what is refused."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def test_a_net_that_cannot_be_exported_says_so(tmp_path: Path):
 def test_the_exporter_is_quiet(served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     onnx.save(to_onnx(served, SIZE), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
+    assert gc.get_freeze_count() == 0, "what it sets aside is collected again"
 
 
 class Bounded(nn.Module):

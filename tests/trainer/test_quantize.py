@@ -262,6 +262,39 @@ def test_integer_kernels_saturate_nowhere(tmp_path: Path):
     assert logits(model, images) == pytest.approx(expected, abs=step)
 
 
+class Attention(nn.Module):
+    """Of the pixels of a picture to each other: [n, C, h, w] -> [n, C]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        return (torch.softmax(rows @ rows.transpose(1, 2), dim=2) @ rows).mean(1)
+
+
+def test_products_of_attention_stay_in_float(tmp_path: Path):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), Attention())
+    classifier = Classifier(backbone, nn.Linear(8, 3), "head")
+    prepared = prepare(exported(classifier, tmp_path / "model.onnx"))
+    model = quantize(prepared, calibrate(prepared, pixels(8), "minmax"))
+    products = {n.output[0] for n in model.graph.node if n.op_type == "MatMul"}
+    readers = {n.op_type for n in model.graph.node if products & set(n.input)}
+    assert len(products) == 2 and readers == {"Softmax", "ReduceMean"}
+
+
+def test_a_layer_by_itself_has_the_weights_that_it_has_among_all(skewed: Path):
+    """Else its harm is that of others."""
+    prepared = prepare(skewed)
+    ranges = calibrate(prepared, pixels(8), "minmax")
+    whole, alone = (
+        {t.name: numpy_helper.to_array(t) for t in model.graph.initializer
+         if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1}
+        for model in (quantize(prepared, ranges),
+                      quantize(prepared, ranges, only=[layers(prepared)[4]]))
+    )  # fmt: skip
+    ((name, weights),) = alone.items()
+    assert np.array_equal(weights, whole[name])
+
+
 def test_layers_are_ordered_by_the_harm_they_do(skewed: Path):
     prepared = prepare(skewed)
     order = by_sensitivity(prepared, calibrate(prepared, pixels(16), "minmax"), pixels(16, 1))

@@ -507,7 +507,8 @@ def test_a_probe_alone_is_tracked_and_balanced_where_asked(
         measured = Repository(tmp_path / "models").manifest(balance, 1).variants["fp32"].metrics
         assert found["nll/test"] == pytest.approx(measured.nll, rel=1e-5)
         assert ("mean recall/cross-validated" in found) == (balance == "weights")
-    assert "mean recall" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean recall" in said and "Fine-tuning" not in said
     assert not torch.allclose(kept[0]["classifier.1.bias"], kept[1]["classifier.1.bias"])
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from trainer.results import Fitted
 from trainer.schedules import cosine
 from trainer.stages import frozen_stages
 from trainer.teacher import Teacher
-from trainer.training import Epoch, FineTuned, fine_tune
+from trainer.training import Epoch, FineTuned, best_of, fine_tune
 from trainer.tree import find_files
 
 
@@ -62,6 +64,14 @@ def test_where_classes_are_balanced_an_epoch_is_better_by_mean_recall():
     first = Epoch(1, 0.1, 1.0, val_loss=0.5, val_accuracy=0.9, val_mean_recall=0.5)
     assert Epoch(2, 0.1, 1.0, 0.6, 0.8, val_mean_recall=0.8).better_than(first)
     assert not Epoch(2, 0.1, 1.0, 0.4, 0.95, val_mean_recall=0.4).better_than(first)
+
+
+def test_where_what_was_learnt_is_wanted_the_best_epoch_after_the_first_is_taken():
+    first, better, worse = (Epoch(n, 0.1, 1.0, 0.5, right) for n, right in enumerate((1, 0.9, 0.8)))
+    broken = Epoch(1, 0.1, 1.0, val_loss=math.nan, val_accuracy=0.9)
+    assert best_of((first, better, worse), learnt=True) is better
+    assert best_of((first, broken, worse), learnt=True) is worse
+    assert best_of((first, broken), learnt=True) is best_of((first, better)) is first
 
 
 def test_only_kernels_decay():
@@ -180,6 +190,25 @@ def test_the_best_epoch_is_what_is_left(photos: MakePhotos, backbone: str):
     assert result.best == best
     assert not run.classifier.training
     assert run.val_logits() == pytest.approx(result.val_logits, rel=1e-3, abs=1e-4)
+
+
+def test_an_epoch_tells_the_means_over_its_photos(photos: MakePhotos):
+    run = Run(photos, "tiny", epochs=2, batch_size=10)
+    learner = run.learner()
+    learn, steps = learner.learn, []
+
+    def noted(batch: Sequence[int], **given: Any) -> tuple[float, int]:
+        loss, right = learn(batch, **given)
+        steps.append((loss, right, len(batch)))
+        return loss, right
+
+    learner.learn = noted
+    history = fine_tune(learner, run.reported.append, lambda *_: None).history
+    assert len(steps) == 4
+    for epoch, of_epoch in zip(history[1:], (steps[:2], steps[2:]), strict=True):
+        loss, right, count = map(sum, zip(*of_epoch, strict=True))
+        assert (epoch.train_loss, epoch.train_accuracy) == (loss / count, right / count)
+        assert epoch.train_loss > 0
 
 
 def solve_head(run: Run, sharpness: float) -> None:
