@@ -131,6 +131,21 @@ def test_parts_are_counted_down_to_the_last() -> None:
             parsed(bad)
 
 
+@pytest.mark.parametrize(
+    ("head", "parts", "said"),
+    [
+        (b"\x3a\x80\x80\x40" + bytes(MIB), 4096 + 516 - 1, "more than 4,612 "),  # with itself
+        (b"", 32 * 1024, "more than 4,128 "),  # 64 KiB, which cost little whatever they hold
+    ],
+    ids=["large", "small"],
+)
+def test_one_part_more_is_too_much(head: bytes, parts: int, said: str) -> None:
+    fields = fields_of(inference.ModelInferRequest.DESCRIPTOR)
+    check_parts(head + EMPTY_INPUT * parts, fields)
+    with pytest.raises(InvalidRequest, match=said):
+        check_parts(head + EMPTY_INPUT * (parts + 1), fields)
+
+
 def test_what_calls_really_hold_is_not_too_much() -> None:
     floats = inference.ModelInferRequest(model_name="pets")  # refused later, for what it is
     floats.inputs.add(name="image", datatype="FP32").contents.fp32_contents.extend([0.5] * 10**6)
