@@ -188,6 +188,22 @@ def test_cuda_is_not_silently_replaced(models: Path) -> None:
     assert load(models, device="auto").device == "cpu"
 
 
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
+def test_a_gpu_that_onnx_runtime_does_not_start_is_not_silently_replaced(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers with a session on the CPU."""
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is built without CUDA")
+    monkeypatch.setattr("serving.engine.cuda_problem", lambda: None)
+    problem = "ONNX Runtime can't start its CUDA provider"
+    with pytest.raises(Unavailable, match=f"CUDA is asked for, but {problem}"):
+        load(models, device="cuda")
+    assert not caplog.messages
+    assert load(models, device="auto").device == "cpu"
+    assert caplog.messages == [f"pets/1 runs on the CPU: {problem}"]
+
+
 def test_nothing_is_written_to_stderr_on_the_way(models: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from serving.engine import load_engine; "
