@@ -46,6 +46,28 @@ def test_a_row_is_the_same_alone_and_in_a_batch(models: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_run_beside_others_has_one_core_and_large_weights_are_held_once(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_seen(*told: Any, alone: bool = False) -> onnxruntime.InferenceSession:
+        opened.append((told[2], alone))
+        return open_session(*told, alone=alone)
+
+    monkeypatch.setattr("serving.engine.open_session", open_seen)
+    file = (models / "pets/1/model.onnx").stat().st_size
+    for cores, twice, threads in (
+        (2, file, [(2, True), (1, False)]),
+        (1, file, [(1, False)]),
+        (2, file - 1, [(2, False)]),
+    ):
+        monkeypatch.setattr("serving.engine._TWICE_IN_MEMORY", twice)
+        load_engine(Repository(models), "pets", 1, device="cpu", cores=cores)
+        assert opened == threads
+        opened.clear()
+
+
 def test_unknown_version(models: Path) -> None:
     with pytest.raises(NotFound):
         load(models, version=2)
