@@ -25,10 +25,12 @@ from PIL import Image
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
 from serving.copying import copy_version
+from serving.cores import usable_cores
 from serving.errors import InvalidRequest
 from serving.repository import Repository
+from serving.settings import ServerSettings
 from serving.storage import open_repository
-from serving.workers import share_of
+from serving.workers import Plan, share_of
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
@@ -98,6 +100,19 @@ def pair(models: Path, start) -> ServerProcess:
 )
 def test_no_core_is_left_over(cores: int, shares: list[int]) -> None:
     assert [share_of(cores, len(shares), index) for index in range(len(shares))] == shares
+
+
+def test_each_worker_has_the_cores_that_are_set_and_a_metrics_port_of_its_own() -> None:
+    def own(index: int, **told: int) -> dict[str, str | int]:
+        settings = ServerSettings(workers=2, port_file="port", **told)  # type: ignore[arg-type]
+        return Plan(arguments=[], port=7, settings=settings).own(index)
+
+    share = share_of(usable_cores(), 2, 1)
+    plain = {"workers": 1, "port": 7, "port_file": "", "metrics_host": "127.0.0.1"}
+    shared = {"cores": share, "decode_threads": share, "metrics_port": 0}
+    assert own(1) == plain | shared
+    told = {"cores": 1, "decode_threads": 5, "metrics_port": 9000}
+    assert own(1, **told) == plain | told | {"metrics_port": 9002}
 
 
 def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> None:
@@ -343,6 +358,8 @@ def test_where_no_process_can_be_started_it_is_tried_again(pair: ServerProcess) 
     until(lambda: all(listening(worker, port) for worker in workers_of(pair)))
     status, _, err = pair.stop()
     assert status == 0 and "Traceback" not in err
+    waits = re.findall(r"worker \d ended with status -9; started again in (\S+) s", err)
+    assert waits[:3] == ["0.2", "1", "2"]
 
 
 def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
