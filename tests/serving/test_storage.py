@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -368,6 +369,32 @@ async def test_a_version_that_was_mended_is_served_without_a_restart(
             remote._bucket.write("pets/2/model.onnx", sound)
             await control.rescan()
             assert (await client.classify([jpeg()], model="pets")).version == 2
+
+
+@only_s3
+async def test_a_version_that_could_not_be_loaded_anew_is_tried_again(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing in the bucket has changed since."""
+    copy_version(Repository(models), "pets", 1, remote)
+
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    async with running_server(remote.location, control="none") as running:
+        control = running.server.control
+        await control.rescan()
+        shutil.rmtree(models / "pets/1")
+        build_version(models, "pets", seed=7)
+        for key in remote._bucket.sizes("pets/1"):  # as a tool of the store's would
+            remote._bucket.upload(models / "pets/1" / key, f"pets/1/{key}")
+        before = running.server.catalogue
+        with monkeypatch.context() as patch:
+            patch.setattr("serving.model_control.load_engine", no_memory)
+            await control.rescan()
+        assert running.server.catalogue is before
+        await control.rescan()
+        assert running.server.catalogue is not before
 
 
 @only_s3
