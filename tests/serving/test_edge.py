@@ -18,7 +18,7 @@ from protos.inference import grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.catalogue import Catalogue
-from serving.edge import Call
+from serving.edge import Call, _request_id
 from serving.errors import InvalidRequest, Overloaded
 from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
@@ -219,6 +219,13 @@ async def test_an_error_is_short_enough_to_arrive(
     assert error.details().endswith("customer-model-number-0019 and 780 more")
     # And holds nothing that has gRPC's own retries come at once.
     assert "grpc-retry-pushback-ms" not in dict(error.trailing_metadata())
+
+
+def test_an_id_that_no_header_or_log_takes_is_replaced() -> None:
+    """gRPC's own clients send none such; others may."""
+    assert [_request_id(one) for one in ("a b", "x" * 128)] == ["a b", "x" * 128]
+    made = {_request_id(one) for one in (None, "", "x" * 129, "katzenf\xfctterer", "a\tb")}
+    assert {len(one) for one in made} == {32} and len(made) == 5
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "🐈" * 100_000])
