@@ -533,3 +533,32 @@ async def test_a_version_that_restarts_is_not_ready_whoever_asks(models: Path) -
         assert not (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready
         await running.server._on_change(catalogue)
         assert await ready() == {True}
+
+
+# --- the end
+
+
+async def test_a_drain_ends_once_no_call_has_come_for_a_while(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, waits = running.server._edge, []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) < 3:
+            with edge._present():  # a call comes and goes
+                pass
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    await edge.drain(0.5)
+    assert waits == [0.5] * 3
+
+
+async def test_a_stream_that_comes_while_the_server_drains_is_told(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    """As one that gRPC had accepted already."""
+    await running.server._edge.drain(0)
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    error = await refusal(stub.ClassifyStream(timeout=20))
+    assert error.code() is Code.UNAVAILABLE and error.details() == "the server is shutting down"
