@@ -16,6 +16,7 @@ import pytest
 from serving.access import Tls
 from serving.client import AsyncClient, Client
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from serving.own_tls import own_tls
 from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
@@ -250,6 +251,21 @@ async def test_the_probe_of_a_container_reaches_its_own_server(
         wrong = {**here, "PAWPRINT_SERVE_TLS_CERT": str(other.cert)}
         assert (await probe({**wrong, "PAWPRINT_SERVE_TLS_KEY": str(other.key)}))[0] == 1
         assert (await probe({"PAWPRINT_SERVE_PORT": port}))[0] == 1
+
+
+def test_a_probe_speaks_tls_and_shows_a_certificate_where_its_server_does(
+    authority: Authority,
+) -> None:
+    pair, address = authority.sign("server"), f"127.0.0.1:{free_port()}"  # where nobody is
+    cert, key, client_ca = (
+        {f"PAWPRINT_SERVE_TLS_{name}": str(file)}
+        for name, file in (("CERT", pair.cert), ("KEY", pair.key), ("CLIENT_CA", authority.ca))
+    )
+    for half in ({}, cert, key):
+        assert own_tls(address, half | client_ca, 1) is None
+    assert own_tls(address, cert | key, 1) == Tls(ca=str(pair.cert))
+    mutual = Tls(ca=str(pair.cert), cert=str(pair.cert), key=str(pair.key))
+    assert own_tls(address, cert | key | client_ca, 1) == mutual
 
 
 async def probe(environment: dict[str, str]) -> tuple[int | None, str]:
