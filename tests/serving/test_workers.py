@@ -26,11 +26,11 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
 from serving.copying import copy_version
 from serving.cores import usable_cores
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, NotFound
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.storage import open_repository
-from serving.workers import Plan, share_of
+from serving.workers import Plan, check_models, share_of
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
@@ -525,6 +525,21 @@ def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
     until_said(server.log, "changed: max_photos\n", times=2, after=after)
     status, _, err = server.stop()
     assert status == 0 and err.count("the configuration stays as it was") == 5
+
+
+def test_versions_that_a_model_or_a_share_of_calls_has_may_be_asked_for(models: Path) -> None:
+    def check(**asked: str) -> None:
+        check_models(ServerSettings(models=str(models), **asked))  # type: ignore[arg-type]
+
+    for versions in ("7", "alias"):
+        with pytest.raises(NotFound, match=f"versions is {versions}, and no model has any"):
+            check(versions=versions)
+        check(versions=versions, canary="pets=1:0.5")
+        check(versions=versions, shadow="pets=1:0.5")
+    for versions in ("latest:2", "all", "1,7"):
+        check(versions=versions)
+    Repository(models).promote("pets", 1)
+    check(versions="alias", only="pets")
 
 
 def test_a_model_that_a_bucket_lacks_is_no_setting_of_workers_that_are_replaced(
