@@ -17,6 +17,7 @@ from serving.access import Tls
 from serving.client import AsyncClient, Client
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from serving.own_tls import own_tls
+from serving.pem import check_pair
 from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
@@ -314,6 +315,20 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
             ShownCertificate(TlsFiles(cert=cert, key=key, client_ca=client_ca))
         said, _, why = str(raised.value).partition(" can't be used: ")
         assert said.startswith("the TLS files ") and why.startswith(reason)
+
+
+def test_files_that_change_while_they_are_read_are_not_taken(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, renewed = copied(authority.sign("one"), tmp_path), authority.sign("other")
+
+    def check_and_renew(cert: Path, key: Path) -> None:
+        check_pair(cert, key)
+        _replace(renewed.cert, live.cert)
+
+    monkeypatch.setattr("serving.tls.check_pair", check_and_renew)
+    with pytest.raises(InvalidRequest, match="changed while they were read"):
+        ShownCertificate(TlsFiles(cert=live.cert, key=live.key, client_ca=None))
 
 
 def test_half_of_the_settings_is_refused(authority: Authority) -> None:
