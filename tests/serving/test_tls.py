@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from serving.access import Tls
 from serving.client import AsyncClient, Client
@@ -298,9 +299,17 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
-    missing, junk, cut = (tmp_path / name for name in ("missing", "junk", "cut"))
+    missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
+    key = serialization.load_pem_private_key(one.key.read_bytes(), None)
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
     for cert, key, client_ca, reason in (
         (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
         (one.cert, missing, None, f"{missing}: No such file or directory"),
@@ -308,6 +317,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (junk, one.key, None, f"{junk} holds no certificate in PEM"),
         (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
         (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
+        (one.cert, locked, None, f"{locked} holds no key in PEM, or one with a passphrase"),
         (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
         (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
     ):
