@@ -126,6 +126,7 @@ def shown_serial(address: str) -> int:
 async def test_a_renewed_certificate_is_shown_without_a_restart(
     models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "serving.tls")
     first, second = authority.sign("first"), authority.sign("second")
     live = copied(first, tmp_path)
     async with running_server(models, **tls_settings(live)) as running:
@@ -143,6 +144,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
             assert after == serial(second.cert.read_bytes())
             await old.classify([jpeg()], model="pets")  # an open connection lives on
         assert await classify(running, tls) in ("cat", "dog")
+        assert caplog.messages.count("the certificate was read again") == 1
         os.remove(live.key)
         assert await asyncio.to_thread(shown_serial, running.address) == after
 
