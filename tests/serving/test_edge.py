@@ -535,6 +535,19 @@ async def test_a_version_that_restarts_is_not_ready_whoever_asks(models: Path) -
         assert await ready() == {True}
 
 
+async def test_the_seconds_of_a_call_begin_once_its_message_is_here(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    calls = told(running)
+    slow = channel.stream_unary("/pawprint.v1.ClassifierService/ListModels")()
+    await until(lambda: running.server._edge._here == 1)
+    begin = time.monotonic()
+    await slow.write(b"")
+    await slow.done_writing()
+    await slow
+    assert begin <= calls[0].start <= calls[0].end
+
+
 # --- the end
 
 
