@@ -30,7 +30,7 @@ from serving.errors import InvalidRequest, NotFound
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.storage import open_repository
-from serving.workers import Plan, check_models, share_of
+from serving.workers import Plan, check_models, reserve, share_of
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
@@ -588,6 +588,21 @@ def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -
         port = str(taken.getsockname()[1])
         said = said_in_vain(models, "--port", port)
     assert said[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
+
+
+def test_connections_of_before_do_not_keep_the_port() -> None:
+    """Which the kernel remembers for a minute where the server has ended them."""
+    with socket.socket() as before, socket.socket() as caller:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as gRPC listens
+            before.setsockopt(socket.SOL_SOCKET, option, 1)
+        before.bind(("127.0.0.1", 0))
+        before.listen()
+        caller.connect(before.getsockname())
+        before.accept()[0].close()
+        assert caller.recv(1) == b""
+        port = before.getsockname()[1]
+    with reserve("127.0.0.1", port) as reserved:
+        assert reserved.getsockname() == ("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
