@@ -772,6 +772,7 @@ def test_wrong_credentials_are_told(
         ("ftp://host/models", "a bucket is one of s3://, gs://, az://"),
         ("s3://", "a bucket is named s3://BUCKET/PREFIX"),
         ("s3://key:secret@bucket/x", "credentials come from the environment alone"),
+        ("s3://bucket/x?versionId=1", "a bucket is named s3://BUCKET/PREFIX"),
         ("s3:/bucket/x", "a bucket is named s3://BUCKET/PREFIX"),
     ],
 )
