@@ -12,7 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -30,7 +30,8 @@ from serving.errors import InvalidRequest, NotFound
 from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.storage import open_repository
-from serving.workers import Plan, check_models, reserve, share_of
+from serving.worker import ANSWERS, CAN_NOT_ANSWER
+from serving.workers import PATIENCE, Plan, Worker, check_models, reserve, share_of
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
@@ -337,6 +338,34 @@ def test_a_worker_that_can_not_answer_where_others_can_is_replaced(tmp_path: Pat
     assert len(after) == 2 and len(before & after) == 1
     status, _, err = server.stop()
     assert status == 0 and err.count("as others can") == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "heard", "looks"),
+    [
+        (True, [CAN_NOT_ANSWER] * (PATIENCE - 1) + [ANSWERS] + [CAN_NOT_ANSWER] * 99, 2 * PATIENCE),
+        (True, [None] * (PATIENCE - 1) + [ANSWERS] + [None] * 99, 2 * PATIENCE),
+        (False, [CAN_NOT_ANSWER] * 99, 99),  # it would come back no better
+        (True, [CAN_NOT_ANSWER + ANSWERS] * 99, 99),
+    ],
+    ids=["can't answer", "silent", "none can answer", "answers"],
+)
+async def test_how_many_looks_at_a_worker_in_a_row_end_it(
+    monkeypatch: pytest.MonkeyPatch, *, others: bool, heard: list[bytes | None], looks: int
+) -> None:
+    monkeypatch.setattr("serving.workers.BEAT_S", 0)
+    beats = iter(heard)
+
+    class Heard(Worker):
+        async def _said(self, *, within_s: float) -> bytes | None:
+            return next(beats)
+
+    plan = Plan(arguments=[], port=0, settings=ServerSettings(workers=2))
+    worker, other = Heard(0, plan), Worker(1, plan)
+    other.answers = others
+    with suppress(RuntimeError):  # of an end of the beats
+        await worker._watch([worker, other])
+    assert len(heard) - len([*beats]) == looks
 
 
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
