@@ -732,6 +732,23 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
 
 
+@pytest.mark.parametrize(("error", "times"), [(TimeoutError, 3), (ValueError, 1)])
+def test_an_answer_that_breaks_off_each_time_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], times: int
+) -> None:
+    pytest.importorskip("s3fs")
+    bucket, asked = Bucket("s3://bucket/x"), []
+
+    def fails(path: str, **how: int) -> bytes:
+        asked.append(path)
+        raise error if len(asked) < 9 else OSError
+
+    monkeypatch.setattr(bucket._files, "cat_file", fails)
+    with pytest.raises(Unavailable, match="^s3://bucket/x can't be used: "):
+        bucket.read("key")
+    assert asked == ["bucket/x/key"] * times
+
+
 @only_s3
 def test_a_store_that_refuses_every_conditional_write_is_not_asked_for_ever(
     remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
