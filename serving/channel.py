@@ -43,8 +43,7 @@ _SERVICE_CONFIG = {
 }
 
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
-    # The server limits what it takes; the client need not.
-    ("grpc.max_send_message_length", -1),
+    # gRPC's own limit, 4 MiB, may be less than the labels of many photos.
     ("grpc.max_receive_message_length", -1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),

@@ -135,10 +135,9 @@ class Edge:
         """
         self._draining = True
         for reading in self._reading:
-            if not reading.expired():
-                reading.reschedule(0)
+            reading.reschedule(0)
         seen = -1
-        while seen != self._begun or self._here:
+        while seen != self._begun:
             seen = self._begun
             await self._idle.wait()
             await asyncio.sleep(quiet_s)

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # as the command does: a package that is missing is 
 
     raise SystemExit(launch.probe())
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: %(default)s)")
     add_access_flags(parser)
     options = parser.parse_args(arguments)
-    if not options.timeout > 0:
-        parser.error(f"--timeout must be more than 0 seconds, got {options.timeout:g}")
+    if not 0 < options.timeout < math.inf:
+        parser.error(f"--timeout must be more than 0 seconds and finite, got {options.timeout:g}")
     try:
         tls = access_of(options)["tls"]
         if tls is None and options.address == here:

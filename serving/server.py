@@ -97,7 +97,6 @@ class Server:
                     "grpc.max_receive_message_length",
                     settings.max_message_mib * MIB + MESSAGE_MARGIN,
                 ),
-                ("grpc.max_send_message_length", -1),
                 # Of one connection. Some above what is answered at once, for health and refusals.
                 (
                     "grpc.max_concurrent_streams",

@@ -5,6 +5,7 @@ import struct
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7
 ACK = 1
+MAX_CONCURRENT_STREAMS = 3  # a setting, section 6.5.2
 
 
 def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:

@@ -1,12 +1,22 @@
 """Connections as clients of other languages keep them, by frames of HTTP/2."""
 
 import asyncio
+import struct
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import running_server
-from tests.serving.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, frame, frames
+from tests.serving.frames import (
+    ACK,
+    GOAWAY,
+    MAX_CONCURRENT_STREAMS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    frame,
+    frames,
+)
 
 
 async def ended_by_pings(address: str, every_s: float) -> bool:
@@ -27,6 +37,20 @@ async def ended_by_pings(address: str, every_s: float) -> bool:
                 return True
     writer.close()
     return False
+
+
+async def test_a_connection_has_room_for_health_and_refusals_beside_what_is_answered(
+    models: Path,
+) -> None:
+    async with running_server(models, max_calls=9, max_streams=7) as running:
+        host, _, port = running.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b""))
+        came = b""
+        while not (told := [data for kind, _, data in frames(came) if kind == SETTINGS]):
+            came += await asyncio.wait_for(reader.read(4096), 20)
+        writer.close()
+    assert dict(struct.iter_unpack(">HI", told[0]))[MAX_CONCURRENT_STREAMS] == 9 + 7 + 128
 
 
 async def test_pings_keep_an_idle_connection_unless_they_are_too_many(

@@ -20,8 +20,8 @@ def quota(tmp_path: Path, lines: str) -> float:
 def test_version_2_takes_the_least_quota_on_the_way_up(tmp_path: Path) -> None:
     write(tmp_path / "cgroup/cpu.max", "max 100000\n")
     write(tmp_path / "cgroup/pods/cpu.max", "150000 100000\n")
-    write(tmp_path / "cgroup/pods/one/cpu.max", "400000 100000\n")
-    assert quota(tmp_path, "0::/pods/one\n") == 1.5
+    write(tmp_path / "cgroup/pods/cri:one/cpu.max", "400000 100000\n")
+    assert quota(tmp_path, "0::/pods/cri:one\n") == 1.5
 
 
 def test_version_2_in_a_container_sees_its_own_root(tmp_path: Path) -> None:
@@ -35,7 +35,9 @@ def test_version_1(tmp_path: Path, mount: str) -> None:
     write(tmp_path / f"cgroup/{mount}/docker/cpu.cfs_period_us", "100000\n")
     write(tmp_path / f"cgroup/{mount}/cpu.cfs_quota_us", "-1\n")
     write(tmp_path / f"cgroup/{mount}/cpu.cfs_period_us", "100000\n")
-    lines = "12:memory:/docker\n4:cpu,cpuacct:/docker\n1:name=systemd:/docker\n"
+    write(tmp_path / f"cgroup/{mount}/another/cpu.cfs_quota_us", "10000\n")
+    write(tmp_path / f"cgroup/{mount}/another/cpu.cfs_period_us", "100000\n")
+    lines = "12:memory:/another\n4:cpu,cpuacct:/docker\n1:name=systemd:/another\n"
     assert quota(tmp_path, lines) == 0.5
 
 

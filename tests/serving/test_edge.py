@@ -18,7 +18,7 @@ from protos.inference import grpc_service_pb2_grpc
 from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.catalogue import Catalogue
-from serving.edge import Call
+from serving.edge import Call, _request_id
 from serving.errors import InvalidRequest, Overloaded
 from serving.inference_messages import photos_of
 from serving.wire_scan import check_parts, fields_of
@@ -131,6 +131,21 @@ def test_parts_are_counted_down_to_the_last() -> None:
             parsed(bad)
 
 
+@pytest.mark.parametrize(
+    ("head", "parts", "said"),
+    [
+        (b"\x3a\x80\x80\x40" + bytes(MIB), 4096 + 516 - 1, "more than 4,612 "),  # with itself
+        (b"", 32 * 1024, "more than 4,128 "),  # 64 KiB, which cost little whatever they hold
+    ],
+    ids=["large", "small"],
+)
+def test_one_part_more_is_too_much(head: bytes, parts: int, said: str) -> None:
+    fields = fields_of(inference.ModelInferRequest.DESCRIPTOR)
+    check_parts(head + EMPTY_INPUT * parts, fields)
+    with pytest.raises(InvalidRequest, match=said):
+        check_parts(head + EMPTY_INPUT * (parts + 1), fields)
+
+
 def test_what_calls_really_hold_is_not_too_much() -> None:
     floats = inference.ModelInferRequest(model_name="pets")  # refused later, for what it is
     floats.inputs.add(name="image", datatype="FP32").contents.fp32_contents.extend([0.5] * 10**6)
@@ -204,6 +219,13 @@ async def test_an_error_is_short_enough_to_arrive(
     assert error.details().endswith("customer-model-number-0019 and 780 more")
     # And holds nothing that has gRPC's own retries come at once.
     assert "grpc-retry-pushback-ms" not in dict(error.trailing_metadata())
+
+
+def test_an_id_that_no_header_or_log_takes_is_replaced() -> None:
+    """gRPC's own clients send none such; others may."""
+    assert [_request_id(one) for one in ("a b", "x" * 128)] == ["a b", "x" * 128]
+    made = {_request_id(one) for one in (None, "", "x" * 129, "katzenf\xfctterer", "a\tb")}
+    assert {len(one) for one in made} == {32} and len(made) == 5
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "🐈" * 100_000])
@@ -511,3 +533,45 @@ async def test_a_version_that_restarts_is_not_ready_whoever_asks(models: Path) -
         assert not (await stub.ModelReady(inference.ModelReadyRequest(name="pets"))).ready
         await running.server._on_change(catalogue)
         assert await ready() == {True}
+
+
+async def test_the_seconds_of_a_call_begin_once_its_message_is_here(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    calls = told(running)
+    slow = channel.stream_unary("/pawprint.v1.ClassifierService/ListModels")()
+    await until(lambda: running.server._edge._here == 1)
+    begin = time.monotonic()
+    await slow.write(b"")
+    await slow.done_writing()
+    await slow
+    assert begin <= calls[0].start <= calls[0].end
+
+
+# --- the end
+
+
+async def test_a_drain_ends_once_no_call_has_come_for_a_while(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, waits = running.server._edge, []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) < 3:
+            with edge._present():  # a call comes and goes
+                pass
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    await edge.drain(0.5)
+    assert waits == [0.5] * 3
+
+
+async def test_a_stream_that_comes_while_the_server_drains_is_told(
+    running: Running, channel: grpc.aio.Channel
+) -> None:
+    """As one that gRPC had accepted already."""
+    await running.server._edge.drain(0)
+    stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+    error = await refusal(stub.ClassifyStream(timeout=20))
+    assert error.code() is Code.UNAVAILABLE and error.details() == "the server is shutting down"

@@ -46,6 +46,28 @@ def test_a_row_is_the_same_alone_and_in_a_batch(models: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_run_beside_others_has_one_core_and_large_weights_are_held_once(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_seen(*told: Any, alone: bool = False) -> onnxruntime.InferenceSession:
+        opened.append((told[2], alone))
+        return open_session(*told, alone=alone)
+
+    monkeypatch.setattr("serving.engine.open_session", open_seen)
+    file = (models / "pets/1/model.onnx").stat().st_size
+    for cores, twice, threads in (
+        (2, file, [(2, True), (1, False)]),
+        (1, file, [(1, False)]),
+        (2, file - 1, [(2, False)]),
+    ):
+        monkeypatch.setattr("serving.engine._TWICE_IN_MEMORY", twice)
+        load_engine(Repository(models), "pets", 1, device="cpu", cores=cores)
+        assert opened == threads
+        opened.clear()
+
+
 def test_unknown_version(models: Path) -> None:
     with pytest.raises(NotFound):
         load(models, version=2)
@@ -161,7 +183,7 @@ def with_wrong_weights() -> onnx.ModelProto:
     "model, reason",
     [
         (without_logits, "the graph must"),
-        (with_fixed_batch, "free batch dimension|golden"),
+        (with_fixed_batch, "free batch dimension"),
         (with_float_input, "the graph must"),
         (lambda: tiny_model(classes=3), "the graph must"),
         (lambda: tiny_model(size=64), "the graph must"),
@@ -177,6 +199,31 @@ def test_a_graph_that_breaks_the_contract_is_refused(tmp_path: Path, model, reas
         load(tmp_path)
 
 
+def test_a_batch_that_has_no_room_is_found_before_calls_are(tmp_path: Path) -> None:
+    model = tiny_model()
+    nodes, constants = model.graph.node, model.graph.initializer
+    for name, value in (("room", np.zeros(9, np.float32)), ("first", np.int64(0))):
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+    nodes[0].output[0] = "pixels"
+    for node in (
+        helper.make_node("Add", ["pixels", "zero"], ["float"]),
+        helper.make_node("Gather", ["room", "batch"], ["zero"]),  # an error from a batch of 9 on
+        helper.make_node("Gather", ["shape", "first"], ["batch"]),
+        helper.make_node("Shape", ["image"], ["shape"]),
+    ):
+        nodes.insert(1, node)
+    build_version(tmp_path, "pets", model=model)
+
+    def load(*sizes: int) -> None:
+        load_engine(
+            Repository(tmp_path), "pets", 1, device="cpu", cores=1, warm_sizes=lambda device: sizes
+        )
+
+    load(1, 8)
+    with pytest.raises(BrokenVersion, match=r"^pets/1 can't run a batch of 9 \(.+\); use"):
+        load(1, 8, 9)
+
+
 def has_gpu() -> bool:
     return os.path.exists("/dev/nvidiactl")
 
@@ -186,6 +233,22 @@ def test_cuda_is_not_silently_replaced(models: Path) -> None:
     with pytest.raises(Unavailable, match="CUDA is asked for, but"):
         load(models, device="cuda")
     assert load(models, device="auto").device == "cpu"
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
+def test_a_gpu_that_onnx_runtime_does_not_start_is_not_silently_replaced(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers with a session on the CPU."""
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is built without CUDA")
+    monkeypatch.setattr("serving.engine.cuda_problem", lambda: None)
+    problem = "ONNX Runtime can't start its CUDA provider"
+    with pytest.raises(Unavailable, match=f"CUDA is asked for, but {problem}"):
+        load(models, device="cuda")
+    assert not caplog.messages
+    assert load(models, device="auto").device == "cpu"
+    assert caplog.messages == [f"pets/1 runs on the CPU: {problem}"]
 
 
 def test_nothing_is_written_to_stderr_on_the_way(models: Path) -> None:

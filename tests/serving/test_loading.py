@@ -265,15 +265,22 @@ def test_what_can_not_be_loaded_anew_says_why_though_the_error_has_no_words(
     assert "pets/1 stays as it was loaded: MemoryError()" in caplog.messages
 
 
-@pytest.mark.parametrize("there", ["nothing", "no folder", "only broken"])
-async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize(
+    ("there", "why"),
+    [
+        ("nothing", "there is none;"),
+        ("no folder", "there is none;"),
+        ("only broken", r"every version there is refused \(pets/1"),
+    ],
+)
+async def test_nothing_to_serve_is_a_clear_error(tmp_path: Path, there: str, why: str) -> None:
     root = tmp_path / "models"
     if there == "nothing":
         root.mkdir()
     if there == "only broken":
         build_version(root, "pets")
         flip(root / "pets/1/manifest.json")
-    with pytest.raises(NotFound, match="no model to serve in .*/models"):
+    with pytest.raises(NotFound, match=f"^no model to serve in .*/models: {why}"):
         async with running_server(root):
             pass
 

@@ -222,6 +222,8 @@ async def test_a_version_that_was_let_go_is_forgotten_and_no_other(models: Path,
         await client.classify([jpeg()], model="birds")
         for version in (1, 2):
             await client.classify([jpeg()], model="pets")
+            running.server.control._restart_soon("pets", version)
+            await asyncio.wait(running.server.control._restarts)
             said = await scrape(port)
             named = {(s.labels.get("model"), s.labels.get("version")) for s in said.samples}
             here = {("pets", str(version)), ("birds", "1")}

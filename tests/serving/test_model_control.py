@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from protos.pawprint.v1 import admin_pb2, admin_pb2_grpc, classifier_pb2_grpc
 from serving import model_control
 from serving.client import AsyncClient
-from serving.errors import BrokenVersion, NotFound, Unavailable
+from serving.errors import BrokenVersion, InvalidRequest, NotFound, Unavailable
 from serving.loading import LoadedModel
 from serving.observed_run import FAILURES_IN_A_ROW
 from serving.repository import Repository
@@ -284,6 +284,10 @@ async def test_models_that_come_later_and_those_not_asked_for(models: Path) -> N
     with pytest.raises(NotFound, match="no model 'fish' in"):
         async with running_server(models, only="pets,fish"):
             pass
+    async with running_server(models, only="pets") as running:
+        for change in (running.server.control.load_version, running.server.control.unload_version):
+            with pytest.raises(InvalidRequest, match="this server serves only pets"):
+                await change("birds", "1")
     async with (
         running_server(models, **WATCH) as running,
         AsyncClient(running.address) as client,
@@ -802,6 +806,24 @@ async def test_where_no_older_version_can_step_in_a_broken_engine_is_tried_again
             path.write_bytes(data)
         await until_served(running, 2)
         assert await answering(client) == 2
+
+
+@pytest.mark.parametrize("newer", [False, True])
+async def test_a_broken_engine_whose_files_are_damaged_makes_no_room_for_a_newer_one_or_none(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, newer: bool
+) -> None:
+    monkeypatch.setattr(model_control, "RESTART_WAITS_S", (0.05,))
+    async with running_server(models, poll_s=60.0, versions="latest:1") as running:
+        if newer:
+            build_version(models, "pets", seed=1)
+        path, control = models / "pets/1/model.onnx", running.server.control
+        data = path.read_bytes()
+        flip(path)
+        control._restart_soon("pets", 1)
+        await until(lambda: caplog.text.count("the engine of pets/1 can't be made anew") > 2)
+        assert [(s.version, s.state) for s in control.states()] == [(1, "restarting")]
+        path.write_bytes(data)
+        await until_served(running, 1)
 
 
 async def test_a_broken_engine_whose_version_is_gone_is_gone_for_callers(

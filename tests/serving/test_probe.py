@@ -34,6 +34,7 @@ async def test_a_server_is_healthy_only_once_it_is_loaded(models) -> None:
         (["--timeout", "0.2", "--address", "127.0.0.1:1"], 1, "error: 127.0.0.1:1 is "),
         (["--timeout", "0.2", "--address", "127.0.0.1:1", "--tls"], 1, "error: 127.0.0.1:1 is "),
         (["--timeout", "0"], 2, "error: --timeout must be more than 0 seconds"),
+        (["--timeout", "inf"], 2, "error: --timeout must be more than 0 seconds and finite"),
         (["--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -90,6 +91,21 @@ async def test_reflection_lists_and_describes_the_services(running: Running) -> 
         files = (await call.read()).file_descriptor_response.file_descriptor_proto
         assert any(b"ClassifyStreamRequest" in file for file in files)
         await call.done_writing()
+
+
+async def test_a_server_that_is_closed_leaves_no_thread_and_no_port(models: Path) -> None:
+    def threads() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if t.name.startswith(("decode", "inference"))}
+
+    before, port = threads(), free_port()
+    async with running_server(models, metrics_port=port) as running:
+        async with AsyncClient(running.address) as client:
+            await client.classify([jpeg()], model="pets")
+        assert {thread.name[:6] for thread in threads() - before} == {"decode", "infere"}
+        socket.create_connection(("127.0.0.1", port)).close()
+    await until(lambda: not threads() - before)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 async def test_drain_lets_calls_finish_and_refuses_new_ones(running: Running) -> None:

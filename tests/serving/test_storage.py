@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -371,6 +372,32 @@ async def test_a_version_that_was_mended_is_served_without_a_restart(
 
 
 @only_s3
+async def test_a_version_that_could_not_be_loaded_anew_is_tried_again(
+    remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing in the bucket has changed since."""
+    copy_version(Repository(models), "pets", 1, remote)
+
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    async with running_server(remote.location, control="none") as running:
+        control = running.server.control
+        await control.rescan()
+        shutil.rmtree(models / "pets/1")
+        build_version(models, "pets", seed=7)
+        for key in remote._bucket.sizes("pets/1"):  # as a tool of the store's would
+            remote._bucket.upload(models / "pets/1" / key, f"pets/1/{key}")
+        before = running.server.catalogue
+        with monkeypatch.context() as patch:
+            patch.setattr("serving.model_control.load_engine", no_memory)
+            await control.rescan()
+        assert running.server.catalogue is before
+        await control.rescan()
+        assert running.server.catalogue is not before
+
+
+@only_s3
 async def test_a_load_that_failed_is_not_done_later(
     remote: RemoteRepository, models: Path, proxy: CutProxy
 ) -> None:
@@ -705,6 +732,26 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     assert remote.read_file(manifest, "weights.safetensors") == WEIGHTS and proxy.cuts == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "times", "said"),
+    [(TimeoutError, 3, "it does not answer in time"), (ValueError, 1, "ValueError")],
+)
+def test_an_answer_that_breaks_off_each_time_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], times: int, said: str
+) -> None:
+    pytest.importorskip("s3fs")
+    bucket, asked = Bucket("s3://bucket/x"), []
+
+    def fails(path: str, **how: int) -> bytes:
+        asked.append(path)
+        raise error if len(asked) < 9 else OSError
+
+    monkeypatch.setattr(bucket._files, "cat_file", fails)
+    with pytest.raises(Unavailable, match=f"^s3://bucket/x can't be used: {said}$"):
+        bucket.read("key")
+    assert asked == ["bucket/x/key"] * times
+
+
 @only_s3
 def test_a_store_that_refuses_every_conditional_write_is_not_asked_for_ever(
     remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
@@ -745,6 +792,7 @@ def test_wrong_credentials_are_told(
         ("ftp://host/models", "a bucket is one of s3://, gs://, az://"),
         ("s3://", "a bucket is named s3://BUCKET/PREFIX"),
         ("s3://key:secret@bucket/x", "credentials come from the environment alone"),
+        ("s3://bucket/x?versionId=1", "a bucket is named s3://BUCKET/PREFIX"),
         ("s3:/bucket/x", "a bucket is named s3://BUCKET/PREFIX"),
     ],
 )

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from serving.access import Tls
 from serving.client import AsyncClient, Client
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from serving.own_tls import own_tls
+from serving.pem import check_pair
 from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
@@ -123,6 +126,7 @@ def shown_serial(address: str) -> int:
 async def test_a_renewed_certificate_is_shown_without_a_restart(
     models: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "serving.tls")
     first, second = authority.sign("first"), authority.sign("second")
     live = copied(first, tmp_path)
     async with running_server(models, **tls_settings(live)) as running:
@@ -140,6 +144,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
             assert after == serial(second.cert.read_bytes())
             await old.classify([jpeg()], model="pets")  # an open connection lives on
         assert await classify(running, tls) in ("cat", "dog")
+        assert caplog.messages.count("the certificate was read again") == 1
         os.remove(live.key)
         assert await asyncio.to_thread(shown_serial, running.address) == after
 
@@ -252,6 +257,21 @@ async def test_the_probe_of_a_container_reaches_its_own_server(
         assert (await probe({"PAWPRINT_SERVE_PORT": port}))[0] == 1
 
 
+def test_a_probe_speaks_tls_and_shows_a_certificate_where_its_server_does(
+    authority: Authority,
+) -> None:
+    pair, address = authority.sign("server"), f"127.0.0.1:{free_port()}"  # where nobody is
+    cert, key, client_ca = (
+        {f"PAWPRINT_SERVE_TLS_{name}": str(file)}
+        for name, file in (("CERT", pair.cert), ("KEY", pair.key), ("CLIENT_CA", authority.ca))
+    )
+    for half in ({}, cert, key):
+        assert own_tls(address, half | client_ca, 1) is None
+    assert own_tls(address, cert | key, 1) == Tls(ca=str(pair.cert))
+    mutual = Tls(ca=str(pair.cert), cert=str(pair.cert), key=str(pair.key))
+    assert own_tls(address, cert | key | client_ca, 1) == mutual
+
+
 async def probe(environment: dict[str, str]) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serving.probe"),
@@ -281,9 +301,17 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
-    missing, junk, cut = (tmp_path / name for name in ("missing", "junk", "cut"))
+    missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
+    key = serialization.load_pem_private_key(one.key.read_bytes(), None)
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
     for cert, key, client_ca, reason in (
         (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
         (one.cert, missing, None, f"{missing}: No such file or directory"),
@@ -291,6 +319,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (junk, one.key, None, f"{junk} holds no certificate in PEM"),
         (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
         (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
+        (one.cert, locked, None, f"{locked} holds no key in PEM, or one with a passphrase"),
         (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
         (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
     ):
@@ -298,6 +327,20 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
             ShownCertificate(TlsFiles(cert=cert, key=key, client_ca=client_ca))
         said, _, why = str(raised.value).partition(" can't be used: ")
         assert said.startswith("the TLS files ") and why.startswith(reason)
+
+
+def test_files_that_change_while_they_are_read_are_not_taken(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, renewed = copied(authority.sign("one"), tmp_path), authority.sign("other")
+
+    def check_and_renew(cert: Path, key: Path) -> None:
+        check_pair(cert, key)
+        _replace(renewed.cert, live.cert)
+
+    monkeypatch.setattr("serving.tls.check_pair", check_and_renew)
+    with pytest.raises(InvalidRequest, match="changed while they were read"):
+        ShownCertificate(TlsFiles(cert=live.cert, key=live.key, client_ca=None))
 
 
 def test_half_of_the_settings_is_refused(authority: Authority) -> None:

@@ -12,7 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -25,10 +25,13 @@ from PIL import Image
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.client import Client
 from serving.copying import copy_version
-from serving.errors import InvalidRequest
+from serving.cores import usable_cores
+from serving.errors import InvalidRequest, NotFound
 from serving.repository import Repository
+from serving.settings import ServerSettings
 from serving.storage import open_repository
-from serving.workers import share_of
+from serving.worker import ANSWERS, CAN_NOT_ANSWER
+from serving.workers import PATIENCE, Plan, Worker, check_models, reserve, share_of
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.faults.process import descriptors
@@ -98,6 +101,19 @@ def pair(models: Path, start) -> ServerProcess:
 )
 def test_no_core_is_left_over(cores: int, shares: list[int]) -> None:
     assert [share_of(cores, len(shares), index) for index in range(len(shares))] == shares
+
+
+def test_each_worker_has_the_cores_that_are_set_and_a_metrics_port_of_its_own() -> None:
+    def own(index: int, **told: int) -> dict[str, str | int]:
+        settings = ServerSettings(workers=2, port_file="port", **told)  # type: ignore[arg-type]
+        return Plan(arguments=[], port=7, settings=settings).own(index)
+
+    share = share_of(usable_cores(), 2, 1)
+    plain = {"workers": 1, "port": 7, "port_file": "", "metrics_host": "127.0.0.1"}
+    shared = {"cores": share, "decode_threads": share, "metrics_port": 0}
+    assert own(1) == plain | shared
+    told = {"cores": 1, "decode_threads": 5, "metrics_port": 9000}
+    assert own(1, **told) == plain | told | {"metrics_port": 9002}
 
 
 def test_two_processes_share_the_port_and_end_together(pair: ServerProcess) -> None:
@@ -324,6 +340,34 @@ def test_a_worker_that_can_not_answer_where_others_can_is_replaced(tmp_path: Pat
     assert status == 0 and err.count("as others can") == 1
 
 
+@pytest.mark.parametrize(
+    ("others", "heard", "looks"),
+    [
+        (True, [CAN_NOT_ANSWER] * (PATIENCE - 1) + [ANSWERS] + [CAN_NOT_ANSWER] * 99, 2 * PATIENCE),
+        (True, [None] * (PATIENCE - 1) + [ANSWERS] + [None] * 99, 2 * PATIENCE),
+        (False, [CAN_NOT_ANSWER] * 99, 99),  # it would come back no better
+        (True, [CAN_NOT_ANSWER + ANSWERS] * 99, 99),
+    ],
+    ids=["can't answer", "silent", "none can answer", "answers"],
+)
+async def test_how_many_looks_at_a_worker_in_a_row_end_it(
+    monkeypatch: pytest.MonkeyPatch, *, others: bool, heard: list[bytes | None], looks: int
+) -> None:
+    monkeypatch.setattr("serving.workers.BEAT_S", 0)
+    beats = iter(heard)
+
+    class Heard(Worker):
+        async def _said(self, *, within_s: float) -> bytes | None:
+            return next(beats)
+
+    plan = Plan(arguments=[], port=0, settings=ServerSettings(workers=2))
+    worker, other = Heard(0, plan), Worker(1, plan)
+    other.answers = others
+    with suppress(RuntimeError):  # of an end of the beats
+        await worker._watch([worker, other])
+    assert len(heard) - len([*beats]) == looks
+
+
 def test_workers_do_not_outlive_their_parent(pair: ServerProcess) -> None:
     workers = workers_of(pair)
     pair.process.kill()
@@ -343,6 +387,8 @@ def test_where_no_process_can_be_started_it_is_tried_again(pair: ServerProcess) 
     until(lambda: all(listening(worker, port) for worker in workers_of(pair)))
     status, _, err = pair.stop()
     assert status == 0 and "Traceback" not in err
+    waits = re.findall(r"worker \d ended with status -9; started again in (\S+) s", err)
+    assert waits[:3] == ["0.2", "1", "2"]
 
 
 def test_a_worker_that_does_not_end_is_killed(models: Path, start) -> None:
@@ -510,6 +556,21 @@ def test_a_worker_that_is_replaced_has_the_settings_of_the_others(
     assert status == 0 and err.count("the configuration stays as it was") == 5
 
 
+def test_versions_that_a_model_or_a_share_of_calls_has_may_be_asked_for(models: Path) -> None:
+    def check(**asked: str) -> None:
+        check_models(ServerSettings(models=str(models), **asked))  # type: ignore[arg-type]
+
+    for versions in ("7", "alias"):
+        with pytest.raises(NotFound, match=f"versions is {versions}, and no model has any"):
+            check(versions=versions)
+        check(versions=versions, canary="pets=1:0.5")
+        check(versions=versions, shadow="pets=1:0.5")
+    for versions in ("latest:2", "all", "1,7"):
+        check(versions=versions)
+    Repository(models).promote("pets", 1)
+    check(versions="alias", only="pets")
+
+
 def test_a_model_that_a_bucket_lacks_is_no_setting_of_workers_that_are_replaced(
     models: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +617,21 @@ def test_what_stands_against_starting_is_said_once_by_the_parent(models: Path) -
         port = str(taken.getsockname()[1])
         said = said_in_vain(models, "--port", port)
     assert said[-1].startswith(f"error: can't listen on 127.0.0.1:{port}")
+
+
+def test_connections_of_before_do_not_keep_the_port() -> None:
+    """Which the kernel remembers for a minute where the server has ended them."""
+    with socket.socket() as before, socket.socket() as caller:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as gRPC listens
+            before.setsockopt(socket.SOL_SOCKET, option, 1)
+        before.bind(("127.0.0.1", 0))
+        before.listen()
+        caller.connect(before.getsockname())
+        before.accept()[0].close()
+        assert caller.recv(1) == b""
+        port = before.getsockname()[1]
+    with reserve("127.0.0.1", port) as reserved:
+        assert reserved.getsockname() == ("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
