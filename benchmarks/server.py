@@ -5,11 +5,11 @@
 The limit is what plain loops reach with no server (limit.py). Other tenants of a machine come and
 go, so it is measured again before and after every row, and the row's share is of the mean of these
 two; all rows are taken `--rounds` times, and their medians are told. Callers and servers share the
-cores. Clients: ours, in a process of its own, by calls, by calls that share messages (max_batch=8)
-and by one stream with as many photos in flight, and NVIDIA's tritonclient (`pip install
-tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels (UINT8). Other
-servers get the same tritonclient (LitServe, which has HTTP alone, aiohttp), where an environment
-that has them is named: see peers.py.
+cores. Clients: ours, in a process of its own, by calls and by one stream with as many photos in
+flight, each also with messages that photos share (max_batch=8), and NVIDIA's tritonclient (`pip
+install tritonclient[grpc]` in an environment of its own) with photos (BYTES) and with pixels
+(UINT8). Other servers get the same tritonclient (LitServe, which has HTTP alone, aiohttp), where an
+environment that has them is named: see peers.py.
 `--rows 16 --clients ours` is a quick look. (Not called serving.py, which would hide the package of
 that name from every script in this folder.)
 """
@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 SOME = 240  # photos for a look at the limit
 COLUMNS = ("PHOTOS/S", "OF LIMIT", "P50 MS", "P99 MS")
 TOGETHER = 8  # photos a message
-CLIENTS = ("ours", "ours-together", "ours-stream", "triton-bytes", "triton-pixels")
-OURS = CLIENTS[:3]
+OURS = ("ours", "ours-together", "ours-stream", "ours-stream-together")
+CLIENTS = (*OURS, "triton-bytes", "triton-pixels")
 PEERS = ("pytriton", "mlserver", "litserve")
 
 
@@ -71,15 +71,17 @@ def peer(python: str, which: str, version: Path, name: str) -> Iterator[str]:
 
 
 async def our_callers(
-    address: str, name: str, photos: list[bytes], callers: int, max_batch: int = 1
+    address: str, name: str, photos: list[bytes], callers: int, max_batch: int
 ) -> dict:
     async with AsyncClient(address, max_batch=max_batch) as client:
         return await measured(lambda photo: client.classify([photo], model=name), photos, callers)
 
 
-async def our_stream(address: str, name: str, photos: list[bytes], in_flight: int) -> dict:
+async def our_stream(
+    address: str, name: str, photos: list[bytes], in_flight: int, max_batch: int
+) -> dict:
     """As what `measured` returns."""
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, max_batch=max_batch) as client:
 
         async def taken_ms(some: list[bytes]) -> list[float]:
             results = client.stream(some, model=name, in_flight=in_flight)
@@ -236,12 +238,10 @@ def main() -> None:
     options = parser.parse_args()
     photos = read_photos(options.photos, options.count)
     if options.address:
-        given = (options.address, options.name, photos, options.callers)
         (client,) = options.clients
-        if client == "ours-stream":
-            run = our_stream(*given)
-        else:
-            run = our_callers(*given, TOGETHER if client == "ours-together" else 1)
+        way = our_stream if client.startswith("ours-stream") else our_callers
+        max_batch = TOGETHER if client.endswith("together") else 1
+        run = way(options.address, options.name, photos, options.callers, max_batch)
         print(json.dumps(uvloop.run(run)))
     else:
         measure(options, photos)

@@ -1,7 +1,7 @@
-"""What a larger or smaller picture does to the linear probe of a frozen backbone, and a mirror image
-beside it (`train --mirror`): accuracy and log loss of the train and val photos, each by a head that
-has not seen it. No test photo takes part, so either may be chosen by it. The work grows with the
-square of the size, and doubles with the mirror image.
+"""What a larger or smaller picture does to the linear probe of a frozen backbone, and a mirror
+image beside it (`train --mirror`): accuracy and log loss of the train and val photos, each by a
+head that has not seen it. No test photo takes part, so either may be chosen by it. The work grows
+with the square of the size, and doubles with the mirror image.
 
     python benchmarks/sizes.py pets cats_vs_dogs --weights mobilenet_v2.pth
 
