@@ -170,8 +170,9 @@ class AsyncClient:
                     if isinstance(data, StreamedResult):
                         arrived.put_nowait(data)
                     else:
-                        outbox.put(*state.send(index, data))
-                outbox.put(*state.rest())
+                        state.send(index, data)
+                        loop.call_soon(lambda: outbox.put(*state.due()))  # with those right after
+                outbox.put(*state.due(all_of_it=True))
                 outbox.close()
             except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put_nowait(error)

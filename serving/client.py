@@ -204,8 +204,9 @@ class Client:
                     if isinstance(data, StreamedResult):
                         arrived.put(data)
                     else:
-                        outbox.put(*state.send(index, data))
-                outbox.put(*state.rest())
+                        state.send(index, data)
+                        outbox.put(*state.due())
+                outbox.put(*state.due(all_of_it=True))
                 outbox.close()
             except BaseException as error:  # of the caller's own iterable: raised where it waits
                 arrived.put(error)

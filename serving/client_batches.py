@@ -72,7 +72,10 @@ class Batch:
 
 
 class Batches:
-    """What it returns is to be sent at once, and its end to be told by `answered` or `failed`."""
+    """What is due is to be sent at once, and its end to be told by `answered` or `failed`, which
+    say what is due then. Calls of one moment are best put in before anything is asked for: they
+    share a message.
+    """
 
     def __init__(self, max_batch: int) -> None:
         """max_batch: photos."""
@@ -80,13 +83,8 @@ class Batches:
         self._lines: dict[Asked, deque[Call]] = {}
         self._under_way: Counter[Asked] = Counter()
 
-    def put(self, call: Call) -> list[Batch]:
+    def put(self, call: Call) -> None:
         self._lines.setdefault(call.asked, deque()).append(call)
-        return self._due(call.asked)
-
-    def flush(self, asked: Asked) -> list[Batch]:
-        """All that waits: no more comes."""
-        return self._due(asked, at_once=True)
 
     def leave(self, call: Call) -> Callable[[], object] | None:
         """Its caller waits no more. Returns what ends its message, where nobody else waits for it
@@ -132,11 +130,12 @@ class Batches:
     def _ended(self, batch: Batch) -> list[Batch]:
         batch.cancel = None
         self._under_way[batch.asked] -= 1
-        return self._due(batch.asked)
+        return self.due(batch.asked)
 
-    def _due(self, asked: Asked, *, at_once: bool = False) -> list[Batch]:
+    def due(self, asked: Asked, *, all_of_it: bool = False) -> list[Batch]:
+        """What may go by now of what was put in; all of it, where no more comes."""
         line, due = self._lines.get(asked, deque()), []
-        while line and (at_once or self._under_way[asked] < UNDER_WAY or self._full(line)):
+        while line and (all_of_it or self._under_way[asked] < UNDER_WAY or self._full(line)):
             due.append(self._first_of(line))
             self._under_way[asked] += 1
         if not line:

@@ -62,18 +62,17 @@ class StreamState:
             return _refused(index, f"{len(data):,} bytes are more than the server takes", 0.0)
         return data
 
-    def send(self, index: int, data: bytes) -> list[pb.ClassifyStreamRequest]:
-        """The messages that are due now that this photo is there too."""
+    def send(self, index: int, data: bytes) -> None:
+        """With a message that will be due."""
         self._sent_at[index] = time.monotonic()
         answer = _Photo(self, index)
-        call = Call(asked=self._asked, photos=[data], until=math.inf, answer=answer)
         with self._lock:
-            return self._requests(self._batches.put(call))
+            self._batches.put(Call(asked=self._asked, photos=[data], until=math.inf, answer=answer))
 
-    def rest(self) -> list[pb.ClassifyStreamRequest]:
-        """The last messages: no more photos come."""
+    def due(self, *, all_of_it: bool = False) -> list[pb.ClassifyStreamRequest]:
+        """The messages that may go by now; all_of_it: no more photos come."""
         with self._lock:
-            return self._requests(self._batches.flush(self._asked))
+            return self._requests(self._batches.due(self._asked, all_of_it=all_of_it))
 
     def _requests(self, batches: list[Batch]) -> list[pb.ClassifyStreamRequest]:
         requests = []

@@ -40,7 +40,8 @@ class Together:
         answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
         call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
         with self._lock:
-            batches = self._batches.put(call)
+            self._batches.put(call)
+            batches = self._batches.due(asked)
         try:
             self._send(batches)
             return answer.result(within_s)
@@ -88,11 +89,13 @@ class AsyncTogether:
         call: Callable[[pb.ClassifyRequest, float], Awaitable[pb.ClassifyResponse]],
     ) -> None:
         self._address, self._batches, self._call = address, batches, call
+        self._looked_at_soon: set[Asked] = set()
 
     async def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
-        self._send(self._batches.put(call))
+        self._batches.put(call)
+        self._look_soon(asked)
         try:
             async with asyncio.timeout(within_s):
                 return await answer
@@ -101,6 +104,16 @@ class AsyncTogether:
         finally:
             if (cancel := self._batches.leave(call)) is not None:
                 cancel()
+
+    def _look_soon(self, asked: Asked) -> None:
+        """Once all tasks have asked that are about to, as those do that were answered together."""
+        if asked not in self._looked_at_soon:
+            self._looked_at_soon.add(asked)
+            asyncio.get_running_loop().call_soon(self._look, asked)
+
+    def _look(self, asked: Asked) -> None:
+        self._looked_at_soon.remove(asked)
+        self._send(self._batches.due(asked))
 
     def _send(self, batches: list[Batch]) -> None:
         for batch in batches:

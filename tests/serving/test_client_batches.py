@@ -31,6 +31,12 @@ def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED) -> Call:
     return Call(asked=asked, photos=[bytes(size)] * photos, until=math.inf, answer=Future())
 
 
+def put(batches: Batches, call: Call) -> list[Batch]:
+    """What is due then."""
+    batches.put(call)
+    return batches.due(call.asked)
+
+
 def sizes(batches: list[Batch]) -> list[int]:
     """Calls in each."""
     return [len(batch.calls) for batch in batches]
@@ -43,39 +49,39 @@ def answer_to(batch: Batch) -> pb.ClassifyResponse:
 
 def test_a_call_goes_alone_at_once_until_some_are_under_way() -> None:
     batches = Batches(8)
-    under_way = [batch for _ in range(UNDER_WAY) for batch in batches.put(call_of())]
+    under_way = [batch for _ in range(UNDER_WAY) for batch in put(batches, call_of())]
     assert sizes(under_way) == [1] * UNDER_WAY
-    assert [batches.put(call_of()) for _ in range(3)] == [[]] * 3
+    assert [put(batches, call_of()) for _ in range(3)] == [[]] * 3
     (gathered,) = batches.answered(under_way[0], answer_to(under_way[0]))
     assert sizes([gathered]) == [3]
     assert batches.answered(gathered, answer_to(gathered)) == []
-    assert sizes(batches.put(call_of())) == [1]
+    assert sizes(put(batches, call_of())) == [1]
 
 
 def test_a_full_message_goes_whatever_is_under_way() -> None:
     batches = Batches(4)
-    sent = [sizes(batches.put(call_of())) for _ in range(UNDER_WAY + 8)]
+    sent = [sizes(put(batches, call_of())) for _ in range(UNDER_WAY + 8)]
     assert sent == [[1]] * UNDER_WAY + [[], [], [], [4]] * 2
 
 
 def test_photos_of_a_call_are_not_torn_apart() -> None:
     batches = Batches(4)
     for _ in range(UNDER_WAY):
-        batches.put(call_of())
-    assert batches.put(call_of(3)) == []
-    assert sizes(batches.put(call_of(3))) == [1]  # the second waits
-    assert sizes(batches.put(call_of(9))) == [1, 1]
+        put(batches, call_of())
+    assert put(batches, call_of(3)) == []
+    assert sizes(put(batches, call_of(3))) == [1]  # the second waits
+    assert sizes(put(batches, call_of(9))) == [1, 1]
 
 
 def test_large_photos_travel_alone() -> None:
     batches = Batches(8)
     for _ in range(UNDER_WAY):
-        batches.put(call_of())
-    assert sizes(batches.put(call_of(size=MOST_BYTES))) == [1]
+        put(batches, call_of())
+    assert sizes(put(batches, call_of(size=MOST_BYTES))) == [1]
     half = MOST_BYTES // 2
-    assert batches.put(call_of(size=half)) == []
-    assert sizes(batches.put(call_of(size=half + 1))) == [1]  # together they are too large
-    assert sizes(batches.put(call_of(size=half - 1))) == [2]
+    assert put(batches, call_of(size=half)) == []
+    assert sizes(put(batches, call_of(size=half + 1))) == [1]  # together they are too large
+    assert sizes(put(batches, call_of(size=half - 1))) == [2]
 
 
 def test_calls_that_ask_for_other_things_share_nothing() -> None:
@@ -85,19 +91,19 @@ def test_calls_that_ask_for_other_things_share_nothing() -> None:
         *(Asked("m", "", 1, True, ""), Asked("m", "", 1, False, "user")),
     ]
     for _ in range(UNDER_WAY + 1):
-        batches.put(call_of())
+        put(batches, call_of())
     for asked in others:
-        assert sizes(batches.put(call_of(asked=asked))) == [1]
+        assert sizes(put(batches, call_of(asked=asked))) == [1]
 
 
 def test_who_waits_no_more_is_not_sent_and_ends_what_nobody_waits_for() -> None:
     batches, ended = Batches(2), []
     for _ in range(UNDER_WAY):
-        batches.put(call_of())
+        put(batches, call_of())
     first, second, third = call_of(), call_of(), call_of()
-    assert batches.put(first) == [] and batches.leave(first) is None
-    assert batches.put(second) == []
-    (both,) = batches.put(third)
+    assert put(batches, first) == [] and batches.leave(first) is None
+    assert put(batches, second) == []
+    (both,) = put(batches, third)
     assert both.calls == [second, third]
     both.cancel = lambda: ended.append(both)
     second.answer.cancel()
@@ -108,14 +114,14 @@ def test_who_waits_no_more_is_not_sent_and_ends_what_nobody_waits_for() -> None:
 
 def test_nothing_is_kept_of_calls_that_have_ended() -> None:
     batches = Batches(2)
-    sent = [batch for _ in range(7) for batch in batches.put(call_of())]
+    sent = [batch for _ in range(7) for batch in put(batches, call_of())]
     while sent:
         batch = sent.pop()
         sent += batches.failed(batch, Unavailable("gone"))
     assert not batches._lines and not batches._under_way
     waiting = [call_of() for _ in range(UNDER_WAY + 1)]
     for call in waiting:
-        batches.put(call)
+        put(batches, call)
     batches.leave(waiting[-1])
     assert not batches._lines
 
@@ -212,11 +218,19 @@ async def holding(kind: type, max_batch: int = 4) -> AsyncIterator[tuple[Caller,
         await server.stop(0)
 
 
+async def under_way(caller: Caller, held: Held) -> "list[asyncio.Future[Response]]":
+    """Calls one by one, each a message: b"a", b"b" ..."""
+    calls = []
+    for letter in (b"a", b"b", b"c")[:UNDER_WAY]:
+        calls.append(caller.ask(letter))
+        await until(lambda: len(held.messages) == len(calls))
+    return calls
+
+
 @KINDS
 async def test_calls_at_once_share_messages_and_each_has_its_own_answer(kind: type) -> None:
     async with holding(kind) as (c, held):
-        first = [c.ask(b"a"), c.ask(b"b")]
-        await until(lambda: len(held.messages) == UNDER_WAY)
+        first = await under_way(c, held)
         more = [c.ask(b"c"), c.ask(b"d", b"e")]
         await until(lambda: c.waiting() == 2)
         assert len(held.messages) == UNDER_WAY
@@ -225,6 +239,13 @@ async def test_calls_at_once_share_messages_and_each_has_its_own_answer(kind: ty
     names = [[result.label.name for result in answer.results] for answer in answers]
     assert names == [["a"], ["b"], ["c"], ["d", "e"]]
     assert sorted(map(len, held.messages)) == [1, 1, 3]
+
+
+async def test_tasks_that_ask_in_the_same_moment_share_the_first_message_too() -> None:
+    async with holding(AsyncClient) as (c, held):
+        held.gate.set()
+        await asyncio.gather(*[c.ask(letter) for letter in (b"a", b"b", b"c")])
+    assert held.messages == [[b"a", b"b", b"c"]]
 
 
 @KINDS
@@ -239,8 +260,7 @@ async def test_by_default_each_call_is_a_message(kind: type) -> None:
 @KINDS
 async def test_one_that_waits_no_longer_leaves_the_others_their_answers(kind: type) -> None:
     async with holding(kind) as (c, held):
-        first = [c.ask(b"a"), c.ask(b"b")]
-        await until(lambda: len(held.messages) == UNDER_WAY)
+        first = await under_way(c, held)
         short, long = c.ask(b"c", timeout_s=0.2), c.ask(b"d")
         with pytest.raises(DeadlineExceeded, match=f"the server at {c.client.address} gave no"):
             await short
@@ -252,8 +272,7 @@ async def test_one_that_waits_no_longer_leaves_the_others_their_answers(kind: ty
 
 async def test_a_message_that_nobody_waits_for_is_cancelled_at_the_server() -> None:
     async with holding(AsyncClient, max_batch=2) as (c, held):
-        first = [c.ask(b"a"), c.ask(b"b")]
-        await until(lambda: len(held.messages) == UNDER_WAY)
+        first = await under_way(c, held)
         pair = [c.ask(b"c"), c.ask(b"d")]
         waiting = c.ask(b"e")
         await until(lambda: len(held.messages) == UNDER_WAY + 1)
@@ -270,8 +289,7 @@ async def test_a_message_that_nobody_waits_for_is_cancelled_at_the_server() -> N
 @KINDS
 async def test_what_is_refused_is_told_to_each(kind: type) -> None:
     async with holding(kind) as (c, held):
-        calls = [c.ask(b"a"), c.ask(b"b")]
-        await until(lambda: len(held.messages) == UNDER_WAY)
+        calls = await under_way(c, held)
         calls += [c.ask(b"c"), c.ask(b"d")]
         await until(lambda: c.waiting() == 2)
         held.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -284,8 +302,7 @@ async def test_what_is_refused_is_told_to_each(kind: type) -> None:
 @KINDS
 async def test_all_that_waits_is_told_that_the_client_was_closed(kind: type) -> None:
     async with holding(kind) as (c, held):
-        calls = [c.ask(b"a"), c.ask(b"b")]
-        await until(lambda: len(held.messages) == UNDER_WAY)
+        calls = await under_way(c, held)
         calls += [c.ask(b"c"), c.ask(b"d")]
         await until(lambda: c.waiting() == 2)
         await c.close()
@@ -302,8 +319,10 @@ async def test_a_call_that_is_wrong_harms_no_other(
 ) -> None:
     held = HeldModel(running.server)
     async with calling(kind, running.address, max_batch=8) as c:
-        calls = [c.ask(jpeg(seed=seed), model="pets") for seed in range(UNDER_WAY)]
-        await held.admitted(UNDER_WAY)
+        calls = []
+        for seed in range(UNDER_WAY):
+            calls.append(c.ask(jpeg(seed=seed), model="pets"))
+            await held.admitted(len(calls))
         calls.append(c.ask(jpeg(seed=5), model="pets"))
         bad = c.ask(*photos, model="pets")
         await until(lambda: bad.done() or c.waiting() == 2)

@@ -293,7 +293,8 @@ def test_a_message_that_is_too_large_is_sent_photo_by_photo() -> None:
     state = StreamState("here:1", Asked("pets", "", 1, False, ""), max_batch=4)
     outbox: Outbox[queue.SimpleQueue] = Outbox(queue.SimpleQueue)
     for index, photo in enumerate([b"x"] * 4 + [b"large"] + [b"x"]):
-        outbox.put(*state.send(index, photo))
+        state.send(index, photo)
+        outbox.put(*state.due())
     assert sent(outbox) == [1, 1, 4]
     over = (grpc.StatusCode.RESOURCE_EXHAUSTED, InvalidRequest("larger than the server takes"))
     assert after_end(outbox, state, *over) == ([], 0.0)
