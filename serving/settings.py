@@ -54,7 +54,7 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         "auto",
         "of the variants of a version; auto: the one that the device gains by, where there is one",
     )
-    max_batch: int = setting(0, "photos in one batch; 0: 16 on CUDA, 4 on the CPU")
+    max_batch: int = setting(0, "photos in one batch; 0: 16 on CUDA, 2 on the CPU")
     pad: str = setting(
         "auto",
         "fill batches up to 1, 2, 4, ... photos; auto: where the device gains by it",

@@ -11,7 +11,7 @@ from serving.loading import LoadedModel
 from serving.settings import ServerSettings
 from serving.splits import Split, read_splits
 
-_CPU_BATCH, _CUDA_BATCH = 4, 16
+_CPU_BATCH, _CUDA_BATCH = 2, 16
 
 
 def catalogue_of(

@@ -30,7 +30,7 @@ def test_each_size_is_warmed_once() -> None:
 
 def test_a_gpu_runs_one_large_batch_and_a_cpu_a_small_one_on_each_core() -> None:
     settings = ServerSettings()
-    assert batch_settings(settings, "cpu").max_batch == 4
+    assert batch_settings(settings, "cpu").max_batch == 2
     assert batch_settings(settings, "cuda").max_batch == 16
     assert runs_at_once(ServerSettings(device="cpu")) == usable_cores()
     assert runs_at_once(settings) == (usable_cores() if cuda_problem() else 1)
