@@ -14,6 +14,7 @@ from serving.client_messages import (
     FIRST_WAIT_S,
     LONGEST_WAIT_S,
     Photo,
+    classify_request,
     encoded,
     exception_of,
 )
@@ -38,6 +39,8 @@ class StreamState:
     """One thread may send while another receives."""
 
     def __init__(self, address: str, asked: Asked, max_batch: int) -> None:
+        """Raises InvalidRequest, here and not where a message is due, for what can't be asked."""
+        classify_request([], *asked)
         self._address = address
         self._asked = asked
         self._batches = Batches(max_batch)

@@ -273,6 +273,23 @@ async def test_a_stream_with_no_place_in_flight_is_refused(
     assert len(list(client.stream([jpeg()] * 3, model="pets", in_flight=1))) == 3
 
 
+@pytest.mark.parametrize("max_batch", [1, 4])
+async def test_what_no_message_can_ask_for_is_refused_at_once(
+    server: ServerProcess, max_batch: int
+) -> None:
+    how, refused = {"model": "pets", "top_k": -1}, pytest.raises(InvalidRequest, match="top_k must")
+    with Client(server.address, max_batch=max_batch) as client:
+        with refused:
+            client.classify([jpeg()], **how)
+        with refused:
+            next(client.stream([jpeg()] * 20, **how))
+    async with AsyncClient(server.address, max_batch=max_batch) as other:
+        with refused:
+            await other.classify([jpeg()], **how)
+        with refused:
+            await anext(other.stream([jpeg()] * 20, timeout_s=5, **how))
+
+
 def test_a_stream_for_an_unknown_model_raises(client: Client) -> None:
     with pytest.raises(NotFound, match="models here: pets"):
         list(client.stream([jpeg()] * 50, model="cars"))
