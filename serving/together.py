@@ -117,7 +117,9 @@ class AsyncTogether:
 
     def _send(self, batches: list[Batch]) -> None:
         for batch in batches:
-            batch.cancel = asyncio.create_task(self._answer(batch)).cancel
+            task = asyncio.create_task(self._answer(batch))
+            # Not at once: a task that is cancelled before its first step would tell of no end.
+            batch.cancel = partial(asyncio.get_running_loop().call_soon, task.cancel)
 
     async def _answer(self, batch: Batch) -> None:
         try:

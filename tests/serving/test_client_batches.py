@@ -286,6 +286,18 @@ async def test_a_message_that_nobody_waits_for_is_cancelled_at_the_server() -> N
         assert (await waiting).results[0].label.name == "e"
 
 
+async def test_a_call_that_is_cancelled_as_it_is_sent_does_not_count_as_under_way() -> None:
+    """The next calls would wait for answers that never come."""
+    async with holding(AsyncClient) as (c, held):
+        held.gate.set()
+        for _ in range(UNDER_WAY):
+            call = c.ask(b"a")
+            await asyncio.sleep(0)  # it has asked, and is sent with what asks in this moment
+            call.cancel()
+            await asyncio.wait([call])
+        assert (await c.ask(b"b", timeout_s=20)).results[0].label.name == "b"
+
+
 @KINDS
 async def test_what_is_refused_is_told_to_each(kind: type) -> None:
     async with holding(kind) as (c, held):
