@@ -14,7 +14,9 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Response
 from serving.client_batches import Asked, Batch, Batches, Call
 from serving.client_messages import no_answer
-from serving.errors import PawprintError
+from serving.errors import PawprintError, Unavailable
+
+INTERRUPTED = "the thread that was to send the photos was interrupted; try again"
 
 
 class Together:
@@ -58,10 +60,13 @@ class Together:
         for batch in batches:
             try:
                 sent = self._begin(batch.request(), batch.within_s)
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C too: else it would be under way for ever
+                told = error if isinstance(error, Exception) else Unavailable(INTERRUPTED)
                 with self._lock:
-                    more = self._batches.failed(batch, error)
+                    more = self._batches.failed(batch, told)
                 self._send(more)
+                if told is not error:
+                    raise
             else:
                 batch.cancel = sent.cancel
                 sent.add_done_callback(partial(self._ended, batch))

@@ -17,6 +17,7 @@ from serving.answers import Response, StreamedResult
 from serving.client import AsyncClient, Client
 from serving.client_batches import MOST_BYTES, UNDER_WAY, Asked, Batch, Batches, Call
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from serving.together import Together
 from tests.commands import run_python
 from tests.conftest import Running, ServerProcess, running_server
 from tests.photos import jpeg
@@ -296,6 +297,16 @@ async def test_a_call_that_is_cancelled_as_it_is_sent_does_not_count_as_under_wa
             call.cancel()
             await asyncio.wait([call])
         assert (await c.ask(b"b", timeout_s=20)).results[0].label.name == "b"
+
+
+def test_a_thread_that_is_interrupted_as_it_sends_leaves_nothing_under_way() -> None:
+    def begin(request: pb.ClassifyRequest, within_s: float) -> None:
+        raise KeyboardInterrupt
+
+    batches = Batches(4)
+    with pytest.raises(KeyboardInterrupt):
+        Together("server:1", batches, begin, Unavailable).classify(ASKED, [b"a"], 1.0)
+    assert not batches._under_way
 
 
 @KINDS
