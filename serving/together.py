@@ -16,7 +16,7 @@ from serving.client_batches import Asked, Batch, Batches, Call
 from serving.client_messages import no_answer
 from serving.errors import PawprintError, Unavailable
 
-INTERRUPTED = "the thread that was to send the photos was interrupted; try again"
+INTERRUPTED = "what was to send the photos was interrupted; try again"
 
 
 class Together:
@@ -129,10 +129,8 @@ class AsyncTogether:
     async def _answer(self, batch: Batch) -> None:
         try:
             message = await self._call(batch.request(), batch.within_s)
-        except asyncio.CancelledError:
-            if not all(call.answer.done() for call in batch.calls):
-                raise  # by whom ends the event loop, and not as nobody waits any more
-            self._send(self._batches.failed(batch, asyncio.CancelledError()))
+        except asyncio.CancelledError:  # as nobody waits any more, or by who cancels all tasks
+            self._send(self._batches.failed(batch, Unavailable(INTERRUPTED)))
         except Exception as error:
             self._send(self._batches.failed(batch, error))
         else:

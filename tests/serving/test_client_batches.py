@@ -17,7 +17,7 @@ from serving.answers import Response, StreamedResult
 from serving.client import AsyncClient, Client
 from serving.client_batches import MOST_BYTES, UNDER_WAY, Asked, Batch, Batches, Call
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
-from serving.together import Together
+from serving.together import AsyncTogether, Together
 from tests.commands import run_python
 from tests.conftest import Running, ServerProcess, running_server
 from tests.photos import jpeg
@@ -297,6 +297,17 @@ async def test_a_call_that_is_cancelled_as_it_is_sent_does_not_count_as_under_wa
             call.cancel()
             await asyncio.wait([call])
         assert (await c.ask(b"b", timeout_s=20)).results[0].label.name == "b"
+
+
+async def test_callers_are_told_where_another_cancels_the_task_that_sends() -> None:
+    async with holding(AsyncClient) as (c, held):
+        calls = await under_way(c, held)
+        for task in asyncio.all_tasks():
+            if task.get_coro().__qualname__ == AsyncTogether._answer.__qualname__:
+                task.cancel()
+        for ended in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(ended, Unavailable) and "interrupted" in str(ended)
+        assert not c.client._together._batches._under_way
 
 
 def test_a_thread_that_is_interrupted_as_it_sends_leaves_nothing_under_way() -> None:
