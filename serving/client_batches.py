@@ -128,7 +128,7 @@ class Batches:
         return self._ended(batch)
 
     def _ended(self, batch: Batch) -> list[Batch]:
-        batch.cancel = None
+        batch.cancel, batch.calls = None, ()  # a circle: it would keep the photos
         self._under_way[batch.asked] -= 1
         return self.due(batch.asked)
 

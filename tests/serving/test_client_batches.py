@@ -1,7 +1,9 @@
 """Calls made at once that share messages: the rule alone, and both clients with a real server."""
 
 import asyncio
+import gc
 import math
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -125,6 +127,23 @@ def test_nothing_is_kept_of_calls_that_have_ended() -> None:
         put(batches, call)
     batches.leave(waiting[-1])
     assert not batches._lines
+
+
+def test_photos_are_let_go_of_with_their_call_and_not_only_by_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        for end in (
+            lambda batches, batch: batches.answered(batch, answer_to(batch)),
+            lambda batches, batch: batches.failed(batch, Unavailable("gone")),
+        ):
+            batches, call = Batches(2), call_of()
+            (batch,) = put(batches, call)
+            end(batches, batch)
+            kept = weakref.ref(call)
+            del call, batch
+            assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_each_caller_has_an_error_of_its_own() -> None:
