@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -134,8 +134,28 @@ def quantize(
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     integer_hard_sigmoids(quantized)
+    _hold_in_float(quantized, in_float)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
+
+
+def _hold_in_float(quantized: onnx.ModelProto, names: Collection[str]) -> None:
+    """Put a clip at no bounds before each of these layers. In place.
+
+    Between integers ONNX Runtime makes integers of a layer in float itself (its pass
+    WeightBiasQuantization), and with one step for the weights of all channels.
+    """
+    graph = quantized.graph
+    stored = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.name in names and node.input[0] in stored:
+            held = f"{node.name}_in_float"
+            nodes.append(helper.make_node("Clip", [node.input[0]], [held], name=held))
+            node.input[0] = held
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def layers(prepared: onnx.ModelProto) -> list[str]:
