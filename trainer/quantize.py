@@ -123,7 +123,7 @@ def quantize(
             QuantType.QUInt8,
             ranges,
             list(only),
-            _with_activations(prepared, [*in_float, *_products(prepared)]),
+            _with_neighbours(prepared, [*in_float, *_products(prepared)]),
             list(_OPERATORS),
             {
                 "TensorQuantOverrides": weights,
@@ -172,8 +172,9 @@ def _products(prepared: onnx.ModelProto) -> list[str]:
     return [n.name for n in prepared.graph.node if n.op_type == "MatMul" and n.name not in own]
 
 
-def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[str]:
-    """These nodes and the Relu or Clip after each.
+def _with_neighbours(model: onnx.ModelProto, names: Collection[str]) -> list[str]:
+    """These nodes, the Relu or Clip after each, and the Concat before that is read by no other, as
+    that of a picture and its mirror image.
 
     The quantiser drops those, as the range of the integers clips as well; behind a layer in float
     nothing else would.
@@ -184,7 +185,14 @@ def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[st
         for node in model.graph.node
         if node.op_type in _ACTIVATIONS and node.input[0] in outputs
     ]
-    return [*names, *after]
+    read = {n.input[0] for n in model.graph.node if n.name in names}
+    others = {name for n in model.graph.node if n.name not in names for name in n.input}
+    before = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Concat" and node.output[0] in read - others
+    ]
+    return [*names, *after, *before]
 
 
 class _Photos(CalibrationDataReader):  # type: ignore[misc]

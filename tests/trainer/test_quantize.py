@@ -165,12 +165,14 @@ def test_onnx_runtime_leaves_in_float_what_is_to_be(tmp_path: Path, mirror: bool
     ranges = calibrate(prepared, pixels(8, size=64), "minmax")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
-    for layer in layers(prepared)[:3]:
+    for i, layer in enumerate(layers(prepared)[:3]):
         model = quantize(prepared, ranges, in_float=[layer])
         onnxruntime.InferenceSession(model.SerializeToString(), options)
         as_run = onnx.load(options.optimized_model_filepath)
         in_float = [n for n in as_run.graph.node if n.op_type in ("Conv", "FusedConv")]
         assert len(in_float) == 1, layer
+        joined = [n.op_type for n in as_run.graph.node if "Concat" in n.op_type]
+        assert joined == ["Concat" if i == 0 else "QLinearConcat"] * mirror  # both ways
 
 
 @pytest.mark.parametrize(("width", "zero"), [(16.0, 128), (7.0, 120), (6.2, 140), (2.0, 100)])
