@@ -136,13 +136,14 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
     named, _ = repository.named_and_malformed(name)
     aliases = [alias for alias, target in named.items() if target == version]
     size = manifest.preprocessing.size
+    ways = ", seen both ways" if manifest.configuration.get("mirror") else ""
     lines = [
         ("version", f"{name}/{version}"),
         ("aliases", " ".join(aliases)),
         ("labels", ", ".join(manifest.labels)),
         ("backbone", manifest.backbone),
         ("created", manifest.created),
-        ("input", f"{size} x {size} pixels, {manifest.preprocessing.interpolation}"),
+        ("input", f"{size} x {size} pixels, {manifest.preprocessing.interpolation}{ways}"),
         ("data set", f"sha256 {manifest.dataset.digest}"),
     ]
     for precision, variant in manifest.variants.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -123,7 +123,7 @@ def quantize(
             QuantType.QUInt8,
             ranges,
             list(only),
-            _with_activations(prepared, [*in_float, *_products(prepared)]),
+            _with_neighbours(prepared, [*in_float, *_products(prepared)]),
             list(_OPERATORS),
             {
                 "TensorQuantOverrides": weights,
@@ -134,8 +134,28 @@ def quantize(
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     integer_hard_sigmoids(quantized)
+    _hold_in_float(quantized, in_float)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
+
+
+def _hold_in_float(quantized: onnx.ModelProto, names: Collection[str]) -> None:
+    """Put a clip at no bounds before each of these layers. In place.
+
+    Between integers ONNX Runtime makes integers of a layer in float itself (its pass
+    WeightBiasQuantization), and with one step for the weights of all channels.
+    """
+    graph = quantized.graph
+    stored = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.name in names and node.input[0] in stored:
+            held = f"{node.name}_in_float"
+            nodes.append(helper.make_node("Clip", [node.input[0]], [held], name=held))
+            node.input[0] = held
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def layers(prepared: onnx.ModelProto) -> list[str]:
@@ -152,8 +172,9 @@ def _products(prepared: onnx.ModelProto) -> list[str]:
     return [n.name for n in prepared.graph.node if n.op_type == "MatMul" and n.name not in own]
 
 
-def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[str]:
-    """These nodes and the Relu or Clip after each.
+def _with_neighbours(model: onnx.ModelProto, names: Collection[str]) -> list[str]:
+    """These nodes, the Relu or Clip after each, and the Concat before that is read by no other, as
+    that of a picture and its mirror image.
 
     The quantiser drops those, as the range of the integers clips as well; behind a layer in float
     nothing else would.
@@ -164,7 +185,14 @@ def _with_activations(model: onnx.ModelProto, names: Collection[str]) -> list[st
         for node in model.graph.node
         if node.op_type in _ACTIVATIONS and node.input[0] in outputs
     ]
-    return [*names, *after]
+    read = {n.input[0] for n in model.graph.node if n.name in names}
+    others = {name for n in model.graph.node if n.name not in names for name in n.input}
+    before = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Concat" and node.output[0] in read - others
+    ]
+    return [*names, *after, *before]
 
 
 class _Photos(CalibrationDataReader):  # type: ignore[misc]

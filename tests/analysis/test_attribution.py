@@ -37,6 +37,26 @@ def test_grad_cam_looks_where_the_class_is():
     assert torch.allclose(red, expected) and torch.allclose(green, 1 - expected)
 
 
+class Attentive(TwoLooks):
+    """The same, its last map in the order of Swin's; beside it what attention's heads put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.keys = nn.Identity(), nn.Identity()
+
+    def forward(self, images):
+        rows = self.last(self.map(images).permute(0, 2, 3, 1))
+        return self.keys(rows.flatten(1, 2).unsqueeze(1)).mean(dim=(1, 2))
+
+
+def test_maps_are_found_with_channels_last_and_beside_attention():
+    model, image = Attentive(), red_left_green_right()
+    assert spatial_layers(model, image) == ["map", "last"]
+    assert torch.equal(activation_maps(model, image, ["last"])["last"], image[:, :2])
+    heat = grad_cam(model, image, torch.tensor([0]))
+    assert torch.equal(heat, grad_cam(TwoLooks(), image, torch.tensor([0])))
+
+
 def test_grad_cam_of_evidence_against_is_zero():
     model = TwoLooks()
     model.map.weight.data *= -1

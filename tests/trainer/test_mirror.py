@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from serving.models import main as models
 from serving.modelspec import Preprocessing
 from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
@@ -81,7 +82,7 @@ def test_training_judges_by_both_ways(photos: MakePhotos, thaw: float):
 
 
 def test_a_version_is_published_proven_and_loaded_as_one_that_sees_both_ways(
-    photos: MakePhotos, tmp_path: Path
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = ["--backbone", "tiny", "--weights", "none", "--epochs", "2", "--mirror", "--int8"]
     command = ["--data", photos(per_class=10), "--name", "m", "--out", tmp_path, "--size", SIZE]
@@ -89,6 +90,9 @@ def test_a_version_is_published_proven_and_loaded_as_one_that_sees_both_ways(
     repository = Repository(tmp_path)
     net, manifest = load_version(repository, "m", 1)
     assert manifest.configuration["mirror"] is True
+    capsys.readouterr()
+    models(["show", "m", "--models", str(tmp_path)])
+    assert "48 x 48 pixels, bilinear, seen both ways\n" in capsys.readouterr().out
     turned = np.ascontiguousarray(PIXELS[:, :, ::-1])
     for variant in manifest.variants.values():
         served = OnnxRunner(repository.read_file(manifest, variant.file))

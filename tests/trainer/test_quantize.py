@@ -157,6 +157,24 @@ def test_hard_swish_and_means_are_in_integers_too(tmp_path: Path):
     assert np.abs(logits(half, images) - expected).max() < 0.15 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_onnx_runtime_leaves_in_float_what_is_to_be(tmp_path: Path, mirror: bool):
+    """It would make integers of a layer between integers itself; with `mirror` the first is one."""
+    path = exported(build("tiny", CLASSES, 64, mirror=mirror), tmp_path / "model.onnx", 64)
+    prepared = prepare(path)
+    ranges = calibrate(prepared, pixels(8, size=64), "minmax")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    for i, layer in enumerate(layers(prepared)[:3]):
+        model = quantize(prepared, ranges, in_float=[layer])
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+        as_run = onnx.load(options.optimized_model_filepath)
+        in_float = [n for n in as_run.graph.node if n.op_type in ("Conv", "FusedConv")]
+        assert len(in_float) == 1, layer
+        joined = [n.op_type for n in as_run.graph.node if "Concat" in n.op_type]
+        assert joined == ["Concat" if i == 0 else "QLinearConcat"] * mirror  # both ways
+
+
 @pytest.mark.parametrize(("width", "zero"), [(16.0, 128), (7.0, 120), (6.2, 140), (2.0, 100)])
 def test_an_integer_hard_sigmoid_is_the_hard_sigmoid_to_half_a_step(width: float, zero: int):
     """By itself, over all that 8 bits can say of its input."""

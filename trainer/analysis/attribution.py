@@ -15,14 +15,14 @@ from trainer.analysis.objectives import class_logit
 
 
 def spatial_layers(model: nn.Module, images: Tensor) -> list[str]:
-    """Names of the layers whose output is a feature map [n, C, h, w] with h, w > 1, as they run.
+    """Names of the layers whose output is a feature map with spatial extent, as they run.
 
     The last one is where Grad-CAM looks; layers that run twice are named where they ran last.
     """
     names: dict[str, None] = {}
 
     def note(name: str, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+        if _as_map(output) is not None:
             names.pop(name, None)
             names[name] = None
 
@@ -47,8 +47,10 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     with _watching(model, [layer], maps.__setitem__), torch.enable_grad():
         score = class_logit(model(images.detach().requires_grad_(True)), classes).sum()
         (gradient,) = torch.autograd.grad(score, maps[layer])
-    weights = gradient.mean(dim=(2, 3), keepdim=True)  # equation 1
-    heat = (weights * maps[layer].detach()).sum(dim=1, keepdim=True)  # equation 2, and below
+    slope, seen = _as_map(gradient), _as_map(maps[layer].detach())
+    assert slope is not None and seen is not None
+    weights = slope.mean(dim=(2, 3), keepdim=True)  # equation 1
+    heat = (weights * seen).sum(dim=1, keepdim=True)  # equation 2, and below
     if len(heat) == 2 * len(images):  # of a net that sees mirror images too
         as_it_is, mirrored = heat.chunk(2)
         heat = as_it_is + mirrored.flip(3)
@@ -60,15 +62,27 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def activation_maps(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """layer -> float32 [n, C, h, w], what it puts out for the images; names as in named_modules."""
+    """layer -> float32 [n, C, h, w], what it puts out for the images; some of spatial_layers."""
     maps: dict[str, Tensor] = {}
 
     def note(layer: str, output: Tensor) -> None:
-        maps[layer] = output.clone()  # the next layer may work in place
+        if (seen := _as_map(output)) is not None:
+            maps[layer] = seen.clone()  # the next layer may work in place
 
     with _watching(model, layers, note), torch.no_grad():
         model(images)
     return {layer: maps[layer] for layer in layers}
+
+
+def _as_map(output: object) -> Tensor | None:
+    """The feature map [n, C, h, w] that a layer has put out, which is square as the pictures are:
+    Swin's are [n, h, w, C]. None if it is none, as attention's [n, heads, tokens, width]."""
+    if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[2:]) == 1:
+        return None
+    _, one, two, three = output.shape
+    if two == three:
+        return output
+    return output.permute(0, 3, 1, 2) if one == two else None
 
 
 @contextmanager
