@@ -111,7 +111,7 @@ class Batches:
                 call.answer.set_result(dataclasses.replace(response, results=results))
         return self._ended(batch)
 
-    def failed(self, batch: Batch, error: BaseException) -> list[Batch]:
+    def failed(self, batch: Batch, error: Exception) -> list[Batch]:
         """What the server does not take of several, such as more photos than it has in a call, is
         asked of it once more one by one: each of them it may take."""
         if isinstance(error, InvalidRequest) and len(batch.calls) > 1:

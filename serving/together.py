@@ -30,12 +30,8 @@ class Together:
         begin: Callable[[pb.ClassifyRequest, float], Any],
         error_of: Callable[[Any], PawprintError],
     ) -> None:
-        self._address, self._batches, self._begin, self._error_of = (
-            address,
-            batches,
-            begin,
-            error_of,
-        )
+        self._address, self._batches = address, batches
+        self._begin, self._error_of = begin, error_of
         self._lock = threading.Lock()  # guards the batches and their answers
 
     def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
