@@ -21,7 +21,7 @@ from serving.repository import Repository
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import drawing, jpeg
-from tests.tiny import build_version
+from tests.tiny import attach_trust, build_version
 from trainer.tree import find_files
 
 README = (ROOT / "README.md").read_text()
@@ -324,30 +324,12 @@ def test_a_terminal_sees_a_progress_bar_and_a_file_the_answers(
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 30
 
 
-def analysed(models: Path, version: int, *thresholds: tuple[float, float]) -> None:
-    """Attach what an analysis found: (accuracy, from which probability on)."""
-    repository = Repository(models)
-    with repository.staging("pets") as folder:
-        summary = {
-            "photos": 64, "clean_accuracy": 0.9, "robust_accuracy": [],
-            "corruption_accuracy": 0.5, "created": "2026-01-02",
-        }  # fmt: skip
-        rows = [
-            {"precision": "fp32", "accuracy": accuracy, "probability": probability, "answered": 0.5}
-            for accuracy, probability in thresholds
-        ]
-        trust = {"photos": 400, "confidence": 0.95, "thresholds": rows}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        (folder / "trust.json").write_text(json.dumps(trust))
-        repository.attach_analysis("pets", version, folder)
-
-
 def test_answers_that_are_not_sure_enough_are_told(
     tmp_path: Path, album: Path, start: Callable[..., ServerProcess]
 ) -> None:
     models = tmp_path / "models"
     build_version(models, "pets")
-    analysed(models, 1, (0.9, 0.75))
+    attach_trust(models, "pets", 1, (0.9, 0.75))
     server = start(models)
     with Client(server.address) as client:
         photos = photo_paths([album])[:10]
@@ -381,11 +363,11 @@ def test_what_no_analysis_shows_is_an_error(
     done = classify(server, album, "--accuracy", 0.9)
     assert (done.returncode, done.stdout) == (2, "")
     assert "analyze pets/1 --data DIR" in done.stderr
-    analysed(models, 1)
+    attach_trust(models, "pets", 1)
     server = start(models)
     done = classify(server, album, "--accuracy", 0.9)
     assert done.returncode == 2 and "give `analyze` more test photos" in done.stderr
-    analysed(models, 1, (0.8, 0.6))
+    attach_trust(models, "pets", 1, (0.8, 0.6))
     server = start(models)
     done = classify(server, album, "--accuracy", 0.9)
     assert done.returncode == 2 and "they do for 0.8" in done.stderr
@@ -404,7 +386,7 @@ def test_answers_of_another_version_are_believed_by_its_own_analysis(
     for seed in range(2):
         build_version(models, "pets", seed=seed)
     Repository(models).promote("pets", 1)
-    analysed(models, 1, (0.9, 0.0))
+    attach_trust(models, "pets", 1, (0.9, 0.0))
     server = start(models, "--canary", "pets=2:0.5")
     done = classify(server, album, "--accuracy", 0.9, "--json")
     assert (done.returncode, done.stderr) == (0, "")
