@@ -171,12 +171,18 @@ def test_saved_pictures_fool_the_server_over_grpc_and_getmodel_has_the_summary(a
             assert ideal["reached"] == (
                 best.name == ideal["label"] and best.probability >= report["ideal_goal"]
             )
-        robustness = client.get_model("cartoon").robustness
+        described = client.get_model("cartoon")
+    robustness, trust = described.robustness, described.trust
     assert robustness.photos == 8
     assert robustness.clean_accuracy == pytest.approx(report["clean"]["fp32"]["accuracy"])
     assert [point.accuracy for point in robustness.robust_accuracy] == pytest.approx(
         [p["accuracy"] for points in report["worst_case"].values() for p in points]
     )
+    shown = [t for t in report["trust"]["thresholds"] if t["threshold"] is not None]
+    assert trust.photos == report["trust"]["photos"] > robustness.photos == 8
+    assert [(t.accuracy, t.probability, t.answered) for t in trust.thresholds] == [
+        pytest.approx((t["accuracy"], t["threshold"], t["answered"])) for t in shown
+    ]
 
 
 def test_the_words_of_the_report_say_of_which_photos_they_speak(analysed):
