@@ -1,6 +1,7 @@
 """The exported file: its contract, its agreement with PyTorch, and what is refused."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from trainer.backbones import IMAGENET, Calibrated, build
 from trainer.errors import FailedCheck
 from trainer.export import OPSET, Served, to_onnx
 from trainer.onnx_runner import OnnxRunner
-from trainer.parity import Disagreement, measure_parity, require_parity
+from trainer.parity import Disagreement, measure_parity, require_parity, term_scale
 
 SIZE, TEMPERATURE = 48, 1.7
 
@@ -99,6 +100,27 @@ def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
     assert parity.max_logit_error == pytest.approx(1e-3 / TEMPERATURE, rel=0.01)
     with pytest.raises(FailedCheck):
         require_parity(parity, differ, [""] * 9)
+
+
+def test_a_net_whose_large_terms_cancel_out_is_published(tmp_path: Path):
+    """As where it has found nothing to go by: what rounding leaves is much of its small logits."""
+    torch.manual_seed(0)
+    net = build("tiny", 3, SIZE)
+    images = pixels()
+    with torch.no_grad():
+        features = net.features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+        nothing = torch.linalg.svd(features).Vh[len(images) :]  # these are 0 for all the photos
+        net.head.weight.copy_(net.head.weight / 100 + 300 * nothing[0])
+        net.head.bias.div_(100)
+    served = Served(Calibrated(net, TEMPERATURE).eval()).eval()
+    onnx.save(to_onnx(served, SIZE), tmp_path / "model.onnx")
+    parity, _ = measure_parity(served, OnnxRunner(tmp_path / "model.onnx"), images)
+    with pytest.raises(FailedCheck, match="differs from PyTorch by"):
+        require_parity(parity, [], [])
+    require_parity(parity, [], [], lambda: term_scale(served, images))
+    with pytest.raises(FailedCheck, match="differs from PyTorch by"):
+        worse = replace(parity, max_logit_error=100 * parity.max_logit_error)
+        require_parity(worse, [], [], lambda: term_scale(served, images))
 
 
 def test_an_answer_that_is_no_number_is_refused(path: Path, served: Served, tmp_path: Path):
