@@ -56,7 +56,7 @@ def require_parity(
     parity: Parity,
     differ: Sequence[Disagreement],
     names: Sequence[str],
-    terms: Callable[[], float] = lambda: 0.0,
+    terms: Callable[[], float],
 ) -> None:
     """Raises FailedCheck with the figures if logits or first labels differ; `names` of photos.
 
