@@ -79,6 +79,7 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
         )
         corrupted = f"{100 * findings.robustness.corruption_accuracy:.1f} %"
         report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
+    ways = ", seen both ways" if manifest.configuration.get("mirror") else ""
     rows = []
     for precision, variant in manifest.variants.items():
         metrics = variant.metrics
@@ -86,7 +87,7 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
         cells = (
             title if first else f"&nbsp;&nbsp;{escape(precision)}",
             escape(manifest.created[:10]) if first else "",
-            escape(manifest.backbone) if first else "",
+            f"{escape(manifest.backbone)}{ways}" if first else "",
             f"{100 * metrics.accuracy:.1f} %",
             f"{100 * metrics.accuracy_low:.1f} to {100 * metrics.accuracy_high:.1f} %, "
             f"n = {metrics.photos}",

@@ -1,6 +1,6 @@
 """The exported file against PyTorch on the same photos: published is only what agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,24 @@ def measure_parity(
     return parity, list(differ.values())
 
 
-def require_parity(parity: Parity, differ: Sequence[Disagreement], names: Sequence[str]) -> None:
-    """Raises FailedCheck with the figures if logits or first labels differ; `names` of photos."""
-    limit = TOLERANCE * parity.logit_scale
-    if not parity.max_logit_error <= limit:  # nan fails too
+def require_parity(
+    parity: Parity,
+    differ: Sequence[Disagreement],
+    names: Sequence[str],
+    terms: Callable[[], float],
+) -> None:
+    """Raises FailedCheck with the figures if logits or first labels differ; `names` of photos.
+
+    terms: gives the `term_scale` of these photos, if it is asked for.
+    """
+    scale = parity.logit_scale
+    if not parity.max_logit_error <= TOLERANCE * scale:  # nan fails too
+        scale = max(scale, terms())
+    limit = TOLERANCE * scale
+    if not parity.max_logit_error <= limit:
         raise FailedCheck(
             f"the exported file differs from PyTorch by {parity.max_logit_error:.3g} in logits; "
-            f"the limit is {limit:.3g} ({TOLERANCE:g} of {parity.logit_scale:.3g}): not published"
+            f"the limit is {limit:.3g} ({TOLERANCE:g} of {scale:.3g}): not published"
         )
     if differ:
         named = ", ".join(f"{names[d.photo]} (margin {d.margin:.3g})" for d in differ[:5])
@@ -66,6 +77,23 @@ def require_parity(parity: Parity, differ: Sequence[Disagreement], names: Sequen
             f"the exported file gives {len(differ)} of {parity.photos} photos another label than "
             f"PyTorch: {named}: not published"
         )
+
+
+def term_scale(served: Served, images: npt.NDArray[np.uint8]) -> float:
+    """The largest sum of the sizes of all that a logit is added up of, over uint8 [n, S, S, 3].
+
+    They are rounded, and where a net has found nothing to go by they cancel out: its logits are
+    far smaller.
+    """
+    net = served.calibrated.classifier
+    largest = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(images), max(BATCH_SIZES)):
+            some = torch.from_numpy(images[start : start + max(BATCH_SIZES)])
+            features = net.features(some.permute(0, 3, 1, 2).float() / 255)
+            sums = features.abs() @ net.head.weight.abs().T + net.head.bias.abs()
+            largest = max(largest, float(sums.max()))
+    return largest / served.calibrated.temperature
 
 
 def _torch_logits(

@@ -38,7 +38,7 @@ from trainer.label_errors import (
 )
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.mistakes import draw_label_errors
-from trainer.parity import require_parity
+from trainer.parity import require_parity, term_scale
 from trainer.plots import save_plots
 from trainer.preparing import Run
 from trainer.results import Fitted, Published
@@ -72,7 +72,12 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         images = np.stack(data.squares.get(sample))
         bench = Bench(served=served, data=data, images=images, console=run.console)
         fp32 = bench.measure(folder / MODEL, FP32)
-        require_parity(fp32.parity, fp32.differ, [photo.file for photo in sample])
+        require_parity(
+            fp32.parity,
+            fp32.differ,
+            [photo.file for photo in sample],
+            lambda: term_scale(served, images),
+        )
         save_golden(folder / "golden.npz", fp32.runner, images)
         variants = as_variants(add_precisions(bench, folder, fp32, config), folder, images[:1])
         # Not save_file: its error where the disk is full is no OSError.

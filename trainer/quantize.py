@@ -43,6 +43,8 @@ _OPERATORS = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Reshape", "Flatten"),
 )
 _ACTIVATIONS = ("Relu", "Clip")
+# Before these ONNX Runtime makes numbers of integers, or behind them: it is all the same to them.
+_MOVING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
 _AT_ONCE = 8  # photos whose every activation is in memory
 
 
@@ -146,10 +148,17 @@ def _hold_in_float(quantized: onnx.ModelProto, names: Collection[str]) -> None:
     WeightBiasQuantization), and with one step for the weights of all channels.
     """
     graph = quantized.graph
-    stored = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    producers = {name: node for node in graph.node for name in node.output}
+
+    def stored(name: str) -> bool:
+        node = producers.get(name)
+        while node is not None and node.op_type in _MOVING:
+            node = producers.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.name in names and node.input[0] in stored:
+        if node.name in names and stored(node.input[0]):
             held = f"{node.name}_in_float"
             nodes.append(helper.make_node("Clip", [node.input[0]], [held], name=held))
             node.input[0] = held

@@ -157,10 +157,11 @@ def _other_precisions(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     fp32 = manifest.variants["fp32"]
     for precision in sorted(manifest.variants.keys() - {"fp32"}):
         variant = manifest.variants[precision]
+        parity = variant.parity
         yield (
             precision,
-            f"accuracy {variant.metrics.accuracy:.4f}, {variant.parity.top1_agreement:.1%} of "
-            f"labels as in fp32, {variant.latency_ms:.1f} ms a photo on this CPU "
+            f"accuracy {variant.metrics.accuracy:.4f}, labels of {parity.top1_agreement:.1%} of "
+            f"{parity.photos} photos as in fp32, {variant.latency_ms:.1f} ms a photo on this CPU "
             f"({fp32.latency_ms / variant.latency_ms:.2f} times as fast)",
         )
 

@@ -28,7 +28,7 @@ from tests.tiny import build_version
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
 from trainer.analysis.carry_out import _classes
-from trainer.analysis.headline import in_words
+from trainer.analysis.headline import in_words, side_by_side
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.subject import load_subject
@@ -428,13 +428,14 @@ def test_a_server_that_goes_away_meanwhile_costs_no_report(trained, start, monke
 
 
 def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
-    """The second is trained against an adversary, and has an int8 file that is judged too."""
+    """The second is trained against an adversary, sees both ways, and has an int8 file that is
+    judged too."""
     shutil.copytree(trained.models, tmp_path / "twice")
     run(
         *("trainer.train", "--data", trained.data, "--name", "cartoon", "--size", 32),
         *("--backbone", "tiny", "--weights", "none", "--epochs", 6, "--out", tmp_path / "twice"),
         *("--adversarial", "fast@1/255", "--learning-rate", 0.003),
-        *("--int8", "--max-accuracy-loss", 0.5),
+        *("--int8", "--max-accuracy-loss", 0.5, "--mirror"),
     )
     monkeypatch.chdir(tmp_path)
     said = here(
@@ -444,15 +445,24 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     made = json.loads(said)
     assert [v["version"] for v in made["versions"]] == ["cartoon/1", "cartoon/2"]
     assert [v["defence"] for v in made["versions"]] == ["none", "fast@1/255"]
+    assert [v["mirror"] for v in made["versions"]] == [False, True]
+    one, other = side_by_side(made).splitlines()
+    assert "both ways" not in one and "cartoon/2: seen both ways; defence" in other
     for version in made["versions"]:
         left = [version["clean"]["correct"], *(p["correct"] for p in version["robust"])]
         assert left == sorted(left, reverse=True) and len(left) == 5
     for i in (0, 1):
         other = made["transfer"][i][1 - i]
         assert made["transfer"][i][i] >= other, "an attack is strongest where it was made"
-    assert "cartoon/2" in (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
+    page = (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
+    assert "<td>seen</td><td>as it is</td><td>both ways</td>" in page
     _sort_by_the_net(tmp_path / "others", tmp_path / "twice/cartoon/2")
-    here("cartoon/2", *SMALL, "--data", tmp_path / "others", "--models", tmp_path / "twice")
+    said = here(
+        "cartoon/2", *SMALL, "--data", tmp_path / "others", "--models", tmp_path / "twice"
+    )
+    assert "sees         each picture and its mirror image\n" in said
+    report = (tmp_path / "twice/cartoon/2/analysis/report.html").read_text()
+    assert "2 classes, each picture seen both ways (as it is and mirrored). " in report
     _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2", tmp_path / "others")
 
 

@@ -93,6 +93,8 @@ def test_a_version_is_published_proven_and_loaded_as_one_that_sees_both_ways(
     capsys.readouterr()
     models(["show", "m", "--models", str(tmp_path)])
     assert "48 x 48 pixels, bilinear, seen both ways\n" in capsys.readouterr().out
+    models(["page", "--models", str(tmp_path)])
+    assert "<td>tiny, seen both ways</td>" in (tmp_path / "index.html").read_text()
     turned = np.ascontiguousarray(PIXELS[:, :, ::-1])
     for variant in manifest.variants.values():
         served = OnnxRunner(repository.read_file(manifest, variant.file))

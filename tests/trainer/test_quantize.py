@@ -175,6 +175,34 @@ def test_onnx_runtime_leaves_in_float_what_is_to_be(tmp_path: Path, mirror: bool
         assert joined == ["Concat" if i == 0 else "QLinearConcat"] * mirror  # both ways
 
 
+class Shuffled(nn.Module):
+    """Convolutions with what only moves numbers between them, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = nn.functional.max_pool2d(self.before(images).relu(), 2)
+        shuffled = nn.functional.channel_shuffle(pooled, 2)
+        return self.last(self.after(shuffled).relu()).mean((2, 3))
+
+
+def test_a_layer_behind_what_moves_integers_about_is_left_in_float_too(tmp_path: Path):
+    net = Classifier(Shuffled(), nn.Linear(8, CLASSES), "head")
+    path = exported(net, tmp_path / "model.onnx")
+    prepared = prepare(path)
+    _, after, *_ = layers(prepared)
+    model = quantize(prepared, calibrate(prepared, pixels(8), "minmax"), in_float=[after])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options)
+    as_run = onnx.load(options.optimized_model_filepath)
+    kinds = [n.op_type for n in as_run.graph.node if "Conv" in n.op_type]
+    assert sorted(kinds) == ["Conv", "QLinearConv", "QLinearConv"]
+
+
 @pytest.mark.parametrize(("width", "zero"), [(16.0, 128), (7.0, 120), (6.2, 140), (2.0, 100)])
 def test_an_integer_hard_sigmoid_is_the_hard_sigmoid_to_half_a_step(width: float, zero: int):
     """By itself, over all that 8 bits can say of its input."""

@@ -133,6 +133,7 @@ def _figures(subject: Subject, attacked: _Attacked) -> dict[str, Any]:
     return {
         "version": f"{manifest.name}/{manifest.version}",
         "backbone": manifest.backbone,
+        "mirror": bool(manifest.configuration.get("mirror")),
         "defence": manifest.configuration.get("adversarial") or "none",
         "clean": proportion(attacked.right),
         "robust": [
@@ -149,6 +150,7 @@ def render(made: dict[str, Any]) -> str:
     names = [v["version"] for v in made["versions"]]
     rows = [
         ("backbone", [v["backbone"] for v in made["versions"]]),
+        ("seen", ["both ways" if v["mirror"] else "as it is" for v in made["versions"]]),
         ("defence", [v["defence"] for v in made["versions"]]),
         ("clean accuracy", [_share(v["clean"]) for v in made["versions"]]),
         *(

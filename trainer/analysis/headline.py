@@ -23,7 +23,8 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
 def in_words(report: dict[str, Any], folder: str) -> str:
     clean = report["clean"]["fp32"]
-    lines = [
+    lines = ["sees         each picture and its mirror image"] if report["model"]["mirror"] else []
+    lines += [
         f"clean        {percent(clean['accuracy'])} of {clean['photos']} photos "
         f"({percent(clean['low'])} to {percent(clean['high'])})"
     ]
@@ -80,7 +81,8 @@ def side_by_side(made: dict[str, Any]) -> str:
             for share, other in zip(row, made["versions"], strict=True)
         )
         lines.append(
-            f"{one['version']}: defence {one['defence']}; clean "
+            f"{one['version']}: {'seen both ways; ' if one['mirror'] else ''}"
+            f"defence {one['defence']}; clean "
             f"{percent(one['clean']['accuracy'])}; left by PGD {left}; its images at "
             f"{k255(made['epsilon'])} turn {turned}"
         )

@@ -276,6 +276,7 @@ def _report(
             "name": manifest.name,
             "version": manifest.version,
             "backbone": manifest.backbone,
+            "mirror": bool(manifest.configuration.get("mirror")),
             "labels": list(labels),
             "created": manifest.created,
             "manifest_sha256": repository.manifest_digest(manifest.name, manifest.version),
