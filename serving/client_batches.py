@@ -3,7 +3,8 @@
 By Nagle's rule (RFC 896): with little under way a call goes at once, alone; what comes while
 answers are waited for goes with the next message, or as soon as that is full. So a lone caller
 waits for nobody, and of many at once each message carries several, which costs client and server
-once what single calls cost each.
+once what single calls cost each. Nobody waits long for answers to others, which may take minutes:
+they may be of many photos, or of a server that hangs beside others that don't.
 """
 
 import copy
@@ -20,6 +21,7 @@ from serving.client_messages import classify_request, response_of
 from serving.errors import InvalidRequest, PawprintError
 
 UNDER_WAY = 2  # messages: one is worked on while the answer to the other is on its way
+LONGEST_IN_LINE_S = 0.1
 # Photos of more travel alone: what a message costs is little beside what they do.
 MOST_BYTES = 1 << 20
 
@@ -143,6 +145,10 @@ class Batches:
         if not self._under_way[asked]:
             del self._under_way[asked]
         return due
+
+    def overdue(self, call: Call) -> list[Batch]:
+        """What goes with a call that has waited for LONGEST_IN_LINE_S, if it still does."""
+        return self.due(call.asked, all_of_it=True) if call.batch is None else []
 
     def _full(self, line: Sequence[Call]) -> bool:
         return sum(len(c.photos) for c in line) >= self._max_batch or _bytes(line) >= MOST_BYTES

@@ -5,6 +5,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Response
-from serving.client_batches import Asked, Batch, Batches, Call
+from serving.client_batches import LONGEST_IN_LINE_S, Asked, Batch, Batches, Call
 from serving.client_messages import no_answer
 from serving.errors import PawprintError, Unavailable
 
@@ -42,7 +43,13 @@ class Together:
             batches = self._batches.due(asked)
         try:
             self._send(batches)
-            return answer.result(within_s)
+            if within_s > LONGEST_IN_LINE_S:
+                with suppress(TimeoutError):
+                    return answer.result(LONGEST_IN_LINE_S)
+                with self._lock:
+                    batches = self._batches.overdue(call)
+                self._send(batches)
+            return answer.result(call.until - time.monotonic())
         except TimeoutError:
             raise no_answer(self._address) from None
         finally:
@@ -93,16 +100,19 @@ class AsyncTogether:
         self._looked_at_soon: set[Asked] = set()
 
     async def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
         call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
         self._batches.put(call)
         self._look_soon(asked)
+        timer = loop.call_later(LONGEST_IN_LINE_S, self._send_overdue, call)
         try:
             async with asyncio.timeout(within_s):
                 return await answer
         except TimeoutError:
             raise no_answer(self._address) from None
         finally:
+            timer.cancel()
             if (cancel := self._batches.leave(call)) is not None:
                 cancel()
 
@@ -115,6 +125,9 @@ class AsyncTogether:
     def _look(self, asked: Asked) -> None:
         self._looked_at_soon.remove(asked)
         self._send(self._batches.due(asked))
+
+    def _send_overdue(self, call: Call) -> None:
+        self._send(self._batches.overdue(call))
 
     def _send(self, batches: list[Batch]) -> None:
         for batch in batches:

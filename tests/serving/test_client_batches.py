@@ -30,6 +30,12 @@ KINDS = pytest.mark.parametrize("kind", [AsyncClient, Client])
 ASKED = Asked("m", "", 1, False, "")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in line does so until a test has it go, however slow the machine."""
+    monkeypatch.setattr("serving.together.LONGEST_IN_LINE_S", 60.0)
+
+
 def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED) -> Call:
     return Call(asked=asked, photos=[bytes(size)] * photos, until=math.inf, answer=Future())
 
@@ -288,6 +294,24 @@ async def test_one_that_waits_no_longer_leaves_the_others_their_answers(kind: ty
         assert (await long).results[0].label.name == "d"
         await asyncio.gather(*first)
     assert [b"d"] in held.messages  # the other was never sent
+
+
+@KINDS
+async def test_nobody_waits_long_for_answers_to_others(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that hangs beside one that answers, say."""
+    async with holding(kind) as (c, held):
+        calls = await under_way(c, held)
+        calls.append(c.ask(b"c"))
+        await until(lambda: c.waiting() == 1)
+        monkeypatch.setattr("serving.together.LONGEST_IN_LINE_S", 0.1)
+        calls.append(c.ask(b"d"))
+        await until(lambda: sum(map(len, held.messages)) == UNDER_WAY + 2)
+        held.gate.set()
+        answers = await asyncio.gather(*calls)
+    assert [answer.results[0].label.name for answer in answers] == ["a", "b", "c", "d"]
+    assert held.messages == [[b"a"], [b"b"], [b"c", b"d"]]
 
 
 async def test_a_message_that_nobody_waits_for_is_cancelled_at_the_server() -> None:
