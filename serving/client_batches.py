@@ -20,7 +20,8 @@ from serving.answers import Response
 from serving.client_messages import classify_request, response_of
 from serving.errors import InvalidRequest, PawprintError
 
-UNDER_WAY = 2  # messages: one is worked on while the answer to the other is on its way
+# Messages to a server: one is worked on while the answer to the other is on its way.
+UNDER_WAY = 2
 LONGEST_IN_LINE_S = 0.1
 # Photos of more travel alone: what a message costs is little beside what they do.
 MOST_BYTES = 1 << 20
@@ -79,9 +80,10 @@ class Batches:
     share a message.
     """
 
-    def __init__(self, max_batch: int) -> None:
-        """max_batch: photos."""
+    def __init__(self, max_batch: int, servers: int = 1) -> None:
+        """max_batch: photos. servers: that take messages by turns."""
         self._max_batch = max_batch
+        self._most_under_way = UNDER_WAY * servers
         self._lines: dict[Asked, deque[Call]] = {}
         self._under_way: Counter[Asked] = Counter()
 
@@ -137,13 +139,14 @@ class Batches:
     def due(self, asked: Asked, *, all_of_it: bool = False) -> list[Batch]:
         """What may go by now of what was put in; all of it, where no more comes."""
         line, due = self._lines.get(asked, deque()), []
-        while line and (all_of_it or self._under_way[asked] < UNDER_WAY or self._full(line)):
+        under_way, most = self._under_way, self._most_under_way
+        while line and (all_of_it or under_way[asked] < most or self._full(line)):
             due.append(self._first_of(line))
-            self._under_way[asked] += 1
+            under_way[asked] += 1
         if not line:
             self._lines.pop(asked, None)
-        if not self._under_way[asked]:
-            del self._under_way[asked]
+        if not under_way[asked]:
+            del under_way[asked]
         return due
 
     def overdue(self, call: Call) -> list[Batch]:

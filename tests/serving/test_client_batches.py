@@ -232,23 +232,28 @@ async def calling(kind: type, address: str, **how) -> AsyncIterator[Caller]:
 
 
 @asynccontextmanager
-async def holding(kind: type, max_batch: int = 4) -> AsyncIterator[tuple[Caller, Held]]:
+async def holding(
+    kind: type, max_batch: int = 4, addresses: int = 1
+) -> AsyncIterator[tuple[Caller, Held]]:
     held, server = Held(), grpc.aio.server()
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(held, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(addresses)]
     await server.start()
     try:
+        address = ",".join(f"127.0.0.1:{port}" for port in ports)
         async with calling(kind, address, max_batch=max_batch) as caller:
             yield caller, held
     finally:
         await server.stop(0)
 
 
-async def under_way(caller: Caller, held: Held) -> "list[asyncio.Future[Response]]":
+async def under_way(
+    caller: Caller, held: Held, messages: int = UNDER_WAY
+) -> "list[asyncio.Future[Response]]":
     """Calls one by one, each a message: b"a", b"b" ..."""
     calls = []
-    for letter in (b"a", b"b", b"c")[:UNDER_WAY]:
-        calls.append(caller.ask(letter))
+    for letter in b"abcdefgh"[:messages]:
+        calls.append(caller.ask(bytes([letter])))
         await until(lambda: len(held.messages) == len(calls))
     return calls
 
@@ -265,6 +270,16 @@ async def test_calls_at_once_share_messages_and_each_has_its_own_answer(kind: ty
     names = [[result.label.name for result in answer.results] for answer in answers]
     assert names == [["a"], ["b"], ["c"], ["d", "e"]]
     assert sorted(map(len, held.messages)) == [1, 1, 3]
+
+
+@KINDS
+async def test_of_several_servers_each_has_messages_under_way(kind: type) -> None:
+    async with holding(kind, addresses=3) as (c, held):
+        calls = await under_way(c, held, 3 * UNDER_WAY)
+        calls.append(c.ask(b"z"))
+        await until(lambda: c.waiting() == 1)
+        held.gate.set()
+        await asyncio.gather(*calls)
 
 
 async def test_tasks_that_ask_in_the_same_moment_share_the_first_message_too() -> None:
