@@ -1,4 +1,7 @@
-"""An answer of the server about one photo, as text: rows of a table, a line, JSON, CSV."""
+"""An answer of the server about one photo, as text: rows of a table, a line, JSON, CSV.
+
+believed: whether its best label may be believed; None where nobody asked.
+"""
 
 import json
 from pathlib import Path
@@ -11,13 +14,15 @@ TABLE_HEADER = ("PHOTO", "LABEL", "PROBABILITY", "MS")
 _CSV_HEADER = ("photo", "model", "version", "rank", "label", "probability", "error")
 
 
-def table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
+def table_rows(
+    path: Path, answer: StreamedResult, believed: bool | None = None
+) -> list[tuple[object, ...]]:
     if answer.result.error is not None:
         return [(path, f"error: {answer.result.error}", "", "")]
     return [
         (
             path if rank == 0 else "",
-            label.name,
+            _doubted(label.name, believed) if rank == 0 else label.name,
             f"{label.probability:.4f}",
             f"{1e3 * answer.latency_s:.1f}" if rank == 0 else "",
         )
@@ -25,15 +30,22 @@ def table_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:
     ]
 
 
-def line(path: Path, answer: StreamedResult) -> str:
+def line(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
     if answer.result.error is not None:
         return visible(f"{path}: error: {answer.result.error}")
     labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
-    return visible(f"{path}: {labels}")
+    return visible(f"{path}: {_doubted(labels, believed)}")
 
 
-def json_line(path: Path, answer: StreamedResult) -> str:
-    return json.dumps(_json_value(path, answer), ensure_ascii=False)
+def _doubted(text: str, believed: bool | None) -> str:
+    return f"not sure: {text}" if believed is False else text
+
+
+def json_line(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
+    value = _json_value(path, answer)
+    if believed is not None:
+        value["believed"] = believed
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
@@ -51,13 +63,14 @@ def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
     }
 
 
-def csv_lines(path: Path, answer: StreamedResult) -> str:
+def csv_lines(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
     """One line for each label, ended by a newline."""
-    return csv_text(_csv_rows(path, answer))
+    last = () if believed is None else (str(believed).lower(),)
+    return csv_text([row + last for row in _csv_rows(path, answer)])
 
 
-def csv_header() -> str:
-    return csv_text([_CSV_HEADER])
+def csv_header(with_belief: bool = False) -> str:
+    return csv_text([_CSV_HEADER + (("believed",) if with_belief else ())])
 
 
 def _csv_rows(path: Path, answer: StreamedResult) -> list[tuple[object, ...]]:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from serving.modelspec import RobustnessSummary
+from serving.modelspec import RobustnessSummary, Trust
+
+_FLOAT32 = 1e-6  # what an accuracy loses in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +80,12 @@ class ModelDescription:
     expected_calibration_error: float
     photos: int  # that these were measured on
     digests: dict[str, str]
-    robustness: RobustnessSummary | None
+    robustness: RobustnessSummary | None  # None until `analyze` has measured it
+    trust: Trust | None
+
+    def threshold_for(self, accuracy: float) -> float | None:
+        """The probability from which on at least `accuracy` of the answers are right; None where
+        no analysis shows one. Of photos like those of the test, and with `trust.confidence`."""
+        thresholds = () if self.trust is None else self.trust.thresholds
+        enough = [t.probability for t in thresholds if t.accuracy >= accuracy - _FLOAT32]
+        return min(enough, default=None)

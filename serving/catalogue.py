@@ -7,7 +7,7 @@ from serving.batching import Batcher
 from serving.engine import Engine
 from serving.errors import NotFound, Unavailable, listed
 from serving.layout import version_number
-from serving.modelspec import RobustnessSummary
+from serving.modelspec import Findings
 from serving.splits import falls_in
 
 
@@ -15,7 +15,7 @@ from serving.splits import falls_in
 class ServedVersion:
     engine: Engine
     batcher: Batcher
-    robustness: RobustnessSummary | None  # None until `analyze` has measured it
+    findings: Findings | None  # None until `analyze` has measured it
     shadow: "Shadow | None" = None
 
 

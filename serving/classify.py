@@ -28,6 +28,7 @@ from serving.answer_text import TABLE_HEADER, csv_header, csv_lines, json_line, 
 from serving.answers import StreamedResult
 from serving.batch_job import first_error, run_job
 from serving.batch_plan import PART_PHOTOS, Plan, Share, agree, check_top_k, digest_of
+from serving.belief import Belief
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
@@ -57,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fail(f"{bucket}: photos in a bucket need --out LOCATION")
     elif options.json or options.csv:
         fail("--out writes Parquet; --json and --csv are for answers on stdout")
+    elif options.accuracy is not None:
+        fail("--accuracy is for answers on stdout; with --out compare the column `probability`")
+    if options.accuracy is not None and not 0 < options.accuracy < 1:
+        fail(f"--accuracy must be between 0 and 1, got {options.accuracy:g}")
     try:
         with reader_may_leave():
             if options.out is not None:
@@ -84,9 +89,13 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
     # Two messages under way keep a server busy.
     async with _client(options, options.in_flight // 2) as client:
         model = options.model or await _only_model(client)
-        if options.top_k not in (0, 1):  # else the one mistake would be told of each photo
-            labels = (await client.get_model(model, options.version)).labels
-            check_top_k(options.top_k, len(labels))
+        belief = None
+        if options.top_k not in (0, 1) or options.accuracy is not None:
+            described = await client.get_model(model, options.version)
+            # Else the one mistake would be told of each photo.
+            check_top_k(options.top_k, len(described.labels))
+            if options.accuracy is not None:
+                belief = Belief(client, described, options.accuracy)
         answers = client.stream(
             paths,
             model=model,
@@ -96,19 +105,20 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
         )
         failed = 0
         if options.csv:
-            print(csv_header(), end="")
+            print(csv_header(belief is not None), end="")
         table: list[tuple[object, ...]] = [TABLE_HEADER]
         with _progress(len(paths)) as advance:
             async for path, answer in _in_order(paths, answers):
                 failed += answer.result.error is not None
+                believed = None if belief is None else await belief.of(answer)
                 if options.csv:
-                    print(csv_lines(path, answer), end="")
+                    print(csv_lines(path, answer, believed), end="")
                 elif options.json:
-                    print(json_line(path, answer))
+                    print(json_line(path, answer, believed))
                 elif len(paths) <= TABLE_LIMIT:
-                    table += table_rows(path, answer)
+                    table += table_rows(path, answer, believed)
                 else:
-                    print(line(path, answer))
+                    print(line(path, answer, believed))
                 advance(1)
         if len(table) > 1:
             print(aligned(table))
@@ -246,6 +256,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--top-k", type=int, default=1, metavar="K", help="labels of each photo (default: 1)"
+    )
+    parser.add_argument(
+        "--accuracy",
+        type=float,
+        metavar="A",
+        help="say which answers are not sure enough for this share of them to be right (0.95), as "
+        "the version's analysis shows it",
     )
     parser.add_argument(
         "--timeout",

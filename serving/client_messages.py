@@ -23,7 +23,7 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
-from serving.modelspec import RobustAccuracy, RobustnessSummary
+from serving.modelspec import RobustAccuracy, RobustnessSummary, Threshold, Trust
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
@@ -252,6 +252,23 @@ def description_of(message: pb.GetModelResponse) -> ModelDescription:
         photos=message.metrics.photos,
         digests=dict(message.digests),
         robustness=_robustness(message.robustness) if message.HasField("robustness") else None,
+        trust=_trust(message.trust, message.precision) if message.HasField("trust") else None,
+    )
+
+
+def _trust(message: pb.Trust, precision: str) -> Trust:
+    return Trust(
+        photos=message.photos,
+        confidence=message.confidence,
+        thresholds=tuple(
+            Threshold(
+                precision=precision,
+                accuracy=t.accuracy,
+                probability=t.probability,
+                answered=t.answered,
+            )
+            for t in message.thresholds
+        ),
     )
 
 

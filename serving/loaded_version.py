@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
 from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
-from serving.modelspec import RobustnessSummary
+from serving.modelspec import Findings
 from serving.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ Load = Callable[[str, int], Engine]  # name, version -> engine; raises BrokenVer
 @dataclass(frozen=True, kw_only=True)
 class LoadedVersion:
     engine: Engine
-    robustness: RobustnessSummary | None
+    findings: Findings | None
     stamp: Hashable  # see Repository.stamp
     digest: str  # of its manifest
 
@@ -42,7 +42,7 @@ def load_version(repository: Repository, name: str, version: int, load: Load) ->
     stamp, digest = repository.stamp(name, version), repository.manifest_digest(name, version)
     return LoadedVersion(
         engine=load(name, version),
-        robustness=read_robustness(repository, name, version),
+        findings=read_findings(repository, name, version),
         stamp=stamp,
         digest=digest,
     )
@@ -89,12 +89,12 @@ def _refusal(
     )
 
 
-def read_robustness(repository: Repository, name: str, version: int) -> RobustnessSummary | None:
-    """The summary of a version's analysis; None if there is none, or none that can be read."""
+def read_findings(repository: Repository, name: str, version: int) -> Findings | None:
+    """What a version's analysis found; None if there is none, or none that can be read."""
     try:
-        return repository.robustness(name, version)
+        return repository.findings(name, version)
     except BrokenVersion as error:
-        log.warning("%s/%d is served without its robustness summary: %s", name, version, error)
+        log.warning("%s/%d is served without the figures of its analysis: %s", name, version, error)
         return None
 
 
@@ -117,7 +117,7 @@ def refreshed(
         broken = isinstance(error, BrokenVersion)  # all else may pass: it is tried again
         return replace(loaded, stamp=stamp) if broken else loaded
     try:
-        robustness = read_robustness(repository, name, version)
+        findings = read_findings(repository, name, version)
     except NotFound:
-        robustness = None
-    return replace(loaded, robustness=robustness or loaded.robustness, stamp=stamp)
+        findings = None
+    return replace(loaded, findings=findings or loaded.findings, stamp=stamp)

@@ -4,7 +4,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Classified
 from serving.errors import InvalidImage
-from serving.modelspec import RobustnessSummary
+from serving.modelspec import RobustnessSummary, Trust
 
 
 def classify_response(
@@ -52,6 +52,7 @@ def list_models_response(catalogue: Catalogue) -> pb.ListModelsResponse:
 def get_model_response(served: ServedVersion) -> pb.GetModelResponse:
     manifest = served.engine.manifest
     metrics = manifest.variants[served.engine.precision].metrics
+    findings = served.findings
     return pb.GetModelResponse(
         model=manifest.name,
         version=manifest.version,
@@ -68,13 +69,26 @@ def get_model_response(served: ServedVersion) -> pb.GetModelResponse:
             expected_calibration_error=metrics.ece,
         ),
         digests={file: entry.sha256 for file, entry in manifest.files.items()},
-        robustness=_robustness(served.robustness),
+        robustness=None if findings is None else _robustness(findings.robustness),
+        trust=None if findings is None else _trust(findings.trust, served.engine.precision),
     )
 
 
-def _robustness(summary: RobustnessSummary | None) -> pb.RobustnessSummary | None:
-    if summary is None:
+def _trust(trust: Trust | None, precision: str) -> pb.Trust | None:
+    if trust is None:
         return None
+    return pb.Trust(
+        photos=trust.photos,
+        confidence=trust.confidence,
+        thresholds=[
+            pb.Threshold(accuracy=t.accuracy, probability=t.probability, answered=t.answered)
+            for t in trust.thresholds
+            if t.precision == precision
+        ],
+    )
+
+
+def _robustness(summary: RobustnessSummary) -> pb.RobustnessSummary:
     return pb.RobustnessSummary(
         photos=summary.photos,
         clean_accuracy=summary.clean_accuracy,

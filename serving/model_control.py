@@ -278,7 +278,7 @@ class ModelControl:
     def _wire(self, loaded: LoadedVersion, before: ServedVersion | None) -> ServedVersion:
         engine = loaded.engine
         if before is not None and before.engine is engine:
-            return replace(before, robustness=loaded.robustness)
+            return replace(before, findings=loaded.findings)
         loop = asyncio.get_running_loop()
         name, version = engine.manifest.name, engine.manifest.version
 
@@ -289,7 +289,7 @@ class ModelControl:
         return ServedVersion(
             engine=engine,
             batcher=Batcher(run, batch_settings(self.settings, engine.device), self._threads),
-            robustness=loaded.robustness,
+            findings=loaded.findings,
         )
 
     # --- an engine that fails

@@ -28,6 +28,7 @@ from serving.errors import (
 )
 from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
+from serving.modelspec import Threshold
 from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -133,6 +134,7 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
     if options.json:
         print(manifest.to_json(), end="")
         return
+    thresholds = _thresholds(repository, name, version)
     named, _ = repository.named_and_malformed(name)
     aliases = [alias for alias, target in named.items() if target == version]
     size = manifest.preprocessing.size
@@ -156,9 +158,22 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
             ),
             (f"ECE {precision}", f"{metrics.ece:.4f}"),
         ]
+        shown = [t for t in thresholds if t.precision == precision]
+        if shown:
+            rights = (f"{t.probability:g} on {100 * t.accuracy:.3g} % are right" for t in shown)
+            lines.append((f"trust {precision}", f"from a probability of {', of '.join(rights)}"))
     for file, entry in manifest.files.items():
         lines.append((file, f"{entry.size:,} bytes, sha256 {entry.sha256}"))
     print(aligned(lines))
+
+
+def _thresholds(repository: Repository, name: str, version: int) -> tuple[Threshold, ...]:
+    """None where the analysis is damaged, of which `models verify` tells."""
+    with suppress(BrokenVersion):
+        findings = repository.findings(name, version)
+        if findings is not None and findings.trust is not None:
+            return findings.trust.thresholds
+    return ()
 
 
 def _verify(repository: Repository, options: argparse.Namespace) -> None:

@@ -169,6 +169,36 @@ class RobustnessSummary:
         _check_photos(self.photos)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Answers of at least this probability may be believed."""
+
+    precision: str
+    accuracy: float  # at least this share of them is right
+    probability: float
+    answered: float  # share of the test photos that have such an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """analysis/trust.json: from which probability on an answer may be believed."""
+
+    photos: int
+    confidence: float  # that a threshold holds, over the draw of the photos
+    thresholds: tuple[Threshold, ...]  # those that the photos show
+
+    def __post_init__(self) -> None:
+        _check_photos(self.photos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an analysis found out, as far as a server tells it."""
+
+    robustness: RobustnessSummary
+    trust: Trust | None  # None: analysed by a Pawprint that did not write it
+
+
 def _check_photos(count: int) -> None:
     if not 0 <= count < 2**31:  # what a message holds
         raise ValueError(f"photos must be from 0 to {2**31 - 1}, got {count}")

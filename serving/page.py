@@ -70,14 +70,14 @@ def _model(repository: Repository, name: str) -> str:
 def _row(repository: Repository, manifest: Manifest, title: str) -> str:
     name, version = manifest.name, manifest.version
     robust = corrupted = report = ""
-    summary = repository.robustness(name, version)
-    if summary is not None:
+    findings = repository.findings(name, version)
+    if findings is not None:
         robust = "<br>".join(
             f"{100 * point.accuracy:.0f} % at {255 * point.epsilon:.3g}/255"
-            for point in summary.robust_accuracy
+            for point in findings.robustness.robust_accuracy
             if point.norm == "linf"
         )
-        corrupted = f"{100 * summary.corruption_accuracy:.1f} %"
+        corrupted = f"{100 * findings.robustness.corruption_accuracy:.1f} %"
         report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
     rows = []
     for precision, variant in manifest.variants.items():

@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from serving.errors import InvalidImage, Unavailable
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
-from serving.photo_formats import FORMATS
+from serving.photo_formats import FORMATS, not_a_photo
 from serving.photo_parts import PhotoParts
 
 # Pillow would load its format plugins with the first photo, which would wait for them.
@@ -118,7 +118,7 @@ def decode(
     except (InvalidImage, Postponed):
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+        raise InvalidImage(not_a_photo(data)) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         # As under `ulimit -v`: no fault of the photo. Not all decoders tell it from one.
         if isinstance(error, MemoryError) or (whole <= max_pixels and not _room_for(whole)):

@@ -39,7 +39,7 @@ from serving.layout import (
     read_inside,
     version_number,
 )
-from serving.modelspec import FileEntry, Manifest, RobustnessSummary, read_json
+from serving.modelspec import FileEntry, Findings, Manifest, RobustnessSummary, Trust, read_json
 from serving.paths import is_dir, is_file
 from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import names_full_disk, remove_old
@@ -366,13 +366,20 @@ class Repository:
         assert problem is not None
         raise problem
 
-    def robustness(self, name: str, version: int) -> RobustnessSummary | None:
+    def findings(self, name: str, version: int) -> Findings | None:
         """The headline figures of a version's analysis; None if there is none.
 
         Raises NotFound, BrokenVersion.
         """
         data = self.read_analysis(name, version, "summary.json")
-        return None if data is None else read_json(RobustnessSummary, data, "summary.json")
+        if data is None:
+            return None
+        robustness = read_json(RobustnessSummary, data, "summary.json")
+        trust = None
+        if "trust.json" in self.analysis_files(name, version):
+            data = self.read_analysis(name, version, "trust.json")
+            trust = None if data is None else read_json(Trust, data, "trust.json")
+        return Findings(robustness=robustness, trust=trust)
 
     def analysis_files(self, name: str, version: int) -> list[str]:
         """What read_analysis can read, sorted. Raises NotFound, BrokenVersion."""

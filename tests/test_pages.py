@@ -143,7 +143,7 @@ async def test_the_programs_of_the_clients_page_run(
     programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     alone = [p for p in programs if "ca.pem" not in p and "fastapi" not in p]
     here = [program.replace("localhost:50051", running.address) for program in alone]
-    assert len(here) == 5
+    assert len(here) == 6
     for program in here:
         done = await asyncio.to_thread(
             subprocess.run,

@@ -12,8 +12,9 @@ import pytest
 from serving.repository import Repository
 from tests.photos import jpeg
 from tests.tiny import LABELS, build_version
-from trainer.analysis.photos import Photos, load_photos
+from trainer.analysis.photos import Photos, at_random, load_photos
 from trainer.errors import InvalidData
+from trainer.tree import Found
 
 
 @pytest.fixture
@@ -75,6 +76,16 @@ def test_of_more_than_are_asked_for_the_seed_draws_classes_by_turns(tmp_path, fi
     some = drawn(6)
     assert [sum(name.startswith(label) for name in some) for label in LABELS[:2]] == [3, 3]
     assert set(some) < set(files) and set(drawn(6, seed=1)) != set(some)
+
+
+def test_photos_drawn_at_random_keep_the_shares_of_the_classes():
+    found = [Found(path=Path(f"{i:04}"), file=f"{i:04}", label=str(i % 10 == 0), split=None)
+             for i in range(2000)]  # fmt: skip
+    drawn = at_random(found, 1000, 0)
+    assert [f.file for f in drawn] == sorted({f.file for f in drawn}) and len(drawn) == 1000
+    assert 60 < sum(f.label == "True" for f in drawn) < 140  # of 100
+    assert at_random(found, 1000, 0) == drawn != at_random(found, 1000, 1)
+    assert at_random(found, 5000, 0) == at_random(found, None, 0) == found
 
 
 def test_a_file_that_is_no_picture_is_left_out_and_named(tmp_path, files):

@@ -10,7 +10,6 @@ from scipy.stats import binom
 from serving.modelspec import Preprocessing
 from trainer.analysis.report import threshold_text
 from trainer.analysis.selective import (
-    LOOKS,
     auroc,
     lower_bound,
     photos_needed,
@@ -18,7 +17,7 @@ from trainer.analysis.selective import (
     threshold_for,
 )
 from trainer.analysis.strangers import STRANGERS, pictures_below
-from trainer.analysis.trust import trust_section
+from trainer.analysis.trust import Answers, most_photos, trust_section
 from trainer.errors import InvalidData
 
 SPEC = Preprocessing(size=32, interpolation="bilinear")
@@ -49,6 +48,17 @@ def test_a_threshold_promises_too_much_no_more_often_than_it_may():
     assert broken <= binom.ppf(0.999, 400, 0.1)
 
 
+@pytest.mark.parametrize("photos", [80, 400])
+def test_a_net_that_is_as_often_wrong_where_it_is_sure_is_seldom_believed(photos: int):
+    """Right a little less often than is asked, wherever: each threshold promises too much."""
+    generator = np.random.default_rng(photos)
+    found = [
+        threshold_for(generator.uniform(size=photos), generator.uniform(size=photos) < 0.899, 0.9)
+        for _ in range(300)
+    ]
+    assert 0 < sum(each is not None for each in found) <= binom.ppf(0.999, 300, 0.05)
+
+
 def test_all_are_answered_where_all_show_it_and_none_where_too_few_do():
     sure = np.linspace(0.5, 1, 200)
     right = np.ones(200, bool)
@@ -67,14 +77,34 @@ def test_unsure_ones_that_are_wrong_are_not_answered():
     assert found.answered == np.sum(sure >= found.value)
 
 
-@pytest.mark.parametrize("tenths", [1, 9])
-def test_every_tenth_is_looked_at(tenths: int):
-    """Half of the less sure ones are right, and all of the surest."""
-    place = np.arange(1000)
-    found = threshold_for(
-        1 - (place + 0.5) / 10_000, (place < 100 * tenths) | (place % 2 == 0), 0.945
-    )
-    assert found is not None and found.answered == 100 * tenths
+def sure_and_right(wrong_from: int, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """The surest are right, and half of those from the place `wrong_from` on."""
+    place = np.arange(n)
+    return 1 - (place + 0.5) / (10 * n), (place < wrong_from) | (place % 2 == 0)
+
+
+@pytest.mark.parametrize("wrong_from", [100, 400, 600, 900])
+def test_as_many_are_answered_as_the_bound_shows(wrong_from: int):
+    sure, right = sure_and_right(wrong_from)
+    found = threshold_for(sure, right, 0.95)
+    assert found is not None and wrong_from <= found.answered < wrong_from * 1.15
+    assert lower_bound(found.correct, found.answered, 0.025) >= 0.95
+
+
+def test_an_error_among_the_surest_is_outweighed_by_what_follows():
+    sure, right = sure_and_right(900)
+    right[3] = False  # too much for the 72 that show 95 % without an error
+    found = threshold_for(sure, right, 0.95)
+    assert found is not None and found.answered > 850
+
+
+def test_the_first_threshold_that_fails_is_the_last_to_be_tried():
+    """Else each would have to share its chance of an error with the others."""
+    sure, right = sure_and_right(1000)
+    right[150:300], right[505:560] = False, False
+    assert lower_bound(int(right.sum()), 1000, 0.025) > 0.75  # all of them would show it
+    found = threshold_for(sure, right, 0.75)
+    assert found is not None and 150 <= found.answered < 300
 
 
 def test_what_is_shown_is_shown_of_the_threshold_as_it_is_told():
@@ -118,9 +148,8 @@ def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
         return np.stack([values, 1 - values], axis=1)
 
     sure = np.linspace(0.6, 0.99, 100)
-    section = trust_section(
-        scores(sure), np.ones(100, bool), {"noise": scores(np.linspace(0.55, 0.65, 11))}
-    )
+    answers = Answers(served={"fp32": scores(sure)}, labels=np.zeros(100, np.int64))
+    section = trust_section(answers, {"noise": scores(np.linspace(0.55, 0.65, 11))})
     assert section["confidence"] == 0.95
     (noise,) = section["strangers"]
     assert np.mean(sure >= section["usual"]["threshold"]) >= 0.95
@@ -134,7 +163,24 @@ def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
     assert shown[0] == pytest.approx(0.6) and shown[2] is None
     first = section["thresholds"][0]
     assert (first["answered"], first["measured"]) == (1.0, 1.0)
-    assert section["thresholds"][2]["needed"] == np.ceil(np.log(0.05 / LOOKS) / np.log(0.99))
+    assert section["thresholds"][2]["needed"] == np.ceil(np.log(0.025) / np.log(0.99))
+
+
+def test_each_served_file_has_thresholds_of_its_own():
+    labels = np.zeros(400, np.int64)
+    right = np.tile([0.9, 0.1], (400, 1))
+    unsure = right.copy()
+    unsure[:100] = [0.4, 0.6]  # and wrong
+    section = trust_section(Answers(served={"fp32": right, "int8": unsure}, labels=labels), {})
+    rows = {(row["precision"], row["accuracy"]): row for row in section["thresholds"]}
+    assert list(rows) == [(p, a) for p in ("fp32", "int8") for a in (0.9, 0.95, 0.99)]
+    assert rows["fp32", 0.95]["answered"] == 1.0 and rows["int8", 0.95]["answered"] == 0.75
+    assert rows["int8", 0.95]["threshold"] == 0.9 and section["photos"] == 400
+
+
+def test_as_many_photos_are_looked_at_as_memory_holds():
+    assert most_photos(224) == 2000
+    assert 900 * 600**2 * 3 < most_photos(600) * 600**2 * 3 <= 2**30
 
 
 @pytest.mark.parametrize("kind", STRANGERS)

@@ -9,16 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.client import Client
+from serving.photo_paths import photo_paths
+from serving.repository import Repository
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
 from tests.photos import drawing, jpeg
-from tests.tiny import build_version
+from tests.tiny import attach_trust, build_version
 from trainer.tree import find_files
 
 README = (ROOT / "README.md").read_text()
@@ -319,3 +322,74 @@ def test_a_terminal_sees_a_progress_bar_and_a_file_the_answers(
     assert process.wait(timeout=60) == 0
     assert b"classifying" in seen and b"/30" in seen
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 30
+
+
+def test_answers_that_are_not_sure_enough_are_told(
+    tmp_path: Path, album: Path, start: Callable[..., ServerProcess]
+) -> None:
+    models = tmp_path / "models"
+    build_version(models, "pets")
+    attach_trust(models, "pets", 1, (0.9, 0.75))
+    server = start(models)
+    with Client(server.address) as client:
+        photos = photo_paths([album])[:10]
+        labels = [client.classify([photo], model="pets").results[0].label for photo in photos]
+    sure = [label.probability >= 0.75 for label in labels]
+    assert {*sure} == {True, False}, "photos that are not all alike"
+
+    done = classify(server, *photos, "--accuracy", 0.9, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["believed"] for line in done.stdout.splitlines()] == sure
+    done = classify(server, *photos, "--accuracy", 0.85)
+    doubted = [" not sure: " in row for row in done.stdout.splitlines()[1:]]
+    assert doubted == [not each for each in sure]
+    done = classify(server, album, "--accuracy", 0.9)
+    first = [line.partition(": ")[2] for line in done.stdout.splitlines()[:10]]
+    assert first == [
+        f"{'' if each else 'not sure: '}{label.name} {label.probability:.4f}"
+        for each, label in zip(sure, labels, strict=True)
+    ]
+    done = classify(server, *photos, "--accuracy", 0.9, "--csv", "--top-k", 2)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["believed"] for row in rows[::2]] == [str(each).lower() for each in sure]
+
+
+def test_what_no_analysis_shows_is_an_error(
+    tmp_path: Path, album: Path, start: Callable[..., ServerProcess]
+) -> None:
+    models = tmp_path / "models"
+    build_version(models, "pets")
+    server = start(models)
+    done = classify(server, album, "--accuracy", 0.9)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "analyze pets/1 --data DIR" in done.stderr
+    attach_trust(models, "pets", 1)
+    server = start(models)
+    done = classify(server, album, "--accuracy", 0.9)
+    assert done.returncode == 2 and "give `analyze` more test photos" in done.stderr
+    attach_trust(models, "pets", 1, (0.8, 0.6))
+    server = start(models)
+    done = classify(server, album, "--accuracy", 0.9)
+    assert done.returncode == 2 and "they do for 0.8" in done.stderr
+    for wrong in ("1", "0", "nan"):
+        done = classify(server, album, "--accuracy", wrong)
+        assert done.returncode == 2 and "between 0 and 1" in done.stderr
+    done = classify(server, album, "--accuracy", 0.9, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "--accuracy is for answers on stdout" in done.stderr
+
+
+def test_answers_of_another_version_are_believed_by_its_own_analysis(
+    tmp_path: Path, album: Path, start: Callable[..., ServerProcess]
+) -> None:
+    """A canary answers half of the calls."""
+    models = tmp_path / "models"
+    for seed in range(2):
+        build_version(models, "pets", seed=seed)
+    Repository(models).promote("pets", 1)
+    attach_trust(models, "pets", 1, (0.9, 0.0))
+    server = start(models, "--canary", "pets=2:0.5")
+    done = classify(server, album, "--accuracy", 0.9, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {answer["version"] for answer in answers} == {1, 2}
+    assert all(answer["believed"] is (answer["version"] == 1) for answer in answers)

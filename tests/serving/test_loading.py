@@ -167,7 +167,7 @@ async def test_an_unreadable_summary_costs_only_the_summary(
         repository.attach_analysis("pets", 1, folder)
     async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
         assert (await client.get_model("pets")).robustness is None
-    assert "without its robustness summary" in caplog.text
+    assert "without the figures of its analysis" in caplog.text
 
 
 def test_what_comes_while_another_is_loaded_takes_no_alias_away(models: Path) -> None:

@@ -10,7 +10,7 @@ from serving.models import main
 from serving.modelspec import Manifest
 from serving.repository import Repository
 from tests.commands import run_python, unread
-from tests.tiny import build_version
+from tests.tiny import attach_trust, build_version
 
 
 @pytest.fixture
@@ -124,6 +124,17 @@ def test_show(models) -> None:
     assert status == 0 and "a, b, c" in out and "model.onnx" in out
     manifest = json.loads(models("show", "birds/1", "--json")[1])
     assert manifest["labels"] == ["a", "b", "c"]
+
+
+def test_show_says_which_answers_may_be_believed(models, root: Path) -> None:
+    attach_trust(root, "pets", 1, (0.9, 0.5), (0.95, 0.8))
+    told = "from a probability of 0.5 on 90 % are right, of 0.8 on 95 % are right"
+    assert ["trust", "fp32", *told.split()] in [
+        line.split() for line in models("show", "pets/1")[1].splitlines()
+    ]
+    (root / "pets/1/analysis/trust.json").write_text("{}")
+    status, out, _ = models("show", "pets/1")
+    assert status == 0 and "accuracy fp32" in out and "trust" not in out
 
 
 def test_a_name_moves_no_cursor(models, root: Path) -> None:

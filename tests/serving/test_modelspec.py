@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serving.errors import BrokenVersion
-from serving.modelspec import Manifest, Preprocessing, RobustnessSummary, read_strictly
+from serving.modelspec import Manifest, Preprocessing, RobustnessSummary, Trust, read_strictly
 from serving.repository import Repository
 from tests.tiny import build_version
 
@@ -131,3 +131,8 @@ def test_a_robustness_summary_is_read() -> None:
     }
     summary = read_strictly(RobustnessSummary, value, "summary.json")
     assert summary.robust_accuracy[0].norm == "linf" and summary.clean_accuracy == 1.0
+
+
+def test_a_count_that_no_message_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="photos must be from 0"):
+        Trust(photos=2**31, confidence=0.95, thresholds=())

@@ -176,7 +176,7 @@ def test_digests_of_an_analysis_that_are_damaged_are_found(
     (repository.root / "pets/1/analysis/digests.json").write_bytes(digests)
     (problem, *_) = repository.verify("pets", 1)
     assert problem.startswith("analysis/digests.json is ")
-    for read in (repository.analysis_files, repository.robustness):
+    for read in (repository.analysis_files, repository.findings):
         with pytest.raises(BrokenVersion, match="analysis/digests.json is "):
             read("pets", 1)
 

@@ -31,6 +31,7 @@ async def test_a_version_of_each_schema_is_verified_and_answers_as_ever(schema: 
     assert described.labels == ("cat", "dog") and described.accuracy == pytest.approx(0.9)
     assert described.robustness is not None
     assert described.robustness.corruption_accuracy == pytest.approx(0.5)
+    assert described.trust is None and described.threshold_for(0.5) is None
 
 
 def test_what_is_written_changes_with_the_schema_version_alone() -> None:
@@ -40,7 +41,7 @@ def test_what_is_written_changes_with_the_schema_version_alone() -> None:
     written = Manifest.from_json(there).to_json()
     assert written == there, "manifest.json is another than before: raise SCHEMA_VERSION"
     there = json.loads((version / "analysis/summary.json").read_bytes())
-    summary = Repository(SCHEMAS / str(SCHEMA_VERSION)).robustness("pets", 1)
-    assert summary is not None
-    written = json.loads(json.dumps(dataclasses.asdict(summary)))
+    findings = Repository(SCHEMAS / str(SCHEMA_VERSION)).findings("pets", 1)
+    assert findings is not None
+    written = json.loads(json.dumps(dataclasses.asdict(findings.robustness)))
     assert written == there, "summary.json is another than before: raise SCHEMA_VERSION"

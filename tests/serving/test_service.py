@@ -1,6 +1,7 @@
 """Classify over a real socket: good calls, and every kind of bad one with its own status."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -287,6 +288,17 @@ async def test_cancelled_calls_by_the_hundred_leave_the_server_sound(stub) -> No
     assert answered >= 100
 
 
+TRUST = {
+    "photos": 400,
+    "confidence": 0.95,
+    "thresholds": [
+        {"precision": "fp32", "accuracy": 0.9, "probability": 0.5, "answered": 1.0},
+        {"precision": "fp32", "accuracy": 0.95, "probability": 0.75, "answered": 0.8},
+        {"precision": "int8", "accuracy": 0.99, "probability": 0.8, "answered": 0.7},
+    ],
+}
+
+
 async def test_list_and_get_model(tmp_path: Path) -> None:
     summary = (
         b'{"photos": 64, "clean_accuracy": 1.0, "robust_accuracy": [{"norm": "linf", "epsilon": '
@@ -299,6 +311,7 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
     repository.promote("pets", 1)
     with repository.staging("pets") as folder:
         (folder / "summary.json").write_bytes(summary)
+        (folder / "trust.json").write_text(json.dumps(TRUST))
         repository.attach_analysis("pets", 1, folder)
     async with (
         running_server(tmp_path) as running,
@@ -322,7 +335,14 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
         async with AsyncClient(running.address) as client:
             described = await client.get_model("pets", "stable")
         assert (described.model, described.version) == ("pets", 1)
-        assert described.robustness == repository.robustness("pets", 1)
+        findings = repository.findings("pets", 1)
+        assert findings is not None and described.robustness == findings.robustness
+        # Of the file that is served, and not of that of int8.
+        assert described.trust is not None and described.trust.photos == 400
+        said = [(t.accuracy, t.probability, t.answered) for t in described.trust.thresholds]
+        assert said == [pytest.approx((0.9, 0.5, 1.0)), pytest.approx((0.95, 0.75, 0.8))]
+        asked = [described.threshold_for(accuracy) for accuracy in (0.5, 0.9, 0.91, 0.95, 0.951)]
+        assert asked == [0.5, 0.5, 0.75, 0.75, None]
         assert described.labels == manifest.labels and described.photos == measured.photos
         assert (described.backbone, described.created) == (manifest.backbone, manifest.created)
         said = (described.accuracy_low, described.accuracy, described.accuracy_high)
@@ -330,7 +350,8 @@ async def test_list_and_get_model(tmp_path: Path) -> None:
             (measured.accuracy_low, measured.accuracy, measured.accuracy_high, measured.ece)
         )
         newest = await stub.GetModel(pb.GetModelRequest(model="pets", version="2"))
-        assert newest.version == 2 and not newest.HasField("robustness")
+        assert newest.version == 2
+        assert not newest.HasField("robustness") and not newest.HasField("trust")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetModel(pb.GetModelRequest(model="pets", version="3"))
         assert caught.value.code() is Code.NOT_FOUND

@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="WHAT=ACCURACY",
         help="exit 1 if less is measured, such as pgd@4/255=0.2, worst@1/255=0.5, clean=0.9, "
-        "corruptions=0.6; may be given again",
+        "corruptions=0.6, believed@0.95=0.8 (of 80 %% of photos the answer may be believed so that "
+        "95 %% of these are right); may be given again",
     )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     add_access_flags(parser, "access to the server of --over-grpc")

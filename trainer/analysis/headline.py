@@ -55,10 +55,11 @@ def in_words(report: dict[str, Any], folder: str) -> str:
 
 
 def _believed(trust: dict[str, Any]) -> str:
-    """The threshold for the highest accuracy that is shown."""
-    shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
+    """The threshold for the highest accuracy that is shown, of the fp32 file."""
+    rows = [row for row in trust["thresholds"] if row["precision"] == "fp32"]
+    shown = [row for row in rows if row["threshold"] is not None]
     if not shown:
-        least = whole(trust["thresholds"][0]["accuracy"])
+        least = whole(rows[0]["accuracy"])
         return f"these photos show no probability from which on {least} are right"
     best = shown[-1]
     return (

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from trainer.listing import find_photos
 from trainer.pictures import as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.tree import Found
+
+Draw = Callable[[Sequence[Found], int | None, int], list[Found]]  # files, limit, seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,10 @@ def load_photos(
     seed: int,
     workers: int,
     datasets: Path | None = None,
+    draw: Draw | None = None,
 ) -> Photos:
-    """The test photos of `data`, at most `limit`, spread over the classes by `seed`.
+    """The test photos of `data`, at most `limit`, which `draw` chooses by `seed`: by default spread
+    over the classes.
 
     `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
     version was trained on, only the photos that its split kept for the test. Raises InvalidData.
@@ -49,7 +53,7 @@ def load_photos(
     found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
     split = json.loads(repository.read_file(manifest, SPLIT))
-    chosen = _spread(_tests_of(found, split), limit, seed)
+    chosen = (draw or by_turns)(_tests_of(found, split), limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
     results = list(screen(chosen, squares.decode, workers))
     usable = [result for result in results if isinstance(result, Usable)]
@@ -102,7 +106,13 @@ def _same_labels(found: Sequence[Found], manifest: Manifest, data: str) -> None:
         )
 
 
-def _spread(found: Sequence[Found], limit: int | None, seed: int) -> list[Found]:
+def at_random(found: Sequence[Found], limit: int | None, seed: int) -> list[Found]:
+    """Each as likely as any other, so that classes keep their shares."""
+    drawn = np.random.default_rng(seed).permutation(len(found))[:limit]
+    return [found[i] for i in np.sort(drawn)]
+
+
+def by_turns(found: Sequence[Found], limit: int | None, seed: int) -> list[Found]:
     """Classes take turns, each in an order drawn by `seed`, until there are `limit`."""
     if limit is None or limit >= len(found):
         return list(found)

@@ -115,7 +115,11 @@ def _plots(report: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any
         "reliability": plots.reliability(report["calibration"]),
         "answered": plots.answered(
             report["trust"]["curves"],
-            [t["threshold"] for t in report["trust"]["thresholds"] if t["threshold"] is not None],
+            [
+                row["threshold"]
+                for row in report["trust"]["thresholds"]
+                if row["threshold"] is not None and row["precision"] == "fp32"
+            ],
         ),
         "descent": plots.descent({i["label"]: i["curve"] for i in report["ideal"]})
         if report["ideal"]

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer.analysis import assemble, corruptions, report
 from trainer.analysis.gallery import show_to_server, write_adversarial, write_fragile
 from trainer.analysis.inside import write_looks, write_sees
 from trainer.analysis.over_grpc import Server, ServerFailed
-from trainer.analysis.photos import load_photos
+from trainer.analysis.photos import Photos, at_random, load_photos
 from trainer.analysis.pictures import captioned, png_bytes
 from trainer.analysis.robustness import worst_case
 from trainer.analysis.sanity import check_all
@@ -29,7 +30,7 @@ from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
 from trainer.analysis.strangers import pictures_below
 from trainer.analysis.study import LESSON_STEP_SIZE, Study
 from trainer.analysis.subject import load_subject
-from trainer.analysis.trust import trust_section
+from trainer.analysis.trust import Answers, most_photos, trust_section
 from trainer.analysis.visions import Visions
 from trainer.analysis.workspace import Workspace, run_tasks
 from trainer.console import Console
@@ -97,15 +98,16 @@ def analyse(
     start = time.monotonic()
     subject = load_subject(repository, name, version, torch.device(config.device))
     budget = config.thoroughness()
-    photos = load_photos(
+    load = partial(
+        load_photos,
         config.data,
         repository,
         subject.manifest,
-        limit=budget.photos,
         seed=config.seed,
         workers=config.workers,
         datasets=config.datasets,
     )
+    photos = load(limit=budget.photos)
     strangers = None
     if config.strangers is not None:
         strangers = pictures_below(
@@ -129,7 +131,12 @@ def analyse(
         return None
     # Another process that does the same would take the pieces away when it is done.
     with only_one(workspace.folder / "lock", f"analysing {name}/{version} in the same way"):
-        _say_what_was_found(study, console)
+        more = photos
+        if budget.photos is not None:
+            more = load(limit=most_photos(subject.manifest.preprocessing.size), draw=at_random)
+        _say_what_was_found(study, more, console)
+        answers = Answers.of(subject, more)
+        del more  # their pixels: the analysis may take hours
         if server is not None:  # now, and not after hours
             server.verdicts([png_bytes(photos.pixels[0])])
         begun = any(workspace.has(task.name) for task in tasks)
@@ -162,11 +169,12 @@ def analyse(
                 look("waiting for the other processes")
         try:
             with repository.staging(name) as folder:
-                made = _report(repository, study, visions, workspace, folder, config)
+                made = _report(repository, study, answers, visions, workspace, folder, config)
                 made["run"]["seconds"] = time.monotonic() - start + earlier_s
                 failed = _shown(folder, made["adversarial"], server)
                 _write_json(folder / "report.json", made)
                 _write_json(folder / "summary.json", summary(made))
+                _write_json(folder / "trust.json", trust(made))
                 (folder / "report.html").write_text(report.render(made, folder), encoding="utf-8")
                 repository.attach_analysis(name, version, folder)
         except Unavailable as error:  # a bucket, after what may be hours
@@ -192,18 +200,19 @@ def _shown(
     return None
 
 
-def _say_what_was_found(study: Study, console: Console) -> None:
+def _say_what_was_found(study: Study, more: Photos, console: Console) -> None:
     photos, wrong = study.photos, int(np.sum(~study.clean.right))
     console.line(
         f"{len(photos.labels)} photos of {photos.folder}: {len(study.rows)} are attacked, {wrong} "
         "are wrong from the start and count as not robust"
     )
-    if photos.known:
+    console.line(f"{len(more.labels)} show from which probability on an answer may be believed")
+    if known := max(photos.known, more.known):
         console.line(
-            f"Warning: {photos.known} have the content or the names of photos that the version was "
+            f"Warning: {known} have the content or the names of photos that the version was "
             "trained on; if they are those, every figure flatters: give photos that it has not seen"
         )
-    for item in photos.left_out:
+    for item in dict.fromkeys(more.left_out + photos.left_out):
         console.line(f"left out: {item.file}: {item.reason}")
 
 
@@ -222,9 +231,28 @@ def summary(made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def trust(made: dict[str, Any]) -> dict[str, Any]:
+    """From which probability on an answer may be believed, as the server's GetModel returns it."""
+    return {
+        "photos": made["trust"]["photos"],
+        "confidence": made["trust"]["confidence"],
+        "thresholds": [
+            {
+                "precision": row["precision"],
+                "accuracy": row["accuracy"],
+                "probability": row["threshold"],
+                "answered": row["answered"],
+            }
+            for row in made["trust"]["thresholds"]
+            if row["threshold"] is not None
+        ],
+    }
+
+
 def _report(
     repository: Repository,
     study: Study,
+    answers: Answers,
     visions: Visions,
     workspace: Workspace,
     folder: Path,
@@ -275,8 +303,7 @@ def _report(
         "corruptions": corrupted,
         "calibration": assemble.calibration_section(clean, study.surest(workspace)),
         "trust": trust_section(
-            clean.served[0],
-            clean.right,
+            answers,
             {kind: piece["served"] for kind, piece in strangers.items()},
         ),
         "adversarial": write_adversarial(

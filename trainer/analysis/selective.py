@@ -12,7 +12,7 @@ from scipy.stats import beta, rankdata
 from trainer.metrics import Bools, Floats
 
 DELTA = 0.05  # chance that a threshold promises too much
-LOOKS = 10  # thresholds that are tried
+_BEGINNINGS = 2  # that share it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +28,25 @@ def threshold_for(
     """The lowest threshold at which at least `accuracy` of what is answered is right, with
     probability 1 - delta over the draw of the photos; None where they do not show it.
 
-    confidence, right: [n]. Looked at are the thresholds that answer a tenth, two tenths ... all of
-    them: the risk is bounded at each, with the exact binomial bound and the chance of an error
-    shared out (Geifman & El-Yaniv 2017, arXiv:1705.08500, bisect instead; a bound that few photos
-    make loose then hides what all of them show).
+    confidence, right: [n]. Less and less sure photos are taken in for as long as the exact binomial
+    bound shows it. Where the order of tests is fixed and the first that fails ends them, none has
+    to share its chance of an error with the others ("fixed sequence testing" in Angelopoulos et al.
+    2021, arXiv:2110.01052). It begins twice, with half of that chance each: at so few photos that
+    one error ends it, which small sets need, and at half of all, where some may be wrong.
     """
-    order = np.sort(confidence)[::-1]
-    for tenth in range(LOOKS, 0, -1):
-        value = rounded_down(float(order[math.ceil(len(order) * tenth / LOOKS) - 1]))
-        answered = confidence >= value
-        n, correct = int(answered.sum()), int(right[answered].sum())
-        if lower_bound(correct, n, delta / LOOKS) >= accuracy:
-            return Threshold(value=value, answered=n, correct=correct)
-    return None
+    steps = sorted({rounded_down(value) for value in confidence.tolist()}, reverse=True)
+    found = None
+    for first in (photos_needed(accuracy, delta), len(confidence) / 2):
+        for value in steps:
+            answered = confidence >= value
+            n, correct = int(answered.sum()), int(right[answered].sum())
+            if n < max(first, photos_needed(accuracy, delta)):
+                continue
+            if lower_bound(correct, n, delta / _BEGINNINGS) < accuracy:
+                break
+            if found is None or n > found.answered:
+                found = Threshold(value=value, answered=n, correct=correct)
+    return found
 
 
 def rounded_down(probability: float) -> float:
@@ -56,9 +62,9 @@ def lower_bound(correct: int, n: int, delta: float) -> float:
     return float(beta.ppf(delta, correct, n - correct + 1)) if correct else 0.0
 
 
-def photos_needed(accuracy: float) -> int:
+def photos_needed(accuracy: float, delta: float = DELTA) -> int:
     """How many answers without an error show `accuracy`."""
-    return math.ceil(math.log(DELTA / LOOKS) / math.log(accuracy))
+    return math.ceil(math.log(delta / _BEGINNINGS) / math.log(accuracy))
 
 
 def auroc(inside: Floats, outside: Floats) -> float:

@@ -1,29 +1,67 @@
 """From which probability on an answer may be believed, and what strange pictures get."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from trainer.analysis.photos import Photos
 from trainer.analysis.selective import DELTA, auroc, photos_needed, rounded_down, threshold_for
+from trainer.analysis.subject import Subject
 from trainer.metrics import Bools, Floats
 
 ACCURACIES = (0.9, 0.95, 0.99)
 USUAL = 0.95  # share of photos that are answered, for what strangers pass then
+_MOST_PHOTOS = 2_000  # of which 1,991 right ones show 99 %
+_MOST_BYTES = 1 << 30  # of their pixels
 _GRID = np.linspace(0, 1, 101)  # probabilities of the curves
 
 
-def trust_section(served: Floats, right: Bools, strangers: Mapping[str, Floats]) -> dict[str, Any]:
-    """served: [n, K] probabilities of the photos as they are; right [n]; strangers: of each kind,
-    [m, K]. How they are told from photos is as in Hendrycks & Gimpel 2017, arXiv:1610.02136: by the
-    highest probability, and how many pass where 95 % of photos do."""
-    sure = served.max(axis=1)
+def most_photos(size: int) -> int:
+    """How many photos of `size` pixels a side are looked at: unlike those that are attacked they
+    cost an answer each, and many are needed to show much."""
+    return min(_MOST_PHOTOS, _MOST_BYTES // (3 * size * size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the served files say of photos as they are."""
+
+    served: Mapping[str, Floats]  # by precision, fp32 first: probabilities [n, K]
+    labels: npt.NDArray[np.int64]  # [n]
+
+    @classmethod
+    def of(cls, subject: Subject, photos: Photos) -> "Answers":
+        served = {name: runner.run(photos.pixels)[0] for name, runner in subject.runners.items()}
+        return cls(served=served, labels=photos.labels)
+
+    def sure_and_right(self, precision: str) -> tuple[Floats, Bools]:
+        """[n] each: the probability of the first label, and whether it is right."""
+        scores = self.served[precision]
+        return scores.max(axis=1), scores.argmax(axis=1) == self.labels
+
+
+def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str, Any]:
+    """answers: of photos whose classes have the shares that they have among callers'; strangers: of
+    each kind, [m, K] by the fp32 file. How they are told from photos is as in Hendrycks & Gimpel
+    2017, arXiv:1610.02136: by the highest probability, and how many pass where 95 % of photos do.
+    """
+    sure, right = answers.sure_and_right("fp32")
     said = {kind: scores.max(axis=1) for kind, scores in strangers.items()}
     usual = rounded_down(float(np.quantile(sure, 1 - USUAL, method="lower")))
     return {
         "confidence": 1 - DELTA,
         "photos": len(sure),
-        "thresholds": [_threshold(sure, right, accuracy) for accuracy in ACCURACIES],
+        "thresholds": [
+            {
+                "precision": precision,
+                **_threshold(*answers.sure_and_right(precision), accuracy),
+            }
+            for precision in answers.served
+            for accuracy in ACCURACIES
+        ],
         "usual": {"share": USUAL, "threshold": usual},
         "strangers": [
             {

@@ -152,7 +152,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "labels", "input_size", "backbone", "created", "precision", "metrics", "digests", "robustness")
+    __slots__ = ("model", "version", "labels", "input_size", "backbone", "created", "precision", "metrics", "digests", "robustness", "trust")
     class DigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class GetModelResponse(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ROBUSTNESS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -180,7 +181,8 @@ class GetModelResponse(_message.Message):
     metrics: Metrics
     digests: _containers.ScalarMap[str, str]
     robustness: RobustnessSummary
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., input_size: _Optional[int] = ..., backbone: _Optional[str] = ..., created: _Optional[str] = ..., precision: _Optional[str] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., digests: _Optional[_Mapping[str, str]] = ..., robustness: _Optional[_Union[RobustnessSummary, _Mapping]] = ...) -> None: ...
+    trust: Trust
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., input_size: _Optional[int] = ..., backbone: _Optional[str] = ..., created: _Optional[str] = ..., precision: _Optional[str] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., digests: _Optional[_Mapping[str, str]] = ..., robustness: _Optional[_Union[RobustnessSummary, _Mapping]] = ..., trust: _Optional[_Union[Trust, _Mapping]] = ...) -> None: ...
 
 class Metrics(_message.Message):
     __slots__ = ("photos", "accuracy", "accuracy_low", "accuracy_high", "expected_calibration_error")
@@ -209,6 +211,26 @@ class RobustnessSummary(_message.Message):
     corruption_accuracy: float
     created: str
     def __init__(self, photos: _Optional[int] = ..., clean_accuracy: _Optional[float] = ..., robust_accuracy: _Optional[_Iterable[_Union[RobustAccuracy, _Mapping]]] = ..., corruption_accuracy: _Optional[float] = ..., created: _Optional[str] = ...) -> None: ...
+
+class Trust(_message.Message):
+    __slots__ = ("photos", "confidence", "thresholds")
+    PHOTOS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    photos: int
+    confidence: float
+    thresholds: _containers.RepeatedCompositeFieldContainer[Threshold]
+    def __init__(self, photos: _Optional[int] = ..., confidence: _Optional[float] = ..., thresholds: _Optional[_Iterable[_Union[Threshold, _Mapping]]] = ...) -> None: ...
+
+class Threshold(_message.Message):
+    __slots__ = ("accuracy", "probability", "answered")
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    accuracy: float
+    probability: float
+    answered: float
+    def __init__(self, accuracy: _Optional[float] = ..., probability: _Optional[float] = ..., answered: _Optional[float] = ...) -> None: ...
 
 class RobustAccuracy(_message.Message):
     __slots__ = ("norm", "epsilon", "accuracy")
