@@ -37,6 +37,11 @@ class Asked(NamedTuple):
     routing_key: str
 
 
+# And about how long their callers wait, seconds as a power of two: a message goes on while anybody
+# waits for it, and with it the work for those who have left.
+Line = tuple[Asked, int]
+
+
 class Answer(Protocol):
     """A future, of asyncio or of concurrent.futures."""
 
@@ -51,14 +56,19 @@ class Call:
     photos: Sequence[bytes]
     until: float  # its caller waits, on the monotonic clock
     answer: Answer
+    patience: int = 0  # see Line
     batch: "Batch | None" = None  # once it is under way
+
+    @property
+    def line(self) -> Line:
+        return self.asked, self.patience
 
 
 @dataclass(eq=False)
 class Batch:
     """Calls that are sent as one. cancel: ends it while it is under way."""
 
-    asked: Asked
+    line: Line
     calls: Sequence[Call]
     cancel: Callable[[], object] | None = None
 
@@ -70,7 +80,7 @@ class Batch:
     def request(self) -> pb.ClassifyRequest:
         """Raises InvalidRequest."""
         return classify_request(
-            [photo for call in self.calls for photo in call.photos], *self.asked
+            [photo for call in self.calls for photo in call.photos], *self.line[0]
         )
 
 
@@ -84,20 +94,20 @@ class Batches:
         """max_batch: photos. servers: that take messages by turns."""
         self._max_batch = max_batch
         self._most_under_way = UNDER_WAY * servers
-        self._lines: dict[Asked, deque[Call]] = {}
-        self._under_way: Counter[Asked] = Counter()
+        self._lines: dict[Line, deque[Call]] = {}
+        self._under_way: Counter[Line] = Counter()
 
     def put(self, call: Call) -> None:
-        self._lines.setdefault(call.asked, deque()).append(call)
+        self._lines.setdefault(call.line, deque()).append(call)
 
     def leave(self, call: Call) -> Callable[[], object] | None:
         """Its caller waits no more. Returns what ends its message, where nobody else waits for it
         either."""
         if call.batch is None:
-            line = self._lines[call.asked]
+            line = self._lines[call.line]
             line.remove(call)
             if not line:
-                del self._lines[call.asked]
+                del self._lines[call.line]
         elif all(other.answer.done() for other in call.batch.calls):
             return call.batch.cancel
         return None
@@ -119,10 +129,10 @@ class Batches:
         """What the server does not take of several, such as more photos than it has in a call, is
         asked of it once more one by one: each of them it may take."""
         if isinstance(error, InvalidRequest) and len(batch.calls) > 1:
-            alone = [Batch(batch.asked, [c]) for c in batch.calls if not c.answer.done()]
+            alone = [Batch(batch.line, [c]) for c in batch.calls if not c.answer.done()]
             for one in alone:
                 one.calls[0].batch = one
-            self._under_way[batch.asked] += len(alone)
+            self._under_way[batch.line] += len(alone)
             return alone + self._ended(batch)
         for call in batch.calls:
             if not call.answer.done():
@@ -133,25 +143,25 @@ class Batches:
 
     def _ended(self, batch: Batch) -> list[Batch]:
         batch.cancel, batch.calls = None, ()  # a circle: it would keep the photos
-        self._under_way[batch.asked] -= 1
-        return self.due(batch.asked)
+        self._under_way[batch.line] -= 1
+        return self.due(batch.line)
 
-    def due(self, asked: Asked, *, all_of_it: bool = False) -> list[Batch]:
+    def due(self, line: Line, *, all_of_it: bool = False) -> list[Batch]:
         """What may go by now of what was put in; all of it, where no more comes."""
-        line, due = self._lines.get(asked, deque()), []
+        calls, due = self._lines.get(line, deque()), []
         under_way, most = self._under_way, self._most_under_way
-        while line and (all_of_it or under_way[asked] < most or self._full(line)):
-            due.append(self._first_of(line))
-            under_way[asked] += 1
-        if not line:
-            self._lines.pop(asked, None)
-        if not under_way[asked]:
-            del under_way[asked]
+        while calls and (all_of_it or under_way[line] < most or self._full(calls)):
+            due.append(self._first_of(calls))
+            under_way[line] += 1
+        if not calls:
+            self._lines.pop(line, None)
+        if not under_way[line]:
+            del under_way[line]
         return due
 
     def overdue(self, call: Call) -> list[Batch]:
         """What goes with a call that has waited for LONGEST_IN_LINE_S, if it still does."""
-        return self.due(call.asked, all_of_it=True) if call.batch is None else []
+        return self.due(call.line, all_of_it=True) if call.batch is None else []
 
     def _full(self, line: Sequence[Call]) -> bool:
         return sum(len(c.photos) for c in line) >= self._max_batch or _bytes(line) >= MOST_BYTES
@@ -161,7 +171,7 @@ class Batches:
         calls = [line.popleft()]
         while line and self._fit([*calls, line[0]]):
             calls.append(line.popleft())
-        batch = Batch(calls[0].asked, calls)
+        batch = Batch(calls[0].line, calls)
         for call in calls:
             call.batch = batch
         return batch

@@ -36,14 +36,15 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.together.LONGEST_IN_LINE_S", 60.0)
 
 
-def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED) -> Call:
-    return Call(asked=asked, photos=[bytes(size)] * photos, until=math.inf, answer=Future())
+def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED, patience: int = 0) -> Call:
+    some = [bytes(size)] * photos
+    return Call(asked=asked, photos=some, until=math.inf, answer=Future(), patience=patience)
 
 
 def put(batches: Batches, call: Call) -> list[Batch]:
     """What is due then."""
     batches.put(call)
-    return batches.due(call.asked)
+    return batches.due(call.line)
 
 
 def sizes(batches: list[Batch]) -> list[int]:
@@ -103,6 +104,7 @@ def test_calls_that_ask_for_other_things_share_nothing() -> None:
         put(batches, call_of())
     for asked in others:
         assert sizes(put(batches, call_of(asked=asked))) == [1]
+    assert sizes(put(batches, call_of(patience=1))) == [1]
 
 
 def test_who_waits_no_more_is_not_sent_and_ends_what_nobody_waits_for() -> None:
@@ -155,7 +157,7 @@ def test_photos_are_let_go_of_with_their_call_and_not_only_by_the_garbage_collec
 def test_each_caller_has_an_error_of_its_own() -> None:
     """They would share one traceback."""
     calls = [call_of(), call_of()]
-    Batches(2).failed(Batch(ASKED, calls), Overloaded("full", retry_after_s=3.0))
+    Batches(2).failed(Batch((ASKED, 0), calls), Overloaded("full", retry_after_s=3.0))
     errors = [call.answer.exception() for call in calls]
     assert errors[0] is not errors[1]
     assert all(isinstance(e, Overloaded) and e.retry_after_s == 3.0 for e in errors)
@@ -248,12 +250,12 @@ async def holding(
 
 
 async def under_way(
-    caller: Caller, held: Held, messages: int = UNDER_WAY
+    caller: Caller, held: Held, messages: int = UNDER_WAY, **how
 ) -> "list[asyncio.Future[Response]]":
     """Calls one by one, each a message: b"a", b"b" ..."""
     calls = []
     for letter in b"abcdefgh"[:messages]:
-        calls.append(caller.ask(bytes([letter])))
+        calls.append(caller.ask(bytes([letter]), **how))
         await until(lambda: len(held.messages) == len(calls))
     return calls
 
@@ -301,14 +303,28 @@ async def test_by_default_each_call_is_a_message(kind: type) -> None:
 @KINDS
 async def test_one_that_waits_no_longer_leaves_the_others_their_answers(kind: type) -> None:
     async with holding(kind) as (c, held):
-        first = await under_way(c, held)
-        short, long = c.ask(b"c", timeout_s=0.2), c.ask(b"d")
+        first = await under_way(c, held, timeout_s=7.9)
+        short, long = c.ask(b"c", timeout_s=4.0), c.ask(b"d", timeout_s=7.9)
         with pytest.raises(DeadlineExceeded, match=f"the server at {c.client.address} gave no"):
             await short
         held.gate.set()
         assert (await long).results[0].label.name == "d"
         await asyncio.gather(*first)
     assert [b"d"] in held.messages  # the other was never sent
+
+
+@KINDS
+async def test_who_is_soon_gone_shares_no_message_with_who_waits_long(kind: type) -> None:
+    """The server would work on for those who have left."""
+    async with holding(kind) as (c, held):
+        calls = await under_way(c, held)  # 30 s
+        calls.append(c.ask(b"c", timeout_s=20))
+        await until(lambda: c.waiting() == 1)
+        calls.append(c.ask(b"d", timeout_s=10))
+        await until(lambda: held.messages[-1] == [b"d"])
+        assert c.waiting() == 1
+        held.gate.set()
+        await asyncio.gather(*calls)
 
 
 @KINDS
