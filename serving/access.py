@@ -50,7 +50,7 @@ def channel_opener(
     the files: who opens later may have no right to."""
     if tls is None:
         return partial(grpc.insecure_channel, target_of(address), options)
-    named = [*options, *_name(tls)]
+    named = [*options, *_name(tls, address)]
     return partial(grpc.secure_channel, target_of(address), _credentials(tls), named)
 
 
@@ -58,7 +58,7 @@ def async_channel_opener(address: str, tls: Tls | None) -> Callable[[], grpc.aio
     """As channel_opener, for asyncio: to be called in the event loop."""
     if tls is None:
         return partial(grpc.aio.insecure_channel, target_of(address), CHANNEL_OPTIONS)
-    named = [*CHANNEL_OPTIONS, *_name(tls)]
+    named = [*CHANNEL_OPTIONS, *_name(tls, address)]
     return partial(grpc.aio.secure_channel, target_of(address), _credentials(tls), named)
 
 
@@ -165,5 +165,12 @@ def _read(path: str) -> bytes | None:
         raise InvalidRequest(f"{path} can't be read: {error.strerror}") from error
 
 
-def _name(tls: Tls) -> list[tuple[str, str]]:
+def _name(tls: Tls, address: str) -> list[tuple[str, str]]:
+    """Raises InvalidRequest where there must be one: gRPC would look for all of the addresses as a
+    single name in each certificate."""
+    if "," in address and not tls.server_name:
+        raise InvalidRequest(
+            "over TLS several addresses need the name that the certificate of each has: "
+            "server_name (--tls-server-name of the commands)"
+        )
     return [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else []

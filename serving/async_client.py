@@ -12,6 +12,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.access import Tls, async_channel_opener, authorised, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
+from serving.channel import servers_in
 from serving.client_batches import Asked, Batches
 from serving.client_messages import (
     CLOSED,
@@ -63,7 +64,7 @@ class AsyncClient:
         self.max_batch = photos_together(max_batch, hedge_after_s)
         self._together = AsyncTogether(
             address,
-            Batches(max_batch),
+            Batches(max_batch, servers_in(address)),
             lambda request, within_s: self._call(self._stub.Classify, request, within_s),
         )
         self._token = sendable(token)

@@ -95,6 +95,11 @@ def target_of(address: str) -> str:
     return f"{kinds.pop()}:{address.replace(' ', '')}"
 
 
+def servers_in(address: str) -> int:
+    """As far as it says: a name may have several."""
+    return address.count(",") + 1
+
+
 def _is_port(text: str) -> bool:
     digits = text.lstrip("0")  # few, before int() is asked, which refuses thousands of them
     return text.isdecimal() and 0 < len(digits) <= 5 and int(digits) < 2**16

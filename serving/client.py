@@ -25,6 +25,7 @@ from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.access import Tls, authorised, channel_opener, sendable
 from serving.answers import Model, ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
+from serving.channel import servers_in
 from serving.client_batches import Asked, Batches
 from serving.client_messages import (
     CLOSED,
@@ -93,7 +94,7 @@ class Client:
         self._channel = self._open()
         stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
         self._connected = authorised(stub, self._token)
-        batches = Batches(self.max_batch)
+        batches = Batches(self.max_batch, servers_in(self.address))
         self._together = Together(self.address, batches, self._begin, self._error_of)
         self._process = os.getpid()
 

@@ -3,7 +3,8 @@
 By Nagle's rule (RFC 896): with little under way a call goes at once, alone; what comes while
 answers are waited for goes with the next message, or as soon as that is full. So a lone caller
 waits for nobody, and of many at once each message carries several, which costs client and server
-once what single calls cost each.
+once what single calls cost each. Nobody waits long for answers to others, which may take minutes:
+they may be of many photos, or of a server that hangs beside others that don't.
 """
 
 import copy
@@ -19,7 +20,9 @@ from serving.answers import Response
 from serving.client_messages import classify_request, response_of
 from serving.errors import InvalidRequest, PawprintError
 
-UNDER_WAY = 2  # messages: one is worked on while the answer to the other is on its way
+# Messages to a server: one is worked on while the answer to the other is on its way.
+UNDER_WAY = 2
+LONGEST_IN_LINE_S = 0.1
 # Photos of more travel alone: what a message costs is little beside what they do.
 MOST_BYTES = 1 << 20
 
@@ -32,6 +35,11 @@ class Asked(NamedTuple):
     top_k: int
     low_priority: bool
     routing_key: str
+
+
+# And about how long their callers wait, seconds as a power of two: a message goes on while anybody
+# waits for it, and with it the work for those who have left.
+Line = tuple[Asked, int]
 
 
 class Answer(Protocol):
@@ -48,14 +56,19 @@ class Call:
     photos: Sequence[bytes]
     until: float  # its caller waits, on the monotonic clock
     answer: Answer
+    patience: int = 0  # see Line
     batch: "Batch | None" = None  # once it is under way
+
+    @property
+    def line(self) -> Line:
+        return self.asked, self.patience
 
 
 @dataclass(eq=False)
 class Batch:
     """Calls that are sent as one. cancel: ends it while it is under way."""
 
-    asked: Asked
+    line: Line
     calls: Sequence[Call]
     cancel: Callable[[], object] | None = None
 
@@ -67,7 +80,7 @@ class Batch:
     def request(self) -> pb.ClassifyRequest:
         """Raises InvalidRequest."""
         return classify_request(
-            [photo for call in self.calls for photo in call.photos], *self.asked
+            [photo for call in self.calls for photo in call.photos], *self.line[0]
         )
 
 
@@ -77,23 +90,24 @@ class Batches:
     share a message.
     """
 
-    def __init__(self, max_batch: int) -> None:
-        """max_batch: photos."""
+    def __init__(self, max_batch: int, servers: int = 1) -> None:
+        """max_batch: photos. servers: that take messages by turns."""
         self._max_batch = max_batch
-        self._lines: dict[Asked, deque[Call]] = {}
-        self._under_way: Counter[Asked] = Counter()
+        self._most_under_way = UNDER_WAY * servers
+        self._lines: dict[Line, deque[Call]] = {}
+        self._under_way: Counter[Line] = Counter()
 
     def put(self, call: Call) -> None:
-        self._lines.setdefault(call.asked, deque()).append(call)
+        self._lines.setdefault(call.line, deque()).append(call)
 
     def leave(self, call: Call) -> Callable[[], object] | None:
         """Its caller waits no more. Returns what ends its message, where nobody else waits for it
         either."""
         if call.batch is None:
-            line = self._lines[call.asked]
+            line = self._lines[call.line]
             line.remove(call)
             if not line:
-                del self._lines[call.asked]
+                del self._lines[call.line]
         elif all(other.answer.done() for other in call.batch.calls):
             return call.batch.cancel
         return None
@@ -115,10 +129,10 @@ class Batches:
         """What the server does not take of several, such as more photos than it has in a call, is
         asked of it once more one by one: each of them it may take."""
         if isinstance(error, InvalidRequest) and len(batch.calls) > 1:
-            alone = [Batch(batch.asked, [c]) for c in batch.calls if not c.answer.done()]
+            alone = [Batch(batch.line, [c]) for c in batch.calls if not c.answer.done()]
             for one in alone:
                 one.calls[0].batch = one
-            self._under_way[batch.asked] += len(alone)
+            self._under_way[batch.line] += len(alone)
             return alone + self._ended(batch)
         for call in batch.calls:
             if not call.answer.done():
@@ -129,20 +143,25 @@ class Batches:
 
     def _ended(self, batch: Batch) -> list[Batch]:
         batch.cancel, batch.calls = None, ()  # a circle: it would keep the photos
-        self._under_way[batch.asked] -= 1
-        return self.due(batch.asked)
+        self._under_way[batch.line] -= 1
+        return self.due(batch.line)
 
-    def due(self, asked: Asked, *, all_of_it: bool = False) -> list[Batch]:
+    def due(self, line: Line, *, all_of_it: bool = False) -> list[Batch]:
         """What may go by now of what was put in; all of it, where no more comes."""
-        line, due = self._lines.get(asked, deque()), []
-        while line and (all_of_it or self._under_way[asked] < UNDER_WAY or self._full(line)):
-            due.append(self._first_of(line))
-            self._under_way[asked] += 1
-        if not line:
-            self._lines.pop(asked, None)
-        if not self._under_way[asked]:
-            del self._under_way[asked]
+        calls, due = self._lines.get(line, deque()), []
+        under_way, most = self._under_way, self._most_under_way
+        while calls and (all_of_it or under_way[line] < most or self._full(calls)):
+            due.append(self._first_of(calls))
+            under_way[line] += 1
+        if not calls:
+            self._lines.pop(line, None)
+        if not under_way[line]:
+            del under_way[line]
         return due
+
+    def overdue(self, call: Call) -> list[Batch]:
+        """What goes with a call that has waited for LONGEST_IN_LINE_S, if it still does."""
+        return self.due(call.line, all_of_it=True) if call.batch is None else []
 
     def _full(self, line: Sequence[Call]) -> bool:
         return sum(len(c.photos) for c in line) >= self._max_batch or _bytes(line) >= MOST_BYTES
@@ -152,7 +171,7 @@ class Batches:
         calls = [line.popleft()]
         while line and self._fit([*calls, line[0]]):
             calls.append(line.popleft())
-        batch = Batch(calls[0].asked, calls)
+        batch = Batch(calls[0].line, calls)
         for call in calls:
             call.batch = batch
         return batch

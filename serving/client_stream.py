@@ -75,7 +75,7 @@ class StreamState:
     def due(self, *, all_of_it: bool = False) -> list[pb.ClassifyStreamRequest]:
         """The messages that may go by now; all_of_it: no more photos come."""
         with self._lock:
-            return self._requests(self._batches.due(self._asked, all_of_it=all_of_it))
+            return self._requests(self._batches.due((self._asked, 0), all_of_it=all_of_it))
 
     def _requests(self, batches: list[Batch]) -> list[pb.ClassifyStreamRequest]:
         requests = []

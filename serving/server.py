@@ -22,6 +22,7 @@ from serving.health import Health
 from serving.inference_service import InferenceService
 from serving.inference_statistics import InferenceStatistics
 from serving.inference_thread import InferenceThreads
+from serving.lately import Lately
 from serving.listening import can_not_listen, obstacle
 from serving.log_format import log_access
 from serving.malformed import Open, Registrar, unread
@@ -61,6 +62,7 @@ class Server:
         self._statistics = InferenceStatistics()
         self._metrics = Metrics()
         self._metrics_server: MetricsServer | None = None
+        self._lately = Lately()
         self._tracing = tracing_of(os.environ)
         self._edge = Edge(
             EdgeLimits(
@@ -250,9 +252,10 @@ class Server:
             for model in catalogue.models.values()
             for version in (*model.versions, *model.restarting)
         }
-        self._metrics.keep_only(here)
         self._statistics.keep_only(here)
-        self._classifier.shadowing.keep_only(here)
+        kept = self._lately.kept(here)
+        self._metrics.keep_only(kept)
+        self._classifier.shadowing.keep_only(kept)
         answer = health_pb2.HealthCheckResponse
         self._report(answer.SERVING if catalogue.can_answer else answer.NOT_SERVING)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,11 +14,17 @@ import grpc
 
 from protos.pawprint.v1 import classifier_pb2 as pb
 from serving.answers import Response
-from serving.client_batches import Asked, Batch, Batches, Call
+from serving.client_batches import LONGEST_IN_LINE_S, Answer, Asked, Batch, Batches, Call, Line
 from serving.client_messages import no_answer
 from serving.errors import PawprintError, Unavailable
 
 INTERRUPTED = "what was to send the photos was interrupted; try again"
+
+
+def call_of(asked: Asked, photos: Sequence[bytes], within_s: float, answer: Answer) -> Call:
+    _, patience = math.frexp(within_s)
+    until = time.monotonic() + within_s
+    return Call(asked=asked, photos=photos, until=until, answer=answer, patience=patience)
 
 
 class Together:
@@ -36,13 +44,19 @@ class Together:
 
     def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
         answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
-        call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
+        call = call_of(asked, photos, within_s, answer)
         with self._lock:
             self._batches.put(call)
-            batches = self._batches.due(asked)
+            batches = self._batches.due(call.line)
         try:
             self._send(batches)
-            return answer.result(within_s)
+            if within_s > LONGEST_IN_LINE_S:
+                with suppress(TimeoutError):
+                    return answer.result(LONGEST_IN_LINE_S)
+                with self._lock:
+                    batches = self._batches.overdue(call)
+                self._send(batches)
+            return answer.result(call.until - time.monotonic())
         except TimeoutError:
             raise no_answer(self._address) from None
         finally:
@@ -90,31 +104,37 @@ class AsyncTogether:
         call: Callable[[pb.ClassifyRequest, float], Awaitable[pb.ClassifyResponse]],
     ) -> None:
         self._address, self._batches, self._call = address, batches, call
-        self._looked_at_soon: set[Asked] = set()
+        self._looked_at_soon: set[Line] = set()
 
     async def classify(self, asked: Asked, photos: Sequence[bytes], within_s: float) -> Response:
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        call = Call(asked=asked, photos=photos, until=time.monotonic() + within_s, answer=answer)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
+        call = call_of(asked, photos, within_s, answer)
         self._batches.put(call)
-        self._look_soon(asked)
+        self._look_soon(call.line)
+        timer = loop.call_later(LONGEST_IN_LINE_S, self._send_overdue, call)
         try:
             async with asyncio.timeout(within_s):
                 return await answer
         except TimeoutError:
             raise no_answer(self._address) from None
         finally:
+            timer.cancel()
             if (cancel := self._batches.leave(call)) is not None:
                 cancel()
 
-    def _look_soon(self, asked: Asked) -> None:
+    def _look_soon(self, line: Line) -> None:
         """Once all tasks have asked that are about to, as those do that were answered together."""
-        if asked not in self._looked_at_soon:
-            self._looked_at_soon.add(asked)
-            asyncio.get_running_loop().call_soon(self._look, asked)
+        if line not in self._looked_at_soon:
+            self._looked_at_soon.add(line)
+            asyncio.get_running_loop().call_soon(self._look, line)
 
-    def _look(self, asked: Asked) -> None:
-        self._looked_at_soon.remove(asked)
-        self._send(self._batches.due(asked))
+    def _look(self, line: Line) -> None:
+        self._looked_at_soon.remove(line)
+        self._send(self._batches.due(line))
+
+    def _send_overdue(self, call: Call) -> None:
+        self._send(self._batches.overdue(call))
 
     def _send(self, batches: list[Batch]) -> None:
         for batch in batches:

@@ -81,7 +81,9 @@ class Tokens:
 
     def charge(self, token: Token, photos: int) -> None:
         """Count photos against a token's rate. Raises Overloaded, with the time to wait."""
-        # A stream may be older than the file, and what is owed outlasts a change of it.
+        # A stream may be older than the file, and what is owed outlasts a change of it. Who has but
+        # a stream open identifies itself no more.
+        self._refresh()
         token = next((known for known in self._tokens if known.name == token.name), token)
         if not token.photos_per_s:
             return

@@ -274,7 +274,7 @@ class World:
         if reference.isdigit():
             version = int(reference)
         else:
-            if any(not history for history in model.named.values()):
+            if model.named.get(reference) == []:
                 return BROKEN
             if reference in model.named:
                 version = model.named[reference][0]

@@ -30,14 +30,21 @@ KINDS = pytest.mark.parametrize("kind", [AsyncClient, Client])
 ASKED = Asked("m", "", 1, False, "")
 
 
-def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED) -> Call:
-    return Call(asked=asked, photos=[bytes(size)] * photos, until=math.inf, answer=Future())
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in line does so until a test has it go, however slow the machine."""
+    monkeypatch.setattr("serving.together.LONGEST_IN_LINE_S", 60.0)
+
+
+def call_of(photos: int = 1, size: int = 1, asked: Asked = ASKED, patience: int = 0) -> Call:
+    some = [bytes(size)] * photos
+    return Call(asked=asked, photos=some, until=math.inf, answer=Future(), patience=patience)
 
 
 def put(batches: Batches, call: Call) -> list[Batch]:
     """What is due then."""
     batches.put(call)
-    return batches.due(call.asked)
+    return batches.due(call.line)
 
 
 def sizes(batches: list[Batch]) -> list[int]:
@@ -97,6 +104,7 @@ def test_calls_that_ask_for_other_things_share_nothing() -> None:
         put(batches, call_of())
     for asked in others:
         assert sizes(put(batches, call_of(asked=asked))) == [1]
+    assert sizes(put(batches, call_of(patience=1))) == [1]
 
 
 def test_who_waits_no_more_is_not_sent_and_ends_what_nobody_waits_for() -> None:
@@ -149,7 +157,7 @@ def test_photos_are_let_go_of_with_their_call_and_not_only_by_the_garbage_collec
 def test_each_caller_has_an_error_of_its_own() -> None:
     """They would share one traceback."""
     calls = [call_of(), call_of()]
-    Batches(2).failed(Batch(ASKED, calls), Overloaded("full", retry_after_s=3.0))
+    Batches(2).failed(Batch((ASKED, 0), calls), Overloaded("full", retry_after_s=3.0))
     errors = [call.answer.exception() for call in calls]
     assert errors[0] is not errors[1]
     assert all(isinstance(e, Overloaded) and e.retry_after_s == 3.0 for e in errors)
@@ -226,23 +234,28 @@ async def calling(kind: type, address: str, **how) -> AsyncIterator[Caller]:
 
 
 @asynccontextmanager
-async def holding(kind: type, max_batch: int = 4) -> AsyncIterator[tuple[Caller, Held]]:
+async def holding(
+    kind: type, max_batch: int = 4, addresses: int = 1
+) -> AsyncIterator[tuple[Caller, Held]]:
     held, server = Held(), grpc.aio.server()
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(held, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(addresses)]
     await server.start()
     try:
+        address = ",".join(f"127.0.0.1:{port}" for port in ports)
         async with calling(kind, address, max_batch=max_batch) as caller:
             yield caller, held
     finally:
         await server.stop(0)
 
 
-async def under_way(caller: Caller, held: Held) -> "list[asyncio.Future[Response]]":
+async def under_way(
+    caller: Caller, held: Held, messages: int = UNDER_WAY, **how
+) -> "list[asyncio.Future[Response]]":
     """Calls one by one, each a message: b"a", b"b" ..."""
     calls = []
-    for letter in (b"a", b"b", b"c")[:UNDER_WAY]:
-        calls.append(caller.ask(letter))
+    for letter in b"abcdefgh"[:messages]:
+        calls.append(caller.ask(bytes([letter]), **how))
         await until(lambda: len(held.messages) == len(calls))
     return calls
 
@@ -259,6 +272,16 @@ async def test_calls_at_once_share_messages_and_each_has_its_own_answer(kind: ty
     names = [[result.label.name for result in answer.results] for answer in answers]
     assert names == [["a"], ["b"], ["c"], ["d", "e"]]
     assert sorted(map(len, held.messages)) == [1, 1, 3]
+
+
+@KINDS
+async def test_of_several_servers_each_has_messages_under_way(kind: type) -> None:
+    async with holding(kind, addresses=3) as (c, held):
+        calls = await under_way(c, held, 3 * UNDER_WAY)
+        calls.append(c.ask(b"z"))
+        await until(lambda: c.waiting() == 1)
+        held.gate.set()
+        await asyncio.gather(*calls)
 
 
 async def test_tasks_that_ask_in_the_same_moment_share_the_first_message_too() -> None:
@@ -280,14 +303,46 @@ async def test_by_default_each_call_is_a_message(kind: type) -> None:
 @KINDS
 async def test_one_that_waits_no_longer_leaves_the_others_their_answers(kind: type) -> None:
     async with holding(kind) as (c, held):
-        first = await under_way(c, held)
-        short, long = c.ask(b"c", timeout_s=0.2), c.ask(b"d")
+        first = await under_way(c, held, timeout_s=7.9)
+        short, long = c.ask(b"c", timeout_s=4.0), c.ask(b"d", timeout_s=7.9)
         with pytest.raises(DeadlineExceeded, match=f"the server at {c.client.address} gave no"):
             await short
         held.gate.set()
         assert (await long).results[0].label.name == "d"
         await asyncio.gather(*first)
     assert [b"d"] in held.messages  # the other was never sent
+
+
+@KINDS
+async def test_who_is_soon_gone_shares_no_message_with_who_waits_long(kind: type) -> None:
+    """The server would work on for those who have left."""
+    async with holding(kind) as (c, held):
+        calls = await under_way(c, held)  # 30 s
+        calls.append(c.ask(b"c", timeout_s=20))
+        await until(lambda: c.waiting() == 1)
+        calls.append(c.ask(b"d", timeout_s=10))
+        await until(lambda: held.messages[-1] == [b"d"])
+        assert c.waiting() == 1
+        held.gate.set()
+        await asyncio.gather(*calls)
+
+
+@KINDS
+async def test_nobody_waits_long_for_answers_to_others(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that hangs beside one that answers, say."""
+    async with holding(kind) as (c, held):
+        calls = await under_way(c, held)
+        calls.append(c.ask(b"c"))
+        await until(lambda: c.waiting() == 1)
+        monkeypatch.setattr("serving.together.LONGEST_IN_LINE_S", 0.1)
+        calls.append(c.ask(b"d"))
+        await until(lambda: sum(map(len, held.messages)) == UNDER_WAY + 2)
+        held.gate.set()
+        answers = await asyncio.gather(*calls)
+    assert [answer.results[0].label.name for answer in answers] == ["a", "b", "c", "d"]
+    assert held.messages == [[b"a"], [b"b"], [b"c", b"d"]]
 
 
 async def test_a_message_that_nobody_waits_for_is_cancelled_at_the_server() -> None:

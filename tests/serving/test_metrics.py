@@ -213,20 +213,24 @@ async def test_a_refused_version_is_counted_once_and_shown(models: Path, port: i
         assert said.value("pawprint_model_loaded", version="1") == 0
 
 
-async def test_a_version_that_was_let_go_is_forgotten_and_no_other(models: Path, port: int) -> None:
+async def test_a_version_that_was_let_go_is_counted_to_its_end_and_then_forgotten(
+    models: Path, port: int
+) -> None:
+    """A scraper has still to come when another takes its place."""
     build_version(models, "birds")
     async with (
         running_server(models, metrics_port=port, control="none") as running,
         AsyncClient(running.address) as client,
     ):
         await client.classify([jpeg()], model="birds")
-        for version in (1, 2):
+        for version in (1, 2, 3):
             await client.classify([jpeg()], model="pets")
             running.server.control._restart_soon("pets", version)
             await asyncio.wait(running.server.control._restarts)
             said = await scrape(port)
             named = {(s.labels.get("model"), s.labels.get("version")) for s in said.samples}
-            here = {("pets", str(version)), ("birds", "1")}
+            lately = {("pets", str(v)) for v in (version - 1, version) if v}
+            here = lately | {("birds", "1")}
             assert {pair for pair in named if all(pair)} == here
             for model, number in here:
                 labels = {"model": model, "version": number}

@@ -59,6 +59,11 @@ async def test_an_encrypted_server_answers_those_who_trust_it(
         assert await classify(running, named) in ("cat", "dog")
         with pytest.raises((Unavailable, DeadlineExceeded)):
             await classify(running, Tls(ca=str(authority.ca), server_name="example.org"))
+        both = Running(address=f"{running.address},{running.address}", server=running.server)
+        assert await classify(both, named) in ("cat", "dog")
+        for kind in (AsyncClient, Client):
+            with pytest.raises(InvalidRequest, match="need the name that the certificate of each"):
+                kind(both.address, tls=Tls(ca=str(authority.ca)))
 
 
 async def test_mutual_tls_wants_a_certificate_of_the_authority(
