@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from serving.client import Client
+from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.analysis.conftest import run
@@ -32,6 +33,7 @@ from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.subject import load_subject
 from trainer.analysis.workspace import run_tasks
+from trainer.cartoons import write_cartoons
 from trainer.onnx_runner import OnnxRunner
 
 ANALYZE = "trainer.analysis.analyze"
@@ -449,8 +451,9 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
         other = made["transfer"][i][1 - i]
         assert made["transfer"][i][i] >= other, "an attack is strongest where it was made"
     assert "cartoon/2" in (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
-    here("cartoon/2", *SMALL, "--data", trained.data, "--models", tmp_path / "twice")
-    _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2")
+    _sort_by_the_net(tmp_path / "others", tmp_path / "twice/cartoon/2")
+    here("cartoon/2", *SMALL, "--data", tmp_path / "others", "--models", tmp_path / "twice")
+    _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2", tmp_path / "others")
 
 
 def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once, monkeypatch):
@@ -463,7 +466,7 @@ def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once
     assert "cartoon/1: defence none" in said and "there is no page" in said
 
 
-def _check_that_each_precision_was_judged(version):
+def _check_that_each_precision_was_judged(version, data):
     report = json.loads((version / "analysis/report.json").read_text())
     assert report["model"]["precisions"] == ["fp32", "int8"]
     assert report["model"]["defence"] == "fast@1/255"
@@ -475,6 +478,45 @@ def _check_that_each_precision_was_judged(version):
         scores, said = runner.run(pixels, 1)[0][0], entry["by_precision"]["int8"]
         assert said["label"] == report["model"]["labels"][scores.argmax()]
         assert said["probability"] == pytest.approx(scores.max(), abs=1e-4)
+    _check_the_thresholds(report["trust"], version, data)
+
+
+def _sort_by_the_net(folder, version):
+    """160 new cartoons in folders of the classes that the version takes them for, of which neither
+    may be empty."""
+    write_cartoons(folder, per_class=80, seed=6)
+    files, pixels, _ = _photos_below(folder)
+    said = OnnxRunner(version / "model.onnx").run(pixels)[0].argmax(axis=1)
+    said[:2] = 0, 1
+    for file, label in zip(files, said, strict=True):  # no name is one of the split
+        file.rename(folder / ("cats", "dogs")[label] / f"new_{file.name}")
+
+
+def _photos_below(folder):
+    """Files, uint8 [n, 32, 32, 3], labels."""
+    files = sorted(folder.glob("*/*"))
+    spec = Preprocessing(size=32, interpolation="bilinear")
+    pixels = np.stack([preprocess(file.read_bytes(), spec) for file in files])
+    return files, pixels, np.array([("cats", "dogs").index(file.parent.name) for file in files])
+
+
+def _check_the_thresholds(trust, version, data):
+    """Of each file, on all test photos, though four were attacked."""
+    files, pixels, labels = _photos_below(data)
+    assert trust["photos"] == len(files) > 4
+    assert {row["precision"] for row in trust["thresholds"]} == {"fp32", "int8"}
+    shown = [row for row in trust["thresholds"] if row["threshold"] is not None]
+    assert shown
+    for row in shown:
+        file = {"fp32": "model.onnx", "int8": "model.int8.onnx"}[row["precision"]]
+        scores = OnnxRunner(version / file).run(pixels)[0]
+        answered = scores.max(axis=1) >= row["threshold"]
+        assert row["answered"] == answered.mean()
+        assert row["measured"] == (scores.argmax(axis=1) == labels)[answered].mean()
+    told = json.loads((version / "analysis/trust.json").read_text())["thresholds"]
+    assert [t["probability"] for t in told] == [row["threshold"] for row in shown]
+    page = (version / "analysis/report.html").read_text()
+    assert "<th>file</th>" in page and "<td>int8</td>" in page
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,14 @@ REPORT = {
         {"key": "pgd-linf", "points": [{"epsilon": 4 / 255, "accuracy": 0.25}]},
         {"key": "pgd-l2", "points": [{"epsilon": 0.5, "accuracy": 0.5}]},
     ],
+    "trust": {
+        "thresholds": [
+            {"precision": "fp32", "accuracy": 0.9, "answered": 1.0},
+            {"precision": "fp32", "accuracy": 0.95, "answered": 0.75},
+            {"precision": "fp32", "accuracy": 0.99, "answered": None},
+            {"precision": "int8", "accuracy": 0.95, "answered": 0.5},
+        ]
+    },
     "worst_case": {
         "linf": [{"epsilon": 1 / 255, "accuracy": 0.75}, {"epsilon": 4 / 255, "accuracy": 0.125}]
     },
@@ -31,6 +39,8 @@ REPORT = {
         ("worst@1/255 = 0.2", 0.75),
         ("clean=0.5", 0.9),
         ("corruptions=0.5", 0.6),
+        ("believed@0.95=0.8", 0.75),
+        ("believed@0.99=0.1", 0.0),
     ],
 )
 def test_a_condition_reads_the_figure_it_names(text, accuracy):
@@ -38,7 +48,17 @@ def test_a_condition_reads_the_figure_it_names(text, accuracy):
 
 
 @pytest.mark.parametrize(
-    "text", ["pgd", "pgd=0.2", "clean@4/255=0.2", "pgd@4/0=0.2", "pgd@4/255=1.5", "pgd@4/255=x", ""]
+    "text",
+    [
+        "pgd",
+        "pgd=0.2",
+        "clean@4/255=0.2",
+        "pgd@4/0=0.2",
+        "pgd@4/255=1.5",
+        "pgd@4/255=x",
+        "believed=0.9",
+        "",
+    ],
 )
 def test_a_condition_that_makes_no_sense_says_what_is_expected(text):
     with pytest.raises(InvalidRequest, match="pgd@4/255=0.2"):
@@ -52,6 +72,9 @@ def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():
         measured(REPORT, parse_condition("zzz@0.5=0.2"))
     with pytest.raises(InvalidRequest, match="not measured at the epsilon .* but at 4/255"):
         measured(REPORT, parse_condition("pgd@2/255=0.2"))
+    with pytest.raises(InvalidRequest, match="is not tried; 0.9, 0.95, 0.99 are"):
+        check(parse_condition("believed@0.8=0.2"), AnalysisConfig(data="photos").thoroughness())
+    check(parse_condition("believed@0.95=0.2"), AnalysisConfig(data="photos").thoroughness())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +95,6 @@ def test_a_size_is_read_as_a_report_writes_it():
         condition = parse_condition(f"worst@{k255(epsilon)}=0.2")
         check(condition, AnalysisConfig(data="photos", linf=(epsilon,)).thoroughness())
     assert k255(4 / 255) == "4/255"
-    assert parse_condition("worst@0.5/255=0.2").epsilon == 0.5 / 255
+    assert parse_condition("worst@0.5/255=0.2").at == 0.5 / 255
     with pytest.raises(InvalidRequest):
         parse_condition("worst@1/2/3=0.2")

@@ -134,8 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WHAT=ACCURACY",
-        help="exit with status 1 if less accuracy is measured than that, such as pgd@4/255=0.2, "
-        "worst@1/255=0.5, clean=0.9, corruptions=0.6; may be given several times",
+        help="exit with status 1 if less is measured than that, such as pgd@4/255=0.2, "
+        "worst@1/255=0.5, clean=0.9, corruptions=0.6, believed@0.95=0.8 (80 %% of the photos are "
+        "answered so surely that 95 %% of these answers are right); may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     add_access_flags(parser, "access to the server of --over-grpc")

@@ -9,23 +9,26 @@ from typing import Any
 from serving.errors import InvalidRequest
 from trainer.analysis.plans import plans
 from trainer.analysis.settings import Budget, k255, read_epsilon
+from trainer.analysis.trust import ACCURACIES
 
 WORST = "worst"
-_CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<epsilon>[0-9./]+))?=(?P<least>[0-9.]+)")
+BELIEVED = "believed"
+_CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<at>[0-9./]+))?=(?P<least>[0-9.]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """`what` at `epsilon` (None for clean and corruptions) must be at least `least`."""
+    """`what` at `at` must be at least `least`."""
 
     text: str
     what: str
-    epsilon: float | None
+    at: float | None  # epsilon; of `believed` the accuracy; None for clean and corruptions
     least: float
 
 
 def parse_condition(text: str) -> Condition:
-    """`clean=0.9`, `corruptions=0.6`, `pgd@4/255=0.2`, `worst@4/255=0.1`, `pgd-l2@0.5=0.3`.
+    """`clean=0.9`, `corruptions=0.6`, `pgd@4/255=0.2`, `worst@4/255=0.1`, `pgd-l2@0.5=0.3`; and
+    `believed@0.95=0.8`: 80 % of photos get an answer of those of which 95 % are right.
 
     Raises InvalidRequest.
     """
@@ -33,20 +36,23 @@ def parse_condition(text: str) -> Condition:
     try:
         if match is None:
             raise ValueError
-        epsilon = read_epsilon(match["epsilon"]) if match["epsilon"] else None
+        at = read_epsilon(match["at"]) if match["at"] else None
         least = float(match["least"])
-        if not 0 <= least <= 1 or (epsilon is None) != (match["what"] in ("clean", "corruptions")):
+        if not 0 <= least <= 1 or (at is None) != (match["what"] in ("clean", "corruptions")):
             raise ValueError
     except ValueError as error:
         raise InvalidRequest(
-            f"expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY or corruptions=ACCURACY, such as "
-            f"pgd@4/255=0.2; got {text!r}"
+            f"expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY, corruptions=ACCURACY or "
+            f"believed@ACCURACY=SHARE, such as pgd@4/255=0.2; got {text!r}"
         ) from error
-    return Condition(text=text, what=match["what"], epsilon=epsilon, least=least)
+    return Condition(text=text, what=match["what"], at=at, least=least)
 
 
 def check(condition: Condition, budget: Budget) -> None:
     """Raises InvalidRequest if an analysis of this budget does not measure it."""
+    if condition.what == BELIEVED:
+        _tried(ACCURACIES, condition)
+        return
     sizes = {plan.key: plan.epsilons for plan in plans(budget)}
     for of_norm in ("smallest", WORST):
         sizes |= {f"{of_norm}-{plan.norm}": plan.epsilons for plan in plans(budget)}
@@ -54,11 +60,14 @@ def check(condition: Condition, budget: Budget) -> None:
 
 
 def measured(report: Mapping[str, Any], condition: Condition) -> float:
-    """The accuracy that a condition speaks of. Raises InvalidRequest if it was not measured."""
+    """The share that a condition speaks of. Raises InvalidRequest if it was not measured."""
     if condition.what == "clean":
         return float(report["clean"]["fp32"]["accuracy"])
     if condition.what == "corruptions":
         return float(report["corruptions"]["mean_accuracy"])
+    if condition.what == BELIEVED:
+        rows = [row for row in report["trust"]["thresholds"] if row["precision"] == "fp32"]
+        return float(rows[_tried([row["accuracy"] for row in rows], condition)]["answered"] or 0)
     curves = {attack["key"]: attack["points"] for attack in report["attacks"]}
     curves |= {f"{WORST}-{norm}": points for norm, points in report["worst_case"].items()}
     sizes = {name: [point["epsilon"] for point in points] for name, points in curves.items()}
@@ -66,10 +75,20 @@ def measured(report: Mapping[str, Any], condition: Condition) -> float:
     return float(curves[name][e]["accuracy"])
 
 
+def _tried(accuracies: Sequence[float], condition: Condition) -> int:
+    """The index of its accuracy. Raises InvalidRequest."""
+    for i, accuracy in enumerate(accuracies):
+        if abs(accuracy - (condition.at or 0)) < 1e-6:
+            return i
+    raise InvalidRequest(
+        f"the accuracy of {condition.text!r} is not tried; {', '.join(map(str, accuracies))} are"
+    )
+
+
 def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[str, int]:
     """The attack and the index of its epsilon, of all that are measured; ("", 0) where the
     condition speaks of none. Raises InvalidRequest."""
-    if condition.epsilon is None:
+    if condition.at is None:
         return "", 0
     name = condition.what if condition.what in sizes else f"{condition.what}-linf"
     if name not in sizes:
@@ -79,11 +98,11 @@ def _find(sizes: Mapping[str, Sequence[float]], condition: Condition) -> tuple[s
             f"no attack {condition.what!r} in the report; {hint}there are {', '.join(sizes)}"
         )
     for e, epsilon in enumerate(sizes[name]):
-        if abs(epsilon - condition.epsilon) < 1e-6:
+        if abs(epsilon - condition.at) < 1e-6:
             return name, e
     l2 = "-l2" in name
     unit = (lambda e: f"{e:.10g}") if l2 else k255  # to be given so
-    wanted = ",".join(map(unit, sorted({*sizes[name], condition.epsilon})))
+    wanted = ",".join(map(unit, sorted({*sizes[name], condition.at})))
     raise InvalidRequest(
         f"{name} is not measured at the epsilon of {condition.text!r}, but at "
         f"{', '.join(map(unit, sizes[name]))}; add {'--l2' if l2 else '--linf'} {wanted}"
