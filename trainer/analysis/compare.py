@@ -174,8 +174,8 @@ def render(made: dict[str, Any]) -> str:
         f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged by the "
         f"served files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
         "<h2>Do adversarial images transfer?</h2>"
-        f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one version; "
-        "they are shown to both. The table has the share that is turned, of the "
+        f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one "
+        "version; they are shown to both. The table has the share that is turned, of the "
         f"{made['both_right']} photos that both have right.</p>"
         f"{_table([f'turned in {name}' for name in names], transfer)}</body></html>\n"
     )
