@@ -97,12 +97,16 @@ class _WithMetadata:
 
 def add_access_flags(parser: argparse.ArgumentParser, title: str = "access") -> None:
     group = parser.add_argument_group(
-        title, f"A token that the server wants stands in the environment as {TOKEN_VARIABLE}."
+        title, f"If the server wants a token, set {TOKEN_VARIABLE} in the environment."
     )
     group.add_argument("--tls", action="store_true", help="encrypt; implied by the flags below")
-    group.add_argument("--tls-ca", default="", metavar="FILE", help="PEM of the authority to trust")
-    group.add_argument("--tls-cert", default="", metavar="FILE", help="PEM of our own certificate")
-    group.add_argument("--tls-key", default="", metavar="FILE", help="PEM of its key")
+    group.add_argument(
+        "--tls-ca", default="", metavar="FILE", help="PEM file of the authority to trust"
+    )
+    group.add_argument(
+        "--tls-cert", default="", metavar="FILE", help="PEM file of the caller's certificate"
+    )
+    group.add_argument("--tls-key", default="", metavar="FILE", help="PEM file of its key")
     group.add_argument(
         "--tls-server-name", default="", metavar="NAME", help="name in the server's certificate"
     )

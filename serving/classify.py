@@ -236,10 +236,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="classify",
         description="Classify photos with a running server (see `serve`). Folders are searched "
-        "for photos, behind links too, but for hidden ones, and streamed.",
+        "for photos, links to folders too; hidden files are passed over. Photos are streamed.",
         epilog="Status 0: every photo was classified; with --out: every part is written, and "
-        "photos that could not be classified are rows with an error. 1: some could not be, or the "
-        "server does not answer, is full or fails. 2: wrong arguments, or no such model.",
+        "photos that could not be classified are rows with an error. 1: some photos could not be "
+        "classified, or the server does not answer, is full or fails. 2: wrong arguments, or no "
+        "such model.",
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(
@@ -249,20 +250,26 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the server (default: PAWPRINT_ADDRESS, else {DEFAULT_ADDRESS})",
     )
     parser.add_argument(
-        "--model", default="", metavar="NAME", help="may be left out if the server has one model"
+        "--model",
+        default="",
+        metavar="NAME",
+        help="the model; may be left out if the server has only one",
     )
     parser.add_argument(
-        "--version", default="", metavar="VERSION|ALIAS", help="default: the server's choice"
+        "--version",
+        default="",
+        metavar="VERSION|ALIAS",
+        help="a number or an alias (default: the server's choice)",
     )
     parser.add_argument(
-        "--top-k", type=int, default=1, metavar="K", help="labels of each photo (default: 1)"
+        "--top-k", type=int, default=1, metavar="K", help="labels for each photo (default: 1)"
     )
     parser.add_argument(
         "--accuracy",
         type=float,
         metavar="A",
-        help="say which answers are not sure enough for this share of them to be right (0.95), as "
-        "the version's analysis shows it",
+        help="mark answers that are not sure enough: of the others at least this share (0.95) is "
+        "right, as the version's analysis showed",
     )
     parser.add_argument(
         "--timeout",
@@ -290,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --out: the parts of this machine (default: RANK/WORLD_SIZE, else all)",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--json", action="store_true", help="print JSON, one object a line")
     add_access_flags(parser)
-    form.add_argument("--csv", action="store_true", help="CSV, one row for each label")
+    form.add_argument("--csv", action="store_true", help="print CSV, one row for each label")
     return parser

@@ -20,13 +20,13 @@ class ControlSettings:
     )
     canary: str = setting(
         "",
-        "a share (0 to 1) of the calls that name no version goes to this one, an alias or a "
+        "send a share (0 to 1) of the calls that name no version to this version, an alias or a "
         "number; several separated by commas",
     )
     shadow: str = setting(
         "",
-        "copies of a share of the calls go to this version too, whose answers are compared and "
-        "only counted",
+        "send copies of a share of the calls to this version too; its answers are compared with "
+        "the callers' and counted, and go to nobody",
     )
     control: str = setting(
         "poll",

@@ -13,34 +13,34 @@ from serving.tls import TlsFiles
 class EdgeSettings:
     max_calls: int = setting(
         1024,
-        "calls read or answered at once, each request of a stream counting as one: they wait for "
-        "their places, and have at most half of them",
+        "calls that are read or answered at once; requests of streams count too, but wait for "
+        "their places, which are at most half of all",
     )
     max_streams: int = setting(256, "streams open at once")
     max_stream_in_flight: int = setting(16, "requests of one stream that are answered at once")
     max_connection_age_s: float = setting(
         0.0,
-        "how long a connection is kept, so that clients balance anew: it then takes no new calls, "
-        "and ends drain_s later; 0: for ever",
+        "how long a connection is kept; then it takes no new calls and ends drain_s later, so that "
+        "clients connect, and balance, anew; 0: for ever",
     )
 
     tls_cert: str = setting("", "PEM file of the server's certificate chain: calls are encrypted")
-    tls_key: str = setting("", "PEM file of its key")
+    tls_key: str = setting("", "PEM file of the key of that certificate")
     tls_client_ca: str = setting(
-        "", "PEM file of an authority: callers must show a certificate of it"
+        "", "PEM file of an authority: callers must show a certificate that it signed"
     )
     tokens: str = setting(
         "",
-        "TOML file of the tokens of callers (see python -m serving.tokens --help); without: no "
+        "TOML file of the callers' tokens (see python -m serving.tokens --help); without it no "
         "token is asked for",
     )
     metrics_port: int = setting(
-        0, "port of /metrics, /healthz and /readyz over HTTP, by the rule 9464; 0: none"
+        0, "port of /metrics, /healthz and /readyz over HTTP, usually 9464; 0: none"
     )
     metrics_host: str = setting(
         "127.0.0.1", "address of the metrics port; 0.0.0.0 or :: for every network"
     )
-    log_format: str = setting("text", "of log lines")
+    log_format: str = setting("text", "form of the lines of the log")
     access_log: str = setting("off", "a log line for each call")
 
     def __post_init__(self) -> None:

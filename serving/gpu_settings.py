@@ -8,13 +8,13 @@ from serving.setting import ON_OFF, check_choice, check_ranges, setting
 @dataclass(frozen=True, kw_only=True)
 class GpuSettings:
     gpu_memory_mib: int = setting(
-        0, "most GPU memory that one version's arena may take, MiB; 0: what it wants"
+        0, "most GPU memory that one version's arena may take, MiB; 0: no limit"
     )
-    cuda_graphs: str = setting("off", "capture the batch sizes that are padded to as CUDA graphs")
+    cuda_graphs: str = setting("off", "run each padded batch size as a captured CUDA graph")
     tensorrt: str = setting(
         "",
-        "folder in which TensorRT's engines are kept: on CUDA, versions then run on TensorRT, "
-        "whose first start takes minutes to build them; empty: without TensorRT",
+        "run versions on TensorRT, on CUDA, and keep its engines in this folder; to build them at "
+        "the first start takes minutes; empty: no TensorRT",
     )
 
     def __post_init__(self) -> None:

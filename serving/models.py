@@ -258,12 +258,12 @@ def _parser() -> argparse.ArgumentParser:
         "(default: PAWPRINT_SERVE_MODELS, else models)",
     )
     machine = Parser(add_help=False)
-    machine.add_argument("--json", action="store_true", help="for machines")
+    machine.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser = Parser(
         prog="models",
         description="Look after a model repository, and the versions that a server has loaded.",
-        epilog="Status 0: done. 1: a version is broken, or a bucket or server does not answer: try "
-        "again. 2: wrong arguments, no such version.",
+        epilog="Status 0: done. 1: a version is broken; or a bucket or a server does not answer, "
+        "which may pass. 2: wrong arguments, or no such version.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -283,23 +283,34 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    add("list", _list, "Every version with its aliases and accuracy.")
-    add("show", _show, "One version in full.").add_argument("model", metavar="NAME[/VERSION]")
+    add("list", _list, "List every version with its aliases and accuracy.")
+    add("show", _show, "Show one version in full.").add_argument("model", metavar="NAME[/VERSION]")
     add("verify", _verify, "Check every file against its digest; without names, everything.")
     commands.choices["verify"].add_argument("model", nargs="*", metavar="NAME[/VERSION]")
-    promote = add("promote", _promote, "Let an alias name a version, after verifying it.")
+    promote = add("promote", _promote, "Point an alias at a version, once it is verified.")
     promote.add_argument("model", metavar="NAME/VERSION")
-    rollback = add("rollback", _rollback, "Let an alias name again what it named before.")
+    rollback = add("rollback", _rollback, "Point an alias at the version that it named before.")
     rollback.add_argument("model", metavar="NAME")
     for sub in (promote, rollback):
-        sub.add_argument("--alias", default=DEFAULT_ALIAS, help="(default: %(default)s)")
-    copy = add("copy", _copy, "Have a version, with its analysis, in another repository too.")
+        sub.add_argument(
+            "--alias", default=DEFAULT_ALIAS, help="which alias (default: %(default)s)"
+        )
+    copy = add("copy", _copy, "Copy a version, with its analysis, to another repository.")
     copy.add_argument("model", metavar="NAME[/VERSION]")
     copy.add_argument("--to", required=True, metavar="LOCATION", help="the other repository")
     add("page", _page, "Write index.html: all versions side by side, linked to their reports.")
-    load = add_remote("load", administration.load, "Let a server load a version, and keep it.")
-    unload = add_remote("unload", administration.unload, "Let a server let a version go.")
+    load = add_remote(
+        "load",
+        administration.load,
+        "Tell a server to load a version, and keep it; without a version, to look at the "
+        "repository now.",
+    )
+    unload = add_remote(
+        "unload", administration.unload, "Tell a server to unload a version, or all of a model."
+    )
     for sub in (load, unload):
         sub.add_argument("model", metavar="NAME[/VERSION]")
-    add_remote("status", administration.status, "What a server has loaded, and what it refuses.")
+    add_remote(
+        "status", administration.status, "Show what a server has loaded, and what it refuses."
+    )
     return parser

@@ -1,8 +1,8 @@
 """Is a server healthy? `python -m serving.probe`, for a container's HEALTHCHECK and for scripts.
 
-Asks the standard health service (grpc.health.v1), of the server whose settings stand in the
-environment (PAWPRINT_SERVE_PORT and _TLS_...) or at --address. Status 0: SERVING. 1: not serving,
-not there, or no answer in time. 2: wrong arguments.
+Asks the standard health service (grpc.health.v1) of the server at --address, or of the one whose
+settings stand in the environment (PAWPRINT_SERVE_PORT and _TLS_...). Status 0: SERVING. 1: not
+serving, not there, or no answer in time. 2: wrong arguments.
 """
 
 if __name__ == "__main__":  # as the command does: a package that is missing is one line
@@ -51,9 +51,13 @@ def _here(environment: Mapping[str, str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     here = _here(os.environ)
     parser = Parser(prog="python -m serving.probe", description=__doc__)
-    parser.add_argument("--address", default=here, help="(default: %(default)s)")
-    parser.add_argument("--service", default="", help="one service (default: the whole server)")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--address", default=here, help="the server (default: %(default)s)")
+    parser.add_argument(
+        "--service", default="", help="ask about one service (default: the whole server)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=3.0, help="longest wait, seconds (default: %(default)s)"
+    )
     add_access_flags(parser)
     options = parser.parse_args(arguments)
     if not 0 < options.timeout < math.inf:

@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         too_many = settings.inference_cores > usable_cores()  # by a quota: the kernel holds us up
         log.log(
             logging.WARNING if too_many else logging.INFO,
-            "%d usable cores: %d infer on the CPU, %d threads decode",
+            "%d usable cores: %d run models on the CPU, %d threads decode",
             usable_cores(),
             settings.inference_cores,
             settings.decoders,

@@ -79,20 +79,21 @@ def parser(settings: Iterable[Field[Any]], environment: str) -> argparse.Argumen
     flags = Parser(
         prog="serve",
         usage="serve [--models DIR] [--check] [--config FILE] [flags]",
-        description="Answer Classify calls over gRPC with the models of a repository: of each the "
-        "newest sound version, and those that aliases name.",
+        description="Answer Classify calls over gRPC with the models of a repository: the newest "
+        "sound version of each, and the versions that aliases name.",
         epilog=f"Every setting can also stand in the environment ({environment}MAX_BATCH=8) or in "
-        "the file of --config (max_batch = 8). A flag comes before the environment, that before "
-        "the file. SIGTERM and SIGINT let running calls finish; the status is then 0. SIGHUP reads "
-        "the file again and looks at the repository. Status 1: there is no model to serve. "
-        "Status 2: a wrong setting, or a port, a device or a store that can't be used.",
+        "the file of --config (max_batch = 8). A flag comes before the environment, and the "
+        "environment before the file. SIGTERM and SIGINT let running calls finish; the status is "
+        "then 0. SIGHUP makes the server read the file again and look at the repository. Status "
+        "1: there is no model to serve. Status 2: a wrong setting, or a port, a device or a store "
+        "that can't be used.",
     )
     flags.add_argument("--config", metavar="FILE", help="TOML file of settings")
     flags.add_argument(
         "--check",
         action="store_true",
-        help="load and prove what would be served, say so, and end; status 1 if any is refused or "
-        "missing",
+        help="load and prove what would be served, print it, and end; status 1 if a version is "
+        "refused or missing",
     )
     known = {one.name: one for one in settings}
     for title, looks in GROUPS.items():

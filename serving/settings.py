@@ -48,11 +48,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     port: int = setting(50051, "port to listen on; 0 for any that is free")
     port_file: str = setting("", "write the port to this file once the server is ready")
     device: str = setting(
-        "auto", "auto: CUDA where it works, else the CPU; cuda refuses to start without"
+        "auto", "auto: CUDA where it works, else the CPU; cuda: no start without CUDA"
     )
     precision: str = setting(
         "auto",
-        "of the variants of a version; auto: the one that the device gains by, where there is one",
+        "which variant of a version runs; auto: the one that the device gains by, if there is one",
     )
     max_batch: int = setting(0, "photos in one batch; 0: 16 on CUDA, 2 on the CPU")
     pad: str = setting(
@@ -64,9 +64,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     )
     max_queue: int = setting(256, "photos admitted and not yet answered, for each version")
     workers: int = setting(
-        1, "processes that share the port, where one interpreter is the limit; see docs/serving.md"
+        1,
+        "processes that share the port, for machines on which one Python interpreter is the "
+        "limit; see docs/serving.md",
     )
-    cores: int = setting(0, "cores that infer on the CPU; 0: all that are usable")
+    cores: int = setting(0, "cores that run models on the CPU; 0: all that are usable")
     decode_threads: int = setting(0, "threads that decode photos; 0: one for each usable core")
     max_message_mib: int = setting(64, "largest message, MiB")
     max_photos: int = setting(64, "photos in one call")

@@ -154,7 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help="whose token it is")
-    parser.add_argument("--photos-per-s", type=float, default=0.0, help="0: no limit (the default)")
+    parser.add_argument(
+        "--photos-per-s",
+        type=float,
+        default=0.0,
+        help="rate of the token; 0: no limit (the default)",
+    )
     options = parser.parse_args(arguments)
     token = secrets.token_urlsafe(32)
     try:

@@ -26,17 +26,17 @@ from trainer.shards import CLASS_NAMES
 from trainer.tree import labels_of, require_apart
 
 _DESCRIPTION = """\
-Write photos as WebDataset shards: tar files with <key>.jpg and <key>.cls for each photo, and
-classnames.txt, of which .cls is a line, counted from 0. Shards are called after their split
+Write photos as WebDataset shards: tar files that hold <key>.jpg and <key>.cls for each photo. The
+number in <key>.cls is a line of classnames.txt, counted from 0. Shards are named after their split
 (train-000000.tar), or photos-000000.tar where there are no splits. The same photos give the same
-bytes; training on the shards gives the same weights as training on the photos.
+bytes, and training on the shards gives the same weights as training on the photos.
 """
 _EPILOG = """\
 examples:
   python -m trainer.make_shards --data photos --out shards
   python -m trainer.make_shards --data food101 --out s3://bucket/food101 --shard-mb 1000
 
-exit codes: 0 written, 2 wrong input, 75 a trouble that may pass, 130 interrupted
+exit status: 0 written, 2 wrong input, 75 a trouble that may pass, 130 interrupted
 """
 
 
@@ -153,11 +153,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="photos, as for `train`")
-    parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="an empty folder, or s3://, gs://, az://"
+        "--datasets",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data sets that are given by name",
     )
     parser.add_argument(
-        "--shard-mb", type=int, default=256, metavar="N", help="largest shard (default: 256)"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="an empty folder, or s3://, gs://, az:// with a bucket and a prefix",
+    )
+    parser.add_argument(
+        "--shard-mb", type=int, default=256, metavar="N", help="largest shard, MB (default: 256)"
     )
     return parser

@@ -3,7 +3,7 @@
 //   node classify.js [--address HOST:PORT] --model NAME [--version V] [--top-k K]
 //     [--tls] [--tls-ca FILE] [--tls-cert FILE --tls-key FILE] PHOTO...
 //
-// A token that the server wants stands in the environment as PAWPRINT_TOKEN.
+// If the server wants a token, set PAWPRINT_TOKEN in the environment.
 
 "use strict";
 

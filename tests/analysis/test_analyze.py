@@ -457,9 +457,7 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     page = (tmp_path / "compare-cartoon-1-cartoon-2.html").read_text()
     assert "<td>seen</td><td>as it is</td><td>both ways</td>" in page
     _sort_by_the_net(tmp_path / "others", tmp_path / "twice/cartoon/2")
-    said = here(
-        "cartoon/2", *SMALL, "--data", tmp_path / "others", "--models", tmp_path / "twice"
-    )
+    said = here("cartoon/2", *SMALL, "--data", tmp_path / "others", "--models", tmp_path / "twice")
     assert "sees         each picture and its mirror image\n" in said
     report = (tmp_path / "twice/cartoon/2/analysis/report.html").read_text()
     assert "2 classes, each picture seen both ways (as it is and mirrored). " in report

@@ -19,15 +19,18 @@ _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
 programs, the pictures as PNG. Stopped half-way, the same command goes on where it was.
 
-exit codes: 0 analysed, 1 a gate of --fail-under, a broken version or one that has no photo right,
-2 wrong input, 75 a trouble that may pass (a bucket, a server, a full disk: try again),
-130 interrupted
+exit status:
+    0  analysed
+    1  a gate of --fail-under, a broken version, or one that has no photo right
+    2  wrong input
+   75  a trouble that may pass (a bucket, a server, a full disk): try again
+  130  interrupted
 
 examples:
   analyze cats --data photos/                        the default version of cats
   analyze cats/2 --data photos/ --budget quick       a first look
   analyze cats/2 --data photos/ --fail-under worst@1/255=0.2 --fail-under clean=0.9
-  analyze --compare cats/1 cats/2 --data photos/     side by side, with transfer
+  analyze --compare cats/1 cats/2 --data photos/     side by side, and which images fool both
   torchrun --nproc-per-node 4 -m trainer.analysis.analyze cats/2 --data photos/
 """
 
@@ -48,73 +51,94 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("model", nargs="?", help="NAME, NAME/VERSION or NAME/ALIAS")
-    what.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="two versions")
+    what.add_argument(
+        "model",
+        nargs="?",
+        help="the version: NAME (the one that callers get), NAME/VERSION or NAME/ALIAS",
+    )
+    what.add_argument(
+        "--compare", nargs=2, metavar=("ONE", "OTHER"), help="put two versions side by side instead"
+    )
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR",
-        help="photos, as for `train`: folder, table, shards or name",
+        help="photos, as for `train`: a folder, a table, shards or the name of a data set",
     )
-    parser.add_argument("--datasets", type=Path, metavar="DIR", help="folder of data sets by name")
+    parser.add_argument(
+        "--datasets",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data sets that are given by name",
+    )
     parser.add_argument(
         "--models",
         default="models",
         metavar="DIR",
-        help="model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix",
+        help="model repository: a folder, or s3://, gs://, az:// with a bucket and a prefix "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--budget",
         choices=list(BUDGETS),
         default="standard",
-        help="how thorough (default: %(default)s)",
+        help="how thorough the analysis is (default: %(default)s)",
     )
     parser.add_argument(
-        "--photos", type=_positive, metavar="N", help="at most so many (default: by the budget)"
+        "--photos",
+        type=_positive,
+        metavar="N",
+        help="photos to attack, at most (default: by the budget)",
     )
     parser.add_argument(
         "--linf", type=_sizes(1.0), metavar="SIZES",
-        help=f"L-infinity epsilons, such as 1/255,8/255 ({k255(REFERENCE_EPSILON)} is always one)",
+        help="L-infinity sizes of attacks, such as 1/255,8/255 "
+        f"({k255(REFERENCE_EPSILON)} is always one)",
     )  # fmt: skip
     parser.add_argument(
-        "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 epsilons, such as 0.5,1"
+        "--l2", type=_sizes(1000.0), metavar="SIZES", help="L2 sizes of attacks, such as 0.5,1"
     )
     parser.add_argument(
         "--strangers",
         metavar="DIR",
-        help="pictures of none of the classes, as callers may send them: how sure is it of those?",
+        help="folder of pictures of none of the classes, as callers may send them: the report "
+        "says how sure the net is of them",
     )
     parser.add_argument(
         "--ideal",
         metavar="CLASSES",
-        help="classes to draw, with commas; all or none "
+        help="classes whose ideal images are drawn, with commas; all or none "
         f"(default: all, but no more than {MOST_DRAWN})",
     )
     parser.add_argument(
-        "--recipe", choices=("fourier", "lesson"), help="of the ideal images (default: fourier)"
+        "--recipe",
+        choices=("fourier", "lesson"),
+        help="how ideal images are drawn (default: fourier)",
     )
     parser.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of all that is drawn (default: 0)"
+        "--seed", type=_seed, default=0, metavar="N", help="seed of all random choices (default: 0)"
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="that PyTorch computes on (default: auto)",
+        help="what PyTorch computes on (default: auto)",
     )
     parser.add_argument(
-        "--over-grpc", metavar="HOST:PORT", help="ask a running server about the pictures, too"
+        "--over-grpc",
+        metavar="HOST:PORT",
+        help="show the adversarial images to a running server, too",
     )
     parser.add_argument(
         "--fail-under",
         action="append",
         default=[],
         metavar="WHAT=ACCURACY",
-        help="exit 1 if less is measured, such as pgd@4/255=0.2, worst@1/255=0.5, clean=0.9, "
-        "corruptions=0.6, believed@0.95=0.8 (of 80 %% of photos the answer may be believed so that "
-        "95 %% of these are right); may be given again",
+        help="exit with status 1 if less is measured than that, such as pgd@4/255=0.2, "
+        "worst@1/255=0.5, clean=0.9, corruptions=0.6, believed@0.95=0.8 (80 %% of the photos are "
+        "answered so surely that 95 %% of these answers are right); may be given several times",
     )
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     add_access_flags(parser, "access to the server of --over-grpc")
     return parser
 

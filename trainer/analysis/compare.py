@@ -161,7 +161,7 @@ def render(made: dict[str, Any]) -> str:
         ("one photo", [f"{v['latency_ms']:.1f} ms" for v in made["versions"]]),
     ]
     transfer = [
-        (f"made on {names[i]}", [percent(share) for share in row])
+        (f"made against {names[i]}", [percent(share) for share in row])
         for i, row in enumerate(made["transfer"])
     ]
     return (
@@ -173,10 +173,12 @@ def render(made: dict[str, Any]) -> str:
         "td,th{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dfe4e8}"
         "td:first-child,th:first-child{text-align:left}</style></head><body>"
         f"<h1>{escape(' and '.join(names))}</h1>"
-        f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged as served."
-        f"</p>{_table(names, rows)}<h2>Do adversarial images transfer?</h2>"
-        f"<p>Of the {made['both_right']} photos that both have right, the share that PGD at "
-        f"{k255(made['epsilon'])}, to its last step, on one turns in the other.</p>"
+        f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged by the "
+        f"served files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
+        "<h2>Do adversarial images transfer?</h2>"
+        f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one "
+        "version; they are shown to both. The table has the share that is turned, of the "
+        f"{made['both_right']} photos that both have right.</p>"
         f"{_table([f'turned in {name}' for name in names], transfer)}</body></html>\n"
     )
 

@@ -40,7 +40,7 @@ def in_words(report: dict[str, Any], folder: str) -> str:
     passing = ", ".join(
         f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
     )
-    lines.append(f"strangers    {passing} are as sure as {whole(USUAL)} of photos")
+    lines.append(f"strangers    {passing} would be answered where {whole(USUAL)} of photos are")
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
@@ -61,11 +61,12 @@ def _believed(trust: dict[str, Any]) -> str:
     shown = [row for row in rows if row["threshold"] is not None]
     if not shown:
         least = whole(rows[0]["accuracy"])
-        return f"these photos show no probability from which on {least} are right"
+        return f"these photos show no probability from which on {least} of the answers are right"
     best = shown[-1]
     return (
-        f"from a probability of {threshold_text(best['threshold'])} on {whole(best['accuracy'])} "
-        f"are right or more; {percent(best['answered'])} of photos are answered then"
+        f"from a probability of {threshold_text(best['threshold'])} on at least "
+        f"{whole(best['accuracy'])} of the answers are right; {percent(best['answered'])} of "
+        "photos are answered then"
     )
 
 

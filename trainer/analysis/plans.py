@@ -23,7 +23,8 @@ def _plans_of(norm: Norm, epsilons: tuple[float, ...], budget: Budget) -> list[P
     pgd_attack: Attack = lambda m, x, goal, ball, g: pgd(  # noqa: E731
         m, x, goal, ball, steps=budget.pgd_steps, restarts=budget.pgd_restarts, generator=g
     )
-    pgd_setting = f"{budget.pgd_steps} steps, {budget.pgd_restarts} starts"
+    starts = "start" if budget.pgd_restarts == 1 else "starts"
+    pgd_setting = f"{budget.pgd_steps} steps, {budget.pgd_restarts} {starts}"
     madry = "Madry et al. 2018, arXiv:1706.06083"
     croce = "Croce & Hein 2020, arXiv:2003.01690"
     plan = partial(Plan, norm=norm, epsilons=epsilons)

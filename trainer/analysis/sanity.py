@@ -41,8 +41,8 @@ def _huge(probe: Mapping[str, float]) -> dict[str, Any]:
     return _check(
         "A large perturbation leaves nothing",
         left <= _NOTHING,
-        f"At {k255(probe['huge_epsilon'])} the attack leaves {percent(left)}. More than "
-        f"{percent(_NOTHING)} means that it can't find what must be there.",
+        f"At {k255(probe['huge_epsilon'])} the attack leaves {percent(left)} of the photos right. "
+        f"More than {percent(_NOTHING)} means that it can't find what must be there.",
     )
 
 
@@ -55,9 +55,9 @@ def _iterated(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
     return _check(
         "Many steps are at least as strong as one",
         not worse,
-        f"PGD leaves more than FGSM: {'; '.join(worse)}."
+        f"PGD leaves more photos right than FGSM: {'; '.join(worse)}."
         if worse
-        else "At every size PGD leaves no more photos than FGSM.",
+        else "At every size PGD leaves no more photos right than FGSM.",
     )
 
 
@@ -81,9 +81,10 @@ def _black_box(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _check(
         "An attack without gradients is no stronger than those with them",
         not found,
-        f"It is: {'; '.join(found)}. The gradients are masked: trust the lower figure."
+        f"Square leaves fewer photos right: {'; '.join(found)}. The gradients are masked: trust "
+        "the lower figure."
         if found
-        else "At no size does Square leave fewer photos than the strongest white-box attack.",
+        else "At no size does Square leave fewer photos right than the strongest white-box attack.",
     )
 
 
@@ -94,8 +95,8 @@ def _converged(probe: Mapping[str, float]) -> dict[str, Any]:
         "More steps and restarts change little",
         usual - more <= slack + 1e-9,
         f"PGD with {probe['more_factor']:.0f} times the steps and more restarts leaves "
-        f"{percent(more)}, as it was {percent(usual)} ({probe['photos']:.0f} photos, "
-        f"{k255(REFERENCE_EPSILON)}).",
+        f"{percent(more)} right, and with the usual ones {percent(usual)} "
+        f"({probe['photos']:.0f} photos, {k255(REFERENCE_EPSILON)}).",
     )
 
 
@@ -131,13 +132,14 @@ def _noise(probe: Mapping[str, float]) -> dict[str, Any]:
 def _undefended(points: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Any]:
     name = "An undefended net has nothing left"
     point = next(p for p in points if p["epsilon"] == REFERENCE_EPSILON)
-    left = f"At {k255(REFERENCE_EPSILON)} {percent(point['accuracy'])} is left"
+    share = percent(point["accuracy"])
+    left = f"At {k255(REFERENCE_EPSILON)} attacks leave {share} of the photos right"
     if model["defence"] != "none":
         return _check(name, None, f"{left}; this one is defended: {model['defence']}.")
     if not model["pretrained"] and point["accuracy"] > _NOTHING:
         return _check(
             name, None, f"{left}; a net trained from scratch on pictures that are easy to tell "
-            "apart may keep some, so the checks above have to do."
+            "apart may keep some, so only the checks above count."
         )  # fmt: skip
     if point["accuracy"] <= _NOTHING:
         return _check(name, True, f"{left}, as is usual of a net trained without any defence.")
