@@ -134,7 +134,7 @@ class Learner:
         """
         set_rate(self.optimizer, rate)
         again = [0] * len(batch) if repeats is None else repeats
-        mine, views = self.world.share(batch), self._views_of(view, self.world.share(again))
+        mine, views = self._step.share(batch), self._views_of(view, self._step.share(again))
         photos = [self._photos[j] for j in mine]
         inputs = self._train.get(photos, views).to(self._device)
         labels = torch.from_numpy(self._targets[mine]).to(self._device)

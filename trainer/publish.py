@@ -109,6 +109,9 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         except Exception as error:  # no picture may cost a finished training
             run.console.line(f"Warning: not all plots could be drawn: {first_line(error)}")
 
+        # Once: it may be described again, and `models copy` knows by it what is there already.
+        training_seconds = round(time.monotonic() - started, 1)
+
         def describe(number: int, files: dict[str, FileEntry]) -> Manifest:
             return Manifest(
                 schema_version=SCHEMA_VERSION,
@@ -123,7 +126,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 opset=OPSET,
                 dataset=data.describe(),
                 configuration=dataclasses.asdict(config),
-                training_seconds=round(time.monotonic() - started, 1),
+                training_seconds=training_seconds,
                 variants=variants,
                 software=software(config.backbone),
                 files=files,

@@ -1,18 +1,21 @@
 """One step of the optimiser on one batch: precision, accumulation, clipping, all processes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from trainer.batches import most_parts
+from trainer.batches import most_parts, parts_of
 from trainer.compiler import uncompilable
 from trainer.distributed import World
 from trainer.errors import FailedCheck
 from trainer.losses import Loss
+
+T = TypeVar("T")
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,10 +60,17 @@ class Step:
         if self._compile:  # with dropout's draws as they are otherwise
             self._forward = torch.compile(self._model, options={"fallback_random": True})
 
+    def share(self, batch: Sequence[T]) -> list[T]:
+        """This process's, of each part: so batch norm sees in a part what it would in one process,
+        however many there are."""
+        parts = parts_of(batch, min(self.parts, most_parts(len(batch), self._world.size)))
+        return [item for part in parts for item in self._world.share(part)]
+
     def __call__(
         self, inputs: Tensor, goals: Tensor, labels: Tensor, taught: Tensor | None, total: int
     ) -> tuple[float, int]:
-        """Sum of losses, and photos right, of all processes; `total`: photos in the whole batch.
+        """Sum of losses, and photos right, of all processes; `total`: photos in the whole batch,
+        of which these are the `share`.
 
         goals: labels int64 [n], or probabilities [n, K]; taught: a teacher's logits [n, K]. Where
         the loss is no number, no weight has changed, but batch norm's running statistics have.
@@ -112,8 +122,9 @@ class Step:
         """Gradients of the mean loss over the `total` photos of all processes."""
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = right = 0.0
-        pieces = [torch.tensor_split(tensor, parts) for tensor in (inputs, goals, labels)]
-        said = [None] * parts if taught is None else torch.tensor_split(taught, parts)
+        sizes = [len(self._world.share(part)) for part in parts_of(range(total), parts)]
+        pieces = [torch.split(tensor, sizes) for tensor in (inputs, goals, labels)]
+        said = [None] * parts if taught is None else torch.split(taught, sizes)
         for i, (part, goal, label, soft) in enumerate(zip(*pieces, said, strict=True)):
             with (
                 self._world.unsynced(self._model) if i + 1 < parts else nullcontext(),

@@ -32,7 +32,7 @@ from trainer.analysis.headline import in_words, side_by_side
 from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.subject import load_subject
-from trainer.analysis.workspace import run_tasks
+from trainer.analysis.workspace import Task, Workspace, run_tasks
 from trainer.cartoons import write_cartoons
 from trainer.onnx_runner import OnnxRunner
 
@@ -342,6 +342,31 @@ def test_two_processes_give_the_same_report(trained, tmp_path):
     assert together["worst_case"] == alone["worst_case"]
     assert together["attacks"] == alone["attacks"]
     assert together["corruptions"] == alone["corruptions"]
+
+
+def test_the_first_process_makes_the_pieces_of_another_that_never_comes_to_them(trained):
+    """It has ended, or keeps them in a folder of another machine, as of a bucket's versions."""
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    run(
+        *(ANALYZE, "cartoon", "--data", trained.data, "--models", trained.models, *SMALL),
+        env={**os.environ, **given},
+        timeout=240,
+    )
+    assert len(report_of(trained)["attacks"]) > 1
+
+
+def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path):
+    made = []
+    tasks = [
+        Task(name=name, run=lambda name=name: made.append(name) or {"x": np.zeros(1)})
+        for name in ("one", "other")
+    ]
+    workspace = Workspace(tmp_path, {})
+    with workspace.at("one"):
+        run_tasks(tasks, workspace, rank=0, processes=1, done=lambda _: None)
+        assert made == ["other"]
+    run_tasks(tasks, workspace, rank=0, processes=1, done=lambda _: None)
+    assert made == ["other", "one"]
 
 
 def test_one_that_was_started_alone_reports_whatever_rank_stands_there(trained, monkeypatch):

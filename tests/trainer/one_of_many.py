@@ -22,6 +22,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "timm": {"backbone": "timm/test_efficientnet", "thaw": 1.0, "optimizer": "momentum"},
     "bf16": {"backbone": "tiny", "amp": "bf16", "learning_rate": 3e-3},
     "parts": {"backbone": "timm/test_vit", "accumulate": 2, "optimizer": "momentum"},
+    # Batch norm sees a part at a time: it must be the same part.
+    "normed parts": {"backbone": "tiny", "accumulate": 2, "batch_size": 16, "learning_rate": 3e-3},
     "gradual": {"backbone": "tiny", "gradual": True, "thaw": 0.5, "learning_rate": 3e-3},
     "whole": {"backbone": "tiny", "learning_rate": 3e-3},
     "stopped": {"backbone": "tiny", "learning_rate": 3e-3},

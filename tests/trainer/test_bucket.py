@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from serving.bucket import Bucket
 from serving.models import main as models
 from serving.remote_repository import RemoteRepository
 from tests.object_store import BUCKET, running_store
@@ -94,3 +95,21 @@ def test_a_version_that_a_store_does_not_take_is_kept_and_published_later(
         repository = open_repository(place)
         (version,) = repository.versions("shapes")
         assert repository.verify("shapes", version) == []
+
+        write = Bucket.write
+
+        def taken_unheard(bucket: Bucket, key: str, data: bytes) -> None:
+            write(bucket, key, data)
+            if key.endswith("/manifest.json"):
+                proxy.reset(limit=0)  # as if the answer to that had not come
+                write(bucket, key, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "write", taken_unheard)
+            assert train([*command, "--seed", "1"]) == 75
+        proxy.reset()
+        later = re.search(r"publish it with models (copy .*)", capsys.readouterr().err)
+        there = repository.versions("shapes")
+        assert later is not None and len(there) == 2
+        models(shlex.split(later[1]))
+        assert repository.versions("shapes") == there

@@ -61,7 +61,7 @@ def read(trained: tuple[Path, Path], name: str) -> tuple[dict[str, Any], dict[st
     return alone, together
 
 
-@pytest.mark.parametrize("name", ["tiny", "timm", "parts", "gradual"])
+@pytest.mark.parametrize("name", ["tiny", "timm", "parts", "normed parts", "gradual"])
 def test_two_processes_learn_what_one_does(trained: tuple[Path, Path], name: str):
     """Batch norm, clipping, metrics and weights: all as in one process with the same batches."""
     alone, together = read(trained, name)

@@ -32,7 +32,7 @@ from trainer.analysis.study import LESSON_STEP_SIZE, Study
 from trainer.analysis.subject import load_subject
 from trainer.analysis.trust import Answers, most_photos, trust_section
 from trainer.analysis.visions import Visions
-from trainer.analysis.workspace import Workspace, run_tasks
+from trainer.analysis.workspace import Task, Workspace, run_tasks
 from trainer.console import Console
 from trainer.errors import FailedCheck
 from trainer.packages import ONNX_RUNTIMES, versions_of
@@ -157,16 +157,16 @@ def analyse(
                 finished = now
 
             look("")
-            run_tasks(
-                tasks,
-                workspace,
-                rank=rank,
-                processes=processes,
-                done=lambda task: look(task.name),
-            )
+
+            def told(task: Task) -> None:
+                look(task.name)
+
+            run_tasks(tasks, workspace, rank=rank, processes=processes, done=told)
             while finished < len(tasks):
-                time.sleep(_WAIT_S)
+                # Another may have ended, or may be on a machine that has another folder.
+                run_tasks(tasks, workspace, rank=0, processes=1, done=told)
                 look("waiting for the other processes")
+                time.sleep(_WAIT_S)
         try:
             with repository.staging(name) as folder:
                 made = _report(repository, study, answers, visions, workspace, folder, config)

@@ -2,7 +2,8 @@
 
 A piece is a set of arrays with a name. It is written beside and renamed, so it is there whole or
 not at all. Pieces are kept by a key made of all that they depend on: another model, other photos,
-settings or code never meet them. Processes that share the folder share the pieces.
+settings or code never meet them. Processes that share the folder share the pieces, and one holds a
+lock on the piece that it is at, which ends with it.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from serving.whole_file import remove_old, replaced
+from trainer.alone import alone
 
 Piece = dict[str, np.ndarray]
 
@@ -60,6 +62,10 @@ class Workspace:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '~')}.npz"
 
+    def at(self, name: str) -> AbstractContextManager[None]:
+        """While this process computes the piece. Raises BlockingIOError if another does."""
+        return alone(self._path(name).with_suffix(".lock"), wait=False)
+
     def has(self, name: str) -> bool:
         return self._path(name).exists()
 
@@ -88,11 +94,17 @@ def run_tasks(
     processes: int,
     done: Callable[[Task], None],
 ) -> None:
-    """Compute this process's share of what is not finished yet; `done` hears of each such piece."""
+    """Compute this process's share of what is not finished yet, and no other process is at; `done`
+    hears of each such piece."""
     for task in tasks[rank::processes]:
-        if workspace.has(task.name):
-            continue
-        start = time.monotonic()
-        piece = task.run()
-        workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
-        done(task)
+        with ExitStack() as held:
+            try:
+                held.enter_context(workspace.at(task.name))
+            except BlockingIOError:
+                continue
+            if workspace.has(task.name):
+                continue
+            start = time.monotonic()
+            piece = task.run()
+            workspace.save(task.name, piece | {"seconds": np.array(time.monotonic() - start)})
+            done(task)
