@@ -6,6 +6,7 @@ Processor time per photo, not photos per second, is what is measured: it hardly 
 the machine is doing. A core answers 1000 / (ms per photo) photos a second at full use.
 """
 
+import argparse
 import asyncio
 import os
 import time
@@ -36,8 +37,10 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-async def measure(pid: int, address: str, name: str, photos: list[bytes], callers: int) -> Cost:
-    async with AsyncClient(address) as client:
+async def measure(
+    pid: int, address: str, name: str, photos: list[bytes], callers: int, together: int
+) -> Cost:
+    async with AsyncClient(address, max_batch=together) as client:
         waiting = iter(photos)
 
         async def caller() -> None:
@@ -61,15 +64,21 @@ async def measure(pid: int, address: str, name: str, photos: list[bytes], caller
 
 
 def serve_and_measure(
-    models: Path, name: str, photos: list[bytes], cores: int, callers: int
+    options: argparse.Namespace, photos: list[bytes], cores: int, callers: int
 ) -> Cost:
-    with started(models, "--cores", str(cores)) as server:
-        return asyncio.run(measure(server.pid, server.address, name, photos, callers))
+    flags = ("--cores", str(cores), "--precision", options.precision)
+    with started(options.models, *flags) as server:
+        where = (server.pid, server.address, options.name)
+        return asyncio.run(measure(*where, photos, callers, options.together))
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=400, help="photos (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", help="of the server (default: %(default)s)")
+    parser.add_argument(
+        "--together", type=int, default=1, help="the client's max_batch (default: %(default)s)"
+    )
     options = parser.parse_args()
     photos = read_photos(options.photos, options.count)
     rows: list[tuple[object, ...]] = [
@@ -78,7 +87,7 @@ def main() -> None:
     best = float("inf")
     for cores in sorted({1, len(os.sched_getaffinity(0))}):
         for callers in CALLERS:
-            cost = serve_and_measure(options.models, options.name, photos, cores, callers)
+            cost = serve_and_measure(options, photos, cores, callers)
             best = min(best, cost.cpu_ms)
             rate = f"{1e3 / cost.cpu_ms:.1f}"
             memory = f"{cost.resident_mib:.0f}"
