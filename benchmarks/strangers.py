@@ -21,7 +21,7 @@ from trainer.analysis.selective import auroc
 from trainer.analysis.strangers import STRANGERS
 from trainer.data import targets_of
 from trainer.features import extract, in_torch
-from trainer.metrics import Floats
+from trainer.metrics import Floats, softmax
 from trainer.probe import Head, fit_probe
 from trainer.split import Ints
 
@@ -43,10 +43,9 @@ class Scores:
 
     def of(self, features: Floats) -> dict[str, Floats]:
         logits = self._head.logits(features)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         away = features - self._centre
         return {
-            "probability": 1 / odds.sum(axis=1),
+            "probability": softmax(logits).max(axis=1),
             "logit": logits.max(axis=1),
             "distance": -((away @ self._inverse) * away).sum(axis=1),
         }

@@ -168,7 +168,7 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _thresholds(repository: Repository, name: str, version: int) -> tuple[Threshold, ...]:
-    """None where the analysis is damaged, of which `models verify` tells."""
+    """None of them where the analysis is damaged, of which `models verify` tells."""
     with suppress(BrokenVersion):
         findings = repository.findings(name, version)
         if findings is not None and findings.trust is not None:

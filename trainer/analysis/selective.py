@@ -35,12 +35,12 @@ def threshold_for(
     one error ends it, which small sets need, and at half of all, where some may be wrong.
     """
     steps = sorted({rounded_down(value) for value in confidence.tolist()}, reverse=True)
-    found = None
-    for first in (photos_needed(accuracy, delta), len(confidence) / 2):
+    few, found = photos_needed(accuracy, delta), None
+    for first in (few, max(few, len(confidence) / 2)):
         for value in steps:
             answered = confidence >= value
             n, correct = int(answered.sum()), int(right[answered].sum())
-            if n < max(first, photos_needed(accuracy, delta)):
+            if n < first:
                 continue
             if lower_bound(correct, n, delta / _BEGINNINGS) < accuracy:
                 break
