@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,7 +138,7 @@ def load_data(
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
-    groups, indistinct = _groups(kept, thumbnails, progress, config.workers)
+    groups, indistinct = groups_of(kept, thumbnails, progress, config.workers)
     given = {file.split for file in files}
     splits, together = _split(photos, labels, config, left_out, given, groups)
     return PhotoData(
@@ -154,13 +154,14 @@ def load_data(
     )
 
 
-def _groups(
+def groups_of(
     kept: Sequence[Usable],
-    thumbnails: dict[str, Thumbnail],
+    thumbnails: Mapping[str, Thumbnail],
     progress: Progress,
     workers: int,
 ) -> tuple[dict[str, int], bool]:
-    """By digest; and whether likeness tells nothing here: then each photo is one by itself."""
+    """By digest, as of `groups_alike`; and whether likeness tells nothing here: then each photo is
+    one by itself."""
     pictures = np.stack([thumbnails[item.digest] for item in kept])
     found = groups_alike(pictures, progress, workers).tolist()
     classes: dict[int, set[str]] = {}

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image, ImageOps
 
 from serving.repository import Repository
 from tests.photos import jpeg
@@ -44,13 +45,14 @@ def load(
     *,
     limit: int | None = None,
     seed: int = 0,
+    once: bool = False,
 ) -> Photos:
     """The photos of `data` for a version that was made with this split."""
     extra = {"split.json": json.dumps(split).encode()}
     build_version(tmp_path / "models", "pets", extra_files=extra)
     repository = Repository(tmp_path / "models")
     manifest = repository.manifest("pets", 1)
-    return load_photos(data, repository, manifest, limit=limit, seed=seed, workers=2)
+    return load_photos(data, repository, manifest, limit=limit, seed=seed, workers=2, once=once)
 
 
 def test_photos_that_the_version_may_have_been_trained_on_are_counted(tmp_path, files):
@@ -86,6 +88,20 @@ def test_photos_drawn_at_random_keep_the_shares_of_the_classes():
     assert 60 < sum(f.label == "True" for f in drawn) < 140  # of 100
     assert at_random(found, 1000, 0) == drawn != at_random(found, 1000, 1)
     assert at_random(found, 5000, 0) == at_random(found, None, 0) == found
+
+
+def test_copies_and_bursts_count_once_where_that_is_asked_for(tmp_path, files):
+    """Ten photos of one moment would show as much as ten of ten moments."""
+    like = tmp_path / "photos" / files[0]
+    with Image.open(like) as picture:
+        smaller = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        ImageOps.mirror(picture).save(like.with_name("mirrored.jpg"), quality=60)
+        smaller.save(like.with_name("smaller.png"))
+    all_of_them = load(tmp_path / "all", tmp_path / "photos", split_of([], []))
+    assert len(all_of_them.files) == 14 and all_of_them.alike == 0
+    once = load(tmp_path / "once", tmp_path / "photos", split_of([], []), once=True)
+    assert sorted(once.files) == sorted(files) and once.alike == 2
+    assert len(once.pixels) == len(once.labels) == 12
 
 
 def test_a_file_that_is_no_picture_is_left_out_and_named(tmp_path, files):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from serving.modelspec import Manifest
 from serving.repository import Repository
+from trainer.console import unshown
+from trainer.data import groups_of
 from trainer.errors import InvalidData
 from trainer.known_photos import SPLIT, count_known
 from trainer.listing import find_photos
+from trainer.near_duplicates import Thumbnail, thumbnail
 from trainer.pictures import as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
 from trainer.tree import Found
@@ -30,6 +33,7 @@ class Photos:
     labels: npt.NDArray[np.int64]  # [n]
     digest: str  # sha256 over name, label and content of each
     left_out: tuple[LeftOut, ...]
+    alike: int  # photos that are not here, as they show the same picture as one that is
     known: int  # photos that the version was trained on, as their content or names say
 
 
@@ -43,26 +47,40 @@ def load_photos(
     workers: int,
     datasets: Path | None = None,
     draw: Draw | None = None,
+    once: bool = False,
 ) -> Photos:
     """The test photos of `data`, at most `limit`, which `draw` chooses by `seed`: by default spread
     over the classes.
 
     `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
-    version was trained on, only the photos that its split kept for the test. Raises InvalidData.
+    version was trained on, only the photos that its split kept for the test. once: of copies and
+    bursts, as a training finds them, the first alone. Raises InvalidData.
     """
     found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
     split = json.loads(repository.read_file(manifest, SPLIT))
     chosen = (draw or by_turns)(_tests_of(found, split), limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
-    results = list(screen(chosen, squares.decode, workers))
+    thumbnails: dict[str, Thumbnail] = {}
+
+    def decode(data: bytes, digest: str) -> None:
+        squares.decode(data, digest)
+        if once:
+            thumbnails[digest] = thumbnail(data)
+
+    results = list(screen(chosen, decode, workers))
     usable = [result for result in results if isinstance(result, Usable)]
     kept, duplicates = drop_duplicates(usable)
     left_out = [result for result in results if isinstance(result, LeftOut)] + duplicates
     if not kept:
         reason = f"; {left_out[0].file}: {left_out[0].reason}" if left_out else ""
         raise InvalidData(f"{data} has no photo that can be used{reason}")
-    photos = [item.photo(manifest.labels.index(item.found.label)) for item in kept]
+    alike = _later_of_groups(kept, thumbnails, workers) if once else set()
+    photos = [
+        item.photo(manifest.labels.index(item.found.label))
+        for item in kept
+        if item.digest not in alike
+    ]
     digest = hashlib.sha256()
     for photo in photos:
         entry = (manifest.labels[photo.label], photo.file, photo.digest)
@@ -74,8 +92,18 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
+        alike=len(alike),
         known=count_known(photos, split),
     )
+
+
+def _later_of_groups(
+    kept: Sequence[Usable], thumbnails: Mapping[str, Thumbnail], workers: int
+) -> set[str]:
+    """The digests of all but the first photo of each picture."""
+    groups, _ = groups_of(kept, thumbnails, unshown, workers)
+    first: dict[int, str] = {}
+    return {digest for digest, group in groups.items() if first.setdefault(group, digest) != digest}
 
 
 def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> list[Found]:

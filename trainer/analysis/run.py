@@ -131,9 +131,8 @@ def analyse(
         return None
     # Another process that does the same would take the pieces away when it is done.
     with only_one(workspace.folder / "lock", f"analysing {name}/{version} in the same way"):
-        more = photos
-        if budget.photos is not None:
-            more = load(limit=most_photos(subject.manifest.preprocessing.size), draw=at_random)
+        most = None if budget.photos is None else most_photos(photos.pixels.shape[1])
+        more = load(limit=most, draw=at_random, once=True)
         _say_what_was_found(study, more, console)
         answers = Answers.of(subject, more)
         del more  # their pixels: the analysis may take hours
@@ -206,7 +205,10 @@ def _say_what_was_found(study: Study, more: Photos, console: Console) -> None:
         f"{len(photos.labels)} photos of {photos.folder}: {len(study.rows)} are attacked, {wrong} "
         "are wrong from the start and count as not robust"
     )
-    console.line(f"{len(more.labels)} show from which probability on an answer may be believed")
+    again = f"; {more.alike} more look like one of those" if more.alike else ""
+    console.line(
+        f"{len(more.labels)} show from which probability on an answer may be believed{again}"
+    )
     if known := max(photos.known, more.known):
         console.line(
             f"Warning: {known} have the content or the names of photos that the version was "

@@ -31,11 +31,12 @@ class Answers:
 
     served: Mapping[str, Floats]  # by precision, fp32 first: probabilities [n, K]
     labels: npt.NDArray[np.int64]  # [n]
+    alike: int = 0  # photos beside these, of the same pictures
 
     @classmethod
     def of(cls, subject: Subject, photos: Photos) -> "Answers":
         served = {name: runner.run(photos.pixels)[0] for name, runner in subject.runners.items()}
-        return cls(served=served, labels=photos.labels)
+        return cls(served=served, labels=photos.labels, alike=photos.alike)
 
     def sure_and_right(self, precision: str) -> tuple[Floats, Bools]:
         """[n] each: the probability of the first label, and whether it is right."""
@@ -54,6 +55,7 @@ def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str
     return {
         "confidence": 1 - DELTA,
         "photos": len(sure),
+        "alike": answers.alike,
         "thresholds": [
             {
                 "precision": precision,
