@@ -471,7 +471,11 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     assert [v["version"] for v in made["versions"]] == ["cartoon/1", "cartoon/2"]
     assert [v["defence"] for v in made["versions"]] == ["none", "fast@1/255"]
     assert [v["mirror"] for v in made["versions"]] == [False, True]
-    one, other = side_by_side(made).splitlines()
+    assert [v["picture_size"] for v in made["versions"]] == [32, 32]
+    one, other, change = side_by_side(made).splitlines()
+    pair = made["paired"]
+    assert pair["gained"] - pair["lost"] == pair["correct"][1] - pair["correct"][0]
+    assert change.startswith("from cartoon/1 to cartoon/2: ") and "points" in change
     assert "both ways" not in one and "cartoon/2: seen both ways; defence" in other
     for version in made["versions"]:
         left = [version["clean"]["correct"], *(p["correct"] for p in version["robust"])]
@@ -497,6 +501,17 @@ def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once
         *("--compare", "cartoon/1", "cartoon/1", *flags, "--photos", 2, "--seed", 2**80), status=2
     )
     assert "cartoon/1: defence none" in said and "there is no page" in said
+
+
+def test_a_gate_on_the_change_between_two_versions(trained_once, tmp_path, monkeypatch):
+    """Of a version with itself nothing changes, which these few photos show to some points."""
+    monkeypatch.chdir(tmp_path)
+    both = ("--compare", "cartoon/1", "cartoon/1", "--data", trained_once.data, "--photos", 2)
+    gate = (*both, "--models", trained_once.models, "--budget", "quick", "--fail-under")
+    assert "(0 gained, 0 lost): +0.0 points" in here(*gate, "change=-0.5")
+    assert "failed: change=0: it may be as low as -0.0" in here(*gate, "change=0", status=1)
+    said = here("cartoon/1", *gate[3:], "change=-0.5", status=2)
+    assert "'change=-0.5' is of two versions: give them by --compare" in said
 
 
 def _check_that_each_precision_was_judged(version, data):

@@ -23,6 +23,7 @@ REPORT = {
             {"precision": "int8", "accuracy": 0.95, "answered": 0.5},
         ]
     },
+    "paired": {"change": 0.01, "low": -0.02},
     "worst_case": {
         "linf": [{"epsilon": 1 / 255, "accuracy": 0.75}, {"epsilon": 4 / 255, "accuracy": 0.125}]
     },
@@ -41,6 +42,7 @@ REPORT = {
         ("corruptions=0.5", 0.6),
         ("believed@0.95=0.8", 0.75),
         ("believed@0.99=0.1", 0.0),
+        ("change=-0.05", -0.02),
     ],
 )
 def test_a_condition_reads_the_figure_it_names(text, accuracy):
@@ -57,6 +59,9 @@ def test_a_condition_reads_the_figure_it_names(text, accuracy):
         "pgd@4/255=1.5",
         "pgd@4/255=x",
         "believed=0.9",
+        "change=-1.5",
+        "change@0.5=-0.1",
+        "clean=-0.1",
         "",
     ],
 )

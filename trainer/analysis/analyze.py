@@ -31,6 +31,7 @@ examples:
   analyze cats/2 --data photos/ --budget quick       a first look
   analyze cats/2 --data photos/ --fail-under worst@1/255=0.2 --fail-under clean=0.9
   analyze --compare cats/1 cats/2 --data photos/     side by side, and which images fool both
+  analyze --compare cats cats/2 --data photos/ --fail-under change=-0.02
   torchrun --nproc-per-node 4 -m trainer.analysis.analyze cats/2 --data photos/
 """
 
@@ -136,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT=ACCURACY",
         help="exit with status 1 if less is measured than that, such as pgd@4/255=0.2, "
         "worst@1/255=0.5, clean=0.9, corruptions=0.6, believed@0.95=0.8 (80 %% of the photos are "
-        "answered so surely that 95 %% of these answers are right); may be given several times",
+        "answered so surely that 95 %% of these answers are right); with --compare "
+        "change=-0.02 (the photos show that OTHER is at most two points less accurate than ONE); "
+        "may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     add_access_flags(parser, "access to the server of --over-grpc")

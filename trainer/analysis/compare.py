@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from serving.repository import Repository
 from trainer.analysis.attacks.ball import Ball
 from trainer.analysis.attacks.gradient import pgd
 from trainer.analysis.lattice import to_uint8
-from trainer.analysis.photos import Photos, load_photos
+from trainer.analysis.paired import in_a_sentence, paired
+from trainer.analysis.photos import Photos, at_random, load_photos
 from trainer.analysis.report import percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.seeds import generator_of
@@ -22,6 +24,7 @@ from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget, k255
 from trainer.analysis.study import chunks_of
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import surest
+from trainer.analysis.trust import most_photos
 from trainer.errors import InvalidData
 from trainer.metrics import Bools
 
@@ -40,8 +43,9 @@ def compare(
     workers: int,
     datasets: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures of each version, and transfer[i][j]: of the photos that both have right, the share
-    that PGD at the reference epsilon, to its last step, on version i turns in version j, as served.
+    """Figures of each version; `paired`, from the first version to the second, on all test photos;
+    and transfer[i][j]: of the photos that both have right, the share that PGD at the reference
+    epsilon, to its last step, on version i turns in version j, as served.
 
     The versions must know the same classes. Raises NotFound, BrokenVersion, InvalidData.
     """
@@ -49,23 +53,18 @@ def compare(
     subjects = [load_subject(repository, n, v, torch.device(device)) for n, v in versions]
     if len({tuple(sorted(subject.labels)) for subject in subjects}) > 1:
         raise InvalidData("the versions do not know the same classes; there is nothing to compare")
-    sets = [
-        load_photos(
-            data,
-            repository,
-            subject.manifest,
-            limit=photos or settings.photos,
-            seed=seed,
-            workers=workers,
-            datasets=datasets,
-        )
-        for subject in subjects
-    ]
+    load = partial(load_photos, data, repository, seed=seed, workers=workers, datasets=datasets)
+    sets = [load(subject.manifest, limit=photos or settings.photos) for subject in subjects]
     if len({s.files for s in sets}) > 1:
         raise InvalidData(
             "the versions kept different photos of that folder for the test; "
             "give a folder that neither was trained on"
         )
+    fewest = min(most_photos(subject.manifest.preprocessing.size) for subject in subjects)
+    more = [
+        _right(subject, load(subject.manifest, limit=fewest, draw=at_random, once=True))
+        for subject in subjects
+    ]
     attacked = [
         _attack(subject, photo_set, settings, seed)
         for subject, photo_set in zip(subjects, sets, strict=True)
@@ -83,6 +82,7 @@ def compare(
         "schema_version": SCHEMA_VERSION,
         "data": {"folder": str(data), "digest": sets[0].digest, "photos": len(both)},
         "epsilon": REFERENCE_EPSILON,
+        "paired": paired(*more),
         "both_right": int(both.sum()),
         "versions": [
             _figures(subject, one) for subject, one in zip(subjects, attacked, strict=True)
@@ -91,6 +91,11 @@ def compare(
             [float(column[both].mean()) if both.any() else 0.0 for column in row] for row in turned
         ],
     }
+
+
+def _right(subject: Subject, photos: Photos) -> Bools:
+    right: Bools = subject.runners["fp32"].run(photos.pixels)[0].argmax(axis=1) == photos.labels
+    return right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,7 @@ def _figures(subject: Subject, attacked: _Attacked) -> dict[str, Any]:
     return {
         "version": f"{manifest.name}/{manifest.version}",
         "backbone": manifest.backbone,
+        "picture_size": manifest.preprocessing.size,
         "mirror": bool(manifest.configuration.get("mirror")),
         "defence": manifest.configuration.get("adversarial") or "none",
         "clean": proportion(attacked.right),
@@ -150,6 +156,7 @@ def render(made: dict[str, Any]) -> str:
     names = [v["version"] for v in made["versions"]]
     rows = [
         ("backbone", [v["backbone"] for v in made["versions"]]),
+        ("pictures", [f"{v['picture_size']} px" for v in made["versions"]]),
         ("seen", ["both ways" if v["mirror"] else "as it is" for v in made["versions"]]),
         ("defence", [v["defence"] for v in made["versions"]]),
         ("clean accuracy", [_share(v["clean"]) for v in made["versions"]]),
@@ -171,10 +178,16 @@ def render(made: dict[str, Any]) -> str:
         "body{font:16px/1.5 system-ui,sans-serif;max-width:800px;margin:1.5rem auto;padding:0 1rem}"
         "table{border-collapse:collapse;width:100%;margin:.6rem 0 1.6rem}"
         "td,th{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dfe4e8}"
-        "td:first-child,th:first-child{text-align:left}</style></head><body>"
+        "td:first-child,th:first-child{text-align:left}.soft{color:#5b6770}</style></head><body>"
         f"<h1>{escape(' and '.join(names))}</h1>"
         f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged by the "
         f"served files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
+        f"<h2>Is {escape(names[1])} right more often?</h2>"
+        f"<p>{escape(in_a_sentence(made['paired']))}.</p>"
+        '<p class="soft">Of all test photos, or 2,000 at random; copies and bursts count once. '
+        "Photos that both have right, or both wrong, tell nothing of the change: p is of the exact "
+        "test of McNemar on the others. In brackets: the 95 % interval of the change (Agresti and "
+        "Min 2005).</p>"
         "<h2>Do adversarial images transfer?</h2>"
         f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one "
         "version; they are shown to both. The table has the share that is turned, of the "

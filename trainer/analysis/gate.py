@@ -13,7 +13,8 @@ from trainer.analysis.trust import ACCURACIES
 
 WORST = "worst"
 BELIEVED = "believed"
-_CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<at>[0-9./]+))?=(?P<least>[0-9.]+)")
+CHANGE = "change"
+_CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<at>[0-9./]+))?=(?P<least>-?[0-9.]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +23,14 @@ class Condition:
 
     text: str
     what: str
-    at: float | None  # epsilon; of `believed` the accuracy; None for clean and corruptions
+    at: float | None  # epsilon; of `believed` the accuracy; None for clean, corruptions, change
     least: float
 
 
 def parse_condition(text: str) -> Condition:
     """`clean=0.9`, `corruptions=0.6`, `pgd@4/255=0.2`, `worst@4/255=0.1`, `pgd-l2@0.5=0.3`; and
-    `believed@0.95=0.8`: 80 % of photos get an answer of those of which 95 % are right.
+    `believed@0.95=0.8`: 80 % of photos get an answer of those of which 95 % are right. Of two
+    versions `change=-0.02`: the second's accuracy is at most two points below the first's.
 
     Raises InvalidRequest.
     """
@@ -38,7 +40,9 @@ def parse_condition(text: str) -> Condition:
             raise ValueError
         at = read_epsilon(match["at"]) if match["at"] else None
         least = float(match["least"])
-        if not 0 <= least <= 1 or (at is None) != (match["what"] in ("clean", "corruptions")):
+        whole = match["what"] in ("clean", "corruptions", CHANGE)
+        lowest = -1 if match["what"] == CHANGE else 0
+        if not lowest <= least <= 1 or (at is None) != whole:
             raise ValueError
     except ValueError as error:
         raise InvalidRequest(
@@ -50,6 +54,8 @@ def parse_condition(text: str) -> Condition:
 
 def check(condition: Condition, budget: Budget) -> None:
     """Raises InvalidRequest if an analysis of this budget does not measure it."""
+    if condition.what == CHANGE:
+        raise InvalidRequest(f"{condition.text!r} is of two versions: give them by --compare")
     if condition.what == BELIEVED:
         _tried(ACCURACIES, condition)
         return
@@ -61,6 +67,8 @@ def check(condition: Condition, budget: Budget) -> None:
 
 def measured(report: Mapping[str, Any], condition: Condition) -> float:
     """The share that a condition speaks of. Raises InvalidRequest if it was not measured."""
+    if condition.what == CHANGE:  # what the photos show, so that few of them open no gate
+        return float(report["paired"]["low"])
     if condition.what == "clean":
         return float(report["clean"]["fp32"]["accuracy"])
     if condition.what == "corruptions":

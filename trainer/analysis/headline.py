@@ -4,6 +4,7 @@ from typing import Any
 
 from serving.errors import listed
 from serving.visible import visible
+from trainer.analysis.paired import in_a_sentence
 from trainer.analysis.report import NAMED, percent, threshold_text, whole
 from trainer.analysis.settings import k255
 from trainer.analysis.trust import USUAL
@@ -71,7 +72,7 @@ def _believed(trust: dict[str, Any]) -> str:
 
 
 def side_by_side(made: dict[str, Any]) -> str:
-    """A line for each of the two versions."""
+    """A line for each of the two versions, and one for the change from the first to the second."""
     lines = []
     for one, row in zip(made["versions"], made["transfer"], strict=True):
         left = ", ".join(
@@ -87,4 +88,6 @@ def side_by_side(made: dict[str, Any]) -> str:
             f"{percent(one['clean']['accuracy'])}; left by PGD {left}; its images at "
             f"{k255(made['epsilon'])} turn {turned}"
         )
+    names = [version["version"] for version in made["versions"]]
+    lines.append(f"from {names[0]} to {names[1]}: {in_a_sentence(made['paired'])}")
     return "\n".join(map(visible, lines))
