@@ -73,7 +73,7 @@ class PhotoData:
         Two parts are enough for that. What a split has kept together stays so, though it is a
         larger share of the photos without those in test.
         """
-        return _units(photos, self.groups, 2)
+        return units_by(photos, self.groups, 2)
 
     def describe(self) -> Dataset:
         counts = {}
@@ -198,7 +198,8 @@ def _at_odds(
             yield NearDuplicate(one=photo, other=like)
 
 
-def _units(photos: Sequence[Photo], groups: dict[str, int], parts: int) -> Ints:
+def units_by(photos: Sequence[Photo], groups: Mapping[str, int], parts: int) -> Ints:
+    """As `units_of`; groups: by digest."""
     return units_of(
         targets_of(photos), np.array([groups[photo.digest] for photo in photos], np.int64), parts
     )
@@ -229,7 +230,7 @@ def _split(
     generator = np.random.default_rng(config.seed)
     shares = {"test": config.test_fraction, "val": config.val_fraction}
     remaining = 1.0
-    units = _units(train, groups, len(SPLITS))
+    units = units_by(train, groups, len(SPLITS))
     together = int(np.sum(np.bincount(units)[units] > 1)) if missing else 0
     for taken, split in enumerate(missing):
         targets = np.array([photo.label for photo in train])

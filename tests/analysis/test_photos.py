@@ -90,18 +90,29 @@ def test_photos_drawn_at_random_keep_the_shares_of_the_classes():
     assert at_random(found, 5000, 0) == at_random(found, None, 0) == found
 
 
+def copied(photo: Path, name: str, quality: int = 60) -> None:
+    with Image.open(photo) as picture:
+        smaller = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        ImageOps.mirror(smaller).save(photo.with_name(name), quality=quality)
+
+
 def test_copies_and_bursts_count_once_where_that_is_asked_for(tmp_path, files):
     """Ten photos of one moment would show as much as ten of ten moments."""
-    like = tmp_path / "photos" / files[0]
-    with Image.open(like) as picture:
-        smaller = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
-        ImageOps.mirror(picture).save(like.with_name("mirrored.jpg"), quality=60)
-        smaller.save(like.with_name("smaller.png"))
+    for name in files[:2]:
+        copied(tmp_path / "photos" / name, "copy.jpg")
     all_of_them = load(tmp_path / "all", tmp_path / "photos", split_of([], []))
     assert len(all_of_them.files) == 14 and all_of_them.alike == 0
     once = load(tmp_path / "once", tmp_path / "photos", split_of([], []), once=True)
     assert sorted(once.files) == sorted(files) and once.alike == 2
     assert len(once.pixels) == len(once.labels) == 12
+
+
+def test_a_class_that_has_little_but_copies_is_not_left_out(tmp_path, files):
+    """As where it is split: of a class that is one picture in many copies, one would be left."""
+    for i in range(9):
+        copied(tmp_path / "photos" / files[0], f"copy-{i}.jpg", quality=60 + i)
+    once = load(tmp_path, tmp_path / "photos", split_of([], []), once=True)
+    assert len(once.files) == 21 and once.alike == 0
 
 
 def test_a_file_that_is_no_picture_is_left_out_and_named(tmp_path, files):

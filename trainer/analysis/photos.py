@@ -13,14 +13,14 @@ import numpy.typing as npt
 from serving.modelspec import Manifest
 from serving.repository import Repository
 from trainer.console import unshown
-from trainer.data import groups_of
+from trainer.data import groups_of, units_by
 from trainer.errors import InvalidData
 from trainer.known_photos import SPLIT, count_known
 from trainer.listing import find_photos
 from trainer.near_duplicates import Thumbnail, thumbnail
-from trainer.pictures import as_served
+from trainer.pictures import Photo, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.tree import Found
+from trainer.tree import SPLITS, Found
 
 Draw = Callable[[Sequence[Found], int | None, int], list[Found]]  # files, limit, seed
 
@@ -75,12 +75,8 @@ def load_photos(
     if not kept:
         reason = f"; {left_out[0].file}: {left_out[0].reason}" if left_out else ""
         raise InvalidData(f"{data} has no photo that can be used{reason}")
-    alike = _later_of_groups(kept, thumbnails, workers) if once else set()
-    photos = [
-        item.photo(manifest.labels.index(item.found.label))
-        for item in kept
-        if item.digest not in alike
-    ]
+    found_photos = [item.photo(manifest.labels.index(item.found.label)) for item in kept]
+    photos = _one_of_each(found_photos, kept, thumbnails, workers) if once else found_photos
     digest = hashlib.sha256()
     for photo in photos:
         entry = (manifest.labels[photo.label], photo.file, photo.digest)
@@ -92,18 +88,21 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
-        alike=len(alike),
+        alike=len(found_photos) - len(photos),
         known=count_known(photos, split),
     )
 
 
-def _later_of_groups(
-    kept: Sequence[Usable], thumbnails: Mapping[str, Thumbnail], workers: int
-) -> set[str]:
-    """The digests of all but the first photo of each picture."""
+def _one_of_each(
+    photos: Sequence[Photo],
+    kept: Sequence[Usable],
+    thumbnails: Mapping[str, Thumbnail],
+    workers: int,
+) -> list[Photo]:
+    """The first of each unit that a training would not have parted."""
     groups, _ = groups_of(kept, thumbnails, unshown, workers)
-    first: dict[int, str] = {}
-    return {digest for digest, group in groups.items() if first.setdefault(group, digest) != digest}
+    _, first = np.unique(units_by(photos, groups, len(SPLITS)), return_index=True)
+    return [photos[i] for i in np.sort(first)]
 
 
 def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> list[Found]:
