@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from serving.bucket import Bucket, s3_code
+from serving.client_messages import file_bytes
 from serving.errors import InvalidRequest, Unavailable
 from serving.folders import identity
 from serving.paths import is_file
@@ -59,7 +60,7 @@ class Folder:
 
     def read(self, key: str) -> bytes:
         try:
-            return (self._root / key).read_bytes()
+            return file_bytes(self._root / key)
         except OSError as error:
             moved = self._found is not None and self._found != identity(self._root)
             if moved or error.errno not in _OF_ONE_FILE:

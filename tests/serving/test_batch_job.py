@@ -195,7 +195,8 @@ def test_what_failed_earlier_is_told_again(
     models: Path, photos: Path, start: Callable[..., ServerProcess]
 ) -> None:
     server, flags = start(models), [str(photos), "--out", "out"]
-    said = "1 of 12 photos could not be classified: see their rows\n"
+    os.truncate(photos / "00.jpg", 1 << 40)  # more than the memory
+    said = "2 of 12 photos could not be classified: see their rows\n"
     for _ in range(2):
         done = classify(server, *flags, folder=photos.parent)
         assert (done.returncode, done.stderr) == (0, said)
