@@ -55,6 +55,7 @@ class Folder:
 
     def photos(self) -> dict[str, str]:
         self._check()
+        _require_utf8(self.location, "the plan of a job")
         self._found = identity(self._root)
         return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
@@ -87,12 +88,7 @@ class Folder:
 
     def _key(self, path: Path) -> str:
         key = path.relative_to(self._root).as_posix()
-        try:
-            key.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"the name {key!r} is not UTF-8, so it can't stand in Parquet; rename the file"
-            ) from error
+        _require_utf8(key, "Parquet")
         return key
 
 
@@ -134,6 +130,15 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
+
+
+def _require_utf8(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the name {name!r} is not UTF-8, so it can't stand in {where}; rename it"
+        ) from error
 
 
 def _stamp_of(path: Path) -> str:

@@ -262,6 +262,12 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(
         (["https://example.com/cat.jpg"], "error: no such file or folder: https:/example.com/cat"),
         (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
+        ([""], "error: a name is empty; "),
+        (["{empty}", "--out", ""], "error: a name is empty; "),
+        *(
+            (["{photo}", flag, "\udcff"], rf"error: argument {flag}: '\udcff' is not UTF-8")
+            for flag in ("--model", "--version", "--address")
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(
