@@ -32,7 +32,7 @@ from serving.belief import Belief
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
-from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave
+from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave, utf8
 from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated, listed
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"--in-flight must be 1 or more, got {options.in_flight}")
     if not 0 < options.timeout < math.inf:
         fail(f"--timeout must be more than 0 seconds and finite, got {options.timeout:g}")
+    if "" in (*options.photos, options.out):  # of a shell's variable that is not set
+        fail("a name is empty; the folder that you are in is .")
     if options.out is None:
         if options.shard is not None:
             fail("--shard needs --out")
@@ -245,18 +247,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(
         "--address",
+        type=utf8,
         default=os.environ.get("PAWPRINT_ADDRESS", DEFAULT_ADDRESS),
         metavar="HOST:PORT",
         help=f"the server (default: PAWPRINT_ADDRESS, else {DEFAULT_ADDRESS})",
     )
     parser.add_argument(
         "--model",
+        type=utf8,
         default="",
         metavar="NAME",
         help="the model; may be left out if the server has only one",
     )
     parser.add_argument(
         "--version",
+        type=utf8,
         default="",
         metavar="VERSION|ALIAS",
         help="a number or an alias (default: the server's choice)",

@@ -1,5 +1,6 @@
 """The client's edge: photos -> message, message -> values, status codes -> exceptions."""
 
+import errno
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -110,9 +111,18 @@ def encoded(photo: Photo) -> bytes:
             "Image.fromarray(...) of an array)"
         )
     try:
-        return Path(photo).read_bytes()
+        return file_bytes(Path(photo))
     except ValueError as error:  # a zero byte, say, that no path can have
         raise OSError(f"{os.fspath(photo)!r} is no path: {error}") from error
+
+
+def file_bytes(path: Path) -> bytes:
+    """Raises OSError, also for a file that no message can hold: it may be larger than the memory,
+    and is not read."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MAX_MESSAGE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
 
 
 def _png(image: Image.Image) -> bytes:

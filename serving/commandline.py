@@ -28,6 +28,15 @@ def one_of(choices: Sequence[str]) -> str:
     return "{" + ",".join(choices) + "}"
 
 
+def utf8(text: str) -> str:
+    """As argparse's `type`, for what goes into a message: other bytes than UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from error
+    return text
+
+
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {visible(message)}", file=sys.stderr)
     sys.exit(status)
@@ -54,6 +63,8 @@ def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 def reader_may_leave() -> Iterator[None]:
     """Whoever reads what is printed, as in `... | head`: the command then ends, without a word; and
     with one where what is printed goes to a full disk."""
+    if sys.stdout is None:  # `... >&-`: there is no reader from the start
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
         try:
             yield

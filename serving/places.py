@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from serving.bucket import Bucket, s3_code
+from serving.client_messages import file_bytes
 from serving.errors import InvalidRequest, Unavailable
 from serving.folders import identity
 from serving.paths import is_file
@@ -54,12 +55,13 @@ class Folder:
 
     def photos(self) -> dict[str, str]:
         self._check()
+        _require_utf8(self.location, "the plan of a job")
         self._found = identity(self._root)
         return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
     def read(self, key: str) -> bytes:
         try:
-            return (self._root / key).read_bytes()
+            return file_bytes(self._root / key)
         except OSError as error:
             moved = self._found is not None and self._found != identity(self._root)
             if moved or error.errno not in _OF_ONE_FILE:
@@ -86,12 +88,7 @@ class Folder:
 
     def _key(self, path: Path) -> str:
         key = path.relative_to(self._root).as_posix()
-        try:
-            key.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"the name {key!r} is not UTF-8, so it can't stand in Parquet; rename the file"
-            ) from error
+        _require_utf8(key, "Parquet")
         return key
 
 
@@ -133,6 +130,15 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
+
+
+def _require_utf8(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the name {name!r} is not UTF-8, so it can't stand in {where}; rename it"
+        ) from error
 
 
 def _stamp_of(path: Path) -> str:

@@ -76,6 +76,13 @@ def test_no_room_for_what_is_printed(
     assert done.stderr.splitlines()[-1] == ("error: stdout takes no more (No space left on device)")
 
 
+@pytest.mark.parametrize("command", [("serve", "--check"), ("models", "list")])
+def test_a_stdout_that_is_closed_is_no_failure(models: Path, command: tuple[str, str]) -> None:
+    module, what = command
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", f"serving.{module}", what]
+    subprocess.run([*closed, "--models", models], cwd=ROOT, check=True)
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 def test_logs_that_find_no_room_are_lost_and_calls_answered(models: Path, tmp_path: Path) -> None:
     port_file = tmp_path / "port"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,7 +196,8 @@ def test_what_failed_earlier_is_told_again(
     models: Path, photos: Path, start: Callable[..., ServerProcess]
 ) -> None:
     server, flags = start(models), [str(photos), "--out", "out"]
-    said = "1 of 12 photos could not be classified: see their rows\n"
+    os.truncate(photos / "00.jpg", 1 << 40)  # more than the memory
+    said = "2 of 12 photos could not be classified: see their rows\n"
     for _ in range(2):
         done = classify(server, *flags, folder=photos.parent)
         assert (done.returncode, done.stderr) == (0, said)
@@ -224,6 +226,8 @@ def test_what_no_job_can_be_made_of_is_told_in_one_line(
     assert "00.jpg is a file; with --out it must" in refused("photos/00.jpg", "--out", "out")
     assert "Not a directory" in refused("photos", "--out", "photos/00.jpg/out", status=1)
     assert r"the name 'caf\udce9.jpg' is not UTF-8" in refused("latin1", "--out", "out")
+    shutil.copytree(photos, folder / "\udce9")
+    assert r"the name '\udce9' is not UTF-8" in refused("\udce9", "--out", "out")
     for top_k in ("3", "-1"):
         said = refused("photos", "--out", "out", "--top-k", top_k)
         assert f"--top-k must be 0 to 2, the number of labels; got {top_k}" in said

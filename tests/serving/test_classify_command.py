@@ -183,13 +183,14 @@ def test_each_unreadable_photo_is_reported_and_the_rest_answered(
     server: ServerProcess, album: Path
 ) -> None:
     (album / "a" / "00.PNG").write_bytes(b"")
+    os.truncate(album / "b" / "28.PNG", 1 << 40)  # more than the memory
     (album / "b" / "29.jpg").write_bytes(jpeg()[:-300])
     done = classify(server, album)
     assert done.returncode == 1
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
-    assert len(errors) == 2 and "empty" in errors[0] and "truncated" in errors[1]
-    assert len(done.stdout.splitlines()) == 30
-    assert done.stderr == "error: 2 of 30 photos could not be classified\n"
+    assert len(errors) == 3 and len(done.stdout.splitlines()) == 30
+    assert "empty" in errors[0] and "File too large" in errors[1] and "truncated" in errors[2]
+    assert done.stderr == "error: 3 of 30 photos could not be classified\n"
 
 
 def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(
@@ -261,6 +262,12 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(
         (["https://example.com/cat.jpg"], "error: no such file or folder: https:/example.com/cat"),
         (["{photo}", "--shard", "1/8"], "error: --shard needs --out"),
         (["{empty}"], "error: no photos in "),
+        ([""], "error: a name is empty; "),
+        (["{empty}", "--out", ""], "error: a name is empty; "),
+        *(
+            (["{photo}", flag, "\udcff"], rf"error: argument {flag}: '\udcff' is not UTF-8")
+            for flag in ("--model", "--version", "--address")
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(
