@@ -1,7 +1,7 @@
 """Photos that a version has been trained on, as their content or their names say."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from serving.layout import MANIFEST
@@ -32,22 +32,29 @@ def short_digest(photo: Photo) -> str:
     return photo.digest[:16]
 
 
+def files_of(split: Split, *parts: str) -> set[str]:
+    return {file for part in parts for files in split.get(part, {}).values() for file in files}
+
+
 def count_known(photos: Iterable[Photo], split: Split) -> int:
-    """How many the version of this split was trained or validated on.
+    """How many the version of this split was trained or validated on."""
+    return sum(map(known_to(split), photos))
+
+
+def known_to(split: Split) -> Callable[[Photo], bool]:
+    """Whether the version of this split was trained or validated on a photo.
 
     The same bytes under whatever name, or the same name: a copy may have been saved anew. Names
     are without the folder of the split that they may begin with: the train folder alone may have
     been given.
     """
 
-    def names(*parts: str) -> set[str]:
-        of_parts = (split.get(part, {}) for part in parts)
-        return {_bare(file) for labels in of_parts for files in labels.values() for file in files}
-
-    trained = names("train", "val") - names("test")
+    trained = {*map(_bare, files_of(split, "train", "val"))} - {
+        *map(_bare, files_of(split, "test"))
+    }
     digests = split.get(DIGESTS, {})
     seen = {*digests.get("train", ()), *digests.get("val", ())}
-    return sum(short_digest(photo) in seen or _bare(photo.file) in trained for photo in photos)
+    return lambda photo: short_digest(photo) in seen or _bare(photo.file) in trained
 
 
 def _bare(file: str) -> str:

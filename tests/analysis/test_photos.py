@@ -90,6 +90,32 @@ def test_photos_drawn_at_random_keep_the_shares_of_the_classes():
     assert at_random(found, 5000, 0) == at_random(found, None, 0) == found
 
 
+def test_versions_are_compared_on_photos_that_none_was_trained_on(tmp_path, files):
+    """The second has been split anew, with a photo more; and one of the first's has moved."""
+    photos, (moved, new) = tmp_path / "photos", (f"{LABELS[0]}/moved.jpg", f"{LABELS[1]}/new.jpg")
+    digests = {"train": [hashlib.sha256((photos / files[0]).read_bytes()).hexdigest()[:16]]}
+    splits = [
+        split_of(files[5:], files[:5]) | {"digests": digests},
+        split_of([*files[:5], *files[10:]], files[5:10]),
+    ]
+    for split in splits:
+        extra = {"split.json": json.dumps(split).encode()}
+        build_version(tmp_path / "models", "pets", extra_files=extra)
+    (photos / files[0]).rename(photos / moved)
+    (photos / new).write_bytes(jpeg(seed=100))
+    repository = Repository(tmp_path / "models")
+    both = [repository.manifest("pets", number) for number in (1, 2)]
+    for manifest in both:
+        found = load_photos(
+            photos, repository, manifest, limit=None, seed=0, workers=1, of_all=both
+        )  # fmt: skip
+        assert sorted(found.files) == sorted([*files[10:], new])
+    for name in (*files[10:], new):
+        (photos / name).unlink()
+    with pytest.raises(InvalidData, match="neither content nor name"):
+        load_photos(photos, repository, both[0], limit=9, seed=0, workers=1, of_all=both)
+
+
 def copied(photo: Path, name: str, quality: int = 60) -> None:
     with Image.open(photo) as picture:
         smaller = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))

@@ -43,23 +43,26 @@ def compare(
     workers: int,
     datasets: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures of each version; `paired`, from the first version to the second, on all test photos;
+    """Figures of each version; `paired`, from the first version to the second, on all photos;
     and transfer[i][j]: of the photos that both have right, the share that PGD at the reference
     epsilon, to its last step, on version i turns in version j, as served.
 
-    The versions must know the same classes. Raises NotFound, BrokenVersion, InvalidData.
+    Of photos that none was trained on. The versions must know the same classes. Raises NotFound, BrokenVersion, InvalidData.
     """
     settings = BUDGETS[budget]
     subjects = [load_subject(repository, n, v, torch.device(device)) for n, v in versions]
     if len({tuple(sorted(subject.labels)) for subject in subjects}) > 1:
         raise InvalidData("the versions do not know the same classes; there is nothing to compare")
-    load = partial(load_photos, data, repository, seed=seed, workers=workers, datasets=datasets)
+    load = partial(
+        load_photos,
+        data,
+        repository,
+        seed=seed,
+        workers=workers,
+        datasets=datasets,
+        of_all=[subject.manifest for subject in subjects],
+    )
     sets = [load(subject.manifest, limit=photos or settings.photos) for subject in subjects]
-    if len({s.files for s in sets}) > 1:
-        raise InvalidData(
-            "the versions kept different photos of that folder for the test; "
-            "give a folder that neither was trained on"
-        )
     fewest = min(most_photos(subject.manifest.preprocessing.size) for subject in subjects)
     more = [
         _right(subject, load(subject.manifest, limit=fewest, draw=at_random, once=True))
@@ -184,8 +187,8 @@ def render(made: dict[str, Any]) -> str:
         f"served files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
         f"<h2>Is {escape(names[1])} right more often?</h2>"
         f"<p>{escape(in_a_sentence(made['paired']))}.</p>"
-        '<p class="soft">Of all test photos, or 2,000 at random; copies and bursts count once. '
-        "Photos that both have right, or both wrong, tell nothing of the change: p is of the exact "
+        '<p class="soft">Of all photos that neither was trained on (2,000 at random); copies and '
+        "bursts count once. Photos that both have right, or both wrong, tell nothing of the change: p is of the exact "
         "test of McNemar on the others. In brackets: the 95 % interval of the change (Agresti and "
         "Min 2005).</p>"
         "<h2>Do adversarial images transfer?</h2>"

@@ -15,7 +15,7 @@ from serving.repository import Repository
 from trainer.console import unshown
 from trainer.data import groups_of, units_by
 from trainer.errors import InvalidData
-from trainer.known_photos import SPLIT, count_known
+from trainer.known_photos import SPLIT, Split, count_known, files_of, known_to
 from trainer.listing import find_photos
 from trainer.near_duplicates import Thumbnail, thumbnail
 from trainer.pictures import Photo, as_served
@@ -48,18 +48,22 @@ def load_photos(
     datasets: Path | None = None,
     draw: Draw | None = None,
     once: bool = False,
+    of_all: Sequence[Manifest] = (),
 ) -> Photos:
     """The test photos of `data`, at most `limit`, which `draw` chooses by `seed`: by default spread
     over the classes.
 
     `data`: as `find_photos` takes it. Where it has a split named test, that alone; of what the
     version was trained on, only the photos that its split kept for the test. once: of copies and
-    bursts, as a training finds them, the first alone. Raises InvalidData.
+    bursts, as a training finds them, the first alone. of_all: versions, this one among them, of
+    which none may have been trained on them; all those get the same. Raises InvalidData.
     """
     found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
-    split = json.loads(repository.read_file(manifest, SPLIT))
-    chosen = (draw or by_turns)(_tests_of(found, split), limit, seed)
+    split = _split_of(repository, manifest)
+    splits = [_split_of(repository, each) for each in of_all]
+    tests = _unknown_to_all(found, splits) if splits else _tests_of(found, split)
+    chosen = (draw or by_turns)(tests, limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
     thumbnails: dict[str, Thumbnail] = {}
 
@@ -72,11 +76,20 @@ def load_photos(
     usable = [result for result in results if isinstance(result, Usable)]
     kept, duplicates = drop_duplicates(usable)
     left_out = [result for result in results if isinstance(result, LeftOut)] + duplicates
-    if not kept:
+    if tests and not kept:
         reason = f"; {left_out[0].file}: {left_out[0].reason}" if left_out else ""
         raise InvalidData(f"{data} has no photo that can be used{reason}")
-    found_photos = [item.photo(manifest.labels.index(item.found.label)) for item in kept]
-    photos = _one_of_each(found_photos, kept, thumbnails, workers) if once else found_photos
+    photos = [item.photo(manifest.labels.index(item.found.label)) for item in kept]
+    known = [known_to(each) for each in splits]
+    photos = [photo for photo in photos if not any(to(photo) for to in known)]
+    if not photos:
+        raise InvalidData(
+            f"{data} has no photo of which neither content nor name says that one of the versions "
+            "was trained on it; give a folder of others"
+        )
+    new = len(photos)
+    if once:
+        photos = _one_of_each(photos, kept, thumbnails, workers)
     digest = hashlib.sha256()
     for photo in photos:
         entry = (manifest.labels[photo.label], photo.file, photo.digest)
@@ -88,7 +101,7 @@ def load_photos(
         labels=np.array([photo.label for photo in photos], np.int64),
         digest=digest.hexdigest(),
         left_out=tuple(left_out),
-        alike=len(found_photos) - len(photos),
+        alike=new - len(photos),
         known=count_known(photos, split),
     )
 
@@ -105,18 +118,29 @@ def _one_of_each(
     return [photos[i] for i in np.sort(first)]
 
 
-def _tests_of(found: list[Found], split: dict[str, dict[str, list[str]]]) -> list[Found]:
-    if any(file.split for file in found):
-        tested = [file for file in found if file.split == "test"]
-        if tested:
-            return tested
-    trained = {
-        file for part in ("train", "val") for files in split[part].values() for file in files
-    }
+def _split_of(repository: Repository, manifest: Manifest) -> Split:
+    split: Split = json.loads(repository.read_file(manifest, SPLIT))
+    return split
+
+
+def _tests_of(found: list[Found], split: Split) -> list[Found]:
+    if tested := _named_test(found):
+        return tested
+    trained = files_of(split, "train", "val")
     if not any(file.file in trained for file in found):
         return found
-    tests = {file for files in split["test"].values() for file in files}
+    tests = files_of(split, "test")
     return [file for file in found if file.file in tests]
+
+
+def _unknown_to_all(found: list[Found], splits: Sequence[Split]) -> list[Found]:
+    """By name: of photos that are new since, none tells of a version's test."""
+    trained = set().union(*(files_of(split, "train", "val") for split in splits))
+    return _named_test(found) or [file for file in found if file.file not in trained]
+
+
+def _named_test(found: Sequence[Found]) -> list[Found]:
+    return [file for file in found if file.split == "test"]
 
 
 def _same_labels(found: Sequence[Found], manifest: Manifest, data: str) -> None:
