@@ -388,6 +388,22 @@ def test_a_process_that_dies_is_started_again_and_one_version_is_published(
 
 
 @pytest.mark.slow
+def test_a_first_process_that_dies_as_its_version_appears_publishes_no_second(
+    photos: MakePhotos, tmp_path: Path
+):
+    """Without a checkpoint: the store of the job knows of the version before it is there."""
+    done = started_again(
+        "from serving.repository import Repository\n"
+        "Repository.describe_to_triton = lambda *_: die_once()\n"
+        "sys.exit(main(sys.argv[1:]))\n",
+        tmp_path,
+        *("--data", photos(per_class=12), "--epochs", 1, "--checkpoints", "none"),
+    )
+    assert "This has been published before it was started again" in done.stdout
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_when_all_is_done_costs_no_second_version(
     photos: MakePhotos, tmp_path: Path, rank: int
