@@ -1,6 +1,7 @@
 """The processes of one training: each learns from its share of every batch, as if they were one."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch._C._distributed_c10d import Store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from serving.errors import InvalidRequest, PawprintError
+from serving.errors import InvalidRequest, PawprintError, first_line
 from trainer.errors import FailedCheck
 from trainer.meeting import meet
 from trainer.ranks import gpu_of, place_of
@@ -231,5 +232,12 @@ def joined() -> Iterator[World]:
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, store, of_job)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        why = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
+        raise FailedCheck(
+            f"another process has ended or can't be reached: see what it said ({why})"
+        ) from error
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from trainer.distributed import World, joined
 from trainer.fitting import fit
 from trainer.mlflow_run import mlflow_run
 from trainer.preparing import Run, prepare
-from trainer.publish import publish, published_before, published_by_job, tell_later
+from trainer.publish import publish, published_before, published_by_job
 from trainer.results import Published
 from trainer.tracking import figures_on_test, tracked
 
@@ -70,7 +70,6 @@ def _fit_and_publish(run: Run, started: float) -> Published:
         published = publish(run, fitted, started - earlier_s)
     else:
         run.console.line(f"This has been published before it was stopped: {published.place}")
-    tell_later(run, published)
     if run.checkpoints is not None:
         _delete(run.checkpoints, run.console)
     return published

@@ -1,6 +1,7 @@
 """What every stage of one training needs, opened and checked before any of it begins."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from serving.repository import Repository
 from serving.storage import open_repository
 from trainer.backbones import Classifier, build
 from trainer.batches import batch_count
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, differences
 from trainer.compiler import require_compiler
 from trainer.config import TrainConfig
 from trainer.console import Console
@@ -70,6 +71,7 @@ def prepare(
     Raises PawprintError where something is missing or wrong.
     """
     started = time.monotonic()
+    _require_same_settings(config, world)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.amp == "fp16" and device.type == "cpu":
@@ -95,11 +97,14 @@ def prepare(
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     teacher = None
     if config.teacher is not None:
-        teacher = load_teacher(repository, config.teacher, labels_of(files))
+        # One may be published, or promoted, while the processes ask which it is.
+        named = config.teacher
+        which = world.of_leader(lambda: "/".join(map(str, repository.find(named))))
+        teacher = load_teacher(repository, which, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
     if data is None:
         data = load_data(config, files, spec, console.track)
-    _require_same(data, world)
+    _require_same(data, classifier, config, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_is_not_held_out(files, config, console)
@@ -123,17 +128,52 @@ def prepare(
     )
 
 
-def _require_same(data: PhotoData, world: World) -> None:
-    """Raises InvalidData, in every process, unless all have the same photos in the same splits."""
-    if world.size == 1:
-        return
-    first, *others = world.join(np.array([data.describe().digest])).tolist()
-    differ = [str(rank) for rank, digest in enumerate(others, 1) if digest != first]
-    if differ:
+def _require_same_settings(config: TrainConfig, world: World) -> None:
+    """Raises InvalidRequest, in every process, unless all have the same: they would wait for each
+    other for ever, or learn each its own."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
+    # Whether there are any: the first process tells the others of what it finds in them.
+    settings["checkpoints"] = {None: "", "none": "none"}.get(config.checkpoints, "DIR")
+    settings |= {"name": config.name, "pawprint": this_pawprint()}
+    first, *others = map(json.loads, _of_all(json.dumps(settings), world))
+    for rank, other in enumerate(others, 1):
+        if different := differences(first, other):
+            raise InvalidRequest(
+                f"the settings of process {rank} are not those of process 0: "
+                f"{'; '.join(different)}; give all of them the same, as each chooses what is not "
+                "given"
+            )
+
+
+def _require_same(
+    data: PhotoData, classifier: Classifier, config: TrainConfig, world: World
+) -> None:
+    """Raises InvalidData, in every process, unless all have the same photos in the same splits, and
+    the same weights."""
+    if differ := _unlike_first(data.describe().digest, world):
         raise InvalidData(
             f"the photos of process {listed(differ)} are not those of process 0, or not "
             "split in the same way; give all of them the same photos and settings"
         )
+    if config.weights == "none":  # drawn: to the last digit by processors of one kind alone
+        return
+    if world.size > 1 and (differ := _unlike_first(classifier.backbone_digest(), world)):
+        raise InvalidData(
+            f"the weights ({config.weights}) of process {listed(differ)} are not those of process "
+            "0; give all of them the same"
+        )
+
+
+def _unlike_first(text: str, world: World) -> list[int]:
+    """The processes whose `text` is not that of the first."""
+    first, *others = _of_all(text, world)
+    return [rank for rank, other in enumerate(others, 1) if other != first]
+
+
+def _of_all(text: str, world: World) -> list[str]:
+    """Each process's, in the order of their ranks."""
+    every: list[str] = world.join(np.array([text])).tolist()
+    return every
 
 
 def _require_rectangles(classifier: Classifier, config: TrainConfig) -> None:

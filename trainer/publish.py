@@ -25,7 +25,6 @@ from serving.modelspec import (
 from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.chance import may_be_chance
-from trainer.checkpoint import Checkpoints
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
 from trainer.figures import save_png
@@ -132,14 +131,13 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
                 files=files,
             )
 
-        manifest = _publish_or_keep(repository, config.name, folder, describe, run.checkpoints)
+        manifest = _publish_or_keep(run, folder, describe, fitted.how)
     return _published(run, manifest, fitted.how)
 
 
 def published_before(run: Run, fitted: Fitted) -> Published | None:
     """The version that this training has published, where the process that did was killed before
     its checkpoint was removed. Other precisions than were asked for then are published anew."""
-    repository, name = run.repository, run.config.name
     noted = run.checkpoints.noted() if run.checkpoints is not None else None
     if noted is None:
         return None
@@ -149,14 +147,13 @@ def published_before(run: Run, fitted: Fitted) -> Published | None:
         manifest.configuration[key] != asked[key] for key in SETTINGS_OF_VARIANTS
     ):
         return None
-    repository.describe_to_triton(name, manifest.version)  # it may have come to all but that
-    return _published(run, manifest, fitted.how)
+    _tell_later(run, manifest, fitted.how)  # this job may end before it has deleted the checkpoint
+    return _published_to_all_but_triton(run, manifest, fitted.how)
 
 
-def tell_later(run: Run, published: Published) -> None:
-    """For `published_by_job`."""
-    manifest = published.manifest
-    word = json.dumps([manifest.version, _digest(manifest), published.how])
+def _tell_later(run: Run, manifest: Manifest, how: str) -> None:
+    """For `published_by_job`; before the version is there, as a process may be killed just then."""
+    word = json.dumps([manifest.version, _digest(manifest), how])
     run.world.tell_later(manifest.name, word)
 
 
@@ -168,7 +165,7 @@ def published_by_job(run: Run) -> Published | None:
         return None
     version, digest, how = json.loads(told)
     manifest = _manifest_of(run, version, digest)
-    return None if manifest is None else _published(run, manifest, how)
+    return None if manifest is None else _published_to_all_but_triton(run, manifest, how)
 
 
 def _digest(manifest: Manifest) -> str:
@@ -186,6 +183,12 @@ def _manifest_of(run: Run, version: int, digest: str) -> Manifest | None:
         return None
 
 
+def _published_to_all_but_triton(run: Run, manifest: Manifest, how: str) -> Published:
+    """Who was killed may have come to all but that."""
+    run.repository.describe_to_triton(manifest.name, manifest.version)
+    return _published(run, manifest, how)
+
+
 def _published(run: Run, manifest: Manifest, how: str) -> Published:
     repository, name = run.repository, run.config.name
     place = f"{repository.location}/{name}/{manifest.version}"
@@ -196,14 +199,17 @@ def _published(run: Run, manifest: Manifest, how: str) -> Published:
 
 
 def _publish_or_keep(
-    repository: Repository,
-    name: str,
+    run: Run,
     staging: Path,
     describe: Callable[[int, dict[str, FileEntry]], Manifest],
-    checkpoints: Checkpoints | None,
+    how: str,
 ) -> Manifest:
+    repository, name, checkpoints = run.repository, run.config.name, run.checkpoints
+
     def noted(number: int, files: dict[str, FileEntry]) -> Manifest:
         manifest = describe(number, files)
+        with contextlib.suppress(RuntimeError):  # of a store that has gone
+            _tell_later(run, manifest, how)
         if checkpoints is not None:
             with contextlib.suppress(OSError):  # it costs no version
                 checkpoints.note(number, _digest(manifest))

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -189,6 +190,63 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
         assert "error: the photos of process 1 are not those of process 0" in said
 
 
+@pytest.mark.parametrize(
+    ("own", "differs"),
+    [
+        (["--learning-rate", "0.003"], "learning_rate is 0.001, there 0.003"),  # and none would see
+        (["--checkpoints", "none"], "checkpoints is '', there 'none'"),  # and wait for ever
+        (["--name", "forms"], "name is 'shapes', there 'forms'"),
+    ],
+)
+def test_processes_with_other_settings_end_before_they_open_a_photo(
+    photos: MakePhotos, tmp_path: Path, own: list[str], differs: str
+):
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
+        *("--out", tmp_path / "models", "--backbone", "tiny", "--size", 32, "--epochs", 1),
+        *("--learning-rate", 0.001, "--weights", "none"),
+    ]
+    for process in together(train, [*train, *own]):
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 2 and "Opening photos" not in out
+        assert f"error: the settings of process 1 are not those of process 0: {differs};" in said
+
+
+def test_processes_with_other_weights_end_before_they_train(photos: MakePhotos, tmp_path: Path):
+    train = ["-m", "trainer.train", "--data", photos(per_class=6), "--out", tmp_path / "models"]
+    nets = [tmp_path / "here.pth", tmp_path / "there.pth"]
+    for net in nets:
+        torch.save(version_state(build("tiny", 2, 32)), net)
+    both = together(
+        *([*train, "--backbone", "tiny", "--size", 32, "--weights", net] for net in nets)
+    )
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2 and ") of process 1 are not those of process 0" in said
+
+
+def test_the_teacher_is_the_version_that_the_first_process_finds(
+    photos: MakePhotos, tmp_path: Path
+):
+    """Between the processes' questions a version may be published. This second one finds only the
+    later: it must not learn from that, and the first must not wait for it."""
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=6), "--backbone", "tiny"),
+        *("--size", "32", "--weights", "none", "--epochs", "1"),
+    ]
+    first, other = tmp_path / "first", tmp_path / "other"
+    assert main([*map(str, train[2:]), "--name", "large", "--out", str(first)]) == 0
+    shutil.copytree(first, other)
+    assert main([*map(str, train[2:]), "--name", "large", "--out", str(other)]) == 0
+    shutil.rmtree(other / "large/1")
+    taught = [*train, "--name", "small", "--teacher", "large", "--out"]
+    both = together([*taught, first], [*taught, other])
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 2]
+    assert "error: another process has ended or can't be reached: see what it said" in said[0]
+    assert "Traceback" not in said[0] and "model 'large' has no version 1" in said[1]
+
+
 def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
     torch.manual_seed(0)  # of one net in 30 all logits are so small that rounding is no small part
     torch.save(version_state(build("tiny", 2, 32)), tmp_path / "tiny.pth")
@@ -327,6 +385,22 @@ def test_a_process_that_dies_is_started_again_and_one_version_is_published(
     assert epochs == [0, 1, 2, 3, 4, 5]
     repository = Repository(tmp_path / "models")
     assert repository.versions("shapes") == [1] and repository.verify("shapes", 1) == []
+
+
+@pytest.mark.slow
+def test_a_first_process_that_dies_as_its_version_appears_publishes_no_second(
+    photos: MakePhotos, tmp_path: Path
+):
+    """Without a checkpoint: the store of the job knows of the version before it is there."""
+    done = started_again(
+        "from serving.repository import Repository\n"
+        "Repository.describe_to_triton = lambda *_: die_once()\n"
+        "sys.exit(main(sys.argv[1:]))\n",
+        tmp_path,
+        *("--data", photos(per_class=12), "--epochs", 1, "--checkpoints", "none"),
+    )
+    assert "This has been published before it was started again" in done.stdout
+    assert Repository(tmp_path / "models").versions("shapes") == [1]
 
 
 @pytest.mark.slow
