@@ -88,9 +88,11 @@ class Repository:
         folder = self.root / check_name(name)
         if not is_dir(folder):
             return []
-        return sorted(
-            int(p.name) for p in folder.iterdir() if NUMBER.fullmatch(p.name) and is_dir(p)
-        )
+        try:
+            inside = list(folder.iterdir())
+        except FileNotFoundError:  # gone since: a training that publishes nothing leaves none
+            return []
+        return sorted(int(p.name) for p in inside if NUMBER.fullmatch(p.name) and is_dir(p))
 
     def check_version(self, name: str, version: int) -> None:
         """Raises NotFound, naming those that exist, unless the version is published."""

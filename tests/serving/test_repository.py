@@ -1,5 +1,6 @@
 import os
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -288,3 +289,21 @@ def test_a_failed_publication_leaves_nothing(repository: Repository) -> None:
         raise ZeroDivisionError
     assert repository.names() == ["pets"]
     assert not (repository.root / "birds").exists()
+
+
+def test_a_folder_that_comes_and_goes_has_no_versions(tmp_path: Path):
+    """A training makes the folder of its model before it has a version of it."""
+    repository, folder, ended = Repository(tmp_path), tmp_path / "cats", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert not any(repository.versions("cats") for _ in range(5000))
+    finally:
+        ended.set()
+        thread.join()

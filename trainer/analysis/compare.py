@@ -47,7 +47,8 @@ def compare(
     and transfer[i][j]: of the photos that both have right, the share that PGD at the reference
     epsilon, to its last step, on version i turns in version j, as served.
 
-    Of photos that none was trained on. The versions must know the same classes. Raises NotFound, BrokenVersion, InvalidData.
+    Of photos that none was trained on. The versions must know the same classes. Raises NotFound,
+    BrokenVersion, InvalidData.
     """
     settings = BUDGETS[budget]
     subjects = [load_subject(repository, n, v, torch.device(device)) for n, v in versions]
@@ -188,9 +189,9 @@ def render(made: dict[str, Any]) -> str:
         f"<h2>Is {escape(names[1])} right more often?</h2>"
         f"<p>{escape(in_a_sentence(made['paired']))}.</p>"
         '<p class="soft">Of all photos that neither was trained on (2,000 at random); copies and '
-        "bursts count once. Photos that both have right, or both wrong, tell nothing of the change: p is of the exact "
-        "test of McNemar on the others. In brackets: the 95 % interval of the change (Agresti and "
-        "Min 2005).</p>"
+        "bursts count once. Photos that both have right, or both wrong, tell nothing of the "
+        "change: p is of the exact test of McNemar on the others. In brackets: the 95 % interval "
+        "of the change (Agresti and Min 2005).</p>"
         "<h2>Do adversarial images transfer?</h2>"
         f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one "
         "version; they are shown to both. The table has the share that is turned, of the "
