@@ -36,6 +36,7 @@ class TrainConfig:
     drop_label_errors: bool = False  # learn from no photo whose label is probably wrong
     val_fraction: float = 0.15  # split off where no val folder is given
     test_fraction: float = 0.15  # split off where no test folder is given
+    split_like: str | None = None  # a version in `out` whose photos stay in their splits
     epochs: int = 6  # of fine-tuning after the probe (0: the probe alone), or from scratch
     batch_size: int = 32
     learning_rate: float = 1e-4  # at its peak

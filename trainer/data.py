@@ -14,11 +14,11 @@ from serving.modelspec import Dataset, Preprocessing
 from trainer.config import TrainConfig
 from trainer.console import Progress
 from trainer.errors import InvalidData
-from trainer.known_photos import DIGESTS, short_digest
+from trainer.known_photos import DIGESTS, NO_SPLIT, Split, part_in, short_digest
 from trainer.near_duplicates import Thumbnail, groups_alike, thumbnail
 from trainer.pictures import Photo, Pictures, as_served
 from trainer.screening import LeftOut, Usable, drop_duplicates, screen
-from trainer.split import Ints, hold_out, units_of
+from trainer.split import LEARNT, Ints, hold_out, units_of
 from trainer.tree import SPLITS, Found, labels_of
 
 # Photos that look like one of another class, and their part of all, above which it is no wrong
@@ -106,9 +106,13 @@ def targets_of(photos: Sequence[Photo]) -> Ints:
 
 
 def load_data(
-    config: TrainConfig, files: Sequence[Found], spec: Preprocessing, progress: Progress
+    config: TrainConfig,
+    files: Sequence[Found],
+    spec: Preprocessing,
+    progress: Progress,
+    earlier: Split = NO_SPLIT,
 ) -> PhotoData:
-    """Open and split `files`.
+    """Open and split `files`; where that is for us to do, what was in the `earlier` split stays.
 
     Raises InvalidData where there is too little to train on, or with `config.strict` where any file
     has to be left out.
@@ -140,7 +144,7 @@ def load_data(
     photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
     groups, indistinct = groups_of(kept, thumbnails, progress, config.workers)
     given = {file.split for file in files}
-    splits, together = _split(photos, labels, config, left_out, given, groups)
+    splits, together = _split(photos, labels, config, left_out, given, groups, earlier)
     return PhotoData(
         labels=labels,
         splits=splits,
@@ -218,6 +222,7 @@ def _split(
     left_out: list[LeftOut],
     found: set[str | None],
     groups: dict[str, int],
+    earlier: Split,
 ) -> tuple[dict[str, tuple[Photo, ...]], int]:
     """Given splits as they are; what is missing is held out from train, test first, and what looks
     alike stays together: that many photos."""
@@ -235,13 +240,29 @@ def _split(
     for taken, split in enumerate(missing):
         targets = np.array([photo.label for photo in train])
         share, leave = shares[split] / remaining, len(missing) - taken
-        held = hold_out(targets, share, generator, leave, units)
+        last = _last(train, units, split, earlier)
+        held = hold_out(targets, share, generator, leave, units, last)
         given[split] = [train[i] for i in held]
         kept = np.setdiff1d(np.arange(len(train)), held)
         train, units = [train[i] for i in kept], units[kept]
         remaining -= shares[split]
     splits = {"train": tuple(train), "val": tuple(given["val"]), "test": tuple(given["test"])}
     return splits, together
+
+
+def _last(photos: Sequence[Photo], units: Ints, split: str, earlier: Split) -> Ints:
+    """As `hold_out` has it: first units that were in this split, last those learnt from."""
+    part_of = part_in(earlier)
+
+    def of(photo: Photo) -> int:
+        part = part_of(photo)
+        return 0 if part == split else LEARNT if part in ("train", "val") else 1
+
+    own = np.array([of(photo) for photo in photos])
+    first, last = (np.full(units.max() + 1, start) for start in (LEARNT, 0))
+    np.minimum.at(first, units, own)
+    np.maximum.at(last, units, own)
+    return np.where(last == LEARNT, last, first)[units]
 
 
 def _require(

@@ -74,6 +74,11 @@ GROUPS = {
         ),
         "val_fraction": ("X", "share of the photos held out for val, if they bring no val"),
         "test_fraction": ("X", "share held out for test, if they bring no test"),
+        "split_like": (
+            "NAME[/VERSION]",
+            "where photos are held out, those that this version of --out had stay in the splits "
+            "that they had in it: what it was tested on is not learnt from",
+        ),
         "strict": ("", "fail if any file has to be left out"),
         "drop_label_errors": (
             "",

@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from serving.layout import MANIFEST
+from serving.modelspec import Manifest
+from serving.repository import Repository
 from trainer.pictures import Photo
-from trainer.tree import split_of
+from trainer.tree import SPLITS, split_of
 
 SPLIT = "split.json"
 # Of a version: its SPLIT, {} without one. Part -> label -> files, and DIGESTS -> part -> digests of
 # the same photos; versions of before have none.
 Split = Mapping[str, Mapping[str, Sequence[str]]]
 DIGESTS = "digests"
+NO_SPLIT: Split = {}
 
 
 def split_beside(weights: str) -> Split:
@@ -30,6 +33,23 @@ def split_beside(weights: str) -> Split:
 def short_digest(photo: Photo) -> str:
     """Of its bytes, as a split has it: enough to tell photos apart."""
     return photo.digest[:16]
+
+
+def split_in(repository: Repository, manifest: Manifest) -> Split:
+    """{} where the version has none. Raises BrokenVersion."""
+    if SPLIT not in manifest.files:
+        return {}
+    split: Split = json.loads(repository.read_file(manifest, SPLIT))
+    return split
+
+
+def part_in(split: Split) -> Callable[[Photo], str | None]:
+    """In which part a photo was, as its content says, else its name; None where it was in none."""
+    by_digest = {
+        digest: part for part, digests in split.get(DIGESTS, {}).items() for digest in digests
+    }
+    by_name = {file: part for part in SPLITS for file in files_of(split, part)}
+    return lambda photo: by_digest.get(short_digest(photo)) or by_name.get(photo.file)
 
 
 def files_of(split: Split, *parts: str) -> set[str]:

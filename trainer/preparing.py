@@ -26,7 +26,14 @@ from trainer.distributed import World
 from trainer.errors import InvalidData
 from trainer.exporter import Exporter
 from trainer.heads import initialise_head
-from trainer.known_photos import Split, count_known, split_beside
+from trainer.known_photos import (
+    NO_SPLIT,
+    Split,
+    count_known,
+    part_in,
+    split_beside,
+    split_in,
+)
 from trainer.listing import find_photos
 from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
@@ -102,13 +109,20 @@ def prepare(
         which = world.of_leader(lambda: "/".join(map(str, repository.find(named))))
         teacher = load_teacher(repository, which, labels_of(files))
         config = dataclasses.replace(config, teacher=teacher.name)
+    earlier = NO_SPLIT
+    if config.split_like is not None:
+        like = config.split_like
+        name, number = world.of_leader(lambda: repository.find(like))
+        earlier = split_in(repository, repository.manifest(name, number))
+        config = dataclasses.replace(config, split_like=f"{name}/{number}")
     if data is None:
-        data = load_data(config, files, spec, console.track)
+        data = load_data(config, files, spec, console.track, earlier)
     _require_same(data, classifier, config, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_is_not_held_out(files, config, console)
     _say_what_was_found(data, console)
+    _say_what_stays(earlier, files, data, config, console)
     if teacher is not None:
         _say_what_is_known(f"the teacher {teacher.name}", teacher.split, data, console)
     _say_what_is_known(f"the net in {config.weights}", split_beside(config.weights), data, console)
@@ -233,7 +247,7 @@ def _say_what_is_known(whom: str, split: Split, data: PhotoData, console: Consol
         console.line(
             f"Warning: {known} of {len(data.splits['test'])} test photos have the content or the "
             f"names of photos that {whom} learnt from; if they are those, the test flatters: "
-            "give both the same photos and --seed, or folders train, val and test"
+            "give both the same photos and --seed, --split-like, or folders train, val and test"
         )
 
 
@@ -247,6 +261,34 @@ def _say_what_is_not_held_out(
             console.line(
                 f"--{split}-fraction has no part in this run: the photos bring their own {split}"
             )
+
+
+def _say_what_stays(
+    earlier: Split,
+    files: Sequence[Found],
+    data: PhotoData,
+    config: TrainConfig,
+    console: Console,
+) -> None:
+    """Of `config.split_like`."""
+    if config.split_like is None:
+        return
+    if all(any(file.split == split for file in files) for split in ("val", "test")):
+        console.line(
+            "--split-like has no part in this run: the photos bring their own val and test"
+        )
+        return
+    part_of = part_in(earlier)
+    stays = [
+        part == split
+        for split, photos in data.splits.items()
+        for photo in photos
+        if (part := part_of(photo)) is not None
+    ]
+    console.line(
+        f"{len(stays)} of the photos were split for {config.split_like}: {sum(stays)} are in the "
+        "same split"
+    )
 
 
 def _say_what_was_found(data: PhotoData, console: Console) -> None:

@@ -8,6 +8,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
+LEARNT = 2  # of `last` in `hold_out`
+
+
 def units_of(labels: Ints, groups: Ints, parts: int) -> Ints:
     """For each item the number of the unit that it is dealt out with: those of its group and class.
 
@@ -28,18 +31,27 @@ def hold_out(
     generator: np.random.Generator,
     leave: int = 1,
     units: Ints | None = None,
+    last: Ints | None = None,
 ) -> Ints:
     """Ascending indices of about `fraction` of each class: at least one, and `leave` are left.
 
     Every class in `labels` must occur at least 1 + `leave` times. Of `units` [n], where they are
     given, a class must have as many: they are taken whole, which may be more or less than asked.
+    last [n]: those with a higher number are taken later, LEARNT ones only where a class has no
+    others; the same in all of a unit.
     """
     held = []
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(len(members) * fraction)), len(members) - leave)
+        count, left = max(1, round(len(members) * fraction)), leave
         of = members if units is None else units[members]
-        held.append(members[np.isin(of, _whole(of.tolist(), count, leave))])
+        if last is not None and (free := last[members] < LEARNT).any():
+            left = max(0, leave - len(np.unique(of[~free])))
+            members = members[free]
+            members = members[np.argsort(last[members], kind="stable")]
+            of = members if units is None else units[members]
+        count = min(count, len(members) - left)
+        held.append(members[np.isin(of, _whole(of.tolist(), count, left))])
     return np.sort(np.concatenate(held))
 
 

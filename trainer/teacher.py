@@ -1,6 +1,5 @@
 """A published version that teaches a smaller net by what it says of the same pictures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
 from trainer.backbones import load_version
-from trainer.known_photos import SPLIT, Split
+from trainer.known_photos import Split, split_in
 from trainer.pictures import Photo
 
 
@@ -54,6 +53,9 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
             f"{listed(differ)} are in one alone; it can teach only its own"
         )
     net.requires_grad_(False)
-    there = SPLIT in manifest.files
-    split = json.loads(repository.read_file(manifest, SPLIT)) if there else {}
-    return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size, split=split)
+    return Teacher(
+        name=f"{name}/{number}",
+        net=net,
+        size=manifest.preprocessing.size,
+        split=split_in(repository, manifest),
+    )

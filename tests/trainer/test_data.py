@@ -1,5 +1,6 @@
 """What is made of folders of photos, good and bad."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
@@ -18,6 +19,7 @@ from trainer.config import TrainConfig
 from trainer.console import unshown
 from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
+from trainer.known_photos import NO_SPLIT, Split
 from trainer.listing import find_photos
 from trainer.tree import SPLITS
 
@@ -34,9 +36,9 @@ except InvalidData as error:
 SPEC = Preprocessing(size=32, interpolation="bilinear")
 
 
-def load(folder: Path, **settings: object) -> PhotoData:
+def load(folder: Path, earlier: Split = NO_SPLIT, **settings: object) -> PhotoData:
     config = TrainConfig(data=str(folder), name="x", size=32, **settings)
-    return load_data(config, find_photos(folder), SPEC, unshown)
+    return load_data(config, find_photos(folder), SPEC, unshown, earlier)
 
 
 def reasons(data: PhotoData) -> dict[str, str]:
@@ -45,6 +47,49 @@ def reasons(data: PhotoData) -> dict[str, str]:
 
 def names(data: PhotoData, split: str) -> set[str]:
     return {photo.file for photo in data.splits[split]}
+
+
+def digests(data: PhotoData, *splits: str) -> set[str]:
+    return {photo.digest for split in splits for photo in data.splits[split]}
+
+
+def test_photos_stay_in_the_splits_of_an_earlier_version_where_that_is_asked_for(
+    photos: MakePhotos,
+):
+    """By content, though their names are others now; of what is new some is tested on too."""
+    folder = photos(per_class=20)
+    before = load(folder)
+    for photo in list(folder.glob("*/*")):
+        photo.rename(photo.with_name(f"renamed-{photo.name}"))
+    for photo in list(photos("more", per_class=20, seed=1).glob("*/*")):
+        photo.rename(folder / photo.parent.name / f"new-{photo.name}")
+    now = load(folder, json.loads(before.split_json()), seed=1)
+    anew = load(folder, seed=1)
+    learnt = digests(before, "train", "val")
+    assert digests(now, "test") >= digests(before, "test")
+    assert digests(now, "val") >= digests(before, "val")
+    assert not digests(now, "test") & learnt and digests(anew, "test") & learnt
+    assert any("/new-" in photo.file for photo in now.splits["test"])
+    assert now.describe().counts == anew.describe().counts
+
+
+def test_an_earlier_split_of_other_photos_changes_nothing(photos: MakePhotos):
+    folder = photos(per_class=20)
+    other = {"train": {"discs": ["discs/none.png"]}, "digests": {"test": ["0" * 16]}}
+    assert load(folder, other).splits == load(folder).splits
+
+
+def test_what_looks_like_a_photo_that_was_learnt_from_is_no_test_of_it(photos: MakePhotos):
+    """A copy is dealt out with its original."""
+    folder = photos(per_class=20)
+    before = load(folder)
+    for i, photo in enumerate(before.splits["train"]):
+        with Image.open(folder / photo.file) as picture:
+            ImageOps.mirror(picture).save(folder / photo.file.split("/")[0] / f"copy-{i}.png")
+    now = load(folder, json.loads(before.split_json()))
+    assert now.alike == ()
+    assert digests(now, "test") >= digests(before, "test")
+    assert not digests(now, "test") & digests(before, "train", "val")
 
 
 def test_one_tree_is_split_evenly_over_the_classes(photos: MakePhotos):

@@ -109,6 +109,33 @@ def test_a_share_of_what_the_photos_bring_is_named(
     assert "--val-fraction has no part" not in said
 
 
+def test_how_many_photos_stay_in_their_splits_is_said(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    data = photos(per_class=20)
+
+    def trained(*more: str | Path, data: Path = data, status: int = 0) -> str:
+        arguments = [
+            *("--data", data, "--name", "shapes", "--out", tmp_path / "models", "--size", "32"),
+            *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--epochs", "0", *more),
+        ]
+        assert main([str(argument) for argument in arguments]) == status
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    assert "were split for" not in trained()
+    said = trained("--split-like", "shapes", "--seed", "1")
+    assert "40 of the photos were split for shapes/1: 40 are in the same split\n" in said
+    repository = Repository(tmp_path / "models")
+    assert repository.manifest("shapes", 2).configuration["split_like"] == "shapes/1"
+    assert "no model 'squares'" in trained("--split-like", "squares", status=2)
+    for seed, split in enumerate(("train", "val", "test")):
+        photos(f"all/{split}", seed=seed)
+    said = trained("--split-like", "shapes/1", data=tmp_path / "all")
+    assert "--split-like has no part in this run: the photos bring their own val and test" in said
+
+
 def test_what_acts_is_not_named() -> None:
     acts = {
         **{"mixup": 0.2, "ema": 0.9, "optimizer": "sgd", "head_epochs": 9, "head_init": "normal"},

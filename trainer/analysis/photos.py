@@ -15,7 +15,7 @@ from serving.repository import Repository
 from trainer.console import unshown
 from trainer.data import groups_of, units_by
 from trainer.errors import InvalidData
-from trainer.known_photos import SPLIT, Split, count_known, files_of, known_to
+from trainer.known_photos import Split, count_known, files_of, known_to, split_in
 from trainer.listing import find_photos
 from trainer.near_duplicates import Thumbnail, thumbnail
 from trainer.pictures import Photo, as_served
@@ -60,8 +60,8 @@ def load_photos(
     """
     found = [file for file in find_photos(data, datasets) if file.label]
     _same_labels(found, manifest, data)
-    split = _split_of(repository, manifest)
-    splits = [_split_of(repository, each) for each in of_all]
+    split = split_in(repository, manifest)
+    splits = [split_in(repository, each) for each in of_all]
     tests = _unknown_to_all(found, splits) if splits else _tests_of(found, split)
     chosen = (draw or by_turns)(tests, limit, seed)
     squares = as_served(manifest.preprocessing, workers=workers)
@@ -116,11 +116,6 @@ def _one_of_each(
     groups, _ = groups_of(kept, thumbnails, unshown, workers)
     _, first = np.unique(units_by(photos, groups, len(SPLITS)), return_index=True)
     return [photos[i] for i in np.sort(first)]
-
-
-def _split_of(repository: Repository, manifest: Manifest) -> Split:
-    split: Split = json.loads(repository.read_file(manifest, SPLIT))
-    return split
 
 
 def _tests_of(found: list[Found], split: Split) -> list[Found]:
