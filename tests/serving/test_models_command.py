@@ -89,6 +89,19 @@ def test_an_alias_that_is_malformed_is_named_and_breaks_no_version(models, root:
         assert "malformed; remove pets/aliases/canary, then promote a version" in err
 
 
+def test_an_alias_whose_version_is_gone_is_named(models, root: Path) -> None:
+    models("promote", "pets/1", "--alias", "canary")
+    shutil.rmtree(root / "pets/1")
+    said = "alias 'canary' of 'pets' names version 1, which is not there"
+    status, out, _ = models("list")
+    assert status == 0 and out.splitlines()[-1].split(maxsplit=3)[1:] == ["canary", "broken", said]
+    gone = json.loads(models("list", "--json")[1])[-1]
+    assert gone == {"name": "pets", "version": None, "alias": "canary", "problem": said}
+    models("page")
+    assert "names version 1, which is not there" in (root / "index.html").read_text()
+    assert models("show", "pets/canary") == (2, "", f"error: {said}\n")
+
+
 @pytest.mark.parametrize("command", ["list", "verify"])
 def test_a_version_that_is_removed_meanwhile_is_left_out(
     command: str, models, root: Path, monkeypatch: pytest.MonkeyPatch
