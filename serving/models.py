@@ -25,6 +25,7 @@ from serving.errors import (
     Overloaded,
     PawprintError,
     Unavailable,
+    listed,
 )
 from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
@@ -204,12 +205,15 @@ def _promote(repository: Repository, options: argparse.Namespace) -> None:
     if "/" not in options.model:
         raise InvalidRequest(f"say which version: models promote {options.model}/VERSION")
     name, version = repository.find(options.model)
+    before = _target(repository, name, options.alias)
     repository.promote(name, version, options.alias)
-    _report(options, name, version)
+    _report(repository, options, name, before, version)
 
 
 def _rollback(repository: Repository, options: argparse.Namespace) -> None:
-    _report(options, options.model, repository.rollback(options.model, options.alias))
+    before = _target(repository, options.model, options.alias)
+    version = repository.rollback(options.model, options.alias)
+    _report(repository, options, options.model, before, version)
 
 
 def _copy(repository: Repository, options: argparse.Namespace) -> None:
@@ -225,11 +229,29 @@ def _page(repository: Repository, options: argparse.Namespace) -> None:
     print(repository.write_page(render_page(repository)))
 
 
-def _report(options: argparse.Namespace, name: str, version: int) -> None:
+def _target(repository: Repository, name: str, alias: str) -> int | None:
+    return repository.named_and_malformed(name)[0].get(alias)
+
+
+def _report(
+    repository: Repository,
+    options: argparse.Namespace,
+    name: str,
+    before: int | None,
+    version: int,
+) -> None:
     if options.json:
         print(json.dumps({"name": name, "alias": options.alias, "version": version}))
-    else:
-        print(f"{options.alias} of {name} is now version {version}")
+        return
+    print(f"{options.alias} of {name} is now version {version}")
+    if before is None:
+        return
+    with suppress(PawprintError, OSError):  # the alias is moved, whatever can be read now
+        old, new = (set(repository.manifest(name, v).labels) for v in (before, version))
+        if old != new:
+            gone, come = listed(sorted(old - new)), listed(sorted(new - old))
+            said = f"Its labels are not those of version {before}: gone: {gone}; new: {come}"
+            print(visible(said))
 
 
 def _all(repository: Repository) -> list[tuple[str, int]]:

@@ -188,6 +188,16 @@ def test_promote_and_rollback(models) -> None:
     assert (status, out) == (2, "") and "no earlier version" in err
 
 
+def test_labels_that_change_with_the_alias_are_told(models, root: Path) -> None:
+    """Callers that look for a label must learn that it is gone."""
+    build_version(root, "birds", ["c", "a", "d", "e"])
+    models("promote", "birds/1")
+    said = "Its labels are not those of version {}: gone: {}; new: {}\n"
+    out = models("promote", "birds/2")[1]
+    assert out == "stable of birds is now version 2\n" + said.format(1, "b", "d, e")
+    assert models("rollback", "birds")[1].endswith("\n" + said.format(2, "d, e", "b"))
+
+
 def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
     (root / "pets/2/model.onnx").write_bytes(b"")
     status, _, err = models("promote", "pets/2")
