@@ -38,7 +38,7 @@ from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.splits import read_splits
 from serving.troubles import ALL, Troubles
-from serving.unmet import unmet, without_effect
+from serving.unmet import other_labels, unmet, without_effect
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
@@ -232,9 +232,12 @@ class ModelControl:
         )
         return [*self.troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
-    def without_effect(self) -> list[str]:
-        """Canaries and shadows that try nothing now; a line each."""
-        return without_effect(self._models, self.settings)
+    def remarks(self) -> list[str]:
+        """Canaries and shadows that try nothing now, or have other labels; a line each."""
+        return [
+            *without_effect(self._models, self.settings),
+            *other_labels(self._models, self.settings),
+        ]
 
     # --- one change at a time: the lock is held
 
@@ -375,7 +378,7 @@ class ModelControl:
         return f"no version of {name!r} is loaded: {why}"
 
     def _say_unmet(self) -> None:
-        found = [*unmet(self._models, self.settings), *self.without_effect()]
+        found = [*unmet(self._models, self.settings), *self.remarks()]
         for sentence in found:
             if sentence not in self._unmet:
                 log.warning("%s", sentence)

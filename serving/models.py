@@ -25,6 +25,7 @@ from serving.errors import (
     Overloaded,
     PawprintError,
     Unavailable,
+    listed,
 )
 from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
@@ -84,25 +85,26 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _rows(repository: Repository) -> list[dict[str, Any]]:
-    """Of all versions, then of aliases that can't be read. Read side by side: in a bucket each
+    """Of all versions, then of aliases that lead nowhere. Read side by side: in a bucket each
     waits for several answers."""
     with interruptible(), ThreadPoolExecutor(_READERS) as readers:
         looks = list(readers.map(lambda name: _look(repository, name), repository.names()))
         versions = [(name, version, named) for name, found, named, _ in looks for version in found]
         rows = readers.map(lambda version: _summary(repository, *version), versions)
-        malformed = [
+        astray = [
             {"name": name, "version": None, "alias": alias, "problem": why}
-            for name, _, _, unread in looks
-            for alias, why in unread.items()
+            for name, _, _, problems in looks
+            for alias, why in problems.items()
         ]
-        return [row for row in rows if row is not None] + malformed
+        return [row for row in rows if row is not None] + astray
 
 
 def _look(
     repository: Repository, name: str
 ) -> tuple[str, list[int], Mapping[str, int], Mapping[str, str]]:
-    """The name, its versions, its aliases, and those that can't be read, each with why."""
-    return name, repository.versions(name), *repository.named_and_malformed(name)
+    """The name, its versions, its aliases, and those that lead nowhere, each with why."""
+    named, _ = repository.named_and_malformed(name)
+    return name, repository.versions(name), named, repository.alias_problems(name)
 
 
 def _summary(
@@ -203,12 +205,15 @@ def _promote(repository: Repository, options: argparse.Namespace) -> None:
     if "/" not in options.model:
         raise InvalidRequest(f"say which version: models promote {options.model}/VERSION")
     name, version = repository.find(options.model)
+    before = _target(repository, name, options.alias)
     repository.promote(name, version, options.alias)
-    _report(options, name, version)
+    _report(repository, options, name, before, version)
 
 
 def _rollback(repository: Repository, options: argparse.Namespace) -> None:
-    _report(options, options.model, repository.rollback(options.model, options.alias))
+    before = _target(repository, options.model, options.alias)
+    version = repository.rollback(options.model, options.alias)
+    _report(repository, options, options.model, before, version)
 
 
 def _copy(repository: Repository, options: argparse.Namespace) -> None:
@@ -224,11 +229,29 @@ def _page(repository: Repository, options: argparse.Namespace) -> None:
     print(repository.write_page(render_page(repository)))
 
 
-def _report(options: argparse.Namespace, name: str, version: int) -> None:
+def _target(repository: Repository, name: str, alias: str) -> int | None:
+    return repository.named_and_malformed(name)[0].get(alias)
+
+
+def _report(
+    repository: Repository,
+    options: argparse.Namespace,
+    name: str,
+    before: int | None,
+    version: int,
+) -> None:
     if options.json:
         print(json.dumps({"name": name, "alias": options.alias, "version": version}))
-    else:
-        print(f"{options.alias} of {name} is now version {version}")
+        return
+    print(f"{options.alias} of {name} is now version {version}")
+    if before is None:
+        return
+    with suppress(PawprintError, OSError):  # the alias is moved, whatever can be read now
+        old, new = (set(repository.manifest(name, v).labels) for v in (before, version))
+        if old != new:
+            gone, come = listed(sorted(old - new)), listed(sorted(new - old))
+            said = f"Its labels are not those of version {before}: gone: {gone}; new: {come}"
+            print(visible(said))
 
 
 def _all(repository: Repository) -> list[tuple[str, int]]:

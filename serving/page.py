@@ -43,7 +43,7 @@ def render_page(repository: Repository) -> str:
 
 
 def _model(repository: Repository, name: str) -> str:
-    aliases, malformed = repository.named_and_malformed(name)
+    aliases, _ = repository.named_and_malformed(name)
     rows, pictures = [], ""
     for version in reversed(repository.versions(name)):
         named = " ".join(alias for alias, target in aliases.items() if target == version)
@@ -58,7 +58,9 @@ def _model(repository: Repository, name: str) -> str:
                 f"{escape(str(error))}</td></tr>"
             )
     head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
-    problems = "".join(f'<p class="bad">{escape(why)}</p>\n' for why in malformed.values())
+    problems = "".join(
+        f'<p class="bad">{escape(why)}</p>\n' for why in repository.alias_problems(name).values()
+    )
     return (
         f'<h2 id="{escape(name)}">{escape(name)}</h2>\n{problems}{pictures}'
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n'

@@ -119,6 +119,8 @@ class Repository:
             return named[0]
         if reference or not versions:
             self.check_version(name, versions[-1] if versions else 0)
+            if named:
+                raise NotFound(_names_none(name, alias, named[0]))
             try:
                 known = f"aliases: {listed(self.aliases(name))}"
             except BrokenVersion as error:
@@ -427,6 +429,13 @@ class Repository:
                 malformed[alias] = str(error)
         return found, malformed
 
+    def alias_problems(self, name: str) -> dict[str, str]:
+        """Alias -> why it leads nowhere: it is malformed, or the version that it names is gone."""
+        named, problems = self.named_and_malformed(name)
+        versions = self.versions(name)  # after the aliases: one may just have been published
+        gone = {a: _names_none(name, a, v) for a, v in named.items() if v not in versions}
+        return dict(sorted({**problems, **gone}.items()))
+
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""
         if check_name(alias).isdigit():
@@ -486,3 +495,7 @@ class Repository:
         if after != before:
             replace_file(self.root / name / "aliases" / alias, alias_lines(after))
         return after
+
+
+def _names_none(name: str, alias: str, version: int) -> str:
+    return f"alias {alias!r} of {name!r} names version {version}, which is not there"

@@ -96,7 +96,7 @@ async def check(settings: ServerSettings) -> bool:
     try:
         await server.load()
         states, problems = server.control.states(), server.control.problems()
-        idle = server.control.without_effect()
+        remarks = server.control.remarks()
     finally:
         await server.close()
     for state in states:
@@ -104,7 +104,7 @@ async def check(settings: ServerSettings) -> bool:
         aliases = f" ({', '.join(state.aliases)})" if state.aliases else ""
         reason = f": {state.reason}" if state.reason else ""
         print(visible(f"{state.model}/{state.version}{aliases}: {state.state}{where}{reason}"))
-    for line in (*problems, *idle):
+    for line in (*problems, *remarks):
         print(visible(line))
     return not problems and all(state.state == "serving" for state in states)
 

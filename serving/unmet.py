@@ -4,6 +4,7 @@ at run time."""
 from collections.abc import Iterator, Mapping
 
 from serving.control_settings import ControlSettings
+from serving.errors import listed
 from serving.loading import LoadedModel
 from serving.splits import Split, read_splits
 from serving.version_policy import read_policy
@@ -34,6 +35,26 @@ def without_effect(models: Mapping[str, LoadedModel], settings: ControlSettings)
                     f"shadow of {name}: {split.reference} answers the calls itself, and gets no "
                     "copies of them"
                 )
+    return said
+
+
+def other_labels(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
+    """One sentence for each canary and shadow whose labels are not those of the version that other
+    calls get, as after a class was renamed: its answers differ, however right they are."""
+    said = []
+    for kind, text in (("canary", settings.canary), ("shadow", settings.shadow)):
+        for name, split in read_splits(text, kind).items():
+            if not split.share or (model := models.get(name)) is None:
+                continue
+            tried, usual = version_of(split, model), model.default_version
+            if tried in model.versions and usual in model.versions:
+                new, old = (set(model.versions[v].engine.manifest.labels) for v in (tried, usual))
+                if new != old:
+                    said.append(
+                        f"{kind} of {name}: {split.reference} has other labels than {usual}, which "
+                        f"calls get: without {listed(sorted(old - new))}; "
+                        f"with {listed(sorted(new - old))}"
+                    )
     return said
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line, listed
 from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
     SCHEMA_VERSION,
@@ -192,10 +192,16 @@ def _published_to_all_but_triton(run: Run, manifest: Manifest, how: str) -> Publ
 def _published(run: Run, manifest: Manifest, how: str) -> Published:
     repository, name = run.repository, run.config.name
     place = f"{repository.location}/{name}/{manifest.version}"
-    stable = None
-    with contextlib.suppress(PawprintError):  # a store that fails now has the version all the same
+    stable, said = None, ""
+    with contextlib.suppress(PawprintError, OSError):  # what fails now has the version all the same
         stable = repository.aliases(name).get(DEFAULT_ALIAS)
-    return Published(place=place, manifest=manifest, how=how, stable=stable)
+        earlier = (v for v in repository.versions(name) if v < manifest.version)
+        before = stable or max(earlier, default=manifest.version)
+        old, new = set(repository.manifest(name, before).labels), set(manifest.labels)
+        if old != new:
+            gone, come = listed(sorted(old - new)), listed(sorted(new - old))
+            said = f"Its labels are not those of version {before}: gone: {gone}; new: {come}"
+    return Published(place=place, manifest=manifest, how=how, stable=stable, other_labels=said)
 
 
 def _publish_or_keep(

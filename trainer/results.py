@@ -22,3 +22,4 @@ class Published:
     manifest: Manifest
     how: str
     stable: int | None  # what callers who name no version get, where an alias says so
+    other_labels: str = ""  # in a sentence, where the version that callers got has others

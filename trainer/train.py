@@ -145,6 +145,8 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
             ("time", f"{manifest.training_seconds:.0f} s"),
         ],
     )
+    if published.other_labels:
+        console.line(published.other_labels)
     console.line(f"Serve it: serve --models {config.out}")
     if published.stable is not None:
         console.line(

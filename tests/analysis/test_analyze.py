@@ -191,6 +191,7 @@ def test_the_words_of_the_report_say_of_which_photos_they_speak(analysed):
     page = (analysed.models / "cartoon/1/analysis/report.html").read_text()
     right = report_of(analysed)["clean"]["fp32"]["correct"]
     assert page.count(f"of the {right} photos that are right as they are") == 3  # and the descent
+    assert "have the content or the names" not in page, "none of them was learnt from"
     assert "points below clean" in page or "points above clean" in page
 
 
@@ -278,6 +279,21 @@ def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):
     assert given["pictures"] == 3 and given["median"] >= 0.5
     assert "of given" in said and "these photos show no probability" in said
     assert (trained.models / "cartoon/1/analysis/strangers/given.webp").is_file()
+
+
+def test_photos_that_the_version_learnt_from_are_told_in_the_report_too(trained, tmp_path):
+    """Who reads it later has not seen what the command printed."""
+    for number, photo in enumerate(sorted(trained.data.glob("*/*"))):
+        label = tmp_path / "renamed" / photo.parent.name
+        label.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, label / f"{number}{photo.suffix}")
+    said = here("cartoon", "--data", tmp_path / "renamed", "--models", trained.models, *SMALL)
+    report = report_of(trained)
+    assert 0 < report["data"]["known"] <= 4 < report["trust"]["known"]
+    told = f"{report['trust']['known']} have the content or the names of photos that the version"
+    assert f"Warning: {told}" in said
+    page = (trained.models / "cartoon/1/analysis/report.html").read_text()
+    assert f"{report['trust']['known']} photos have the content or the names of photos" in page
 
 
 def test_strangers_that_are_not_there_are_an_error_before_any_work(trained, tmp_path):

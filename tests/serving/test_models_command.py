@@ -89,6 +89,19 @@ def test_an_alias_that_is_malformed_is_named_and_breaks_no_version(models, root:
         assert "malformed; remove pets/aliases/canary, then promote a version" in err
 
 
+def test_an_alias_whose_version_is_gone_is_named(models, root: Path) -> None:
+    models("promote", "pets/1", "--alias", "canary")
+    shutil.rmtree(root / "pets/1")
+    said = "alias 'canary' of 'pets' names version 1, which is not there"
+    status, out, _ = models("list")
+    assert status == 0 and out.splitlines()[-1].split(maxsplit=3)[1:] == ["canary", "broken", said]
+    gone = json.loads(models("list", "--json")[1])[-1]
+    assert gone == {"name": "pets", "version": None, "alias": "canary", "problem": said}
+    models("page")
+    assert "names version 1, which is not there" in (root / "index.html").read_text()
+    assert models("show", "pets/canary") == (2, "", f"error: {said}\n")
+
+
 @pytest.mark.parametrize("command", ["list", "verify"])
 def test_a_version_that_is_removed_meanwhile_is_left_out(
     command: str, models, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +186,16 @@ def test_promote_and_rollback(models) -> None:
     assert json.loads(out) == {"name": "pets", "alias": "stable", "version": 1}
     status, out, err = models("rollback", "pets")
     assert (status, out) == (2, "") and "no earlier version" in err
+
+
+def test_labels_that_change_with_the_alias_are_told(models, root: Path) -> None:
+    """Callers that look for a label must learn that it is gone."""
+    build_version(root, "birds", ["c", "a", "d", "e"])
+    models("promote", "birds/1")
+    said = "Its labels are not those of version {}: gone: {}; new: {}\n"
+    out = models("promote", "birds/2")[1]
+    assert out == "stable of birds is now version 2\n" + said.format(1, "b", "d, e")
+    assert models("rollback", "birds")[1].endswith("\n" + said.format(2, "d, e", "b"))
 
 
 def test_a_broken_version_is_not_promoted(models, root: Path) -> None:

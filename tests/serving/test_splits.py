@@ -84,16 +84,28 @@ async def test_a_split_to_what_calls_get_already_is_told(
     canary = "canary of pets: canary is what all calls get already"
     shadow = "shadow of pets: 1 answers the calls itself, and gets no copies of them"
     async with running_server(two, shadow="pets=1:1") as running:
-        assert running.server.control.without_effect() == [shadow]
+        assert running.server.control.remarks() == [shadow]
         assert caplog.text.count(shadow) == 1
     async with running_server(two, **settings) as running:
-        assert running.server.control.without_effect() == []  # it gets the canary's calls
+        assert running.server.control.remarks() == []  # it gets the canary's calls
         Repository(two).promote("pets", 2)
         await running.server.control.rescan()
         await running.server.control.rescan()
-        assert running.server.control.without_effect() == [canary]
+        assert running.server.control.remarks() == [canary]
         assert running.server.control.problems() == []  # nothing is missing
         assert caplog.text.count(canary) == 1
+
+
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+async def test_a_split_to_other_labels_is_told(tmp_path: Path, kind: str) -> None:
+    for labels in (["cat", "dog"], ["cat", "hound"]):
+        build_version(tmp_path, "pets", labels)
+    Repository(tmp_path).promote("pets", 1)
+    async with running_server(tmp_path, **{kind: "pets=2:0.1"}) as running:
+        assert running.server.control.remarks() == [
+            f"{kind} of pets: 2 has other labels than 1, which calls get: without dog; with hound"
+        ]
+        assert running.server.control.problems() == []  # it may be meant so
 
 
 async def test_a_canary_answers_its_share_by_key(two: Path) -> None:

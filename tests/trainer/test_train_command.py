@@ -431,6 +431,12 @@ def test_a_version_that_callers_do_not_get_yet_says_how_they_would(
     said = capsys.readouterr().out
     assert "Callers get version 1, which stable names" in said
     assert f"models promote shapes/2 --models {tmp_path}" in said
+    assert "Its labels" not in said
+    arguments[1] = write_photos(tmp_path / "renamed", 6, ("blobs", "squares"))
+    assert main([str(argument) for argument in arguments]) == 0
+    gone = sorted({*trained.repository.manifest("shapes", 1).labels} - {"squares"})
+    told = f"Its labels are not those of version 1: gone: {', '.join(gone)}; new: blobs\n"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

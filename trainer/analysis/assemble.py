@@ -344,4 +344,5 @@ def data_section(photos: Photos, labels: Sequence[str]) -> dict[str, Any]:
         "photos": len(photos.labels),
         "per_class": {label: int(np.sum(photos.labels == k)) for k, label in enumerate(labels)},
         "left_out": [{"file": item.file, "reason": item.reason} for item in photos.left_out],
+        "known": photos.known,
     }

@@ -32,11 +32,12 @@ class Answers:
     served: Mapping[str, Floats]  # by precision, fp32 first: probabilities [n, K]
     labels: npt.NDArray[np.int64]  # [n]
     alike: int = 0  # photos beside these, of the same pictures
+    known: int = 0  # of these, photos that the version was trained on, it seems
 
     @classmethod
     def of(cls, subject: Subject, photos: Photos) -> "Answers":
         served = {name: runner.run(photos.pixels)[0] for name, runner in subject.runners.items()}
-        return cls(served=served, labels=photos.labels, alike=photos.alike)
+        return cls(served=served, labels=photos.labels, alike=photos.alike, known=photos.known)
 
     def sure_and_right(self, precision: str) -> tuple[Floats, Bools]:
         """[n] each: the probability of the first label, and whether it is right."""
@@ -56,6 +57,7 @@ def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str
         "confidence": 1 - DELTA,
         "photos": len(sure),
         "alike": answers.alike,
+        "known": answers.known,
         "thresholds": [
             {
                 "precision": precision,
