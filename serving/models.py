@@ -25,11 +25,10 @@ from serving.errors import (
     Overloaded,
     PawprintError,
     Unavailable,
-    listed,
 )
 from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
-from serving.modelspec import Threshold
+from serving.modelspec import Threshold, other_labels
 from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -247,10 +246,8 @@ def _report(
     if before is None:
         return
     with suppress(PawprintError, OSError):  # the alias is moved, whatever can be read now
-        old, new = (set(repository.manifest(name, v).labels) for v in (before, version))
-        if old != new:
-            gone, come = listed(sorted(old - new)), listed(sorted(new - old))
-            said = f"Its labels are not those of version {before}: gone: {gone}; new: {come}"
+        old, new = (repository.manifest(name, each) for each in (before, version))
+        if said := other_labels(old, new):
             print(visible(said))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from serving.errors import BrokenVersion
+from serving.errors import BrokenVersion, listed
 
 SCHEMA_VERSION = 1
 # What the graph of each file takes, uint8 [N, S, S, 3], and gives, float32 [N, K] each.
@@ -227,6 +227,15 @@ def _check_schema(value: Any) -> None:
             f"manifest.json has schema_version {schema}, and this Pawprint reads {SCHEMA_VERSION}: "
             "a newer one has published it; upgrade this one"
         )
+
+
+def other_labels(before: Manifest, after: Manifest) -> str:
+    """What callers lose and get, in a sentence; "" where both know the same classes."""
+    old, new = set(before.labels), set(after.labels)
+    if old == new:
+        return ""
+    gone, come = listed(sorted(old - new)), listed(sorted(new - old))
+    return f"Its labels are not those of version {before.version}: gone: {gone}; new: {come}"
 
 
 def read_strictly(kind: type[T], value: Any, where: str) -> T:

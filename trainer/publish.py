@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line, listed
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line
 from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
     SCHEMA_VERSION,
     FileEntry,
     Manifest,
+    other_labels,
 )
 from serving.repository import Repository
 from trainer.backbones import WEIGHTS, Calibrated, version_state
@@ -197,10 +198,7 @@ def _published(run: Run, manifest: Manifest, how: str) -> Published:
         stable = repository.aliases(name).get(DEFAULT_ALIAS)
         earlier = (v for v in repository.versions(name) if v < manifest.version)
         before = stable or max(earlier, default=manifest.version)
-        old, new = set(repository.manifest(name, before).labels), set(manifest.labels)
-        if old != new:
-            gone, come = listed(sorted(old - new)), listed(sorted(new - old))
-            said = f"Its labels are not those of version {before}: gone: {gone}; new: {come}"
+        said = other_labels(repository.manifest(name, before), manifest)
     return Published(place=place, manifest=manifest, how=how, stable=stable, other_labels=said)
 
 
