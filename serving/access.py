@@ -14,6 +14,7 @@ import grpc
 from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.errors import InvalidRequest, Unauthenticated, Unavailable
 from serving.pem import check_certificates, check_pair
+from serving.proxies import past_proxies
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
 TRY_TLS = "if the server speaks TLS: --tls or --tls-ca FILE"
@@ -48,18 +49,22 @@ def channel_opener(
 ) -> Callable[[], grpc.Channel]:
     """What opens a channel, not encrypted without `tls`. Raises InvalidRequest itself, and has read
     the files: who opens later may have no right to."""
+    target = target_of(address)
+    options = [*options, *past_proxies(target)]
     if tls is None:
-        return partial(grpc.insecure_channel, target_of(address), options)
+        return partial(grpc.insecure_channel, target, options)
     named = [*options, *_name(tls, address)]
-    return partial(grpc.secure_channel, target_of(address), _credentials(tls), named)
+    return partial(grpc.secure_channel, target, _credentials(tls), named)
 
 
 def async_channel_opener(address: str, tls: Tls | None) -> Callable[[], grpc.aio.Channel]:
     """As channel_opener, for asyncio: to be called in the event loop."""
+    target = target_of(address)
+    options = [*CHANNEL_OPTIONS, *past_proxies(target)]
     if tls is None:
-        return partial(grpc.aio.insecure_channel, target_of(address), CHANNEL_OPTIONS)
-    named = [*CHANNEL_OPTIONS, *_name(tls, address)]
-    return partial(grpc.aio.secure_channel, target_of(address), _credentials(tls), named)
+        return partial(grpc.aio.insecure_channel, target, options)
+    named = [*options, *_name(tls, address)]
+    return partial(grpc.aio.secure_channel, target, _credentials(tls), named)
 
 
 def sendable(token: str | None) -> str:

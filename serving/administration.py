@@ -8,6 +8,7 @@ import grpc
 
 from protos.pawprint.v1 import admin_pb2 as pb
 from protos.pawprint.v1 import admin_pb2_grpc
+from serving.access import channel_opener
 from serving.client_messages import exception_of_call
 from serving.commandline import aligned
 
@@ -67,7 +68,7 @@ def _report(options: argparse.Namespace, name: str, versions: Any) -> None:
 
 def _call(options: argparse.Namespace, method: str, request: Any) -> Any:
     """Raises the exception of a failed call."""
-    with grpc.insecure_channel(options.server) as channel:
+    with channel_opener(options.server, tls=None, options=())() as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         try:
             return getattr(stub, method)(request, timeout=TIMEOUT_S)

@@ -24,6 +24,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.modelspec import RobustAccuracy, RobustnessSummary, Threshold, Trust
+from serving.proxies import by_proxy
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
@@ -184,7 +185,7 @@ def exception_of(
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # which the server says too, if it is first
         return no_answer(address, "" if details == _NO_ANSWER else f": {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
-        details = f"the server at {address} does not answer: {details}"
+        details = f"the server at {address} does not answer{by_proxy(address)}: {details}"
     kind = EXCEPTIONS.get(code)
     if kind is None:
         return PawprintError(f"the server answers {getattr(code, 'name', code)}: {details}")
@@ -194,7 +195,10 @@ def exception_of(
 
 
 def no_answer(address: str, why: str = "") -> DeadlineExceeded:
-    return DeadlineExceeded(f"the server at {address} gave no answer in the time allowed{why}")
+    through = by_proxy(address)
+    return DeadlineExceeded(
+        f"the server at {address} gave no answer in the time allowed{through}{why}"
+    )
 
 
 def response_of(message: pb.ClassifyResponse) -> Response:
