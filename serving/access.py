@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
-from serving.errors import InvalidRequest, Unauthenticated, Unavailable
+from serving.errors import InvalidRequest, Unauthenticated, Unavailable, in_utf8
 from serving.pem import check_certificates, check_pair
 from serving.proxies import past_proxies
 
@@ -35,6 +35,7 @@ class Tls:
     server_name: str = ""
 
     def __post_init__(self) -> None:
+        in_utf8("the server's name", self.server_name)
         if bool(self.cert) != bool(self.key):
             raise InvalidRequest(
                 "a client's certificate needs its key, and the key its certificate"

@@ -11,6 +11,7 @@ from protos.pawprint.v1 import admin_pb2_grpc
 from serving.access import channel_opener
 from serving.client_messages import exception_of_call
 from serving.commandline import aligned
+from serving.errors import in_utf8
 
 # Loading a large version takes long; a server that is not there is known at once.
 TIMEOUT_S = 600.0
@@ -18,13 +19,13 @@ _NO_CONNECTION = "failed to connect to all addresses"  # of gRPC's pick_first
 
 
 def load(options: argparse.Namespace) -> None:
-    name, _, version = options.model.partition("/")
+    name, _, version = in_utf8("the model", options.model).partition("/")
     answer = _call(options, "LoadModel", pb.LoadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 
 
 def unload(options: argparse.Namespace) -> None:
-    name, _, version = options.model.partition("/")
+    name, _, version = in_utf8("the model", options.model).partition("/")
     answer = _call(options, "UnloadModel", pb.UnloadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 

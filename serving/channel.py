@@ -11,7 +11,7 @@ import json
 
 import grpc
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, in_utf8
 
 SERVICE = "pawprint.v1.ClassifierService"
 # A request larger than this buffer would be sent once only. gRPC's own default is 256 KiB, less
@@ -69,6 +69,7 @@ def target_of(address: str) -> str:
 
     Several are IP addresses with ports, separated by commas. Raises InvalidRequest.
     """
+    in_utf8("the address", address)
     if not address:
         raise InvalidRequest("a server's address is HOST:PORT; got an empty one")
     if address.startswith(("http://", "https://")):

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from serving.errors import (
     PawprintError,
     Unauthenticated,
     Unavailable,
+    not_utf8,
 )
 from serving.modelspec import RobustAccuracy, RobustnessSummary, Threshold, Trust
 from serving.proxies import by_proxy
@@ -145,14 +147,30 @@ def classify_request(
         raise InvalidRequest(
             f"the photos have {size:,} bytes; no message can hold more than {_MAX_MESSAGE_BYTES:,}"
         )
-    return pb.ClassifyRequest(
-        model=model,
-        version=str(version),
-        images=photos,
-        top_k=top_k,
-        priority=pb.PRIORITY_LOW if low_priority else pb.PRIORITY_UNSPECIFIED,
-        routing_key=routing_key,
-    )
+    with _text_alone():
+        return pb.ClassifyRequest(
+            model=model,
+            version=str(version),
+            images=photos,
+            top_k=top_k,
+            priority=pb.PRIORITY_LOW if low_priority else pb.PRIORITY_UNSPECIFIED,
+            routing_key=routing_key,
+        )
+
+
+def model_request(model: str, version: str | int) -> pb.GetModelRequest:
+    """Raises InvalidRequest."""
+    with _text_alone():
+        return pb.GetModelRequest(model=model, version=str(version))
+
+
+@contextmanager
+def _text_alone() -> Iterator[None]:
+    """A name may come from a caller of the caller, and hold half a character."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(not_utf8(repr(error.object))) from error
 
 
 def exception_of_call(error: Any, address: str) -> PawprintError:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from serving.bucket import Bucket, s3_code
-from serving.errors import InvalidRequest, Unavailable
+from serving.errors import InvalidRequest, Unavailable, not_utf8
 from serving.folders import identity
 from serving.paths import is_file
 from serving.photo_paths import is_photo, photo_paths
@@ -90,7 +90,7 @@ class Folder:
             key.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"the name {key!r} is not UTF-8, so it can't stand in Parquet; rename the file"
+                f"{not_utf8(f'the name {key!r}')}, or rename the file: Parquet takes no other"
             ) from error
         return key
 

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.access import TRY_TLS, Options, Tls, access_of, add_access_flags, channel_opener
 from serving.channel import host_port
 from serving.commandline import Parser, fail
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, in_utf8
 from serving.own_tls import own_tls
 from serving.proxies import STRAIGHT, by_proxy
 
@@ -32,7 +32,7 @@ def serving_status(
 ) -> str:
     """SERVING, NOT_SERVING, SERVICE_UNKNOWN, or the status code of a call that failed."""
     with channel_opener(address, tls, options)() as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
+        request = health_pb2.HealthCheckRequest(service=in_utf8("the service", service))
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(
                 request, timeout=timeout_s, wait_for_ready=True

@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.commands import run_python
+from tests.commands import ASCII_LOCALE, run_python
 from tests.conftest import ROOT
 from tests.photos import jpeg
 
@@ -179,6 +180,23 @@ def test_a_flag_that_is_wrong_is_one_line(command: str) -> None:
     done = run_python("-c", f"{code}from serving.launch import {command}; sys.exit({command}())")
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "") and line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serving.classify", __file__, "--address", "caf\udce9:1"),
+        ("serving.models", "load", "caf\udce9", "--server", "localhost:1"),
+        ("serving.models", "status", "--server", "caf\udce9:1"),
+        ("serving.probe", "--service", "caf\udce9"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_one_line(arguments: Sequence[str]) -> None:
+    done = run_python("-m", *arguments)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert r"caf\udce9" in done.stderr and done.stderr.endswith("' is not UTF-8\n")
+    done = run_python("-m", *arguments, env=os.environ | ASCII_LOCALE)
+    assert done.stderr.endswith("whose encoding is ascii: set PYTHONUTF8=1\n")
 
 
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:
