@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.access import TRY_TLS, Options, Tls, access_of, add_access_flags, channel_opener
 from serving.channel import host_port
-from serving.commandline import Parser, fail
+from serving.commandline import Parser, fail, reader_may_leave
 from serving.errors import InvalidRequest, in_utf8
 from serving.own_tls import own_tls
 from serving.proxies import STRAIGHT, by_proxy
@@ -77,4 +77,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"; {TRY_TLS}" if tls is None and status in _NO_ANSWER else ""
         through = "" if own else by_proxy(options.address)
         fail(f"{options.address} is {status}{through}{hint}", status=1)
-    print(status)
+    with reader_may_leave():
+        print(status)

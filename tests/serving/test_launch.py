@@ -199,6 +199,29 @@ def test_an_argument_that_is_not_utf_8_is_one_line(arguments: Sequence[str]) -> 
     assert done.stderr.endswith("whose encoding is ascii: set PYTHONUTF8=1\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status", "said"),
+    [
+        (("list",), ">&-", 0, ""),
+        (("list",), "<&- >&- 2>&-", 0, ""),
+        (("list", "--nope"), "2>&-", 2, ""),  # not on stdout instead
+        (("list", "--nope"), ">&-", 2, "error: unrecognized arguments: --nope"),
+    ],
+)
+def test_standard_streams_may_be_closed(
+    models: Path, arguments: Sequence[str], closed: str, status: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "serving.models", *arguments, "--models", str(models)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr.partition(" (")[0]) == (status, "", said)
+
+
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:
     code = (
         "import sys; sys.modules['serving.commandline'] = None\n"
