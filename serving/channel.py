@@ -8,6 +8,7 @@ its caller, cancelled. Classify changes nothing on a server, so a repeated attem
 
 import ipaddress
 import json
+from string import hexdigits
 
 import grpc
 
@@ -75,7 +76,11 @@ def target_of(address: str) -> str:
     if address.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address is HOST:PORT, without http://; got {address}")
     if "," not in address:
-        port = address.rpartition(":")[2]
+        host, _, port = address.rpartition(":")
+        if ":" in host and set(address) <= set(f"{hexdigits}:."):  # the port would be a part of it
+            raise InvalidRequest(
+                f"an IPv6 address stands in brackets, [{host}]:{port}; got {address}"
+            )
         if port.isdecimal() and not _is_port(port):  # gRPC would take another for it
             raise InvalidRequest(f"no port has the number {port[:20]}: {address[:200]}")
         return address
