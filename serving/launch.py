@@ -84,6 +84,13 @@ def _start(module: str, extra: str) -> int:
     _open_standard_descriptors()
     if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        if extra == "train":  # for want of it MKL would say that it can't load torch
+            gone = "the current folder is no longer there; change to another"
+            print(f"error: {gone}", file=sys.stderr)
+            return 2
     return go_on(module, extra)
 
 

@@ -222,6 +222,20 @@ def test_standard_streams_may_be_closed(
     assert (done.returncode, done.stdout, done.stderr.partition(" (")[0]) == (status, "", said)
 
 
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    gone = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {sys.executable} -m"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f"{gone} trainer.train --data {tmp_path} --name pets"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the current folder is no longer there; change to another\n"
+
+
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:
     code = (
         "import sys; sys.modules['serving.commandline'] = None\n"
