@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
-from serving.errors import InvalidRequest, Unauthenticated, Unavailable
+from serving.errors import InvalidRequest, Unauthenticated, Unavailable, in_utf8
 from serving.pem import check_certificates, check_pair
+from serving.proxies import past_proxies
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
 TRY_TLS = "if the server speaks TLS: --tls or --tls-ca FILE"
@@ -34,6 +35,7 @@ class Tls:
     server_name: str = ""
 
     def __post_init__(self) -> None:
+        in_utf8("the server's name", self.server_name)
         if bool(self.cert) != bool(self.key):
             raise InvalidRequest(
                 "a client's certificate needs its key, and the key its certificate"
@@ -48,18 +50,22 @@ def channel_opener(
 ) -> Callable[[], grpc.Channel]:
     """What opens a channel, not encrypted without `tls`. Raises InvalidRequest itself, and has read
     the files: who opens later may have no right to."""
+    target = target_of(address)
+    options = [*options, *past_proxies(target)]
     if tls is None:
-        return partial(grpc.insecure_channel, target_of(address), options)
+        return partial(grpc.insecure_channel, target, options)
     named = [*options, *_name(tls, address)]
-    return partial(grpc.secure_channel, target_of(address), _credentials(tls), named)
+    return partial(grpc.secure_channel, target, _credentials(tls), named)
 
 
 def async_channel_opener(address: str, tls: Tls | None) -> Callable[[], grpc.aio.Channel]:
     """As channel_opener, for asyncio: to be called in the event loop."""
+    target = target_of(address)
+    options = [*CHANNEL_OPTIONS, *past_proxies(target)]
     if tls is None:
-        return partial(grpc.aio.insecure_channel, target_of(address), CHANNEL_OPTIONS)
-    named = [*CHANNEL_OPTIONS, *_name(tls, address)]
-    return partial(grpc.aio.secure_channel, target_of(address), _credentials(tls), named)
+        return partial(grpc.aio.insecure_channel, target, options)
+    named = [*options, *_name(tls, address)]
+    return partial(grpc.aio.secure_channel, target, _credentials(tls), named)
 
 
 def sendable(token: str | None) -> str:

@@ -8,8 +8,10 @@ import grpc
 
 from protos.pawprint.v1 import admin_pb2 as pb
 from protos.pawprint.v1 import admin_pb2_grpc
+from serving.access import channel_opener
 from serving.client_messages import exception_of_call
 from serving.commandline import aligned
+from serving.errors import in_utf8
 
 # Loading a large version takes long; a server that is not there is known at once.
 TIMEOUT_S = 600.0
@@ -17,13 +19,13 @@ _NO_CONNECTION = "failed to connect to all addresses"  # of gRPC's pick_first
 
 
 def load(options: argparse.Namespace) -> None:
-    name, _, version = options.model.partition("/")
+    name, _, version = in_utf8("the model", options.model).partition("/")
     answer = _call(options, "LoadModel", pb.LoadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 
 
 def unload(options: argparse.Namespace) -> None:
-    name, _, version = options.model.partition("/")
+    name, _, version = in_utf8("the model", options.model).partition("/")
     answer = _call(options, "UnloadModel", pb.UnloadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 
@@ -67,7 +69,7 @@ def _report(options: argparse.Namespace, name: str, versions: Any) -> None:
 
 def _call(options: argparse.Namespace, method: str, request: Any) -> Any:
     """Raises the exception of a failed call."""
-    with grpc.insecure_channel(options.server) as channel:
+    with channel_opener(options.server, tls=None, options=())() as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         try:
             return getattr(stub, method)(request, timeout=TIMEOUT_S)

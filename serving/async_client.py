@@ -26,6 +26,7 @@ from serving.client_messages import (
     exception_of,
     exception_of_call,
     hedge_s,
+    model_request,
     models_of,
     photos_together,
     places_for,
@@ -138,7 +139,7 @@ class AsyncClient:
     async def get_model(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
     ) -> ModelDescription:
-        request = pb.GetModelRequest(model=model, version=str(version))
+        request = model_request(model, version)
         return description_of(await self._call(self._stub.GetModel, request, timeout_s))
 
     async def stream(

@@ -8,10 +8,11 @@ its caller, cancelled. Classify changes nothing on a server, so a repeated attem
 
 import ipaddress
 import json
+from string import hexdigits
 
 import grpc
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, in_utf8
 
 SERVICE = "pawprint.v1.ClassifierService"
 # A request larger than this buffer would be sent once only. gRPC's own default is 256 KiB, less
@@ -69,12 +70,17 @@ def target_of(address: str) -> str:
 
     Several are IP addresses with ports, separated by commas. Raises InvalidRequest.
     """
+    in_utf8("the address", address)
     if not address:
         raise InvalidRequest("a server's address is HOST:PORT; got an empty one")
     if address.startswith(("http://", "https://")):
         raise InvalidRequest(f"a server's address is HOST:PORT, without http://; got {address}")
     if "," not in address:
-        port = address.rpartition(":")[2]
+        host, _, port = address.rpartition(":")
+        if ":" in host and set(address) <= set(f"{hexdigits}:."):  # the port would be a part of it
+            raise InvalidRequest(
+                f"an IPv6 address stands in brackets, [{host}]:{port}; got {address}"
+            )
         if port.isdecimal() and not _is_port(port):  # gRPC would take another for it
             raise InvalidRequest(f"no port has the number {port[:20]}: {address[:200]}")
         return address

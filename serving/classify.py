@@ -32,8 +32,15 @@ from serving.belief import Belief
 from serving.bucket import SCHEMES
 from serving.client import AsyncClient
 from serving.client_messages import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT_S
-from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave, utf8
-from serving.errors import InvalidRequest, NotFound, PawprintError, Unauthenticated, listed
+from serving.commandline import Parser, aligned, fail, print_every_name, reader_may_leave
+from serving.errors import (
+    InvalidRequest,
+    NotFound,
+    PawprintError,
+    Unauthenticated,
+    in_utf8,
+    listed,
+)
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
 from serving.places import place
@@ -65,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.accuracy is not None and not 0 < options.accuracy < 1:
         fail(f"--accuracy must be between 0 and 1, got {options.accuracy:g}")
     try:
+        in_utf8("the model", options.model)
+        in_utf8("the version", options.version)
         with reader_may_leave():
             if options.out is not None:
                 count, failed = asyncio.run(classify_to_parquet(options))
@@ -247,21 +256,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(
         "--address",
-        type=utf8,
         default=os.environ.get("PAWPRINT_ADDRESS", DEFAULT_ADDRESS),
         metavar="HOST:PORT",
         help=f"the server (default: PAWPRINT_ADDRESS, else {DEFAULT_ADDRESS})",
     )
     parser.add_argument(
         "--model",
-        type=utf8,
         default="",
         metavar="NAME",
         help="the model; may be left out if the server has only one",
     )
     parser.add_argument(
         "--version",
-        type=utf8,
         default="",
         metavar="VERSION|ALIAS",
         help="a number or an alias (default: the server's choice)",

@@ -38,6 +38,7 @@ from serving.client_messages import (
     encoded,
     exception_of_call,
     hedge_s,
+    model_request,
     models_of,
     photos_together,
     places_for,
@@ -165,7 +166,7 @@ class Client:
     def get_model(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
     ) -> ModelDescription:
-        request = pb.GetModelRequest(model=model, version=str(version))
+        request = model_request(model, version)
         return description_of(self._call("GetModel", request, timeout_s))
 
     def stream(

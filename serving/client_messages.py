@@ -3,7 +3,8 @@
 import errno
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from serving.errors import (
     PawprintError,
     Unauthenticated,
     Unavailable,
+    not_utf8,
 )
 from serving.modelspec import RobustAccuracy, RobustnessSummary, Threshold, Trust
+from serving.proxies import by_proxy
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 16
@@ -154,14 +157,30 @@ def classify_request(
         raise InvalidRequest(
             f"the photos have {size:,} bytes; no message can hold more than {_MAX_MESSAGE_BYTES:,}"
         )
-    return pb.ClassifyRequest(
-        model=model,
-        version=str(version),
-        images=photos,
-        top_k=top_k,
-        priority=pb.PRIORITY_LOW if low_priority else pb.PRIORITY_UNSPECIFIED,
-        routing_key=routing_key,
-    )
+    with _text_alone():
+        return pb.ClassifyRequest(
+            model=model,
+            version=str(version),
+            images=photos,
+            top_k=top_k,
+            priority=pb.PRIORITY_LOW if low_priority else pb.PRIORITY_UNSPECIFIED,
+            routing_key=routing_key,
+        )
+
+
+def model_request(model: str, version: str | int) -> pb.GetModelRequest:
+    """Raises InvalidRequest."""
+    with _text_alone():
+        return pb.GetModelRequest(model=model, version=str(version))
+
+
+@contextmanager
+def _text_alone() -> Iterator[None]:
+    """A name may come from a caller of the caller, and hold half a character."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(not_utf8(repr(error.object))) from error
 
 
 def exception_of_call(error: Any, address: str) -> PawprintError:
@@ -194,7 +213,7 @@ def exception_of(
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # which the server says too, if it is first
         return no_answer(address, "" if details == _NO_ANSWER else f": {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
-        details = f"the server at {address} does not answer: {details}"
+        details = f"the server at {address} does not answer{by_proxy(address)}: {details}"
     kind = EXCEPTIONS.get(code)
     if kind is None:
         return PawprintError(f"the server answers {getattr(code, 'name', code)}: {details}")
@@ -204,7 +223,10 @@ def exception_of(
 
 
 def no_answer(address: str, why: str = "") -> DeadlineExceeded:
-    return DeadlineExceeded(f"the server at {address} gave no answer in the time allowed{why}")
+    through = by_proxy(address)
+    return DeadlineExceeded(
+        f"the server at {address} gave no answer in the time allowed{through}{why}"
+    )
 
 
 def response_of(message: pb.ClassifyResponse) -> Response:

@@ -28,15 +28,6 @@ def one_of(choices: Sequence[str]) -> str:
     return "{" + ",".join(choices) + "}"
 
 
-def utf8(text: str) -> str:
-    """As argparse's `type`, for what goes into a message: other bytes than UTF-8 can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from error
-    return text
-
-
 def fail(message: str, status: int = USER_ERROR) -> NoReturn:
     print(f"error: {visible(message)}", file=sys.stderr)
     sys.exit(status)

@@ -5,6 +5,7 @@ import logging
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from serving.whole_file import replaced
@@ -18,7 +19,7 @@ def new_folder(parent: Path, prefix: str) -> Path:
     """A folder of its own in `parent`, which is made where it is missing. Raises OSError."""
     for tries_left in reversed(range(_TRIES)):
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            shared_folder(parent)
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         except (FileNotFoundError, FileExistsError):
             # Another publisher ended, found it empty and removed it, maybe within mkdir.
@@ -28,6 +29,16 @@ def new_folder(parent: Path, prefix: str) -> Path:
             folder.chmod(0o755)
             break
     return folder
+
+
+def shared_folder(folder: Path) -> None:
+    """Make it, and what is missing above, for every user to read and enter, whatever the umask: as
+    make_ready has what will lie in it. One that is there stays as it is. Raises OSError."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        with suppress(PermissionError):  # another user made it meanwhile
+            one.chmod(stat.S_IMODE(one.stat().st_mode) | 0o555)
 
 
 def make_ready(folder: Path) -> None:

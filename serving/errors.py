@@ -13,6 +13,7 @@
 Everything else that is raised is a defect of ours.
 """
 
+import sys
 from collections.abc import Collection
 from itertools import islice
 
@@ -34,6 +35,27 @@ def to_install(extra: str) -> str:
 def first_line(said: object) -> str:
     """Of an error's text, which may be pages long; its type where it says nothing."""
     return str(said).strip().partition("\n")[0] or type(said).__name__
+
+
+def not_utf8(what: str, otherwise: str = "") -> str:
+    """Of a text that holds bytes as Python keeps those that it can't read; otherwise: what else
+    helps."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return f"{what} is not UTF-8" + (f": {otherwise}" if otherwise else "")
+    return (
+        f"{what} can't be read in this locale, whose encoding is {encoding}: set PYTHONUTF8=1"
+        + (f", or {otherwise}" if otherwise else "")
+    )
+
+
+def in_utf8(what: str, text: str, otherwise: str = "") -> str:
+    """The same text. Raises InvalidRequest for one that can't be sent or written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(not_utf8(f"{what} {text!r}", otherwise)) from error
+    return text
 
 
 def lacks(what: str, package: str, error: Exception, extra: str) -> str:

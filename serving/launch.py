@@ -68,19 +68,29 @@ def interruptible() -> Iterator[None]:
 
 def _open_standard_descriptors() -> None:
     """One that is closed (`2>&-`) would be the next file's or connection's, into which libraries
-    would then write their messages, and which uvloop aborts at instead of closing it."""
+    would then write their messages, and which uvloop aborts at instead of closing it. Python has
+    None for it, and `print` writes to stdout then what is for stderr."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             # The lowest that is free is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def _start(module: str, extra: str) -> int:
     _open_standard_descriptors()
     if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        if extra == "train":  # for want of it MKL would say that it can't load torch
+            gone = "the current folder is no longer there; change to another"
+            print(f"error: {gone}", file=sys.stderr)
+            return 2
     return go_on(module, extra)
 
 

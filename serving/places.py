@@ -7,7 +7,7 @@ from typing import Protocol
 
 from serving.bucket import Bucket, s3_code
 from serving.client_messages import file_bytes
-from serving.errors import InvalidRequest, Unavailable
+from serving.errors import InvalidRequest, Unavailable, in_utf8
 from serving.folders import identity
 from serving.paths import is_file
 from serving.photo_paths import is_photo, photo_paths
@@ -55,7 +55,7 @@ class Folder:
 
     def photos(self) -> dict[str, str]:
         self._check()
-        _require_utf8(self.location, "the plan of a job")
+        in_utf8("the name", self.location, "rename it")
         self._found = identity(self._root)
         return {self._key(path): _stamp_of(path) for path in photo_paths([self._root])}
 
@@ -88,7 +88,7 @@ class Folder:
 
     def _key(self, path: Path) -> str:
         key = path.relative_to(self._root).as_posix()
-        _require_utf8(key, "Parquet")
+        in_utf8("the name", key, "rename it")
         return key
 
 
@@ -130,15 +130,6 @@ def place(location: str) -> Place:
     if "://" in location:
         return BucketPlace(Bucket(location))
     return Folder(Path(location))
-
-
-def _require_utf8(name: str, where: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"the name {name!r} is not UTF-8, so it can't stand in {where}; rename it"
-        ) from error
 
 
 def _stamp_of(path: Path) -> str:

@@ -17,19 +17,22 @@ from collections.abc import Mapping, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.access import TRY_TLS, Tls, access_of, add_access_flags, channel_opener
+from serving.access import TRY_TLS, Options, Tls, access_of, add_access_flags, channel_opener
 from serving.channel import host_port
-from serving.commandline import Parser, fail
-from serving.errors import InvalidRequest
+from serving.commandline import Parser, fail, reader_may_leave
+from serving.errors import InvalidRequest, in_utf8
 from serving.own_tls import own_tls
+from serving.proxies import STRAIGHT, by_proxy
 
 _NO_ANSWER = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
 
 
-def serving_status(address: str, service: str, timeout_s: float, tls: Tls | None = None) -> str:
+def serving_status(
+    address: str, service: str, timeout_s: float, tls: Tls | None = None, options: Options = ()
+) -> str:
     """SERVING, NOT_SERVING, SERVICE_UNKNOWN, or the status code of a call that failed."""
-    with channel_opener(address, tls, options=())() as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
+    with channel_opener(address, tls, options)() as channel:
+        request = health_pb2.HealthCheckRequest(service=in_utf8("the service", service))
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(
                 request, timeout=timeout_s, wait_for_ready=True
@@ -66,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tls = access_of(options)["tls"]
         if tls is None and options.address == here:
             tls = own_tls(here, os.environ, options.timeout)
-        status = serving_status(options.address, options.service, options.timeout, tls)
+        own = STRAIGHT if options.address == here else ()
+        status = serving_status(options.address, options.service, options.timeout, tls, own)
     except InvalidRequest as error:
         fail(str(error))
     if status != "SERVING":
         hint = f"; {TRY_TLS}" if tls is None and status in _NO_ANSWER else ""
-        fail(f"{options.address} is {status}{hint}", status=1)
-    print(status)
+        through = "" if own else by_proxy(options.address)
+        fail(f"{options.address} is {status}{through}{hint}", status=1)
+    with reader_may_leave():
+        print(status)

@@ -16,7 +16,7 @@ from serving.control_settings import ControlSettings
 from serving.cores import built_in_cores, usable_cores
 from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, in_utf8
 from serving.gpu_settings import GpuSettings
 from serving.precision import PRECISIONS
 from serving.serve_flags import PADS, parser
@@ -92,6 +92,7 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         for name in ("models", "host", "admin_host", "metrics_host"):
             if not getattr(self, name):  # to the system no host is every network
                 raise InvalidRequest(f"{name} must not be empty")
+        in_utf8("the host", self.host + self.admin_host + self.metrics_host)
         check_ranges(
             self,
             (

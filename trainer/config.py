@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, in_utf8
 from serving.layout import check_name
 from serving.modelspec import INTERPOLATIONS
 from trainer.defence import parse_defence
@@ -81,8 +81,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) == "":  # as of a variable that is not set
+            value = getattr(self, field.name)
+            if value == "":  # as of a variable that is not set
                 raise InvalidRequest(f"{field.name} must not be empty")
+            if isinstance(value, str):  # the manifest is to have it
+                in_utf8(field.name, value)
         check_name(self.name)
         _check("interpolation", self.interpolation, INTERPOLATIONS)
         _range("size", self.size, 32, 1024)

@@ -67,13 +67,18 @@ class Console:
 
     def __init__(self, *, to_stderr: bool, silent: bool = False) -> None:
         file = sys.stderr if to_stderr else sys.stdout
+        self._name = "stderr" if to_stderr else "stdout"
         # What is printed holds names of files: nothing in them is markup.
         self._rich = RichConsole(
             file=file, highlight=False, markup=False, emoji=False, quiet=silent
         )
 
     def line(self, text: str = "") -> None:
-        self._rich.print(visible(text), soft_wrap=True)
+        try:
+            self._rich.print(visible(text), soft_wrap=True)
+        except OSError as error:  # it has no name, and could be of any disk
+            error.filename = self._name
+            raise
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Two columns: a name and its value."""

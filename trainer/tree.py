@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidRequest, listed
+from serving.errors import InvalidRequest, listed, not_utf8
 from serving.folders import walk
 from serving.paths import exists, is_dir, is_file
 from serving.photo_formats import ENDINGS
@@ -143,6 +143,8 @@ def distinct_labels(labels: Iterable[str], where: str) -> None:
     line of text."""
     seen: dict[str, str] = {}
     for label in labels:
+        if any(unicodedata.category(c) == "Cs" for c in label):
+            raise InvalidData(f"{not_utf8(f'the class {label!r} in {where}', 'rename it')}")
         if not one_line(label):
             raise InvalidData(f"the class {label!r} in {where} is not one line of text; rename it")
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
@@ -202,7 +204,9 @@ def _files(folder: Path) -> list[Path]:
             str(path.relative_to(folder.parent)).encode()
         except UnicodeEncodeError as error:
             raise InvalidData(
-                f"the name {os.fsencode(path)!r} is not UTF-8, and can't be written down with "
-                "the version; rename it"
+                not_utf8(
+                    f"the name {os.fsencode(path)!r}, to be written down with the version,",
+                    "rename it",
+                )
             ) from error
     return paths

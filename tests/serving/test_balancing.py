@@ -291,6 +291,12 @@ def test_wrong_addresses_say_what_is_right(wrong: str) -> None:
         target_of(wrong)
 
 
+@pytest.mark.parametrize("address", ["::1:50051", "fd00::2:5005"])
+def test_an_ipv6_address_without_brackets_is_said(address: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"stands in brackets, \[(::1|fd00::2)\]:5005"):
+        target_of(address)
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "9" * 5000])
 @pytest.mark.parametrize("address", ["localhost:{}", "10.0.0.1:1,10.0.0.2:{}"])
 def test_a_port_that_there_cannot_be_is_said(address: str, port: str) -> None:

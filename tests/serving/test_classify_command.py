@@ -265,8 +265,8 @@ def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(
         ([""], "error: a name is empty; "),
         (["{empty}", "--out", ""], "error: a name is empty; "),
         *(
-            (["{photo}", flag, "\udcff"], rf"error: argument {flag}: '\udcff' is not UTF-8")
-            for flag in ("--model", "--version", "--address")
+            (["{photo}", f"--{what}", "\udcff"], rf"error: the {what} '\udcff' is not UTF-8")
+            for what in ("model", "version", "address")
         ),
     ],
 )

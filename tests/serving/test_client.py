@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from serving.client import AsyncClient, Client
+from serving.client import AsyncClient, Client, Tls
 from serving.client_messages import encoded
 from serving.errors import (
     DeadlineExceeded,
@@ -104,6 +104,20 @@ def test_what_is_no_photo_is_told(client: Client, photo: object) -> None:
     for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
         with pytest.raises(TypeError, match=f"a Pillow image, got {type(photo).__name__}"):
             ask([photo], model="pets")
+
+
+def test_a_name_that_no_message_can_hold_is_told(client: Client) -> None:
+    """As a caller of the caller may give it, in JSON."""
+    for ask in (
+        lambda: client.classify([jpeg()], model="\ud800"),
+        lambda: client.classify([jpeg()], model="pets", routing_key="\ud800"),
+        lambda: next(client.stream([jpeg()], model="\ud800")),
+        lambda: client.get_model("pets", "\ud800"),
+        lambda: Client("\ud800:5"),
+        lambda: Tls(server_name="\ud800"),
+    ):
+        with pytest.raises(InvalidRequest, match=r"'\\ud800.*' is not UTF-8"):
+            ask()
 
 
 def test_photos_that_cannot_be_read_are_errors_of_their_own(client: Client) -> None:

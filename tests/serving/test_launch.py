@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.commands import run_python
+from tests.commands import ASCII_LOCALE, run_python
 from tests.conftest import ROOT
 from tests.photos import jpeg
 
@@ -179,6 +180,60 @@ def test_a_flag_that_is_wrong_is_one_line(command: str) -> None:
     done = run_python("-c", f"{code}from serving.launch import {command}; sys.exit({command}())")
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "") and line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serving.classify", __file__, "--address", "caf\udce9:1"),
+        ("serving.models", "load", "caf\udce9", "--server", "localhost:1"),
+        ("serving.models", "status", "--server", "caf\udce9:1"),
+        ("serving.probe", "--service", "caf\udce9"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_one_line(arguments: Sequence[str]) -> None:
+    done = run_python("-m", *arguments)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert r"caf\udce9" in done.stderr and done.stderr.endswith("' is not UTF-8\n")
+    done = run_python("-m", *arguments, env=os.environ | ASCII_LOCALE)
+    assert done.stderr.endswith("whose encoding is ascii: set PYTHONUTF8=1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status", "said"),
+    [
+        (("list",), ">&-", 0, ""),
+        (("list",), "<&- >&- 2>&-", 0, ""),
+        (("list", "--nope"), "2>&-", 2, ""),  # not on stdout instead
+        (("list", "--nope"), ">&-", 2, "error: unrecognized arguments: --nope"),
+    ],
+)
+def test_standard_streams_may_be_closed(
+    models: Path, arguments: Sequence[str], closed: str, status: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "serving.models", *arguments, "--models", str(models)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr.partition(" (")[0]) == (status, "", said)
+
+
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    gone = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {sys.executable} -m"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f"{gone} trainer.train --data {tmp_path} --name pets"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the current folder is no longer there; change to another\n"
 
 
 def test_what_is_wrong_with_ours_is_seen_whole() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,10 @@ def test_it_asks_where_the_server_listens(host: str, asked: str) -> None:
 async def test_the_command_says_serving(running: Running) -> None:
     done = await asyncio.to_thread(probe, "--address", running.address)
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    with open("/dev/full", "w") as full:
+        done = await asyncio.to_thread(probe, "--address", running.address, stdout=full)
+    assert done.stderr == "error: stdout takes no more (No space left on device)\n"
 
 
-def probe(*flags: str) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "serving.probe", *flags)
+def probe(*flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "serving.probe", *flags, **options)

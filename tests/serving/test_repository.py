@@ -282,6 +282,17 @@ def test_who_serves_need_not_be_who_trained(repository: Repository) -> None:
         assert path.stat().st_mode & needed == needed, path
 
 
+def test_so_it_is_where_what_the_trainer_makes_is_its_own(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        build_version(tmp_path / "new/models", "pets")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert {path.stat().st_mode & 0o555 for path in made if path.is_dir()} == {0o555}
+    assert {path.stat().st_mode & 0o444 for path in made if path.is_file()} == {0o444}
+
+
 def test_a_failed_publication_leaves_nothing(repository: Repository) -> None:
     with pytest.raises(ZeroDivisionError), repository.staging("birds") as folder:
         (folder / "model.onnx").write_bytes(b"half")

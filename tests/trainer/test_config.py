@@ -123,6 +123,7 @@ def test_an_environment_that_is_wrong(variable: str, text: str, message: str):
         ("learning_rate", float("inf"), "learning_rate must be 1e-08 to 10, got inf"),
         ("val_fraction", 0.9, "val_fraction must be 0.01 to 0.5, got 0.9"),
         ("batch_size", 1, "batch_size must be 2 to 4096, got 1"),
+        ("data", "caf\udce9", "data 'caf.udce9' is not UTF-8"),  # it would end at the manifest
         *[(name, "", f"{name} must not be empty") for name in ("out", "logs", "cache", "data")],
     ],
 )

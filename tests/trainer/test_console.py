@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.commands import unread
+from tests.commands import run_python, unread
 from tests.conftest import ROOT
 from trainer.console import Console
 from trainer.exit_status import fail
@@ -51,6 +51,16 @@ sys.exit(7)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_who_stops_reading_changes_nothing_of_what_is_done(unbuffered: str):
     assert unread("-c", SAID, PYTHONUNBUFFERED=unbuffered) == (7, "")
+
+
+def test_a_full_disk_behind_stdout_is_named_while_there_is_work():
+    """As it could be that of the model repository."""
+    code = "import os; from trainer.console import Console; from trainer.exit_status import fail\n"
+    code += "try: Console(to_stderr=False).line('so far')\n"
+    code += "except OSError as error: os._exit(fail(error))"
+    with open("/dev/full", "w") as full:
+        done = run_python("-c", code, stdout=full)
+    assert (done.returncode, done.stderr) == (75, "error: stdout: No space left on device\n")
 
 
 def test_a_full_disk_behind_stdout_is_said():

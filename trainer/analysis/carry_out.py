@@ -13,7 +13,7 @@ import torch
 
 from serving.access import access_of, advised
 from serving.cores import usable_cores
-from serving.errors import BrokenVersion, InvalidRequest, PawprintError, listed
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError, in_utf8, listed
 from serving.layout import ANALYSIS
 from serving.storage import open_repository
 from serving.visible import visible
@@ -62,7 +62,7 @@ def _analyse(options: argparse.Namespace) -> int:
     repository = open_repository(options.models)
     name, version = repository.find(options.model)
     config = AnalysisConfig(
-        data=options.data,
+        data=in_utf8("data", options.data),
         datasets=options.datasets,
         budget=options.budget,
         seed=options.seed,
@@ -130,7 +130,7 @@ def _compare(options: argparse.Namespace) -> int:
     made = compare.compare(
         repository,
         versions,
-        options.data,
+        in_utf8("data", options.data),
         budget=options.budget,
         photos=options.photos,
         seed=options.seed,
