@@ -134,6 +134,8 @@ def _require_same_settings(config: TrainConfig, world: World) -> None:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     # Whether there are any: the first process tells the others of what it finds in them.
     settings["checkpoints"] = {None: "", "none": "none"}.get(config.checkpoints, "DIR")
+    # Whether there are any: from them a probe is solved first. Which, `_require_same` asks.
+    settings["weights"] = "none" if config.weights == "none" else "pre-trained"
     settings |= {"name": config.name, "pawprint": this_pawprint()}
     first, *others = map(json.loads, _of_all(json.dumps(settings), world))
     for rank, other in enumerate(others, 1):

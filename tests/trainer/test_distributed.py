@@ -196,6 +196,7 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
         (["--learning-rate", "0.003"], "learning_rate is 0.001, there 0.003"),  # and none would see
         (["--checkpoints", "none"], "checkpoints is '', there 'none'"),  # and wait for ever
         (["--name", "forms"], "name is 'shapes', there 'forms'"),
+        (["--weights", "tiny.pth"], "weights is 'none', there 'pre-trained'"),
     ],
 )
 def test_processes_with_other_settings_end_before_they_open_a_photo(
@@ -204,7 +205,7 @@ def test_processes_with_other_settings_end_before_they_open_a_photo(
     train = [
         *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
         *("--out", tmp_path / "models", "--backbone", "tiny", "--size", 32, "--epochs", 1),
-        *("--learning-rate", 0.001, "--weights", "none"),
+        *("--learning-rate", 0.001, "--weight-decay", 0.01, "--thaw", 1, "--weights", "none"),
     ]
     for process in together(train, [*train, *own]):
         out, said = process.communicate(timeout=120)
