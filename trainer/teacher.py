@@ -12,7 +12,7 @@ from serving.errors import InvalidRequest, listed
 from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
-from trainer.backbones import load_version
+from trainer.backbones import WEIGHTS, load_version
 from trainer.known_photos import SPLIT, Split
 from trainer.pictures import Photo
 
@@ -23,6 +23,7 @@ class Teacher:
     net: nn.Module  # float32 [n, 3, S, S] in [0, 1] -> logits [n, K]
     size: int
     split: Split  # of the photos that it learnt from
+    digest: str  # of its weights
 
     def on(self, augmentation: Augmentation, device: torch.device) -> Activations:
         """Its logits for (photo, view), each computed once, of the picture that the student sees.
@@ -56,4 +57,10 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
     net.requires_grad_(False)
     there = SPLIT in manifest.files
     split = json.loads(repository.read_file(manifest, SPLIT)) if there else {}
-    return Teacher(name=f"{name}/{number}", net=net, size=manifest.preprocessing.size, split=split)
+    return Teacher(
+        name=f"{name}/{number}",
+        net=net,
+        size=manifest.preprocessing.size,
+        split=split,
+        digest=manifest.files[WEIGHTS].sha256,
+    )

@@ -248,6 +248,26 @@ def test_the_teacher_is_the_version_that_the_first_process_finds(
     assert "Traceback" not in said[0] and "model 'large' has no version 1" in said[1]
 
 
+def test_processes_with_other_teachers_of_one_number_end_before_they_train(
+    photos: MakePhotos, tmp_path: Path
+):
+    """As where each machine has a repository of its own: each would learn from another net."""
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=6), "--backbone", "tiny"),
+        *("--size", "32", "--weights", "none", "--epochs", "1"),
+    ]
+    places = [tmp_path / "first", tmp_path / "other"]
+    for seed, out in enumerate(places):
+        large = ["--name", "large", "--seed", seed, "--out", out]
+        assert main([*map(str, train[2:]), *map(str, large)]) == 0
+    taught = [*train, "--name", "small", "--teacher", "large", "--out"]
+    both = together(*([*taught, out] for out in places))
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "error: the teacher large/1 of process 1 is not that of process 0" in said
+
+
 def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
     torch.manual_seed(0)  # of one net in 30 all logits are so small that rounding is no small part
     torch.save(version_state(build("tiny", 2, 32)), tmp_path / "tiny.pth")
