@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
-from trainer.distributed import SyncedBatchNorm2d, World
+from trainer.distributed import SyncedBatchNorm2d, World, require_same_devices
 from trainer.errors import FailedCheck
 from trainer.train import main
 
@@ -160,6 +160,24 @@ def test_who_waits_for_a_first_process_that_has_gone_says_so():
 
     with pytest.raises(FailedCheck, match="the first process has ended"):
         World(1, 2, Gone()).after_leader("all")
+
+
+@pytest.mark.parametrize(("other", "refused"), [("GPU", 0), ("CPU", 2)])
+def test_processes_of_which_some_have_a_gpu_end_before_they_wait(other: str, refused: int):
+    store, said = dist.HashStore(), []
+
+    def ask(rank: int, device: str) -> None:
+        try:
+            require_same_devices(World(rank, 2, store), store, device)
+        except InvalidRequest as error:
+            said.append(str(error))
+
+    asking = threading.Thread(target=ask, args=(1, other), daemon=True)
+    asking.start()
+    ask(0, "GPU")
+    asking.join(60)
+    assert len(said) == refused
+    assert all(each.startswith("process 1 has no GPU that torch can use") for each in said)
 
 
 def test_a_later_attempt_is_told_what_the_earlier_one_has_done():
