@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import Store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from serving.errors import InvalidRequest, PawprintError, first_line
+from serving.errors import InvalidRequest, PawprintError, first_line, listed
 from trainer.errors import FailedCheck
 from trainer.meeting import meet
 from trainer.ranks import gpu_of, place_of
@@ -229,9 +229,11 @@ def joined() -> Iterator[World]:
     if gpus:
         torch.cuda.set_device(gpu_of(os.environ, torch.cuda.device_count()))
     of_job, store, rank, size = meet()
-    dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+    world = World(rank, size, store, of_job)
     try:
-        yield World(rank, size, store, of_job)
+        require_same_devices(world, store, "GPU" if gpus else "CPU")
+        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+        yield world
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
@@ -240,4 +242,19 @@ def joined() -> Iterator[World]:
             f"another process has ended or can't be reached: see what it said ({why})"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def require_same_devices(world: World, store: Store, device: str) -> None:
+    """Raises InvalidRequest, in every process, unless all have a GPU or none has: those with one
+    have no way to the others, and wait for them in vain."""
+    store.set(f"pawprint/device/{world.rank}", device)
+    found = [store.get(f"pawprint/device/{rank}").decode() for rank in range(world.size)]
+    without = [rank for rank, each in enumerate(found) if each == "CPU"]
+    if without and len(without) < world.size:
+        world.after_leader("devices")  # the store may be that process's
+        raise InvalidRequest(
+            f"process {listed(without)} has no GPU that torch can use, others have one; see to its "
+            "driver, or hide them from all (CUDA_VISIBLE_DEVICES=)"
+        )

@@ -117,7 +117,7 @@ def prepare(
         config = dataclasses.replace(config, split_like=f"{name}/{number}")
     if data is None:
         data = load_data(config, files, spec, console.track, earlier)
-    _require_same(data, classifier, config, world)
+    _require_same(data, classifier, teacher, config, world)
     if config.epochs > 0:  # refuse now, rather than after the probe
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_is_not_held_out(files, config, console)
@@ -148,6 +148,8 @@ def _require_same_settings(config: TrainConfig, world: World) -> None:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     # Whether there are any: the first process tells the others of what it finds in them.
     settings["checkpoints"] = {None: "", "none": "none"}.get(config.checkpoints, "DIR")
+    # Whether there are any: from them a probe is solved first. Which, `_require_same` asks.
+    settings["weights"] = "none" if config.weights == "none" else "pre-trained"
     settings |= {"name": config.name, "pawprint": this_pawprint()}
     first, *others = map(json.loads, _of_all(json.dumps(settings), world))
     for rank, other in enumerate(others, 1):
@@ -160,14 +162,23 @@ def _require_same_settings(config: TrainConfig, world: World) -> None:
 
 
 def _require_same(
-    data: PhotoData, classifier: Classifier, config: TrainConfig, world: World
+    data: PhotoData,
+    classifier: Classifier,
+    teacher: Teacher | None,
+    config: TrainConfig,
+    world: World,
 ) -> None:
-    """Raises InvalidData, in every process, unless all have the same photos in the same splits, and
-    the same weights."""
+    """Raises InvalidData, in every process, unless all have the same photos in the same splits, the
+    same teacher and the same weights."""
     if differ := _unlike_first(data.describe().digest, world):
         raise InvalidData(
             f"the photos of process {listed(differ)} are not those of process 0, or not "
             "split in the same way; give all of them the same photos and settings"
+        )
+    if teacher is not None and (differ := _unlike_first(teacher.digest, world)):
+        raise InvalidData(
+            f"the teacher {teacher.name} of process {listed(differ)} is not that of process 0, but "
+            "another version of that number; give all of them the same repository"
         )
     if config.weights == "none":  # drawn: to the last digit by processors of one kind alone
         return

@@ -11,7 +11,7 @@ from serving.errors import InvalidRequest, listed
 from serving.repository import Repository
 from trainer.activations import Activations
 from trainer.augment import Augmentation
-from trainer.backbones import load_version
+from trainer.backbones import WEIGHTS, load_version
 from trainer.known_photos import Split, split_in
 from trainer.pictures import Photo
 
@@ -22,6 +22,7 @@ class Teacher:
     net: nn.Module  # float32 [n, 3, S, S] in [0, 1] -> logits [n, K]
     size: int
     split: Split  # of the photos that it learnt from
+    digest: str  # of its weights
 
     def on(self, augmentation: Augmentation, device: torch.device) -> Activations:
         """Its logits for (photo, view), each computed once, of the picture that the student sees.
@@ -58,4 +59,5 @@ def load_teacher(repository: Repository, reference: str, labels: Sequence[str]) 
         net=net,
         size=manifest.preprocessing.size,
         split=split_in(repository, manifest),
+        digest=manifest.files[WEIGHTS].sha256,
     )

@@ -60,7 +60,7 @@ class Brightness(nn.Module):
 
 def test_a_net_learns_what_its_teacher_says_and_not_the_labels(photos: MakePhotos):
     run = Run(photos, "tiny", per_class=20, thaw=1.0, teacher_share=1.0, teacher_temperature=1.0)
-    run.teacher = Teacher(name="bright/1", net=Brightness(), size=40, split={})
+    run.teacher = Teacher(name="bright/1", net=Brightness(), size=40, split={}, digest="")
     learner = run.learner()
     everything = list(range(len(run.data.splits["train"])))
     losses = [

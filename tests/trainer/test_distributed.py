@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, write_photos
 from tests.trainer.processes import together
 from trainer.backbones import build, version_state
-from trainer.distributed import SyncedBatchNorm2d, World
+from trainer.distributed import SyncedBatchNorm2d, World, require_same_devices
 from trainer.errors import FailedCheck
 from trainer.train import main
 
@@ -162,6 +162,24 @@ def test_who_waits_for_a_first_process_that_has_gone_says_so():
         World(1, 2, Gone()).after_leader("all")
 
 
+@pytest.mark.parametrize(("other", "refused"), [("GPU", 0), ("CPU", 2)])
+def test_processes_of_which_some_have_a_gpu_end_before_they_wait(other: str, refused: int):
+    store, said = dist.HashStore(), []
+
+    def ask(rank: int, device: str) -> None:
+        try:
+            require_same_devices(World(rank, 2, store), store, device)
+        except InvalidRequest as error:
+            said.append(str(error))
+
+    asking = threading.Thread(target=ask, args=(1, other), daemon=True)
+    asking.start()
+    ask(0, "GPU")
+    asking.join(60)
+    assert len(said) == refused
+    assert all(each.startswith("process 1 has no GPU that torch can use") for each in said)
+
+
 def test_a_later_attempt_is_told_what_the_earlier_one_has_done():
     job = dist.HashStore()
     assert World(of_job=job).told("published") is None
@@ -196,6 +214,7 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
         (["--learning-rate", "0.003"], "learning_rate is 0.001, there 0.003"),  # and none would see
         (["--checkpoints", "none"], "checkpoints is '', there 'none'"),  # and wait for ever
         (["--name", "forms"], "name is 'shapes', there 'forms'"),
+        (["--weights", "tiny.pth"], "weights is 'none', there 'pre-trained'"),
     ],
 )
 def test_processes_with_other_settings_end_before_they_open_a_photo(
@@ -204,7 +223,7 @@ def test_processes_with_other_settings_end_before_they_open_a_photo(
     train = [
         *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
         *("--out", tmp_path / "models", "--backbone", "tiny", "--size", 32, "--epochs", 1),
-        *("--learning-rate", 0.001, "--weights", "none"),
+        *("--learning-rate", 0.001, "--weight-decay", 0.01, "--thaw", 1, "--weights", "none"),
     ]
     for process in together(train, [*train, *own]):
         out, said = process.communicate(timeout=120)
@@ -245,6 +264,26 @@ def test_the_teacher_is_the_version_that_the_first_process_finds(
     assert [process.returncode for process in both] == [1, 2]
     assert "error: another process has ended or can't be reached: see what it said" in said[0]
     assert "Traceback" not in said[0] and "model 'large' has no version 1" in said[1]
+
+
+def test_processes_with_other_teachers_of_one_number_end_before_they_train(
+    photos: MakePhotos, tmp_path: Path
+):
+    """As where each machine has a repository of its own: each would learn from another net."""
+    train = [
+        *("-m", "trainer.train", "--data", photos(per_class=6), "--backbone", "tiny"),
+        *("--size", "32", "--weights", "none", "--epochs", "1"),
+    ]
+    places = [tmp_path / "first", tmp_path / "other"]
+    for seed, out in enumerate(places):
+        large = ["--name", "large", "--seed", seed, "--out", out]
+        assert main([*map(str, train[2:]), *map(str, large)]) == 0
+    taught = [*train, "--name", "small", "--teacher", "large", "--out"]
+    both = together(*([*taught, out] for out in places))
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "error: the teacher large/1 of process 1 is not that of process 0" in said
 
 
 def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
