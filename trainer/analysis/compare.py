@@ -185,7 +185,7 @@ def render(made: dict[str, Any]) -> str:
         "td:first-child,th:first-child{text-align:left}.soft{color:#5b6770}</style></head><body>"
         f"<h1>{escape(' and '.join(names))}</h1>"
         f"<p>{made['data']['photos']} photos of {escape(made['data']['folder'])}, judged by the "
-        f"served files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
+        f"served fp32 files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
         f"<h2>Is {escape(names[1])} right more often?</h2>"
         f"<p>{escape(in_a_sentence(made['paired']))}.</p>"
         '<p class="soft">Of all photos that neither was trained on (2,000 at random); copies and '
