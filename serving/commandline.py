@@ -54,8 +54,6 @@ def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 def reader_may_leave() -> Iterator[None]:
     """Whoever reads what is printed, as in `... | head`: the command then ends, without a word; and
     with one where what is printed goes to a full disk."""
-    if sys.stdout is None:  # `... >&-`: there is no reader from the start
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
         try:
             yield
