@@ -13,7 +13,7 @@ from serving.device import cuda_problem, tensorrt_problem
 from serving.errors import BrokenVersion, Unavailable, first_line
 from serving.golden import Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
-from serving.modelspec import INPUT, OUTPUTS, Manifest
+from serving.modelspec import FAMILIARITY, INPUT, OUTPUTS, Familiarity, Manifest, outputs_of
 from serving.precision import choose_precision
 from serving.providers import CUDA, TENSORRT, engine_folder, gpu_providers
 from serving.repository import Repository
@@ -38,6 +38,7 @@ class Engine:
         precision: str,
         narrow: onnxruntime.InferenceSession | None = None,
         bound: BoundRuns | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         """narrow: the same on one core, for runs that share the cores with others. bound: of the
         session, used for all runs."""
@@ -47,17 +48,19 @@ class Engine:
         self.manifest = manifest
         self.device = device  # "cpu" or "cuda"
         self.precision = precision  # a key of manifest.variants
+        self.familiarity = familiarity  # None: the version gives none
+        self.outputs = outputs_of(familiarity)
 
-    def run(self, images: Images, *, alone: bool = True) -> tuple[Floats, Floats]:
-        """uint8 [n, S, S, 3] -> (probabilities, logits), each float32 [n, K].
+    def run(self, images: Images, *, alone: bool = True) -> tuple[Floats, ...]:
+        """uint8 [n, S, S, 3] -> `outputs`: probabilities and logits, each float32 [n, K], and of a
+        version that gives it the familiarity [n, 1].
 
         alone: no other run shares the cores.
         """
         if self._bound is not None:
             return self._bound.run(images)
         session = self._session if alone else self._narrow
-        probabilities, logits = session.run(OUTPUTS, {INPUT: images})
-        return probabilities, logits
+        return tuple(session.run(self.outputs, {INPUT: images}))
 
 
 def load_engine(
@@ -84,6 +87,7 @@ def load_engine(
     opening = _Opening(
         repository=repository,
         manifest=manifest,
+        familiarity=repository.familiarity(manifest),
         cores=cores,
         precision=precision,
         gpu=gpu,
@@ -91,7 +95,7 @@ def load_engine(
     )
     engine = _open(opening, device)
     for run in _ways(engine):
-        check_golden(repository, manifest, run, engine.precision, engine.device)
+        check_golden(repository, manifest, run, engine.precision, engine.device, engine.familiarity)
     _warm(engine, warm_sizes(engine.device))
     return engine
 
@@ -101,9 +105,9 @@ def _ways(engine: Engine) -> list[Run]:
     if engine.device == "cpu":
         return [functools.partial(engine.run, alone=alone) for alone in (True, False)]
 
-    def one_by_one(images: Images) -> tuple[Floats, Floats]:
-        probabilities, logits = zip(*(engine.run(image[None]) for image in images), strict=True)
-        return np.concatenate(probabilities), np.concatenate(logits)
+    def one_by_one(images: Images) -> tuple[Floats, ...]:
+        answers = zip(*(engine.run(image[None]) for image in images), strict=True)
+        return tuple(np.concatenate(rows) for rows in answers)
 
     return [engine.run, one_by_one]
 
@@ -114,6 +118,7 @@ class _Opening:
 
     repository: Repository
     manifest: Manifest
+    familiarity: Familiarity | None
     cores: int
     precision: str
     gpu: GpuSettings
@@ -154,9 +159,9 @@ def _on_cpu(opening: _Opening) -> Engine:
     precision, data, where = _read(opening, "cpu")
     two = cores > 1 and len(data) <= _TWICE_IN_MEMORY
     session = open_session(data, where, cores, alone=two)
-    _check_contract(session, manifest)
+    _check_contract(session, opening)
     narrow = open_session(data, where, 1) if two else None
-    return Engine(session, manifest, "cpu", precision, narrow)
+    return Engine(session, manifest, "cpu", precision, narrow, familiarity=opening.familiarity)
 
 
 def _on_gpu(opening: _Opening) -> Engine | None:
@@ -168,7 +173,7 @@ def _on_gpu(opening: _Opening) -> Engine | None:
     session = open_session(
         data, where, opening.cores, gpu_providers(gpu, manifest, precision, sizes)
     )
-    _check_contract(session, manifest)
+    _check_contract(session, opening)
     providers = session.get_providers()
     if CUDA not in providers:
         return None
@@ -181,10 +186,12 @@ def _on_gpu(opening: _Opening) -> Engine | None:
             session,
             sizes,
             side=manifest.preprocessing.size,
-            classes=len(manifest.labels),
+            outputs=_widths(opening),
             device="cuda",
         )
-        engine = Engine(session, manifest, "cuda", precision, bound=bound)
+        engine = Engine(
+            session, manifest, "cuda", precision, bound=bound, familiarity=opening.familiarity
+        )
         if gpu.cuda_graphs == "on":
             _warm(engine, sizes)  # which captures
     except Exception as error:  # ONNX Runtime's own types have no common base
@@ -223,13 +230,19 @@ def _warm(engine: Engine, sizes: Sequence[int]) -> None:
             ) from error
 
 
-def _check_contract(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+def _widths(opening: _Opening) -> dict[str, int]:
+    """Numbers for each photo, by output."""
+    widths = dict.fromkeys(OUTPUTS, len(opening.manifest.labels))
+    return widths if opening.familiarity is None else {**widths, FAMILIARITY: 1}
+
+
+def _check_contract(session: onnxruntime.InferenceSession, opening: _Opening) -> None:
     """Raises BrokenVersion unless inputs and outputs are those that the manifest promises."""
-    side, classes = manifest.preprocessing.size, len(manifest.labels)
+    manifest, side = opening.manifest, opening.manifest.preprocessing.size
     inputs = {i.name: (i.type, *i.shape[1:]) for i in session.get_inputs()}
     outputs = {o.name: (o.type, *o.shape[1:]) for o in session.get_outputs()}
     wanted_inputs = {INPUT: ("tensor(uint8)", side, side, 3)}
-    wanted_outputs = dict.fromkeys(OUTPUTS, ("tensor(float)", classes))
+    wanted_outputs = {name: ("tensor(float)", n) for name, n in _widths(opening).items()}
     fixed = [i.name for i in session.get_inputs() if i.shape and isinstance(i.shape[0], int)]
     if inputs != wanted_inputs or outputs != wanted_outputs or fixed:
         raise BrokenVersion(

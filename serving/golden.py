@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import BrokenVersion
-from serving.modelspec import OUTPUTS, Manifest
+from serving.modelspec import FAMILIARITY, Familiarity, Manifest, outputs_of
 from serving.repository import Repository
 
 GOLDEN = "golden.npz"
@@ -16,18 +16,29 @@ GOLDEN = "golden.npz"
 # the first label is the golden one wherever that leads by more than twice the tolerance. In fp16
 # and int8 a sum that falls on the other side of a rounding shifts what comes after by a whole step.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
+# A familiarity goes by steps, of which a rounding can take one: at least two may be taken.
+FAMILIARITY_TOLERANCE = {"fp32": 0.02, "fp16": 0.1, "int8": 0.2}
 # A variant without golden answers of its own must give fp32's first label where that leads by this.
 CLEAR_LEAD = 0.2
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Images], tuple[Floats, Floats]]
+Run = Callable[[Images], tuple[Floats, ...]]
 
 
 def check_golden(
-    repository: Repository, manifest: Manifest, run: Run, precision: str, device: str
+    repository: Repository,
+    manifest: Manifest,
+    run: Run,
+    precision: str,
+    device: str,
+    familiarity: Familiarity | None = None,
 ) -> None:
-    """Raises BrokenVersion unless `run` gives the answers of the machine that exported."""
+    """Raises BrokenVersion unless `run` gives the answers of the machine that exported.
+
+    familiarity: that of the version.
+    """
+    names = outputs_of(familiarity)
     where = f"{manifest.name}/{manifest.version}"
     own = GOLDEN if precision == "fp32" else f"golden.{precision}.npz"
     file = own if own in manifest.files else GOLDEN
@@ -35,8 +46,8 @@ def check_golden(
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             images = golden["images"]
-            expected = {name: golden[name] for name in OUTPUTS}
-        answers = dict(zip(OUTPUTS, run(images), strict=True))
+            expected = {name: golden[name] for name in names}
+        answers = dict(zip(names, run(images), strict=True))
     except Exception as error:  # zipfile, numpy and ONNX Runtime raise almost anything here
         raise BrokenVersion(f"{where}: {file} can't be used: {error}") from error
     for name, answer in answers.items():
@@ -45,7 +56,14 @@ def check_golden(
                 f"{where}: {file} has {name} {expected[name].shape}, the model {answer.shape}"
             )
     if file == own:
-        _compare(where, answers, expected, TOLERANCE[precision], device)
+        limits = {
+            name: TOLERANCE[precision] * float(np.abs(values).max())
+            for name, values in expected.items()
+        }
+        if familiarity is not None:
+            steps = 2 / (familiarity.photos + 1)
+            limits[FAMILIARITY] = max(FAMILIARITY_TOLERANCE[precision], steps)
+        _compare(where, answers, expected, limits, device)
     else:
         _compare_labels(where, answers["probabilities"], expected["probabilities"], precision)
 
@@ -54,17 +72,22 @@ def _compare(
     where: str,
     answers: dict[str, Floats],
     expected: dict[str, Floats],
-    tolerance: float,
+    limits: dict[str, float],
     device: str,
 ) -> None:
     for name, answer in answers.items():
-        limit = tolerance * float(np.abs(expected[name]).max())
+        limit = limits[name]
         difference = float(np.abs(answer - expected[name]).max())
         if not difference <= limit:  # so that NaN fails
             raise BrokenVersion(
-                f"{where}: its {name} differ from the golden ones by {difference:.2g} on this "
-                f"machine ({device}), more than {limit:.2g}; export it again or use another device"
+                f"{where}: its {_plural(name)} differ from the golden ones by {difference:.2g} on "
+                f"this machine ({device}), more than {limit:.2g}; export it again or use another "
+                "device"
             )
+
+
+def _plural(name: str) -> str:
+    return "familiarities" if name == FAMILIARITY else name
 
 
 def _compare_labels(where: str, answers: Floats, expected: Floats, precision: str) -> None:

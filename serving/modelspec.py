@@ -17,6 +17,9 @@ from serving.errors import BrokenVersion, listed
 SCHEMA_VERSION = 1
 # What the graph of each file takes, uint8 [N, S, S, 3], and gives, float32 [N, K] each.
 INPUT, OUTPUTS = "image", ("probabilities", "logits")
+# What it gives too where FAMILIARITY_FILE is one of the version's files: float32 [N, 1].
+FAMILIARITY, FAMILIARITY_FILE = "familiarity", "familiarity.json"
+_FLOAT32 = 1e-6
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 T = TypeVar("T")
@@ -149,6 +152,27 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Familiarity:
+    """familiarity.json: what the output of that name means.
+
+    It is the share of photos which the version has not learnt from that are no more like those it
+    has learnt from than this one is (a conformal p-value; Bates et al. 2023, arXiv:2104.08279): 1
+    for the most ordinary photo, 1 / (photos + 1) for one that is stranger than all of them.
+    """
+
+    photos: int  # that it compares with
+    threshold: float  # at this familiarity or below a photo is unfamiliar
+    unfamiliar: dict[str, float]  # precision -> share of the test photos that are
+
+    def __post_init__(self) -> None:
+        _check_photos(self.photos)
+
+    def tells(self, familiarity: float) -> bool:
+        """Whether a photo of this familiarity, as a file gives it in 32 bits, is unfamiliar."""
+        return familiarity <= self.threshold * (1 + _FLOAT32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobustAccuracy:
     norm: str  # "linf" or "l2"
     epsilon: float  # pixel units of [0, 1]
@@ -227,6 +251,11 @@ def _check_schema(value: Any) -> None:
             f"manifest.json has schema_version {schema}, and this Pawprint reads {SCHEMA_VERSION}: "
             "a newer one has published it; upgrade this one"
         )
+
+
+def outputs_of(familiarity: Familiarity | None) -> tuple[str, ...]:
+    """The names of what the graph of each file gives, in order."""
+    return OUTPUTS if familiarity is None else (*OUTPUTS, FAMILIARITY)
 
 
 def other_labels(before: Manifest, after: Manifest) -> str:

@@ -22,7 +22,7 @@ class ObservedRun:
         self._on_broken = on_broken
         self._failures = 0
 
-    def __call__(self, images: Images, alone: bool) -> tuple[Floats, Floats]:
+    def __call__(self, images: Images, alone: bool) -> tuple[Floats, ...]:
         start = time.monotonic()
         try:
             outputs = self._run(images, alone=alone)

@@ -39,7 +39,16 @@ from serving.layout import (
     read_inside,
     version_number,
 )
-from serving.modelspec import FileEntry, Findings, Manifest, RobustnessSummary, Trust, read_json
+from serving.modelspec import (
+    FAMILIARITY_FILE,
+    Familiarity,
+    FileEntry,
+    Findings,
+    Manifest,
+    RobustnessSummary,
+    Trust,
+    read_json,
+)
 from serving.paths import is_dir, is_file
 from serving.triton_config import CONFIG, triton_files
 from serving.whole_file import names_full_disk, remove_old
@@ -369,6 +378,16 @@ class Repository:
             problem = problem or BrokenVersion(f"{name}/{version}/{where} is altered")
         assert problem is not None
         raise problem
+
+    def familiarity(self, manifest: Manifest) -> Familiarity | None:
+        """What the version's output of that name means; None if it has none.
+
+        Raises NotFound, BrokenVersion.
+        """
+        if FAMILIARITY_FILE not in manifest.files:
+            return None
+        data = self.read_file(manifest, FAMILIARITY_FILE)
+        return read_json(Familiarity, data, FAMILIARITY_FILE)
 
     def findings(self, name: str, version: int) -> Findings | None:
         """The headline figures of a version's analysis; None if there is none.

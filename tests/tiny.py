@@ -1,9 +1,11 @@
 """A tiny but real version of a model, made with onnx alone: no torch, a few milliseconds.
 
 The graph divides the pixels by 255, normalises, averages 4 x 4 patches, applies a seeded linear
-layer and a softmax. `logits_of` computes the same in numpy, as an oracle of its own.
+layer and a softmax. `logits_of` computes the same in numpy, as an oracle of its own. A familiar one
+also says how like grey a picture is; see `familiarity_of`.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -14,8 +16,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.modelspec import (
+    FAMILIARITY,
+    FAMILIARITY_FILE,
     SCHEMA_VERSION,
     Dataset,
+    Familiarity,
     FileEntry,
     Manifest,
     Metrics,
@@ -30,6 +35,9 @@ OPSET = 20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCHES = 4  # a side
 LABELS = ("cat", "dog")
+# Mean squares of the normalised patches, the distance from grey: noise has 0.1, black and white 4.
+KNOWN = np.linspace(0, 1, 99, dtype=np.float32)
+FAMILIARITY_OF_TINY = Familiarity(photos=99, threshold=0.01, unfamiliar={"fp32": 0.0})
 
 
 def linear_layer(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +49,10 @@ def linear_layer(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return weights.astype(np.float32), bias.astype(np.float32)
 
 
-def tiny_model(classes: int = 2, size: int = 32, seed: int = 0) -> onnx.ModelProto:
-    """uint8 [N, S, S, 3] -> `probabilities` and `logits`, float32 [N, K]."""
+def tiny_model(
+    classes: int = 2, size: int = 32, seed: int = 0, *, familiar: bool = False
+) -> onnx.ModelProto:
+    """uint8 [N, S, S, 3] -> `probabilities` and `logits`, float32 [N, K]; `familiarity` [N, 1]."""
     weights, bias = linear_layer(classes, seed)
     side = size // PATCHES
     nodes = [
@@ -65,13 +75,31 @@ def tiny_model(classes: int = 2, size: int = 32, seed: int = 0) -> onnx.ModelPro
         "weights": weights,
         "bias": bias,
     }
+    outputs = [("probabilities", classes), ("logits", classes)]
+    if familiar:
+        nodes += [
+            helper.make_node("Mul", ["features", "features"], ["squares"]),
+            helper.make_node("ReduceMean", ["squares", "last"], ["distance"], keepdims=1),
+            helper.make_node("GreaterOrEqual", ["known", "distance"], ["farther"]),
+            helper.make_node("Cast", ["farther"], ["ones"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", ["ones", "last"], ["count"], keepdims=1),
+            helper.make_node("Add", ["count", "itself"], ["more"]),
+            helper.make_node("Div", ["more", "all"], [FAMILIARITY]),
+        ]
+        constants |= {
+            "last": np.array([1]),
+            "known": KNOWN[None],
+            "itself": np.float32(1),
+            "all": np.float32(len(KNOWN) + 1),
+        }
+        outputs.append((FAMILIARITY, 1))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
-            for name in ("probabilities", "logits")
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+            for name, width in outputs
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -85,12 +113,23 @@ def tiny_model(classes: int = 2, size: int = 32, seed: int = 0) -> onnx.ModelPro
 def logits_of(images: np.ndarray, classes: int = 2, seed: int = 0) -> np.ndarray:
     """What tiny_model must answer: uint8 [n, S, S, 3] -> float32 [n, K], in float64 on the way."""
     weights, bias = linear_layer(classes, seed)
+    return (_features(images) @ weights + bias).astype(np.float32)
+
+
+def familiarity_of(images: np.ndarray) -> np.ndarray:
+    """What a familiar tiny_model must answer: uint8 [n, S, S, 3] -> float32 [n, 1]."""
+    distances = (_features(images) ** 2).mean(axis=1, keepdims=True)
+    count: np.ndarray = (distances <= KNOWN).sum(axis=1, keepdims=True)
+    return ((1 + count) / (1 + len(KNOWN))).astype(np.float32)
+
+
+def _features(images: np.ndarray) -> np.ndarray:
     n, size = images.shape[:2]
     side = size // PATCHES
     normal = (images / 255.0 - MEAN) / STD
     patches = normal.reshape(n, PATCHES, side, PATCHES, side, 3).mean(axis=(2, 4))
-    features = patches.transpose(0, 3, 1, 2).reshape(n, -1)
-    return (features @ weights + bias).astype(np.float32)
+    features: np.ndarray = patches.transpose(0, 3, 1, 2).reshape(n, -1)
+    return features
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -101,7 +140,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def golden_of(classes: int = 2, size: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
     images = np.random.default_rng(seed + 1).integers(0, 256, (4, size, size, 3), np.uint8)
     logits = logits_of(images, classes, seed)
-    return {"images": images, "logits": logits, "probabilities": softmax(logits)}
+    return {
+        "images": images,
+        "logits": logits,
+        "probabilities": softmax(logits),
+        FAMILIARITY: familiarity_of(images),
+    }
 
 
 def build_version(
@@ -114,14 +158,19 @@ def build_version(
     model: onnx.ModelProto | bytes | None = None,
     golden: dict[str, np.ndarray] | None = None,
     extra_files: dict[str, bytes] | None = None,
+    familiar: bool = False,
 ) -> int:
     """Publish a tiny version and return its number; `model` and `golden` replace the sound ones.
 
-    A model.int8.onnx or model.fp16.onnx among `extra_files` is a variant.
+    familiar: it says how familiar a picture is. A model.int8.onnx or model.fp16.onnx among
+    `extra_files` is a variant.
     """
     repository = Repository(root)
     if model is None:
-        model = tiny_model(len(labels), size, seed)
+        model = tiny_model(len(labels), size, seed, familiar=familiar)
+    if familiar:
+        told = json.dumps(dataclasses.asdict(FAMILIARITY_OF_TINY)).encode()
+        extra_files = {FAMILIARITY_FILE: told, **(extra_files or {})}
     with repository.staging(name) as folder:
         data = model if isinstance(model, bytes) else model.SerializeToString()
         (folder / "model.onnx").write_bytes(data)

@@ -22,7 +22,14 @@ from serving.repository import Repository
 from serving.session import open_session
 from tests.commands import run_python
 from tests.conftest import ROOT
-from tests.tiny import build_version, golden_of, logits_of, softmax, tiny_model
+from tests.tiny import (
+    build_version,
+    familiarity_of,
+    golden_of,
+    logits_of,
+    softmax,
+    tiny_model,
+)
 
 
 def load(root: Path, name: str = "pets", version: int = 1, device: str = "cpu") -> Engine:
@@ -66,6 +73,45 @@ def test_a_run_beside_others_has_one_core_and_large_weights_are_held_once(
         load_engine(Repository(models), "pets", 1, device="cpu", cores=cores)
         assert opened == threads
         opened.clear()
+
+
+def test_a_version_that_knows_says_how_familiar_a_picture_is(tmp_path: Path) -> None:
+    build_version(tmp_path, "pets", familiar=True)
+    engine = load(tmp_path)
+    images = np.random.default_rng(9).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    images[3] = 0
+    probabilities, logits, familiarity = engine.run(images)
+    expected = familiarity_of(images)
+    assert familiarity.dtype == np.float32
+    np.testing.assert_allclose(familiarity, expected, atol=1e-6)
+    np.testing.assert_allclose(logits, logits_of(images), atol=1e-4)
+    assert engine.familiarity is not None
+    unfamiliar = [engine.familiarity.tells(float(value)) for value in familiarity[:, 0]]
+    assert unfamiliar == [i == 3 for i in range(7)]
+
+    widths = {"probabilities": 2, "logits": 2, "familiarity": 1}
+    file = Repository(tmp_path).read_file(engine.manifest, "model.onnx")
+    bound = BoundRuns(open_session(file, "pets", 1), (7,), side=32, outputs=widths, device="cpu")
+    np.testing.assert_allclose(bound.run(images)[2], expected, atol=1e-6)
+
+
+def test_a_familiarity_that_is_not_as_promised_is_refused(tmp_path: Path) -> None:
+    build_version(tmp_path, "none", familiar=True, model=tiny_model())
+    with pytest.raises(BrokenVersion, match="must take .*'familiarity': .'tensor.float.', 1"):
+        load(tmp_path, "none")
+    build_version(tmp_path, "unsaid", model=tiny_model(familiar=True))
+    with pytest.raises(BrokenVersion, match="it takes .*'familiarity'"):
+        load(tmp_path, "unsaid")
+    other = golden_of() | {"familiarity": 1 - golden_of()["familiarity"]}
+    build_version(tmp_path, "other", familiar=True, golden=other)
+    with pytest.raises(BrokenVersion, match="its familiarities differ from the golden ones by 0.8"):
+        load(tmp_path, "other")
+    near = golden_of() | {"familiarity": golden_of()["familiarity"] - 0.02}  # two of 99 photos
+    build_version(tmp_path, "near", familiar=True, golden=near)
+    load(tmp_path, "near")
+    build_version(tmp_path, "odd", familiar=True, extra_files={"familiarity.json": b"{}"})
+    with pytest.raises(BrokenVersion, match=r"familiarity.json is malformed: .*missing"):
+        load(tmp_path, "odd")
 
 
 def test_unknown_version(models: Path) -> None:
@@ -267,8 +313,8 @@ def test_bound_runs_answer_as_plain_ones_do(models: Path) -> None:
     repository = Repository(models)
     manifest = repository.manifest("pets", 1)
     session = open_session(repository.read_file(manifest, "model.onnx"), "pets/1", 1)
-    labels = len(manifest.labels)
-    bound = BoundRuns(session, (1, 4), side=32, classes=labels, device="cpu")
+    widths = dict.fromkeys(OUTPUTS, len(manifest.labels))
+    bound = BoundRuns(session, (1, 4), side=32, outputs=widths, device="cpu")
     images = np.random.default_rng(9).integers(0, 256, (4, 32, 32, 3), np.uint8)
     kept = bound.run(images)
     for count in (1, 2, 3, 4):  # 2 and 3 are not bound
@@ -285,7 +331,8 @@ def test_bound_runs_of_two_threads_do_not_mix(models: Path) -> None:
     repository = Repository(models)
     manifest = repository.manifest("pets", 1)
     session = open_session(repository.read_file(manifest, "model.onnx"), "pets/1", 1)
-    bound = BoundRuns(session, (1,), side=32, classes=len(manifest.labels), device="cpu")
+    widths = dict.fromkeys(OUTPUTS, len(manifest.labels))
+    bound = BoundRuns(session, (1,), side=32, outputs=widths, device="cpu")
     images = np.random.default_rng(9).integers(0, 256, (64, 32, 32, 3), np.uint8)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda image: bound.run(image[None])[1][0], images))
