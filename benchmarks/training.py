@@ -15,10 +15,8 @@ two-sided test of McNemar on the photos that they and our probe of that seed ans
 
 import argparse
 import sys
-import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -99,9 +97,8 @@ def _ours(
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(head.weight))
         classifier.head.bias.copy_(torch.from_numpy(head.bias))
-    with tempfile.TemporaryDirectory() as folder:
-        exporter.export(Calibrated(classifier, 1.0).eval(), Path(folder) / "model.onnx")
-        runner = OnnxRunner(Path(folder) / "model.onnx")
+    exported = exporter.export(Calibrated(classifier, 1.0).eval())
+    runner = OnnxRunner(exported.SerializeToString())
     return run_photos(runner, data.splits["test"], data.squares, lambda *_: None)[1]
 
 

@@ -27,15 +27,14 @@ _LATENCY_RUNS = 24
 
 def run_photos(
     runner: OnnxRunner, photos: Sequence[Photo], squares: Pictures, advance: Advance
-) -> tuple[Floats, Floats]:
-    """Probabilities and logits [n, K] of photos preprocessed as the server does."""
+) -> tuple[Floats, ...]:
+    """What the file gives, each [n, ...], for photos preprocessed as the server does."""
     parts = []
     for start in range(0, len(photos), _BATCH):
         batch = squares.get(photos[start : start + _BATCH])
         parts.append(runner.run(np.stack(batch)))
         advance(len(batch), "")
-    probabilities, logits = zip(*parts, strict=True)
-    return np.concatenate(probabilities), np.concatenate(logits)
+    return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
 
 
 def measure(probabilities: Floats, logits: Floats, targets: Ints, labels: Sequence[str]) -> Metrics:

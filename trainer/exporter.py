@@ -1,7 +1,5 @@
 """The exports of one run: a backbone goes through PyTorch's exporter once, whatever its head."""
 
-from pathlib import Path
-
 import onnx
 import torch
 from onnx import numpy_helper
@@ -17,7 +15,7 @@ from trainer.graph_cache import load_graph, save_graph
 from trainer.onnx_runner import Floats, OnnxRunner
 from trainer.pictures import Pixels
 
-_HEAD = "calibrated.classifier.head"
+HEAD = "calibrated.classifier.head"
 
 
 class Exporter:
@@ -69,13 +67,14 @@ class Exporter:
 
         return run
 
-    def export(self, calibrated: Calibrated, path: Path) -> None:
-        """Write `calibrated`, on the CPU and in eval mode, to `path`, whole in one file.
+    def export(self, calibrated: Calibrated) -> onnx.ModelProto:
+        """The graph of `calibrated`, on the CPU and in eval mode; the caller's own.
 
         The temperature is in the head: logits = (W x + b) / T = (W / T) x + b / T. Raises
         FailedCheck if the backbone can't be exported.
         """
-        graph = self._backbone(calibrated.classifier)
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self._backbone(calibrated.classifier))
         head = calibrated.classifier.head
         tensors = {initializer.name: initializer for initializer in graph.graph.initializer}
         _, weight, bias = _head_node(graph).input
@@ -87,7 +86,7 @@ class Exporter:
             if value.name in of_labels:
                 shape = value.type.tensor_type.shape
                 shape.dim[of_labels[value.name]].dim_value = head.out_features
-        onnx.save(graph, path)
+        return graph
 
     def _backbone(self, classifier: Classifier) -> onnx.ModelProto:
         """The graph of `classifier` with whatever head."""
@@ -120,5 +119,5 @@ def _with_any_head(classifier: Classifier) -> Classifier:
 
 def _head_node(graph: onnx.ModelProto) -> onnx.NodeProto:
     """x [n, F], W [K, F], b [K] -> W x + b."""
-    (node,) = (n for n in graph.graph.node if f"{_HEAD}.weight" in n.input)
+    (node,) = (n for n in graph.graph.node if f"{HEAD}.weight" in n.input)
     return node

@@ -78,6 +78,7 @@ def _probe_then_fine_tune(run: Run) -> tuple[Run, Fitted]:
     train and val together.
     """
     run, probe, targets = start_from_probe(run)
+    features, run = run.features, dataclasses.replace(run, features=None)
     data, console, classifier = run.data, run.console, run.classifier
     history: tuple[Epoch, ...] = ()
     if run.config.epochs > 0:
@@ -99,7 +100,7 @@ def _probe_then_fine_tune(run: Run) -> tuple[Run, Fitted]:
         classifier.backbone.load_state_dict(pretrained)
         history = result.history
     _set_head(classifier, probe.head)
-    return run, Fitted(
+    return dataclasses.replace(run, features=features), Fitted(
         how="linear probe",
         temperature=fit_temperature(probe.out_of_fold, targets),
         penalty=probe.penalty,
@@ -109,7 +110,7 @@ def _probe_then_fine_tune(run: Run) -> tuple[Run, Fitted]:
 
 def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
     """The probe on train and val, and the labels of those photos; the run with those of them found
-    whose label is probably wrong, and without these where its settings say so.
+    whose label is probably wrong, and without these where its settings say so, and with features.
 
     The net is left with the same head fitted to train alone, ready for fine-tuning: the stages that
     are not to learn are frozen.
@@ -125,6 +126,7 @@ def start_from_probe(run: Run) -> tuple[Run, Probe, Ints]:
     if not all(stays):
         features = features[stays]
         probe = _probe(run, features)
+    run = dataclasses.replace(run, features=features[:, 0])
     targets = targets_of(data.learnt_from)
     if run.config.epochs > 0:
         in_train = len(data.splits["train"])

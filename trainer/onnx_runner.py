@@ -40,7 +40,7 @@ class OnnxRunner:
         alone: bool = False,
         beside_others: bool = False,
     ) -> None:
-        self._outputs = outputs
+        self.outputs = outputs
         cores = own_cores(os.environ) if beside_others else usable_cores()
         self._at_once = 1 if alone else cores
         options = onnxruntime.SessionOptions()
@@ -60,9 +60,9 @@ class OnnxRunner:
             for start in range(0, len(images), batch_size)
         ]
         if len(feeds) == 1:
-            return tuple(self._session.run(self._outputs, feeds[0]))
+            return tuple(self._session.run(self.outputs, feeds[0]))
         with ThreadPoolExecutor(self._at_once) as pool:
-            parts = list(pool.map(lambda feed: self._session.run(self._outputs, feed), feeds))
+            parts = list(pool.map(lambda feed: self._session.run(self.outputs, feed), feeds))
         return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
 
 

@@ -35,6 +35,7 @@ from trainer.known_photos import (
     split_in,
 )
 from trainer.listing import find_photos
+from trainer.metrics import Floats
 from trainer.mixing import NO_RECTANGLES
 from trainer.mlflow_run import MlflowRun
 from trainer.software import this_pawprint
@@ -67,6 +68,8 @@ class Run:
     exporter: Exporter
     recorded: MlflowRun | None = None
     track: Track | None = None  # for TensorBoard
+    # [n, F] of `data.learnt_from`, where the backbone is as it was; None where it has learnt.
+    features: Floats | None = None
 
 
 def prepare(

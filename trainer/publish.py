@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from safetensors.torch import save
 
 from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, first_line
 from serving.layout import DEFAULT_ALIAS
 from serving.modelspec import (
+    FAMILIARITY_FILE,
     SCHEMA_VERSION,
     FileEntry,
     Manifest,
@@ -28,6 +30,7 @@ from trainer.backbones import WEIGHTS, Calibrated, version_state
 from trainer.chance import may_be_chance
 from trainer.data import PhotoData
 from trainer.export import OPSET, Served
+from trainer.familiarise import familiarised
 from trainer.figures import save_png
 from trainer.known_photos import SPLIT
 from trainer.label_errors import (
@@ -44,7 +47,14 @@ from trainer.preparing import Run
 from trainer.results import Fitted, Published
 from trainer.software import software
 from trainer.split import spread
-from trainer.variants import FP32, Bench, add_precisions, as_variants, save_golden
+from trainer.variants import (
+    FP32,
+    Bench,
+    add_precisions,
+    as_variants,
+    familiarity_of,
+    save_golden,
+)
 
 MODEL = "model.onnx"
 
@@ -67,10 +77,20 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
     calibrated = Calibrated(run.classifier, fitted.temperature).eval()
     with repository.staging(config.name) as folder:
         served = Served(calibrated).eval()
-        run.exporter.export(calibrated, folder / MODEL)
+        exported = run.exporter.export(calibrated)
         sample = [test[i] for i in spread(len(test), _PARITY_PHOTOS)]
         images = np.stack(data.squares.get(sample))
-        bench = Bench(served=served, data=data, images=images, console=run.console)
+        bench = Bench(
+            served=served,
+            data=data,
+            images=images,
+            console=run.console,
+            exported=exported,
+            familiarised=familiarised(run, exported),
+        )
+        fp32_file = onnx.ModelProto()
+        fp32_file.CopyFrom(exported)
+        bench.write(fp32_file, folder / MODEL, FP32)
         fp32 = bench.measure(folder / MODEL, FP32)
         require_parity(
             fp32.parity,
@@ -79,7 +99,12 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
             lambda: term_scale(served, images),
         )
         save_golden(folder / "golden.npz", fp32.runner, images)
-        variants = as_variants(add_precisions(bench, folder, fp32, config), folder, images[:1])
+        candidates = add_precisions(bench, folder, fp32, config)
+        variants = as_variants(candidates, folder, images[:1])
+        told = familiarity_of(bench.familiarised, candidates)
+        if told is not None:
+            value = dataclasses.asdict(told)
+            (folder / FAMILIARITY_FILE).write_text(json.dumps(value, indent=1) + "\n")
         # Not save_file: its error where the disk is full is no OSError.
         (folder / WEIGHTS).write_bytes(save(version_state(run.classifier)))
         (folder / SPLIT).write_text(data.split_json(), encoding="utf-8")
@@ -193,13 +218,21 @@ def _published_to_all_but_triton(run: Run, manifest: Manifest, how: str) -> Publ
 def _published(run: Run, manifest: Manifest, how: str) -> Published:
     repository, name = run.repository, run.config.name
     place = f"{repository.location}/{name}/{manifest.version}"
-    stable, said = None, ""
+    familiarity, stable, said = None, None, ""
     with contextlib.suppress(PawprintError, OSError):  # what fails now has the version all the same
+        familiarity = repository.familiarity(manifest)
         stable = repository.aliases(name).get(DEFAULT_ALIAS)
         earlier = (v for v in repository.versions(name) if v < manifest.version)
         before = stable or max(earlier, default=manifest.version)
         said = other_labels(repository.manifest(name, before), manifest)
-    return Published(place=place, manifest=manifest, how=how, stable=stable, other_labels=said)
+    return Published(
+        place=place,
+        manifest=manifest,
+        how=how,
+        familiarity=familiarity,
+        stable=stable,
+        other_labels=said,
+    )
 
 
 def _publish_or_keep(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.modelspec import Manifest
+from serving.modelspec import Familiarity, Manifest
 from trainer.training import Epoch
 
 
@@ -21,5 +21,6 @@ class Published:
     place: str  # of the version: a folder, or in a bucket
     manifest: Manifest
     how: str
+    familiarity: Familiarity | None
     stable: int | None  # what callers who name no version get, where an alias says so
     other_labels: str = ""  # in a sentence, where the version that callers got has others

@@ -24,7 +24,7 @@ from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.ranks import place_of
 
 if TYPE_CHECKING:
-    from serving.modelspec import Manifest
+    from serving.modelspec import Familiarity, Manifest
     from trainer.results import Published
 
 _INTERRUPTED = "error: interrupted; nothing was published"
@@ -136,6 +136,7 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
                 f"{metrics.accuracy_low:.4f} to {metrics.accuracy_high:.4f})",
             ),
             ("calibration", f"ECE {metrics.ece:.4f}, temperature {manifest.temperature:.3f}"),
+            *_familiarity(published.familiarity),
             (
                 "ONNX - PyTorch",
                 f"{parity.max_logit_error:.2g} in logits up to {parity.logit_scale:.3g}",
@@ -152,6 +153,15 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
         console.line(
             f"Callers get version {published.stable}, which stable names; to give them this one: "
             f"models promote {manifest.name}/{manifest.version} --models {config.out}"
+        )
+
+
+def _familiarity(told: "Familiarity | None") -> Iterator[tuple[str, str]]:
+    if told is not None:
+        yield (
+            "familiarity",
+            f"of a picture, beside {told.photos} photos; at {told.threshold:.2g} or below it is "
+            f"unfamiliar, as {told.unfamiliar['fp32']:.1%} of the test photos are",
         )
 
 

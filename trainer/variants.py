@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 
 from serving.errors import first_line
-from serving.modelspec import Metrics, Parity, Variant
+from serving.modelspec import FAMILIARITY, OUTPUTS, Familiarity, Metrics, Parity, Variant
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.errors import FailedCheck
 from trainer.evaluation import measure, measure_latency, run_photos
 from trainer.export import Served
+from trainer.familiarise import Familiarised
+from trainer.familiarity import threshold_of
 from trainer.half import to_half
 from trainer.int8 import loses_too_much, quantize_within
 from trainer.metrics import Floats
@@ -27,6 +31,8 @@ from trainer.split import spread
 
 FP32, INT8, FP16 = "fp32", "int8", "fp16"
 QUANTIZATION = "quantization.json"
+
+T = TypeVar("T")
 
 _GOLDEN_PHOTOS = 8
 _CALIBRATION_PHOTOS = 64
@@ -44,6 +50,7 @@ class Candidate:
     differ: tuple[Disagreement, ...]
     probabilities: Floats  # [n, K] of the test photos
     logits: Floats
+    familiarity: Floats | None  # [n] of the test photos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +61,30 @@ class Bench:
     data: PhotoData
     images: np.ndarray  # uint8 [n, S, S, 3]: test photos for parity
     console: Console
+    exported: onnx.ModelProto  # in fp32, without the familiarity
+    familiarised: Familiarised | None
+
+    def from_file(self, make: Callable[[Path], T]) -> T:
+        """What `make` makes of the exported file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "exported.onnx")
+            onnx.save(self.exported, path)
+            return make(path)
+
+    def write(self, model: onnx.ModelProto, path: Path, precision: str) -> None:
+        """With the familiarity, if there is one. In place."""
+        if self.familiarised is not None:
+            # Of the rounding of 16 bits no distance is another by a thousandth.
+            self.familiarised.attach(model, by_itself=precision == INT8)
+        onnx.save(model, path)
 
     def measure(self, path: Path, precision: str) -> Candidate:
-        runner = OnnxRunner(path)
+        names = OUTPUTS if self.familiarised is None else (*OUTPUTS, FAMILIARITY)
+        runner = OnnxRunner(path, names)
         test = self.data.splits["test"]
         parity, differ = measure_parity(self.served, runner, self.images)
         with self.console.bar(f"Test photos through {precision}", len(test)) as advance:
-            probabilities, logits = run_photos(runner, test, self.data.squares, advance)
+            probabilities, logits, *rest = run_photos(runner, test, self.data.squares, advance)
         return Candidate(
             file=path.name,
             runner=runner,
@@ -69,6 +93,7 @@ class Bench:
             differ=tuple(differ),
             probabilities=probabilities,
             logits=logits,
+            familiarity=rest[0][:, 0] if rest else None,
         )
 
 
@@ -82,14 +107,14 @@ def add_precisions(
     """
     made_by: dict[str, Callable[[], onnx.ModelProto]] = {}
     if config.int8:
-        made_by[INT8] = lambda: _to_int8(bench, folder / fp32.file, config)
+        made_by[INT8] = lambda: _to_int8(bench, folder, config)
     if config.fp16:
-        made_by[FP16] = lambda: to_half(folder / fp32.file)
+        made_by[FP16] = lambda: bench.from_file(to_half)
     candidates = {FP32: fp32}
     for precision, make in made_by.items():
         path, golden = folder / f"model.{precision}.onnx", folder / f"golden.{precision}.npz"
         try:
-            onnx.save(make(), path)
+            bench.write(make(), path, precision)
             candidate = bench.measure(path, precision)
             _require_accuracy(candidate.metrics, fp32.metrics, config)
             save_golden(golden, candidate.runner, bench.images)
@@ -119,24 +144,26 @@ def _mean_recall(metrics: Metrics) -> float:
     return float(np.mean([right / n for right, n in metrics.per_class.values() if n]))
 
 
-def _to_int8(bench: Bench, fp32: Path, config: TrainConfig) -> onnx.ModelProto:
-    """Made of the file `fp32`; how it was chosen lies with that."""
+def _to_int8(bench: Bench, folder: Path, config: TrainConfig) -> onnx.ModelProto:
+    """How it was chosen lies in `folder`."""
     bench.console.line("Quantising: int8, calibrated on training photos, chosen on val")
     data = bench.data
     train, val = data.splits["train"], data.splits["val"]
     some = spread(len(val), _VAL_PHOTOS)
-    quantized = quantize_within(
-        fp32,
-        np.stack(data.squares.get(_some(train, _CALIBRATION_PHOTOS))),
-        np.stack(data.squares.get([val[i] for i in some])),
-        data.targets("val")[some],
-        config.max_accuracy_loss,
-        balanced=config.balance != "none",
+    quantized = bench.from_file(
+        lambda exported: quantize_within(
+            exported,
+            np.stack(data.squares.get(_some(train, _CALIBRATION_PHOTOS))),
+            np.stack(data.squares.get([val[i] for i in some])),
+            data.targets("val")[some],
+            config.max_accuracy_loss,
+            balanced=config.balance != "none",
+        )
     )
     attempts = [dataclasses.asdict(attempt) for attempt in quantized.attempts]
     chosen = quantized.chosen
     value = {"chosen": dataclasses.asdict(chosen), "attempts": attempts}
-    (fp32.parent / QUANTIZATION).write_text(json.dumps(value, indent=1) + "\n")
+    (folder / QUANTIZATION).write_text(json.dumps(value, indent=1) + "\n")
     recall = "" if chosen.recall_loss is None else f" and {chosen.recall_loss:+.4f} of mean recall"
     bench.console.line(
         f"int8: {chosen.method} calibration, {len(chosen.in_float)} layers "
@@ -162,11 +189,30 @@ def as_variants(
     }
 
 
+def familiarity_of(
+    familiarised: Familiarised | None, candidates: Mapping[str, Candidate]
+) -> Familiarity | None:
+    """What the output of that name means, measured on the test photos."""
+    if familiarised is None:
+        return None
+    told = Familiarity(
+        photos=familiarised.photos, threshold=threshold_of(familiarised.photos), unfamiliar={}
+    )
+    shares = {
+        precision: float(np.mean([told.tells(value) for value in candidate.familiarity.tolist()]))
+        for precision, candidate in candidates.items()
+        if candidate.familiarity is not None
+    }
+    return dataclasses.replace(told, unfamiliar=shares)
+
+
 def save_golden(path: Path, runner: OnnxRunner, images: np.ndarray) -> None:
     """Pictures with their answers, by which a server proves that its machine computes the same."""
     chosen = images[spread(len(images), _GOLDEN_PHOTOS)]
-    probabilities, logits = runner.run(chosen, len(chosen))
-    np.savez(path, images=chosen, logits=logits, probabilities=probabilities)
+    answers: dict[str, Any] = dict(
+        zip(runner.outputs, runner.run(chosen, len(chosen)), strict=True)
+    )
+    np.savez(path, images=chosen, **answers)
 
 
 def _some(photos: Sequence[Photo], count: int) -> list[Photo]:

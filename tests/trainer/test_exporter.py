@@ -57,12 +57,12 @@ def test_another_head_and_temperature_need_no_other_export(
     exporter = new_exporter()
     net = classifier(0)
     exporter.features(net)
-    exporter.export(Calibrated(net, 0.6), tmp_path / "a.onnx")
+    onnx.save(exporter.export(Calibrated(net, 0.6)), tmp_path / "a.onnx")
     first = (tmp_path / "a.onnx").read_bytes()
     require_same(Calibrated(net, 0.6), tmp_path / "a.onnx")
     torch.nn.init.normal_(net.head.weight)
     torch.nn.init.normal_(net.head.bias)
-    exporter.export(Calibrated(net, 2.5), tmp_path / "b.onnx")
+    onnx.save(exporter.export(Calibrated(net, 2.5)), tmp_path / "b.onnx")
     require_same(Calibrated(net, 2.5), tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == first
     assert exports(capsys) == 1
@@ -71,9 +71,9 @@ def test_another_head_and_temperature_need_no_other_export(
 def test_a_new_head_of_zeros_is_exported_too(tmp_path: Path):
     exporter, net = new_exporter(), classifier(0)
     torch.nn.init.zeros_(net.head.bias)
-    exporter.export(Calibrated(net, 1.0), tmp_path / "a.onnx")
+    onnx.save(exporter.export(Calibrated(net, 1.0)), tmp_path / "a.onnx")
     torch.nn.init.ones_(net.head.bias)
-    exporter.export(Calibrated(net, 1.0), tmp_path / "b.onnx")
+    onnx.save(exporter.export(Calibrated(net, 1.0)), tmp_path / "b.onnx")
     require_same(Calibrated(net, 1.0), tmp_path / "b.onnx")
 
 
@@ -83,14 +83,14 @@ def test_another_backbone_is_exported_anew_another_number_of_labels_is_not(
     exporter = new_exporter()
     nets = classifier(0), classifier(1), classifier(1, labels=5)
     for number, net in enumerate(nets):
-        exporter.export(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
+        onnx.save(exporter.export(Calibrated(net, 1.0)), tmp_path / f"{number}.onnx")
         require_same(Calibrated(net, 1.0), tmp_path / f"{number}.onnx")
         onnx.checker.check_model(onnx.load(tmp_path / f"{number}.onnx"), full_check=True)
     assert exports(capsys) == 2
     statistics = nets[2].backbone.state_dict()
     name = next(key for key in statistics if key.endswith("running_mean"))
     statistics[name] += 0.1
-    exporter.export(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
+    onnx.save(exporter.export(Calibrated(nets[2], 1.0)), tmp_path / "3.onnx")
     require_same(Calibrated(nets[2], 1.0), tmp_path / "3.onnx")
     assert exports(capsys) == 1
 
@@ -103,7 +103,7 @@ def test_what_the_cache_keeps_is_not_exported_again(
     for number in range(2):
         exporter = new_exporter()
         exporter.prepare(net, cache)
-        exporter.export(Calibrated(net, 1.3), tmp_path / f"{number}.onnx")
+        onnx.save(exporter.export(Calibrated(net, 1.3)), tmp_path / f"{number}.onnx")
     assert exports(capsys) == 1
     assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
     require_same(Calibrated(net, 1.3), tmp_path / "1.onnx")

@@ -1,0 +1,74 @@
+"""The familiarity of a picture as one more output of an exported file."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.modelspec import FAMILIARITY
+from trainer.exporter import HEAD
+from trainer.familiarity import NO_LENGTH, Doubles, Gaussian
+from trainer.onnx_runner import OnnxRunner
+
+
+def features_of(model: onnx.ModelProto) -> str:
+    """The tensor [n, F] that the head takes, of a file of any precision."""
+    (head,) = (
+        node
+        for node in model.graph.node  # in int8 the weights come out of a node that bears their name
+        if node.op_type == "Gemm" and node.input[1].startswith(f"{HEAD}.weight")
+    )
+    return str(head.input[0])
+
+
+def feature_runner(model: onnx.ModelProto) -> OnnxRunner:
+    """Runs that give nothing but the features, float32 [n, F]."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    name = features_of(model)
+    copy.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return OnnxRunner(copy.SerializeToString(), [name])
+
+
+def attach(model: onnx.ModelProto, gaussian: Gaussian, known: Doubles) -> None:
+    """Let `model` give the familiarity too, float32 [n, 1], in 32 bits whatever its own precision.
+    In place.
+
+    known: distances [m] of the photos that are compared with.
+    """
+    graph = model.graph
+    features = features_of(model)
+
+    def constant(name: str, value: object) -> str:
+        kind = np.int64 if isinstance(value, list) else np.float32
+        named = f"{FAMILIARITY}.{name}"
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, kind), named))
+        return named
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        named = output if output == FAMILIARITY else f"{FAMILIARITY}.{output}"
+        graph.node.append(helper.make_node(kind, inputs, [named], name=named, **attributes))
+        return named
+
+    columns = constant("columns", [1])
+    numbers = node("Cast", [features], "features", to=TensorProto.FLOAT)
+    numbers_squared = node("Mul", [numbers, numbers], "features_squared")
+    summed = node("ReduceSum", [numbers_squared, columns], "summed", keepdims=1)
+    above_0 = node("Add", [summed, constant("no_length", NO_LENGTH)], "above_0")
+    directed = node("Div", [numbers, node("Sqrt", [above_0], "length")], "directed")
+    away = node("Sub", [directed, constant("centre", gaussian.centre)], "away")
+    along = node("MatMul", [away, constant("directions", gaussian.directions)], "along")
+    squares = node("Mul", [along, along], "along_squared")
+    inside = node("MatMul", [squares, constant("weights", gaussian.weights[:, None])], "inside")
+    all_squares = node("Mul", [away, away], "away_squared")
+    apart = node("ReduceSum", [all_squares, columns], "apart", keepdims=1)
+    outside = node("Mul", [apart, constant("rest", gaussian.rest)], "outside")
+    distance = node("Add", [inside, outside], "distance")
+    # Of a distance that is no number none is farther.
+    farther = node("GreaterOrEqual", [constant("known", known[None]), distance], "farther")
+    ones = node("Cast", [farther], "ones", to=TensorProto.FLOAT)
+    count = node("ReduceSum", [ones, columns], "count", keepdims=1)
+    with_itself = node("Add", [count, constant("itself", 1.0)], "with_itself")
+    node("Div", [with_itself, constant("all", len(known) + 1.0)], FAMILIARITY)
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    graph.output.append(helper.make_tensor_value_info(FAMILIARITY, TensorProto.FLOAT, [batch, 1]))
+    onnx.checker.check_model(model, full_check=True)

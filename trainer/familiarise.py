@@ -1,0 +1,93 @@
+"""Which photos a version's familiarity is of: those it has learnt from, and those held out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from serving.errors import first_line
+from trainer.data import targets_of
+from trainer.familiar_graph import attach, feature_runner
+from trainer.familiarity import FEWEST, Doubles, Judges, judges_by_folds, judges_of
+from trainer.metrics import Floats
+from trainer.onnx_runner import OnnxRunner
+from trainer.pictures import Photo
+from trainer.preparing import Run
+from trainer.split import spread, stratified_folds
+
+_MOST = 2000  # photos learnt from, and held out: enough for a threshold of one in a hundred
+_FOLDS = 5
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiarised:
+    """What makes a file tell the familiarity."""
+
+    judges: Judges
+    compared: tuple[Photo, ...]
+    known: Doubles  # their distances, by the file in fp32
+    look: Callable[[OnnxRunner, tuple[Photo, ...]], Floats]
+
+    @property
+    def photos(self) -> int:
+        return len(self.compared)
+
+    def attach(self, model: onnx.ModelProto, *, by_itself: bool) -> None:
+        """In place. by_itself: the distances are taken by `model`, whose features are others."""
+        known = self.known
+        if by_itself:
+            known = self.judges.distances(self.look(feature_runner(model), self.compared))
+        attach(model, self.judges.gaussians[0], known)
+
+
+def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
+    """Of the net of the run as `exported` in fp32; None, and said, where that can't be.
+
+    Where its backbone has learnt nothing, all photos of train and val are both learnt from and
+    compared with, in folds; else those of val are held out.
+    """
+    data, console = run.data, run.console
+
+    def look(runner: OnnxRunner, photos: tuple[Photo, ...]) -> Floats:
+        parts = []
+        with console.bar("Familiar photos", len(photos)) as advance:
+            for start in range(0, len(photos), _AT_ONCE):
+                some = photos[start : start + _AT_ONCE]
+                parts.append(runner.run(np.stack(data.squares.get(some)))[0])
+                advance(len(some), "")
+        return np.concatenate(parts)
+
+    try:
+        if run.features is not None:
+            chosen = spread(len(data.learnt_from), _MOST)
+            compared = tuple(data.learnt_from[i] for i in chosen)
+            _require_enough(compared)
+            features = run.features[chosen]
+            generator = np.random.default_rng(run.config.seed)
+            folds = stratified_folds(targets_of(compared), _FOLDS, generator, data.units(compared))
+            judges = judges_by_folds(features, folds)
+        else:
+            train, val = (_some(data.splits[split]) for split in ("train", "val"))
+            compared = val
+            _require_enough(train)
+            _require_enough(val)
+            features = look(feature_runner(exported), train + val)
+            judges = judges_of(features, len(val))
+            features = features[len(train) :]
+    except ValueError as error:
+        console.line(f"It will not say how familiar a picture is: {first_line(error)}")
+        return None
+    return Familiarised(
+        judges=judges, compared=compared, known=judges.distances(features), look=look
+    )
+
+
+def _some(photos: tuple[Photo, ...]) -> tuple[Photo, ...]:
+    return tuple(photos[i] for i in spread(len(photos), _MOST))
+
+
+def _require_enough(photos: tuple[Photo, ...]) -> None:
+    if len(photos) < FEWEST:
+        raise ValueError(f"{len(photos)} photos to compare with are fewer than {FEWEST}")
