@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.modelspec import RobustnessSummary, Trust
+from serving.modelspec import Familiarity, RobustnessSummary, Trust
 
 _FLOAT32 = 1e-6  # what an accuracy loses in a message
 
@@ -16,10 +16,15 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Of one photo: labels, best first, or the reason why there are none."""
+    """Of one photo: labels, best first, or the reason why there are none.
+
+    familiarity, unfamiliar: see Classification in classifier.proto.
+    """
 
     labels: tuple[Label, ...]
     error: str | None
+    familiarity: float | None = None  # None: the version can't tell
+    unfamiliar: bool = False
 
     @property
     def label(self) -> Label:
@@ -82,6 +87,7 @@ class ModelDescription:
     digests: dict[str, str]
     robustness: RobustnessSummary | None  # None until `analyze` has measured it
     trust: Trust | None
+    familiarity: Familiarity | None  # None: the version can't tell; only of `precision`
 
     def threshold_for(self, accuracy: float) -> float | None:
         """The probability from which on at least `accuracy` of the answers are right; None where

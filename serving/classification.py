@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import Label
+from serving.answers import Label, Result
 from serving.batching import Answer, Place, too_late
 from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
@@ -37,7 +37,7 @@ class Inferred:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    results: tuple[tuple[Label, ...] | InvalidImage, ...]  # a photo's labels, best first
+    results: tuple[Result, ...]  # one for each photo
     inferred: Inferred
 
 
@@ -84,12 +84,7 @@ class Classifier:
             priority=priority,
             streamed=streamed,
         )
-        results = tuple(
-            answer
-            if isinstance(answer, InvalidImage)
-            else best_labels(answer.outputs[0], labels, top_k or 1)
-            for answer in inferred.answers
-        )
+        results = tuple(_result(answer, served, top_k or 1) for answer in inferred.answers)
         return Classified(results=results, inferred=inferred)
 
     async def infer(
@@ -210,6 +205,22 @@ def _decode(
     else:
         done()
         place.fill(pixels)
+
+
+def _result(answer: Answer | InvalidImage, served: ServedVersion, top_k: int) -> Result:
+    if isinstance(answer, InvalidImage):
+        return Result(labels=(), error=str(answer))
+    labels = best_labels(answer.outputs[0], served.engine.manifest.labels, top_k)
+    told = served.engine.familiarity
+    if told is None:
+        return Result(labels=labels, error=None)
+    familiarity = float(answer.outputs[2][0])
+    return Result(
+        labels=labels,
+        error=None,
+        familiarity=familiarity,
+        unfamiliar=told.tells(familiarity),
+    )
 
 
 def best_labels(
