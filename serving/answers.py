@@ -34,6 +34,13 @@ class Result:
         return self.labels[0]
 
 
+def told_of(result: Result) -> tuple[float | None, bool | None]:
+    """Its familiarity, and whether it is unfamiliar; None, in files and text, for what is not
+    known."""
+    known = result.familiarity is not None
+    return result.familiarity, result.unfamiliar if known else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timings:
     """Milliseconds in the server; see Timings in classifier.proto."""

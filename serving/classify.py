@@ -160,6 +160,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
             version=described.version,
             top_k=options.top_k,
             part_photos=PART_PHOTOS,
+            familiarity=True,
         )
         plan = await asyncio.to_thread(agree, wanted, out, labels=len(described.labels))
         mine = sum(
