@@ -387,6 +387,8 @@ def test_unfamiliar_photos_are_told_and_never_believed(
     assert values[2]["familiarity"] == 0.01 and values[0]["familiarity"] > 0.01
     done = classify(server, *photos, "--csv", "--accuracy", 0.9)
     rows = [*csv.DictReader(io.StringIO(done.stdout))]
+    # Behind the columns that were there before them.
+    assert [*rows[0]][6:] == ["error", "believed", "familiarity", "unfamiliar"]
     assert [row["unfamiliar"] for row in rows] == ["false", "false", "true"]
     assert (rows[2]["familiarity"], rows[2]["believed"]) == ("0.010000", "false")
 
