@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.modelspec import RobustnessSummary, Trust
+from serving.modelspec import Familiarity, RobustnessSummary, Trust
 
 _FLOAT32 = 1e-6  # what an accuracy loses in a message
 
@@ -16,10 +16,15 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Of one photo: labels, best first, or the reason why there are none."""
+    """Of one photo: labels, best first, or the reason why there are none.
+
+    familiarity, unfamiliar: see Classification in classifier.proto.
+    """
 
     labels: tuple[Label, ...]
     error: str | None
+    familiarity: float | None = None  # None: the version can't tell
+    unfamiliar: bool = False
 
     @property
     def label(self) -> Label:
@@ -27,6 +32,13 @@ class Result:
         if self.error is not None:
             raise ValueError(self.error)
         return self.labels[0]
+
+
+def told_of(result: Result) -> tuple[float | None, bool | None]:
+    """Its familiarity, and whether it is unfamiliar; None, in files and text, for what is not
+    known."""
+    known = result.familiarity is not None
+    return result.familiarity, result.unfamiliar if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,7 @@ class ModelDescription:
     digests: dict[str, str]
     robustness: RobustnessSummary | None  # None until `analyze` has measured it
     trust: Trust | None
+    familiarity: Familiarity | None  # None: the version can't tell; only of `precision`
 
     def threshold_for(self, accuracy: float) -> float | None:
         """The probability from which on at least `accuracy` of the answers are right; None where

@@ -118,7 +118,7 @@ async def run_job(
                 ]
             rows = [task.result() for task in tasks]
             failed += sum(row["error"] is not None for row in rows)
-            await asyncio.to_thread(out.write, name, parquet_of(rows))
+            await asyncio.to_thread(out.write, name, parquet_of(rows, familiarity=plan.familiarity))
         done(len(part))
     return failed
 

@@ -27,6 +27,9 @@ class Plan:
     version: int
     top_k: int
     part_photos: int
+    # Whether the parts have its columns. Jobs of earlier releases go on without: many readers of a
+    # data set take the columns of its first file for those of all.
+    familiarity: bool
 
     def __post_init__(self) -> None:
         if self.part_photos < 1:
@@ -80,7 +83,7 @@ def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
         begun = _read(out)  # that of another machine, if it was first
     if wanted.asked in ("", begun.asked):
         wanted = dataclasses.replace(wanted, version=begun.version)
-    wanted = dataclasses.replace(wanted, asked=begun.asked)
+    wanted = dataclasses.replace(wanted, asked=begun.asked, familiarity=begun.familiarity)
     for field in dataclasses.fields(Plan):
         was, now = getattr(begun, field.name), getattr(wanted, field.name)
         if was == now:
@@ -107,11 +110,13 @@ def _read(out: Place) -> Plan:
     """Raises FileNotFoundError, InvalidRequest."""
     try:
         value = json.loads(out.read(PLAN))
-        if isinstance(value, dict) and value.keys() != Plan.__annotations__.keys():
-            raise InvalidRequest(
-                "the job in --out was begun by another release of Pawprint, whose plan has other "
-                "keys; go on with that one, or choose another --out"
-            )
+        if isinstance(value, dict):
+            value = {"familiarity": False} | value
+            if value.keys() != Plan.__annotations__.keys():
+                raise InvalidRequest(
+                    "the job in --out was begun by another release of Pawprint, whose plan has "
+                    "other keys; go on with that one, or choose another --out"
+                )
         return read_strictly(Plan, value, PLAN)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(

@@ -1,4 +1,7 @@
-"""Which answers may be believed: those as sure as the analysis of their version asks for."""
+"""Which answers may be believed: those as sure as the analysis of their version asks for.
+
+It found that out of photos like those of the test, so it says nothing of one that is unfamiliar.
+"""
 
 from serving.answers import ModelDescription, StreamedResult
 from serving.async_client import AsyncClient
@@ -21,7 +24,7 @@ class Belief:
         """Whether the best label may be believed. That of a version whose analysis does not show
         it may not, nor of one that is gone."""
         response = answer.response
-        if answer.result.error is not None or response is None:
+        if answer.result.error is not None or answer.result.unfamiliar or response is None:
             return False
         if response.version not in self._thresholds:
             try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import Label
+from serving.answers import Label, Result
 from serving.batching import Answer, Place, too_late
 from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
@@ -28,6 +28,7 @@ Photo = bytes | npt.NDArray[np.uint8]  # encoded, or the very pixels: [S, S, 3]
 @dataclass(frozen=True, kw_only=True)
 class Inferred:
     answers: tuple[Answer | InvalidImage, ...]  # one for each photo
+    unfamiliar: int | None  # photos; None where the version can't tell
     decode_s: float  # summed over the photos
     queue_s: float  # longest of a photo
     inference_s: float  # longest of a batch
@@ -37,7 +38,7 @@ class Inferred:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    results: tuple[tuple[Label, ...] | InvalidImage, ...]  # a photo's labels, best first
+    results: tuple[Result, ...]  # one for each photo
     inferred: Inferred
 
 
@@ -84,12 +85,7 @@ class Classifier:
             priority=priority,
             streamed=streamed,
         )
-        results = tuple(
-            answer
-            if isinstance(answer, InvalidImage)
-            else best_labels(answer.outputs[0], labels, top_k or 1)
-            for answer in inferred.answers
-        )
+        results = tuple(_result(answer, served, top_k or 1) for answer in inferred.answers)
         return Classified(results=results, inferred=inferred)
 
     async def infer(
@@ -130,8 +126,12 @@ class Classifier:
             answers = [await _answer(place, alone=len(places) == 1) for place in places]
         self.shadowing.copy(served, answers, functools.partial(self._copy, photos))
         answered = [answer for answer in answers if isinstance(answer, Answer)]
+        known = served.engine.familiarity
         return Inferred(
             answers=tuple(answers),
+            unfamiliar=None
+            if known is None
+            else sum(known.tells(_familiarity(answer)) for answer in answered),
             decode_s=sum(seconds for seconds, _ in decoded),
             queue_s=max((answer.queue_s for answer in answered), default=0.0),
             inference_s=max((answer.run_s for answer in answered), default=0.0),
@@ -210,6 +210,23 @@ def _decode(
     else:
         done()
         place.fill(pixels)
+
+
+def _result(answer: Answer | InvalidImage, served: ServedVersion, top_k: int) -> Result:
+    if isinstance(answer, InvalidImage):
+        return Result(labels=(), error=str(answer))
+    labels = best_labels(answer.outputs[0], served.engine.manifest.labels, top_k)
+    known = served.engine.familiarity
+    if known is None:
+        return Result(labels=labels, error=None)
+    familiarity = _familiarity(answer)
+    return Result(
+        labels=labels, error=None, familiarity=familiarity, unfamiliar=known.tells(familiarity)
+    )
+
+
+def _familiarity(answer: Answer) -> float:
+    return float(answer.outputs[2][0])
 
 
 def best_labels(

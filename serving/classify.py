@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.json or options.csv:
         fail("--out writes Parquet; --json and --csv are for answers on stdout")
     elif options.accuracy is not None:
-        fail("--accuracy is for answers on stdout; with --out compare the column `probability`")
+        fail(
+            "--accuracy is for answers on stdout; with --out compare the columns `probability` and "
+            "`unfamiliar`"
+        )
     if options.accuracy is not None and not 0 < options.accuracy < 1:
         fail(f"--accuracy must be between 0 and 1, got {options.accuracy:g}")
     try:
@@ -160,6 +163,7 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
             version=described.version,
             top_k=options.top_k,
             part_photos=PART_PHOTOS,
+            familiarity=True,
         )
         plan = await asyncio.to_thread(agree, wanted, out, labels=len(described.labels))
         mine = sum(
@@ -247,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="classify",
         description="Classify photos with a running server (see `serve`). Folders are searched "
-        "for photos, links to folders too; hidden files are passed over. Photos are streamed.",
+        "for photos, links to folders too; hidden files are passed over. Photos are streamed. "
+        "Where a version can tell, those that are unlike all that it has learnt from are marked "
+        "as unfamiliar.",
         epilog="Status 0: every photo was classified; with --out: every part is written, and "
         "photos that could not be classified are rows with an error. 1: some photos could not be "
         "classified, or the server does not answer, is full or fails. 2: wrong arguments, or no "

@@ -26,7 +26,7 @@ from serving.errors import (
     Unavailable,
     not_utf8,
 )
-from serving.modelspec import RobustAccuracy, RobustnessSummary, Threshold, Trust
+from serving.modelspec import Familiarity, RobustAccuracy, RobustnessSummary, Threshold, Trust
 from serving.proxies import by_proxy
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -247,12 +247,15 @@ def response_of(message: pb.ClassifyResponse) -> Response:
 def _result(message: pb.ImageResult) -> Result:
     if message.WhichOneof("outcome") == "error":
         return Result(labels=(), error=message.error.message)
+    found = message.classification
     return Result(
         labels=tuple(
             Label(name=label.name, index=label.index, probability=label.probability)
-            for label in message.classification.labels
+            for label in found.labels
         ),
         error=None,
+        familiarity=found.familiarity if found.HasField("familiarity") else None,
+        unfamiliar=found.unfamiliar,
     )
 
 
@@ -285,6 +288,9 @@ def description_of(message: pb.GetModelResponse) -> ModelDescription:
         digests=dict(message.digests),
         robustness=_robustness(message.robustness) if message.HasField("robustness") else None,
         trust=_trust(message.trust, message.precision) if message.HasField("trust") else None,
+        familiarity=_familiarity(message.familiarity, message.precision)
+        if message.HasField("familiarity")
+        else None,
     )
 
 
@@ -314,4 +320,13 @@ def _robustness(message: pb.RobustnessSummary) -> RobustnessSummary:
         ),
         corruption_accuracy=message.corruption_accuracy,
         created=message.created,
+    )
+
+
+def _familiarity(message: pb.Familiarity, precision: str) -> Familiarity:
+    measured = message.HasField("unfamiliar")
+    return Familiarity(
+        photos=message.photos,
+        threshold=message.threshold,
+        unfamiliar={precision: message.unfamiliar} if measured else {},
     )

@@ -13,7 +13,7 @@ from serving.device import cuda_problem, tensorrt_problem
 from serving.errors import BrokenVersion, Unavailable, first_line
 from serving.golden import Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
-from serving.modelspec import FAMILIARITY, INPUT, OUTPUTS, Familiarity, Manifest, outputs_of
+from serving.modelspec import INPUT, Familiarity, Manifest, outputs_of, widths_of
 from serving.precision import choose_precision
 from serving.providers import CUDA, TENSORRT, engine_folder, gpu_providers
 from serving.repository import Repository
@@ -159,7 +159,7 @@ def _on_cpu(opening: _Opening) -> Engine:
     precision, data, where = _read(opening, "cpu")
     two = cores > 1 and len(data) <= _TWICE_IN_MEMORY
     session = open_session(data, where, cores, alone=two)
-    _check_contract(session, opening)
+    _check_contract(session, manifest)
     narrow = open_session(data, where, 1) if two else None
     return Engine(session, manifest, "cpu", precision, narrow, familiarity=opening.familiarity)
 
@@ -173,7 +173,7 @@ def _on_gpu(opening: _Opening) -> Engine | None:
     session = open_session(
         data, where, opening.cores, gpu_providers(gpu, manifest, precision, sizes)
     )
-    _check_contract(session, opening)
+    _check_contract(session, manifest)
     providers = session.get_providers()
     if CUDA not in providers:
         return None
@@ -186,7 +186,7 @@ def _on_gpu(opening: _Opening) -> Engine | None:
             session,
             sizes,
             side=manifest.preprocessing.size,
-            outputs=_widths(opening),
+            outputs=widths_of(manifest),
             device="cuda",
         )
         engine = Engine(
@@ -230,19 +230,13 @@ def _warm(engine: Engine, sizes: Sequence[int]) -> None:
             ) from error
 
 
-def _widths(opening: _Opening) -> dict[str, int]:
-    """Numbers for each photo, by output."""
-    widths = dict.fromkeys(OUTPUTS, len(opening.manifest.labels))
-    return widths if opening.familiarity is None else {**widths, FAMILIARITY: 1}
-
-
-def _check_contract(session: onnxruntime.InferenceSession, opening: _Opening) -> None:
+def _check_contract(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
     """Raises BrokenVersion unless inputs and outputs are those that the manifest promises."""
-    manifest, side = opening.manifest, opening.manifest.preprocessing.size
+    side = manifest.preprocessing.size
     inputs = {i.name: (i.type, *i.shape[1:]) for i in session.get_inputs()}
     outputs = {o.name: (o.type, *o.shape[1:]) for o in session.get_outputs()}
     wanted_inputs = {INPUT: ("tensor(uint8)", side, side, 3)}
-    wanted_outputs = {name: ("tensor(float)", n) for name, n in _widths(opening).items()}
+    wanted_outputs = {name: ("tensor(float)", n) for name, n in widths_of(manifest).items()}
     fixed = [i.name for i in session.get_inputs() if i.shape and isinstance(i.shape[0], int)]
     if inputs != wanted_inputs or outputs != wanted_outputs or fixed:
         raise BrokenVersion(

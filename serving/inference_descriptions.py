@@ -2,7 +2,7 @@
 
 from protos.inference import grpc_service_pb2 as pb
 from serving.catalogue import Catalogue, ServedVersion
-from serving.modelspec import INPUT, OUTPUTS
+from serving.modelspec import INPUT, widths_of
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -18,8 +18,8 @@ def model_metadata(catalogue: Catalogue, name: str, reference: str) -> pb.ModelM
         platform=PLATFORM,
         inputs=[Tensor(name=INPUT, datatype="UINT8", shape=[-1, side, side, 3])],
         outputs=[
-            Tensor(name=output, datatype="FP32", shape=[-1, len(manifest.labels)])
-            for output in OUTPUTS
+            Tensor(name=output, datatype="FP32", shape=[-1, width])
+            for output, width in widths_of(manifest).items()
         ],
     )
 
@@ -34,8 +34,8 @@ def model_config(served: ServedVersion, max_photos: int, max_delay_s: float) -> 
         max_batch_size=max_photos,
         input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_UINT8, dims=[side, side, 3])],
         output=[
-            pb.ModelOutput(name=output, data_type=pb.TYPE_FP32, dims=[len(manifest.labels)])
-            for output in OUTPUTS
+            pb.ModelOutput(name=output, data_type=pb.TYPE_FP32, dims=[width])
+            for output, width in widths_of(manifest).items()
         ],
         dynamic_batching=pb.ModelDynamicBatching(
             max_queue_delay_microseconds=round(1e6 * max_delay_s)

@@ -12,7 +12,7 @@ from protos.inference import grpc_service_pb2 as pb
 from serving.catalogue import ServedVersion
 from serving.classification import Photo, best_labels, check_count
 from serving.errors import InvalidRequest
-from serving.modelspec import INPUT, OUTPUTS
+from serving.modelspec import FAMILIARITY, INPUT
 from serving.turns import Priority
 from serving.typed_pixels import OVER_255, Pixels
 
@@ -105,25 +105,30 @@ def routing_key_of(request: pb.ModelInferRequest) -> str:
     return str(parameter.string_param)
 
 
-def wanted_outputs(request: pb.ModelInferRequest) -> list[tuple[str, int]]:
+def wanted_outputs(request: pb.ModelInferRequest, outputs: Sequence[str]) -> list[tuple[str, int]]:
     """Name and number of labels (0: the values themselves) of each output that is asked for.
 
-    Raises InvalidRequest.
+    outputs: of the version. Raises InvalidRequest.
     """
     wanted = []
     for output in request.outputs:
-        if output.name not in OUTPUTS:
+        if output.name not in outputs:
             raise InvalidRequest(
-                f"there is no output {output.name[:64]!r}; outputs: {', '.join(OUTPUTS)}"
+                f"there is no output {output.name[:64]!r}; outputs: {', '.join(outputs)}"
             )
         _refuse_shared_memory(output.parameters)
         count = 0
         if CLASSIFICATION in output.parameters:
             count = _integer(CLASSIFICATION, output.parameters[CLASSIFICATION])
+        if count and output.name == FAMILIARITY:
+            raise InvalidRequest(
+                f"output {FAMILIARITY!r} is one number and has no labels; "
+                f"ask for it without {CLASSIFICATION!r}"
+            )
         wanted.append((output.name, count))
     if len({name for name, _ in wanted}) < len(wanted):
         raise InvalidRequest("an output is asked for twice")
-    return wanted or [(name, 0) for name in OUTPUTS]
+    return wanted or [(name, 0) for name in outputs]
 
 
 def infer_response(
@@ -132,14 +137,15 @@ def infer_response(
     wanted: Sequence[tuple[str, int]],
     rows: Sequence[tuple[npt.NDArray[np.float32], ...]],
 ) -> pb.ModelInferResponse:
-    """rows: float32 [K] of each of OUTPUTS, for each photo. Raw if the request was."""
-    manifest = served.engine.manifest
+    """rows: float32 [...] of each of the engine's outputs, for each photo. Raw if the request
+    was."""
+    manifest, outputs = served.engine.manifest, served.engine.outputs
     response = pb.ModelInferResponse(
         model_name=manifest.name, model_version=str(manifest.version), id=request.id
     )
     raw = bool(request.raw_input_contents)
     for name, count in wanted:
-        values = np.stack([row[OUTPUTS.index(name)] for row in rows])
+        values = np.stack([row[outputs.index(name)] for row in rows])
         tensor = response.outputs.add(name=name)
         if count:
             texts = [list(_classes(row, manifest.labels, count)) for row in values]

@@ -156,7 +156,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             request.model_name, request.model_version, routing_key_of(request)
         )
         call.found(served)
-        wanted = wanted_outputs(request)
+        wanted = wanted_outputs(request, served.engine.outputs)
         side = served.engine.manifest.preprocessing.size
         photos = photos_of(request, received.pixels, side, self._classifier.limits.max_photos)
         call.photos = len(photos)

@@ -1,29 +1,17 @@
 """Values of the core to messages of the protocol."""
 
 from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.answers import Result
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Classified
-from serving.errors import InvalidImage
-from serving.modelspec import RobustnessSummary, Trust
+from serving.modelspec import Familiarity, RobustnessSummary, Trust
 
 
 def classify_response(
     classified: Classified, served: ServedVersion, total_s: float
 ) -> pb.ClassifyResponse:
     return pb.ClassifyResponse(
-        results=[
-            pb.ImageResult(error=pb.ImageError(message=str(result)))
-            if isinstance(result, InvalidImage)
-            else pb.ImageResult(
-                classification=pb.Classification(
-                    labels=[
-                        pb.Label(name=label.name, index=label.index, probability=label.probability)
-                        for label in result
-                    ]
-                )
-            )
-            for result in classified.results
-        ],
+        results=[_image_result(result) for result in classified.results],
         model=served.engine.manifest.name,
         version=served.engine.manifest.version,
         timings=pb.Timings(
@@ -32,6 +20,21 @@ def classify_response(
             inference_ms=1e3 * classified.inferred.inference_s,
             total_ms=1e3 * total_s,
         ),
+    )
+
+
+def _image_result(result: Result) -> pb.ImageResult:
+    if result.error is not None:
+        return pb.ImageResult(error=pb.ImageError(message=result.error))
+    return pb.ImageResult(
+        classification=pb.Classification(
+            labels=[
+                pb.Label(name=label.name, index=label.index, probability=label.probability)
+                for label in result.labels
+            ],
+            familiarity=result.familiarity,
+            unfamiliar=result.unfamiliar,
+        )
     )
 
 
@@ -71,6 +74,7 @@ def get_model_response(served: ServedVersion) -> pb.GetModelResponse:
         digests={file: entry.sha256 for file, entry in manifest.files.items()},
         robustness=None if findings is None else _robustness(findings.robustness),
         trust=None if findings is None else _trust(findings.trust, served.engine.precision),
+        familiarity=_familiarity(served.engine.familiarity, served.engine.precision),
     )
 
 
@@ -98,4 +102,14 @@ def _robustness(summary: RobustnessSummary) -> pb.RobustnessSummary:
         ],
         corruption_accuracy=summary.corruption_accuracy,
         created=summary.created,
+    )
+
+
+def _familiarity(familiarity: Familiarity | None, precision: str) -> pb.Familiarity | None:
+    if familiarity is None:
+        return None
+    return pb.Familiarity(
+        photos=familiarity.photos,
+        threshold=familiarity.threshold,
+        unfamiliar=familiarity.unfamiliar.get(precision),
     )

@@ -82,6 +82,12 @@ class Metrics:
             buckets=PROBABILITIES,
             registry=registry,
         )
+        self._unfamiliar = Counter(
+            "pawprint_unfamiliar_photos",
+            "Of the photos classified, those that are unlike all that the version has learnt from",
+            VERSION,
+            registry=registry,
+        )
         self._batches = Histogram(
             "pawprint_batch_photos", "Photos in a batch", VERSION, buckets=PHOTOS, registry=registry
         )
@@ -107,6 +113,7 @@ class Metrics:
         self._refused_before: set[tuple[str, int, str]] = set()
         self._bound_calls: dict[tuple[str, str, int, str], tuple[Counter, Histogram]] = {}
         self._bound_versions: dict[tuple[str, int], _Version] = {}
+        self._bound_unfamiliar: dict[tuple[str, int], Counter] = {}
         self._bound_batches: dict[tuple[str, int], tuple[Histogram, Histogram]] = {}
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -152,6 +159,9 @@ class Metrics:
                 self._stages.remove(model, str(version), stage)
             self._photos.remove(model, str(version))
             self._sureness.remove(model, str(version))
+        for model, version in [key for key in self._bound_unfamiliar if key not in served]:
+            del self._bound_unfamiliar[model, version]
+            self._unfamiliar.remove(model, str(version))
         for model, version in [key for key in [*self._bound_batches] if key not in served]:
             del self._bound_batches[model, version]
             self._batches.remove(model, str(version))
@@ -173,9 +183,18 @@ class Metrics:
                 for answer in call.inferred.answers:
                     if isinstance(answer, Answer):
                         version.sureness.observe(float(answer.outputs[0].max()))
+                if call.inferred.unfamiliar is not None:
+                    self._count_unfamiliar(call.model, call.version, call.inferred.unfamiliar)
             version.decode.observe(call.inferred.decode_s)
             version.queue.observe(call.inferred.queue_s)
             version.inference.observe(call.inferred.inference_s)
+
+    def _count_unfamiliar(self, model: str, version: int, photos: int) -> None:
+        bound = self._bound_unfamiliar.get((model, version))
+        if bound is None:
+            bound = self._unfamiliar.labels(model, str(version))
+            self._bound_unfamiliar[model, version] = bound
+        bound.inc(photos)
 
     def observe_batch(self, model: str, version: int, photos: int, seconds: float) -> None:
         bound = self._bound_batches.get((model, version))
@@ -263,6 +282,11 @@ class _Readings(Collector):
             "On the same photos: how far probabilities and accuracy lie apart (ECE)",
             labels=VERSION,
         )
+        unfamiliar = GaugeMetricFamily(
+            "pawprint_model_unfamiliar_share",
+            "Of the test photos, those that are unfamiliar to it in the precision that is loaded",
+            labels=VERSION,
+        )
         for name, version, served in versions:
             labels = (name, str(version))
             default = catalogue is not None and catalogue.models[name].default_version == version
@@ -273,7 +297,10 @@ class _Readings(Collector):
             measured = engine.manifest.variants[engine.precision].metrics
             accuracy.add_metric(labels, measured.accuracy)
             calibration.add_metric(labels, measured.ece)
-        yield from (loaded, waiting, admitted, accuracy, calibration)
+            known = engine.familiarity
+            if known is not None and engine.precision in known.unfamiliar:
+                unfamiliar.add_metric(labels, known.unfamiliar[engine.precision])
+        yield from (loaded, waiting, admitted, accuracy, calibration, unfamiliar)
         shadows = CounterMetricFamily(
             "pawprint_shadow_photos",
             "Photos of copied calls: whether the shadow's first label was the one answered",

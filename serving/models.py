@@ -28,7 +28,7 @@ from serving.errors import (
 )
 from serving.launch import interruptible
 from serving.layout import DEFAULT_ALIAS
-from serving.modelspec import Threshold, other_labels
+from serving.modelspec import Familiarity, Manifest, Threshold, other_labels
 from serving.page import render_page
 from serving.repository import Repository
 from serving.storage import open_repository
@@ -136,6 +136,7 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
         print(manifest.to_json(), end="")
         return
     thresholds = _thresholds(repository, name, version)
+    familiarity = _familiarity(repository, manifest)
     named, _ = repository.named_and_malformed(name)
     aliases = [alias for alias, target in named.items() if target == version]
     size = manifest.preprocessing.size
@@ -149,6 +150,9 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
         ("input", f"{size} x {size} pixels, {manifest.preprocessing.interpolation}{ways}"),
         ("data set", f"sha256 {manifest.dataset.digest}"),
     ]
+    if familiarity is not None:
+        told = f"compared with {familiarity.photos:,} photos; {familiarity.threshold:g} or less"
+        lines.append(("familiarity", f"{told} is unfamiliar"))
     for precision, variant in manifest.variants.items():
         metrics = variant.metrics
         lines += [
@@ -163,6 +167,9 @@ def _show(repository: Repository, options: argparse.Namespace) -> None:
         if shown:
             rights = (f"{t.probability:g} on {100 * t.accuracy:.3g} % are right" for t in shown)
             lines.append((f"trust {precision}", f"from a probability of {', of '.join(rights)}"))
+        if familiarity is not None and precision in familiarity.unfamiliar:
+            share = f"{100 * familiarity.unfamiliar[precision]:.3g} % of the test photos"
+            lines.append((f"unfamiliar {precision}", share))
     for file, entry in manifest.files.items():
         lines.append((file, f"{entry.size:,} bytes, sha256 {entry.sha256}"))
     print(aligned(lines))
@@ -175,6 +182,13 @@ def _thresholds(repository: Repository, name: str, version: int) -> tuple[Thresh
         if findings is not None and findings.trust is not None:
             return findings.trust.thresholds
     return ()
+
+
+def _familiarity(repository: Repository, manifest: Manifest) -> Familiarity | None:
+    """None too where its file is damaged."""
+    with suppress(BrokenVersion):
+        return repository.familiarity(manifest)
+    return None
 
 
 def _verify(repository: Repository, options: argparse.Namespace) -> None:

@@ -258,6 +258,12 @@ def outputs_of(familiarity: Familiarity | None) -> tuple[str, ...]:
     return OUTPUTS if familiarity is None else (*OUTPUTS, FAMILIARITY)
 
 
+def widths_of(manifest: Manifest) -> dict[str, int]:
+    """The same names, each with how many numbers it has for a photo."""
+    widths = dict.fromkeys(OUTPUTS, len(manifest.labels))
+    return {**widths, FAMILIARITY: 1} if FAMILIARITY_FILE in manifest.files else widths
+
+
 def other_labels(before: Manifest, after: Manifest) -> str:
     """What callers lose and get, in a sentence; "" where both know the same classes."""
     old, new = set(before.labels), set(after.labels)

@@ -4,7 +4,7 @@ from html import escape
 
 from serving.errors import PawprintError
 from serving.layout import ANALYSIS
-from serving.modelspec import Manifest
+from serving.modelspec import Familiarity, Manifest
 from serving.repository import Repository
 
 PICTURES_A_VERSION = 8
@@ -24,8 +24,8 @@ th:first-child,td:first-child { text-align:left } thead th { color:var(--soft); 
 figcaption { font-size:.8rem; color:var(--soft); overflow-wrap:anywhere }
 """
 _HEAD = (
-    "version", "made", "backbone", "accuracy", "95 % interval", "ECE", "robust", "corrupted",
-    "size", "one photo", "report",
+    "version", "made", "backbone", "accuracy", "95 % interval", "ECE", "unfamiliar",
+    "robust", "corrupted", "size", "one photo", "report",
 )  # fmt: skip
 
 
@@ -81,6 +81,7 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
         )
         corrupted = f"{100 * findings.robustness.corruption_accuracy:.1f} %"
         report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
+    familiarity = repository.familiarity(manifest)
     ways = ", seen both ways" if manifest.configuration.get("mirror") else ""
     rows = []
     for precision, variant in manifest.variants.items():
@@ -94,6 +95,7 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
             f"{100 * metrics.accuracy_low:.1f} to {100 * metrics.accuracy_high:.1f} %, "
             f"n = {metrics.photos}",
             f"{metrics.ece:.3f}",
+            _unfamiliar(familiarity, precision),
             robust if first else "",
             corrupted if first else "",
             f"{manifest.files[variant.file].size / 1e6:.1f} MB",
@@ -102,6 +104,18 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "\n".join(rows)
+
+
+def _unfamiliar(familiarity: Familiarity | None, precision: str) -> str:
+    """Share of the test photos; "" where the version can't tell."""
+    if familiarity is None:
+        return ""
+    share = familiarity.unfamiliar.get(precision)
+    told = "not measured" if share is None else f"{100 * share:.1f} %"
+    return (
+        f'<span title="of the test photos: a familiarity of {familiarity.threshold:g} or less, '
+        f'compared with {familiarity.photos:,} photos">{told}</span>'
+    )
 
 
 def _pictures(repository: Repository, name: str, version: int) -> str:

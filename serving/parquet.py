@@ -4,12 +4,14 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from serving.answers import Response
+from serving.answers import Response, told_of
 from serving.errors import InvalidRequest, lacks
 
 
 def row_of(photo: str, response: Response | None, error: str | None) -> dict[str, Any]:
-    labels = response.results[0].labels if response and error is None else ()
+    result = response.results[0] if response and error is None else None
+    labels = result.labels if result else ()
+    familiarity, unfamiliar = told_of(result) if result else (None, None)
     return {
         "photo": photo,
         "label": labels[0].name if labels else None,
@@ -19,10 +21,13 @@ def row_of(photo: str, response: Response | None, error: str | None) -> dict[str
         "model": response.model if response else None,
         "version": response.version if response else None,
         "error": error,
+        "familiarity": familiarity,
+        "unfamiliar": unfamiliar,
     }
 
 
-def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
+def parquet_of(rows: Sequence[dict[str, Any]], *, familiarity: bool = True) -> bytes:
+    """familiarity: whether its columns are there, which are null where it is not known."""
     import pyarrow
     import pyarrow.parquet
 
@@ -37,6 +42,7 @@ def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
             ("version", pyarrow.int32()),
             ("error", pyarrow.string()),
         ]
+        + [("familiarity", pyarrow.float32()), ("unfamiliar", pyarrow.bool_())] * familiarity
     )
     buffer = io.BytesIO()
     table = pyarrow.Table.from_pylist(list(rows), schema=schema)

@@ -5,7 +5,7 @@ what else lies there it leaves alone (triton-inference-server/server, docs/user_
 model_repository.md and model_configuration.md). It takes pixels, not encoded photos.
 """
 
-from serving.modelspec import INPUT, OUTPUTS, Manifest
+from serving.modelspec import FAMILIARITY, INPUT, Manifest, widths_of
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -17,9 +17,8 @@ def triton_files(manifest: Manifest) -> dict[str, str]:
     """File -> content, to lie beside the versions. Triton serves the newest version."""
     side = manifest.preprocessing.size
     outputs = ",\n".join(
-        f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {len(manifest.labels)} ] '
-        f'label_filename: "{LABELS}" }}'
-        for name in OUTPUTS
+        f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {width} ]{_labelled(name)} }}'
+        for name, width in widths_of(manifest).items()
     )
     config = f"""\
 # Written by Pawprint with version {manifest.version}; publishing another version writes it again.
@@ -37,3 +36,7 @@ version_policy: {{ latest {{ num_versions: 1 }} }}
 dynamic_batching {{ }}
 """
     return {LABELS: "".join(f"{label}\n" for label in manifest.labels), CONFIG: config}
+
+
+def _labelled(output: str) -> str:
+    return "" if output == FAMILIARITY else f' label_filename: "{LABELS}"'

@@ -29,6 +29,11 @@ def noise(side: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def black() -> bytes:
+    """To a familiar version of tests.tiny unfamiliar."""
+    return encode(Image.new("RGB", (32, 32)), "PNG")
+
+
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -58,8 +58,9 @@ function line(photo, result) {
   if (result.outcome === "error") {
     return `${photo}: error: ${result.error.message}`;
   }
-  const labels = result.classification.labels;
-  return `${photo}: ${labels.map((l) => `${l.name} ${l.probability.toFixed(4)}`).join(", ")}`;
+  const { labels, unfamiliar } = result.classification;
+  const mark = unfamiliar ? "unfamiliar: " : ""; // the labels mean nothing
+  return `${photo}: ${mark}${labels.map((l) => `${l.name} ${l.probability.toFixed(4)}`).join(", ")}`;
 }
 
 async function main() {

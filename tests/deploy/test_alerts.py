@@ -53,6 +53,8 @@ HEALTHY = {
     of_pets("pawprint_model_calibration_error"): "0.02",
     of_pets("pawprint_top_probability_sum"): "0+17",  # of twenty photos, so 0.85
     of_pets("pawprint_top_probability_count"): "0+20",
+    of_pets("pawprint_unfamiliar_photos_total"): "0+1",
+    of_pets("pawprint_model_unfamiliar_share"): "0.02",
     calls("OK"): "0+100",
     answered_within("0.6"): "0+100",
     answered_within("2.5"): "0+100",
@@ -80,6 +82,8 @@ TROUBLES: dict[str, tuple[dict[str, str], int]] = {
     ),
     # From 0.85 to 0 takes the mean of all to 0.83 within two minutes.
     "PawprintLessSure": ({of_pets("pawprint_top_probability_sum"): str(17 * HEALTH)}, 7),
+    # From 0.05 to all takes the share of all to more than 0.07 within six minutes.
+    "PawprintUnfamiliar": ({of_pets("pawprint_unfamiliar_photos_total"): f"{HEALTH}+20"}, 7),
     "PawprintSlow": ({answered_within("0.6"): str(100 * HEALTH)}, 10),
 }
 

@@ -55,7 +55,7 @@ def labels_in(query: str) -> set[str]:
 
 async def offered(models: Path, authority: Authority) -> dict[str, set[str]]:
     """Metric -> labels, of a server with TLS, a shadow and a refused version that was called."""
-    build_version(models, "pets")
+    build_version(models, "pets", familiar=True)
     build_version(models, "pets", golden=golden_of(seed=5))
     port = free_port()
     pair = authority.sign("server")

@@ -11,7 +11,7 @@ from serving.places import Place
 def plan_of(source: Place, **changes) -> Plan:
     photos = source.photos()
     settings = {"photos": source.location, "model": "pets", "asked": ""}
-    settings |= {"version": 1, "top_k": 2, "part_photos": 4} | changes
+    settings |= {"version": 1, "top_k": 2, "part_photos": 4, "familiarity": True} | changes
     return Plan(count=len(photos), digest=digest_of(photos), **settings)
 
 

@@ -18,10 +18,11 @@ from serving.client import AsyncClient
 from serving.errors import InvalidRequest, Unavailable
 from serving.places import Folder, place
 from tests.commands import run_python
-from tests.conftest import ROOT, Running, ServerProcess
+from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.object_store import BUCKET, ObjectStore, running_store
-from tests.photos import jpeg
+from tests.photos import black, jpeg, noise
 from tests.serving.batch_jobs import plan_of, rows_of
+from tests.tiny import build_version
 
 PHOTOS = 11
 
@@ -79,6 +80,7 @@ async def test_every_photo_has_its_row_and_its_own_answer(
             assert row["labels"] == [label.name for label in labels]
             assert row["probability"] == pytest.approx(labels[0].probability, abs=1e-6)
             assert (row["error"], row["version"]) == (None, 1)
+            assert (row["familiarity"], row["unfamiliar"]) == (None, None)  # it can't tell
 
 
 async def test_a_job_that_was_stopped_goes_on_and_repeats_no_part(
@@ -93,6 +95,31 @@ async def test_a_job_that_was_stopped_goes_on_and_repeats_no_part(
     await job(running, plan, again, Folder(out), Share())
     assert len(rows_of(out)) == PHOTOS + 1
     assert made.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}.items()
+
+
+async def test_unfamiliar_photos_have_it_in_their_rows(photos: Path, tmp_path: Path) -> None:
+    models, source = tmp_path / "models", Folder(photos)
+    build_version(models, "pets", familiar=True)
+    (photos / "black.png").write_bytes(black())
+    noise(32).save(photos / "noise.png")
+    async with running_server(models) as running, AsyncClient(running.address) as client:
+        plan = plan_of(source, part_photos=PHOTOS + 3)
+        await job(running, plan, source, Folder(tmp_path / "out"), Share())
+        for row in rows_of(tmp_path / "out"):
+            if row["error"]:
+                assert (row["familiarity"], row["unfamiliar"]) == (None, None)
+                continue
+            (result,) = (await client.classify([photos / row["photo"]], model="pets")).results
+            assert row["familiarity"] == pytest.approx(result.familiarity)
+            assert row["unfamiliar"] is result.unfamiliar
+        before = plan_of(source, part_photos=PHOTOS + 3, familiarity=False)
+        await job(running, before, source, Folder(tmp_path / "before"), Share())
+    told = {row["photo"]: row["unfamiliar"] for row in rows_of(tmp_path / "out")}
+    assert (told["black.png"], told["noise.png"]) == (True, False)
+    here, then = rows_of(tmp_path / "out"), rows_of(tmp_path / "before")
+    assert [*here[0]] == [*then[0], "familiarity", "unfamiliar"]
+    (part,) = (tmp_path / "out").glob("part-*")
+    assert str(parquet.read_schema(part).field("unfamiliar").type) == "bool"
 
 
 async def test_machines_share_the_parts(running: Running, photos: Path, tmp_path: Path) -> None:

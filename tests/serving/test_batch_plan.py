@@ -79,6 +79,16 @@ def test_a_job_of_another_release_is_told_as_such(photos: Folder, tmp_path: Path
         begin(plan_of(photos), out)
 
 
+def test_a_job_begun_without_familiarity_goes_on_without(photos: Folder, tmp_path: Path) -> None:
+    """By a release that did not know it: all its parts have the same columns."""
+    out = Folder(tmp_path / "out")
+    assert begin(plan_of(photos), out).familiarity
+    plan = json.loads(out.read(PLAN))
+    del plan["familiarity"]
+    out.write(PLAN, json.dumps(plan).encode())
+    assert begin(plan_of(photos), out) == plan_of(photos, familiarity=False)
+
+
 def test_all_that_start_at_once_work_by_one_plan(photos: Folder, tmp_path: Path) -> None:
     """Though the server's default version moves between them."""
     wanted = [plan_of(photos, version=version) for version in range(1, 5)]

@@ -20,7 +20,7 @@ from serving.photo_paths import photo_paths
 from serving.repository import Repository
 from tests.commands import run_python
 from tests.conftest import ROOT, ServerProcess
-from tests.photos import drawing, jpeg
+from tests.photos import black, drawing, jpeg, noise
 from tests.tiny import attach_trust, build_version
 from trainer.tree import find_files
 
@@ -119,6 +119,7 @@ def test_json_lines(server: ServerProcess, album: Path) -> None:
         assert (value["model"], value["version"]) == ("pets", 1)
         assert sum(label["probability"] for label in value["labels"]) == pytest.approx(1, abs=1e-5)
         assert value["latency_ms"] > 0
+        assert value["familiarity"] is value["unfamiliar"] is None  # the version can't tell
 
 
 def test_names_that_have_what_ends_a_row_stay_in_one(server: ServerProcess, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_csv_with_an_unreadable_photo(server: ServerProcess, tmp_path: Path) -> 
     assert done.stderr == "error: 1 of 2 photos could not be classified\n"
     first, second = csv.DictReader(io.StringIO(done.stdout))
     assert first["photo"] == str(good) and first["label"] in ("cat", "dog")
-    assert first["rank"] == "1" and first["error"] == ""
+    assert first["rank"] == "1" and first["error"] == first["familiarity"] == ""
     assert second["photo"] == str(bad) and "not an image" in second["error"]
 
 
@@ -359,6 +360,37 @@ def test_answers_that_are_not_sure_enough_are_told(
     done = classify(server, *photos, "--accuracy", 0.9, "--csv", "--top-k", 2)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["believed"] for row in rows[::2]] == [str(each).lower() for each in sure]
+
+
+def test_unfamiliar_photos_are_told_and_never_believed(
+    tmp_path: Path, album: Path, start: Callable[..., ServerProcess]
+) -> None:
+    models, strange = tmp_path / "models", tmp_path / "black.png"
+    known = [tmp_path / f"{seed}.png" for seed in range(2)]
+    build_version(models, "pets", familiar=True)
+    attach_trust(models, "pets", 1, (0.9, 0.0))
+    strange.write_bytes(black())
+    for seed, path in enumerate(known):
+        noise(32, seed).save(path)
+    server = start(models)
+    photos = (*known, strange)
+    for asked in ((), ("--accuracy", 0.9)):
+        rows = classify(server, *photos, *asked).stdout.splitlines()[1:]
+        assert [" unfamiliar: " in row for row in rows] == [False, False, True]
+        assert "not sure" not in rows[2]
+        last = classify(server, album, strange, *asked).stdout.splitlines()[-1]
+        assert last.startswith(f"{strange}: unfamiliar: ")
+    done = classify(server, *photos, "--json", "--accuracy", 0.9)
+    values = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [value["unfamiliar"] for value in values] == [False, False, True]
+    assert [value["believed"] for value in values] == [True, True, False]
+    assert values[2]["familiarity"] == 0.01 and values[0]["familiarity"] > 0.01
+    done = classify(server, *photos, "--csv", "--accuracy", 0.9)
+    rows = [*csv.DictReader(io.StringIO(done.stdout))]
+    # Behind the columns that were there before them.
+    assert [*rows[0]][6:] == ["error", "believed", "familiarity", "unfamiliar"]
+    assert [row["unfamiliar"] for row in rows] == ["false", "false", "true"]
+    assert (rows[2]["familiarity"], rows[2]["believed"]) == ("0.010000", "false")
 
 
 def test_what_no_analysis_shows_is_an_error(

@@ -4,6 +4,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,11 +15,12 @@ from protos.inference import grpc_service_pb2_grpc
 from serving.inference_messages import priority_of
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
+from serving.repository import Repository
 from serving.turns import Priority
 from tests.conftest import Running, running_server
 from tests.photos import jpeg
 from tests.serving.held_model import HeldModel, until
-from tests.tiny import build_version, logits_of, softmax
+from tests.tiny import build_version, familiarity_of, logits_of, softmax
 
 Code = grpc.StatusCode
 Stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub
@@ -234,6 +236,46 @@ async def test_a_model_is_described_as_triton_describes_one(models) -> None:
         output=[pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[2]) for name in outputs],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=3000),
     )
+
+
+async def test_the_third_output_of_a_version_that_has_one(tmp_path: Path) -> None:
+    for familiar in (False, True):
+        build_version(tmp_path, "pets", familiar=familiar)
+    Repository(tmp_path).promote("pets", 1, "old")
+    names = ["probabilities", "logits", "familiarity"]
+    async with (
+        running_server(tmp_path) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = Stub(channel)
+        metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="pets"))
+        assert {o.name: list(o.shape) for o in metadata.outputs} == {
+            **dict.fromkeys(names, [-1, 2]), "familiarity": [-1, 1],
+        }  # fmt: skip
+        config = (await stub.ModelConfig(pb.ModelConfigRequest(name="pets"))).config
+        assert [(o.name, list(o.dims)) for o in config.output][2] == ("familiarity", [1])
+        response = await stub.ModelInfer(raw_pixels())
+        assert [(o.name, list(o.shape)) for o in response.outputs] == [
+            *((name, [3, 2]) for name in names[:2]), ("familiarity", [3, 1]),
+        ]  # fmt: skip
+        expected = familiarity_of(PIXELS)
+        assert np.allclose(np.frombuffer(response.raw_output_contents[2], "<f4"), expected[:, 0])
+
+        request = typed_pixels()
+        asked = request.outputs.add(name="familiarity")
+        (output,) = (await stub.ModelInfer(request)).outputs
+        assert list(output.contents.fp32_contents) == pytest.approx(expected[:, 0])
+        asked.parameters["classification"].int64_param = 1
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.ModelInfer(request)
+        assert raised.value.code() is Code.INVALID_ARGUMENT
+        assert "'familiarity' is one number and has no labels" in raised.value.details()
+        request.model_version = "old"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.ModelInfer(request)
+        assert raised.value.code() is Code.INVALID_ARGUMENT
+        told = "there is no output 'familiarity'; outputs: probabilities, logits"
+        assert raised.value.details().endswith(told)
 
 
 async def test_no_photos_and_too_many(models) -> None:

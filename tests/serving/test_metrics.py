@@ -31,11 +31,11 @@ from serving.repository import Repository
 from serving.server import Server
 from serving.settings import ServerSettings
 from tests.conftest import ROOT, Running, ServerProcess, running_server
-from tests.photos import jpeg
+from tests.photos import black, encode, jpeg, noise
 from tests.ports import free_port
 from tests.serving.held_model import HeldModel, until
-from tests.serving.test_inference_protocol import Stub, raw_pixels
-from tests.tiny import build_version, golden_of
+from tests.serving.test_inference_protocol import PIXELS, Stub, raw_pixels
+from tests.tiny import build_version, familiarity_of, golden_of
 from tests.waiting import until_said
 
 
@@ -134,10 +134,41 @@ async def test_how_sure_it_is_stands_beside_how_often_it_was_right(
     assert said.value("pawprint_model_calibration_error", **pets) == measured.ece
 
 
-async def test_the_documentation_names_every_metric(running: Running, port: int) -> None:
-    async with AsyncClient(running.address) as client:
+async def test_unfamiliar_photos_are_counted_once_and_those_of_copies_never(
+    models: Path, port: int
+) -> None:
+    for _ in range(2):
+        build_version(models, "pets", familiar=True)
+    settings = {"versions": "all", "shadow": "pets=2:1.0", "metrics_port": port}
+    async with running_server(models, **settings) as running:
+        async with AsyncClient(running.address) as client:
+            photos = [black(), encode(noise(32), "PNG"), b"junk", black()]
+            await client.classify(photos, model="pets")
+            await client.classify(photos, model="pets", version=1)
+            with pytest.raises(InvalidRequest):
+                await client.classify([b"junk"], model="pets")
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            await Stub(channel).ModelInfer(raw_pixels())
+        counts = running.server._classifier.shadowing.counts
+        await until(lambda: sum(counts.values()) == 11)
+        said = await scrape(port)
+    strange = int((familiarity_of(PIXELS) <= 0.01).sum())
+    unfamiliar = "pawprint_unfamiliar_photos_total"
+    found = [(s.labels["version"], s.value) for s in said.samples if s.name == unfamiliar]
+    assert found == [("3", 2 + strange)]  # the first can't tell, the second got copies alone
+    share = "pawprint_model_unfamiliar_share"
+    shares = [(s.labels["version"], s.value) for s in said.samples if s.name == share]
+    assert shares == [("2", 0.0), ("3", 0.0)]
+
+
+async def test_the_documentation_names_every_metric(models: Path, port: int) -> None:
+    build_version(models, "pets", familiar=True)
+    async with (
+        running_server(models, metrics_port=port) as running,
+        AsyncClient(running.address) as client,
+    ):
         await client.classify([jpeg()], model="pets")
-    _, text = await asyncio.to_thread(fetch, port, "/metrics")
+        _, text = await asyncio.to_thread(fetch, port, "/metrics")
     kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE pawp"))
     served = {name for name in kinds if not name.endswith("_created")}
     page = (ROOT / "docs/observability.md").read_text()
@@ -223,7 +254,7 @@ async def test_a_version_that_was_let_go_is_counted_to_its_end_and_then_forgotte
         AsyncClient(running.address) as client,
     ):
         await client.classify([jpeg()], model="birds")
-        for version in (1, 2, 3):
+        for version in (1, 2, 3, 4):
             await client.classify([jpeg()], model="pets")
             running.server.control._restart_soon("pets", version)
             await asyncio.wait(running.server.control._restarts)
@@ -237,7 +268,7 @@ async def test_a_version_that_was_let_go_is_counted_to_its_end_and_then_forgotte
                 for counter in ("calls_total", "photos_total", "batch_photos_count"):
                     assert said.value(f"pawprint_{counter}", **labels) == 1
             assert len(running.server._statistics._tallies) == 2
-            build_version(models, "pets", seed=version)
+            build_version(models, "pets", seed=version, familiar=True)
             await running.server.control.rescan()
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import threading
@@ -10,7 +11,7 @@ from serving.models import main
 from serving.modelspec import Manifest
 from serving.repository import Repository
 from tests.commands import run_python, unread
-from tests.tiny import attach_trust, build_version
+from tests.tiny import attach_trust, build_version, tiny_model
 
 
 @pytest.fixture
@@ -148,6 +149,27 @@ def test_show_says_which_answers_may_be_believed(models, root: Path) -> None:
     (root / "pets/1/analysis/trust.json").write_text("{}")
     status, out, _ = models("show", "pets/1")
     assert status == 0 and "accuracy fp32" in out and "trust" not in out
+
+
+def test_show_and_page_say_which_photos_are_unfamiliar(models, root: Path) -> None:
+    _, out, _ = models("show", "birds")
+    models("page")
+    assert "familiar" not in out and "compared with" not in (root / "index.html").read_text()
+    model = tiny_model(familiar=True).SerializeToString()
+    build_version(root, "pets", familiar=True, extra_files={"model.int8.onnx": model})
+    lines = [line.split() for line in models("show", "pets")[1].splitlines()]
+    told = "compared with 99 photos; 0.01 or less is unfamiliar"
+    assert ["familiarity", *told.split()] in lines
+    assert [*"unfamiliar fp32 0 % of the test photos".split()] in lines
+    assert "int8" not in [line[1] for line in lines if line[0] == "unfamiliar"]  # not measured
+    models("page")
+    title = '"of the test photos: a familiarity of 0.01 or less, compared with 99 photos"'
+    found = re.findall(f"title={title}>(.*?)<", (root / "index.html").read_text())
+    assert found == ["0.0 %", "not measured"]
+    odd = {"model.int8.onnx": model, "familiarity.json": b"{}"}
+    build_version(root, "pets", familiar=True, extra_files=odd)
+    status, out, _ = models("show", "pets")
+    assert status == 0 and "accuracy fp32" in out and "compared with" not in out
 
 
 def test_a_name_moves_no_cursor(models, root: Path) -> None:

@@ -13,7 +13,7 @@ from serving.client import Client
 from tests.certificates import Authority
 from tests.conftest import ROOT, ServerProcess
 from tests.environments import run_fetching
-from tests.photos import jpeg
+from tests.photos import black, jpeg, noise
 from tests.tiny import build_version
 
 EXAMPLE = ROOT / "examples/node"
@@ -64,6 +64,19 @@ def test_it_says_what_the_python_client_says(
         f"{path}: " + ", ".join(f"{x.name} {x.probability:.4f}" for x in result.labels)
         for path, result in zip(photos, results, strict=True)
     ]
+
+
+def test_an_unfamiliar_photo_is_marked(
+    classify: Classify, tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    build_version(tmp_path / "models", "pets", familiar=True)
+    strange, known = tmp_path / "black.png", tmp_path / "noise.png"
+    strange.write_bytes(black())
+    noise(32).save(known)
+    server = start(tmp_path / "models")
+    done = classify("--model", "pets", strange, known, address=server.address)
+    marked = [f"{strange}: unfamiliar: " in done.stdout, f"{known}: unfamiliar" in done.stdout]
+    assert (done.returncode, marked) == (0, [True, False])
 
 
 def test_a_bad_photo_has_its_own_error(classify: Classify, photos: list[Path]) -> None:

@@ -20,10 +20,17 @@ from serving.repository import Repository
 from serving.status import STATUS
 from serving.turns import LOW_EVERY
 from tests.conftest import Running, running_server
-from tests.photos import drawing, encode, jpeg, noise, slow_png
+from tests.photos import black, drawing, encode, jpeg, noise, slow_png
 from tests.serving.held_model import HeldModel
 from tests.serving.test_preprocess import bomb
-from tests.tiny import build_version, logits_of, softmax
+from tests.tiny import (
+    FAMILIARITY_OF_TINY,
+    build_version,
+    familiarity_of,
+    logits_of,
+    softmax,
+    tiny_model,
+)
 
 Code = grpc.StatusCode
 MIB = 1024 * 1024
@@ -417,3 +424,42 @@ async def test_a_refusal_says_when_to_try_again(models: Path) -> None:
         held.release()
         for call in calls:
             assert len((await call).results) == 8
+
+
+async def test_a_version_that_can_tells_photos_unlike_those_it_learnt_from(tmp_path: Path) -> None:
+    for familiar in (False, True):
+        build_version(tmp_path, "pets", familiar=familiar)
+    Repository(tmp_path).promote("pets", 1, "old")
+    photos = [encode(noise(32), "PNG"), b"junk", black()]
+    known = familiarity_of(np.asarray(noise(32))[None])[0, 0]
+    async with running_server(tmp_path) as running, AsyncClient(running.address) as client:
+        before = await client.classify(photos, model="pets", version=1)
+        assert [(r.familiarity, r.unfamiliar) for r in before.results] == [(None, False)] * 3
+        assert (await client.get_model("pets", 1)).familiarity is None
+
+        ordinary, bad, strange = (await client.classify(photos, model="pets")).results
+        assert ordinary.familiarity == pytest.approx(known) and not ordinary.unfamiliar
+        assert (bad.familiarity, bad.unfamiliar) == (None, False) and bad.error
+        assert strange.familiarity == pytest.approx(0.01) and strange.unfamiliar
+        assert strange.label.probability > 0.5  # however probable
+        told = {a.index: a.result async for a in client.stream(photos, model="pets")}
+        assert [told[0], told[2]] == [ordinary, strange]
+
+        described = (await client.get_model("pets")).familiarity
+        assert described is not None and described.photos == FAMILIARITY_OF_TINY.photos
+        assert described.threshold == pytest.approx(FAMILIARITY_OF_TINY.threshold)
+        assert described.unfamiliar == {"fp32": 0.0}
+
+
+async def test_a_share_of_unfamiliar_photos_is_told_of_the_precision_that_is_served(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model(familiar=True).SerializeToString()
+    build_version(tmp_path, "pets", familiar=True, extra_files={"model.int8.onnx": model})
+    async with (
+        running_server(tmp_path, precision="int8") as running,
+        AsyncClient(running.address) as client,
+    ):
+        described = await client.get_model("pets")
+    assert described.precision == "int8" and described.familiarity is not None
+    assert described.familiarity.unfamiliar == {}  # it was measured of fp32 alone

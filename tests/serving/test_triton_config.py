@@ -25,7 +25,12 @@ print(json_format.MessageToJson(config, preserving_proto_field_name=True))
 KINDS = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 
 
-def test_triton_reads_what_the_model_is(models: Path, pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("familiar", [False, True])
+def test_triton_reads_what_the_model_is(
+    tmp_path: Path, pytestconfig: pytest.Config, familiar: bool
+) -> None:
+    models = tmp_path
+    build_version(models, "pets", familiar=familiar)
     folder = environment_with(pytestconfig.cache, "tritonclient", TRITONCLIENT)
     done = subprocess.run(
         [folder / "bin/python", "-c", READ, models / "pets/config.pbtxt"],
@@ -43,7 +48,10 @@ def test_triton_reads_what_the_model_is(models: Path, pytestconfig: pytest.Confi
         described = {(t["name"], t["data_type"], tuple(map(int, t["dims"]))) for t in config[key]}
         assert described == {(t.name, KINDS[t.type], tuple(t.shape[1:])) for t in tensors}
         assert all(not isinstance(t.shape[0], int) for t in tensors)  # Triton's batch dimension
-    for output in config["output"]:
+    outputs = {output["name"]: output for output in config["output"]}
+    assert ("familiarity" in outputs) == familiar
+    assert not familiar or "label_filename" not in outputs.pop("familiarity")
+    for output in outputs.values():
         labels = (models / "pets" / output["label_filename"]).read_text().splitlines()
         assert labels == ["cat", "dog"]
 

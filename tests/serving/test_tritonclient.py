@@ -10,12 +10,23 @@ import pytest
 
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
-from tests.conftest import ROOT, Running
+from tests.conftest import ROOT, Running, running_server
 from tests.environments import environment_with
 from tests.photos import jpeg
-from tests.tiny import logits_of, softmax
+from tests.tiny import build_version, familiarity_of, logits_of, softmax
 
 TRITONCLIENT = "tritonclient[grpc]==2.73.0"
+ASK_FOR_FAMILIARITY = """
+import json, sys
+import numpy as np
+import tritonclient.grpc as triton
+pixels = np.load(sys.argv[2])
+given = triton.InferInput("image", pixels.shape, "UINT8")
+given.set_data_from_numpy(pixels)
+asked = triton.InferRequestedOutput("familiarity")
+client = triton.InferenceServerClient(sys.argv[1])
+print(json.dumps(client.infer("pets", [given], outputs=[asked]).as_numpy("familiarity").tolist()))
+"""
 
 
 async def test_tritonclient_gets_what_the_model_says(
@@ -74,3 +85,23 @@ async def test_tritonclient_gets_what_the_model_says(
     assert int(counted["success"]["count"]) == 7 + 3 and int(counted["fail"]["count"]) == 2
     assert 0 < int(statistics["execution_count"]) <= 5 * 7 + 3
     assert 0 < int(counted["compute_infer"]["ns"]) < int(counted["success"]["ns"])
+
+
+async def test_it_gets_how_familiar_the_photos_are(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    folder = environment_with(pytestconfig.cache, "tritonclient", TRITONCLIENT)
+    build_version(tmp_path / "models", "pets", familiar=True)
+    pixels = np.random.default_rng(9).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    pixels[1] = 0
+    np.save(tmp_path / "pixels.npy", pixels)
+    async with running_server(tmp_path / "models") as running:
+        process = await asyncio.create_subprocess_exec(
+            *(folder / "bin/python", "-c", ASK_FOR_FAMILIARITY),
+            *(running.address, str(tmp_path / "pixels.npy")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()
+    assert np.allclose(json.loads(out), familiarity_of(pixels), atol=1e-6)

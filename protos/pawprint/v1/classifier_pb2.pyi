@@ -53,10 +53,14 @@ class ImageResult(_message.Message):
     def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., error: _Optional[_Union[ImageError, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("labels",)
+    __slots__ = ("labels", "familiarity", "unfamiliar")
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    FAMILIARITY_FIELD_NUMBER: _ClassVar[int]
+    UNFAMILIAR_FIELD_NUMBER: _ClassVar[int]
     labels: _containers.RepeatedCompositeFieldContainer[Label]
-    def __init__(self, labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
+    familiarity: float
+    unfamiliar: bool
+    def __init__(self, labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., familiarity: _Optional[float] = ..., unfamiliar: bool = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("name", "index", "probability")
@@ -152,7 +156,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "labels", "input_size", "backbone", "created", "precision", "metrics", "digests", "robustness", "trust")
+    __slots__ = ("model", "version", "labels", "input_size", "backbone", "created", "precision", "metrics", "digests", "robustness", "trust", "familiarity")
     class DigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +175,7 @@ class GetModelResponse(_message.Message):
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ROBUSTNESS_FIELD_NUMBER: _ClassVar[int]
     TRUST_FIELD_NUMBER: _ClassVar[int]
+    FAMILIARITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -182,7 +187,8 @@ class GetModelResponse(_message.Message):
     digests: _containers.ScalarMap[str, str]
     robustness: RobustnessSummary
     trust: Trust
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., input_size: _Optional[int] = ..., backbone: _Optional[str] = ..., created: _Optional[str] = ..., precision: _Optional[str] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., digests: _Optional[_Mapping[str, str]] = ..., robustness: _Optional[_Union[RobustnessSummary, _Mapping]] = ..., trust: _Optional[_Union[Trust, _Mapping]] = ...) -> None: ...
+    familiarity: Familiarity
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., input_size: _Optional[int] = ..., backbone: _Optional[str] = ..., created: _Optional[str] = ..., precision: _Optional[str] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., digests: _Optional[_Mapping[str, str]] = ..., robustness: _Optional[_Union[RobustnessSummary, _Mapping]] = ..., trust: _Optional[_Union[Trust, _Mapping]] = ..., familiarity: _Optional[_Union[Familiarity, _Mapping]] = ...) -> None: ...
 
 class Metrics(_message.Message):
     __slots__ = ("photos", "accuracy", "accuracy_low", "accuracy_high", "expected_calibration_error")
@@ -231,6 +237,16 @@ class Threshold(_message.Message):
     probability: float
     answered: float
     def __init__(self, accuracy: _Optional[float] = ..., probability: _Optional[float] = ..., answered: _Optional[float] = ...) -> None: ...
+
+class Familiarity(_message.Message):
+    __slots__ = ("photos", "threshold", "unfamiliar")
+    PHOTOS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    UNFAMILIAR_FIELD_NUMBER: _ClassVar[int]
+    photos: int
+    threshold: float
+    unfamiliar: float
+    def __init__(self, photos: _Optional[int] = ..., threshold: _Optional[float] = ..., unfamiliar: _Optional[float] = ...) -> None: ...
 
 class RobustAccuracy(_message.Message):
     __slots__ = ("norm", "epsilon", "accuracy")
