@@ -277,6 +277,12 @@ def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):
     assert kinds == [*STRANGERS, GIVEN]
     (given,) = [r for r in report_of(trained)["trust"]["strangers"] if r["kind"] == GIVEN]
     assert given["pictures"] == 3 and given["median"] >= 0.5
+    told = Repository(trained.models).manifest("cartoon", 1)
+    meant = Repository(trained.models).familiarity(told)
+    assert meant is not None
+    section = report_of(trained)["trust"]["familiarity"]
+    assert (section["photos"], section["threshold"]) == (meant.photos, meant.threshold)
+    assert 0 <= given["unfamiliar"] <= 1 and f"{percent(given['unfamiliar'])} of given" in said
     assert "of given" in said and "these photos show no probability" in said
     assert (trained.models / "cartoon/1/analysis/strangers/given.webp").is_file()
 

@@ -107,7 +107,9 @@ def photographed():
     spec = Preprocessing(size=32, interpolation="bilinear")
     manifest = SimpleNamespace(labels=tuple("abcd"), preprocessing=spec)
     runners = {"fp32": _Runner(net)}
-    subject = Subject(manifest=manifest, net=net, model=net, asked=net, runners=runners)
+    subject = Subject(
+        manifest=manifest, net=net, model=net, asked=net, runners=runners, familiarity=None
+    )
     shown = to_uint8(pictures(12, 32)).numpy()
     return subject, shown, subject.verdict(shown).argmax(axis=1)
 

@@ -1,5 +1,6 @@
 """When an answer may be believed: thresholds hold what they promise, strange pictures are told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
-from serving.modelspec import Preprocessing
+from serving.modelspec import Familiarity, Preprocessing
 from trainer.analysis.report import threshold_text
 from trainer.analysis.selective import (
     auroc,
@@ -164,6 +165,21 @@ def test_a_section_says_how_many_strangers_pass_where_most_photos_do():
     first = section["thresholds"][0]
     assert (first["answered"], first["measured"]) == (1.0, 1.0)
     assert section["thresholds"][2]["needed"] == np.ceil(np.log(0.025) / np.log(0.99))
+
+
+def test_a_section_says_how_many_strangers_are_unfamiliar():
+    sure = np.tile([0.9, 0.1], (200, 1))
+    told = Familiarity(photos=99, threshold=0.01, unfamiliar={})
+    familiarity = np.linspace(0.01, 1, 200, dtype=np.float32)
+    answers = Answers(served={"fp32": sure}, labels=np.zeros(200, int), familiarity=familiarity)
+    strange = np.float32([0.01, 0.01, 0.01, 0.5])
+    section = trust_section(answers, {"noise": sure[:4]}, told, {"noise": strange})
+    assert section["familiarity"] == {"photos": 99, "threshold": 0.01, "unfamiliar": 1 / 200}
+    (noise,) = section["strangers"]
+    assert noise["unfamiliar"] == 0.75
+    assert noise["familiarity_auroc"] == pytest.approx(auroc(familiarity, strange))
+    section = trust_section(replace(answers, familiarity=None), {"noise": sure[:4]})
+    assert section["familiarity"] is section["strangers"][0]["unfamiliar"] is None
 
 
 def test_each_served_file_has_thresholds_of_its_own():

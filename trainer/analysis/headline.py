@@ -1,5 +1,6 @@
 """What `analyze` prints of a report, and of two versions side by side."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import listed
@@ -42,6 +43,7 @@ def in_words(report: dict[str, Any], folder: str) -> str:
         f"{percent(s['answered'])} of {s['kind']}" for s in report["trust"]["strangers"]
     )
     lines.append(f"strangers    {passing} would be answered where {whole(USUAL)} of photos are")
+    lines += _unfamiliar(report["trust"])
     if report["ideal"]:
         short = [i["label"] for i in report["ideal"] if not i["reached"]]
         drawn = len(report["ideal"])
@@ -54,6 +56,13 @@ def in_words(report: dict[str, Any], folder: str) -> str:
     said = f"FAILED: {'; '.join(failed)}{advice}" if failed else "all checks pass"
     lines.append(f"sanity       {said}")
     return "\n".join(map(visible, [*lines, f"{folder}/report.html"]))
+
+
+def _unfamiliar(trust: dict[str, Any]) -> Iterator[str]:
+    if trust["familiarity"] is not None:
+        seen = ", ".join(f"{percent(s['unfamiliar'])} of {s['kind']}" for s in trust["strangers"])
+        of_photos = percent(trust["familiarity"]["unfamiliar"])
+        yield f"unfamiliar   {seen}; {of_photos} of the photos"
 
 
 def _believed(trust: dict[str, Any]) -> str:

@@ -308,6 +308,8 @@ def _report(
         "trust": trust_section(
             answers,
             {kind: piece["served"] for kind, piece in strangers.items()},
+            subject.familiarity,
+            {k: piece["familiarity"] for k, piece in strangers.items() if "familiarity" in piece},
         ),
         "adversarial": write_adversarial(
             folder,

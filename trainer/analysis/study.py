@@ -169,14 +169,17 @@ class Study:
         return {"served": np.stack(served), "example": example}
 
     def _stranger(self, kind: str) -> Piece:
-        """served: float32 [n, K]; example: uint8 [S, S, 3]."""
+        """served: float32 [n, K]; familiarity: float32 [n], if it is told; example: uint8
+        [S, S, 3]."""
         generator = np.random.default_rng(number_of(self.seed, f"stranger/{kind}"))
         if self._given is not None and kind == GIVEN:
             pictures = self._given
         else:
             draw = STRANGERS[kind]
             pictures = np.stack([draw(photo, generator) for photo in self.photos.pixels])
-        return {"served": self.subject.verdict(pictures), "example": pictures[0]}
+        served, familiarity = self.subject.told(pictures)
+        piece = {"served": served, "example": pictures[0]}
+        return piece if familiarity is None else {**piece, "familiarity": familiarity}
 
     def _probe(self) -> Piece:
         rows = spread_over(self.photos.labels, self.rows, PHOTOS)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from serving.modelspec import Manifest
+from serving.modelspec import Familiarity, Manifest, outputs_of
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from trainer.analysis.attacks.goal import Goal
@@ -31,6 +31,7 @@ class Subject:
     model: nn.Module  # the same function made ready for many gradients
     asked: nn.Module  # and for many answers without one
     runners: dict[str, OnnxRunner]  # by precision, fp32 first
+    familiarity: Familiarity | None  # None: the version can't tell it
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,6 +74,11 @@ class Subject:
         """[n, K]: `judge` as far as it is of the served fp32, which alone is asked."""
         return self.runners["fp32"].run(self._as_decoded(pictures))[0]
 
+    def told(self, pictures: npt.NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
+        """(`verdict`, and how familiar they are, [n])."""
+        probabilities, _, *rest = self.runners["fp32"].run(self._as_decoded(pictures))
+        return probabilities, rest[0][:, 0] if rest else None
+
     def _as_decoded(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         spec = self.manifest.preprocessing
         return np.stack([preprocess(png_bytes(each, packed=False), spec) for each in pictures])
@@ -87,11 +93,13 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
     def read(precision: str) -> bytes:
         return repository.read_file(manifest, manifest.variants[precision].file)
 
-    model = folded(net)
+    model, familiarity = folded(net), repository.familiarity(manifest)
+    names = outputs_of(familiarity)
     return Subject(
         manifest=manifest,
         net=net,
         model=model,
         asked=ServedNet(model, lambda: read("fp32")) if device.type == "cpu" else model,
-        runners={precision: OnnxRunner(read(precision)) for precision in order},
+        runners={precision: OnnxRunner(read(precision), names) for precision in order},
+        familiarity=familiarity,
     )

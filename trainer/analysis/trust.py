@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.modelspec import Familiarity
 from trainer.analysis.photos import Photos
 from trainer.analysis.selective import DELTA, auroc, photos_needed, rounded_down, threshold_for
 from trainer.analysis.subject import Subject
@@ -30,14 +31,21 @@ class Answers:
     """What the served files say of photos as they are."""
 
     served: Mapping[str, Floats]  # by precision, fp32 first: probabilities [n, K]
+    familiarity: Floats | None = None  # [n], by the fp32 file
     labels: npt.NDArray[np.int64]  # [n]
     alike: int = 0  # photos beside these, of the same pictures
     known: int = 0  # of these, photos that the version was trained on, it seems
 
     @classmethod
     def of(cls, subject: Subject, photos: Photos) -> "Answers":
-        served = {name: runner.run(photos.pixels)[0] for name, runner in subject.runners.items()}
-        return cls(served=served, labels=photos.labels, alike=photos.alike, known=photos.known)
+        told = {name: runner.run(photos.pixels) for name, runner in subject.runners.items()}
+        return cls(
+            served={name: outputs[0] for name, outputs in told.items()},
+            familiarity=None if subject.familiarity is None else told["fp32"][2][:, 0],
+            labels=photos.labels,
+            alike=photos.alike,
+            known=photos.known,
+        )
 
     def sure_and_right(self, precision: str) -> tuple[Floats, Bools]:
         """[n] each: the probability of the first label, and whether it is right."""
@@ -45,10 +53,17 @@ class Answers:
         return scores.max(axis=1), scores.argmax(axis=1) == self.labels
 
 
-def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str, Any]:
+def trust_section(
+    answers: Answers,
+    strangers: Mapping[str, Floats],
+    told: Familiarity | None = None,
+    familiarities: Mapping[str, Floats] | None = None,
+) -> dict[str, Any]:
     """answers: of photos whose classes have the shares that they have among callers'; strangers: of
-    each kind, [m, K] by the fp32 file. How they are told from photos is as in Hendrycks & Gimpel
-    2017, arXiv:1610.02136: by the highest probability, and how many pass where 95 % of photos do.
+    each kind, [m, K] by the fp32 file; told: what the familiarity of the version means, if it has
+    one; familiarities: of each kind of strangers, [m]. How they are told from photos is as in
+    Hendrycks & Gimpel 2017, arXiv:1610.02136: by the highest probability, and how many pass where
+    95 % of photos do; and by the familiarity.
     """
     sure, right = answers.sure_and_right("fp32")
     said = {kind: scores.max(axis=1) for kind, scores in strangers.items()}
@@ -66,6 +81,13 @@ def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str
             for precision in answers.served
             for accuracy in ACCURACIES
         ],
+        "familiarity": None
+        if told is None or answers.familiarity is None
+        else {
+            "photos": told.photos,
+            "threshold": told.threshold,
+            "unfamiliar": _share(told, answers.familiarity),
+        },
         "usual": {"share": USUAL, "threshold": usual},
         "strangers": [
             {
@@ -74,6 +96,7 @@ def trust_section(answers: Answers, strangers: Mapping[str, Floats]) -> dict[str
                 "median": float(np.median(values)),
                 "auroc": auroc(sure, values),
                 "answered": float(np.mean(values >= usual)),
+                **_unfamiliar(told, answers.familiarity, (familiarities or {}).get(kind)),
             }
             for kind, values in said.items()
         ],
@@ -95,6 +118,22 @@ def _threshold(sure: Floats, right: Bools, accuracy: float) -> dict[str, Any]:
         "measured": None if found is None else found.correct / found.answered,
         "needed": photos_needed(accuracy),
     }
+
+
+def _unfamiliar(
+    told: Familiarity | None, of_photos: Floats | None, of_strangers: Floats | None
+) -> dict[str, float | None]:
+    """Share of the strangers that are unfamiliar, and how well that tells them from photos."""
+    if told is None or of_photos is None or of_strangers is None:
+        return {"unfamiliar": None, "familiarity_auroc": None}
+    return {
+        "unfamiliar": _share(told, of_strangers),
+        "familiarity_auroc": auroc(of_photos, of_strangers),
+    }
+
+
+def _share(told: Familiarity, familiarities: Floats) -> float:
+    return float(np.mean([told.tells(value) for value in familiarities.tolist()]))
 
 
 def _at_least(values: Floats) -> list[float] | None:
