@@ -1,33 +1,36 @@
 """How well pictures of none of the classes are told from photos, by what the net makes of them.
 
-    python benchmarks/strangers.py cats_vs_dogs pets --weights mobilenet_v2.pth
+    python benchmarks/strangers.py cats_vs_dogs pets --weights mobilenet_v2.pth [--strangers DIR]
 
-AUROC on the test photos (the chance that a photo scores higher than such a picture) of a linear
-head on a frozen backbone, by three scores: the highest probability and the highest logit, which a
-server can tell of today's versions, and the distance of the features from those of train and val
-(Mahalanobis, covariance over all classes, drawn towards a ball by SHRINKAGE; after Lee et al. 2018,
-arXiv:1807.03888). The pictures are those of `analyze`; and, where there are many classes, photos of
-classes that were left out: a fifth of them, a few times.
+Of a linear head on a frozen backbone. AUROC (the chance that a test photo scores higher than such
+a picture) by three scores: the highest probability, the highest logit and the familiarity, as a
+version tells it; and the share that is unfamiliar, of such pictures and of the test photos. The
+pictures are those of `analyze`; those in DIR; and, where there are many classes, photos of classes
+that were left out: a fifth of them, a few times. Then the same share where fewer photos were
+learnt from, drawn a few times.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from frozen import known_of, opened, parser_of
 
 from serving.commandline import aligned
+from serving.modelspec import Preprocessing
 from trainer.analysis.selective import auroc
-from trainer.analysis.strangers import STRANGERS
+from trainer.analysis.strangers import STRANGERS, pictures_below
 from trainer.data import targets_of
+from trainer.familiarity import familiarity, judges_by_folds, threshold_of
 from trainer.features import extract, in_torch
 from trainer.metrics import Floats, softmax
 from trainer.probe import Head, fit_probe
-from trainer.split import Ints
+from trainer.split import Ints, stratified_folds
 
-SHRINKAGE = 0.3
-DRAWS = 6  # of the classes that are left out
+DRAWS = 6  # of the classes that are left out, and of fewer photos
 MANY = 10  # classes
+FEWER = (50, 100, 200, 400)  # photos
 
 
 class Scores:
@@ -36,48 +39,94 @@ class Scores:
     def __init__(self, features: Floats, labels: Ints, classes: int) -> None:
         generator = np.random.default_rng(0)
         self._head: Head = fit_probe(features[:, None], labels, classes, generator).head
-        self._centre = features.mean(axis=0)
-        covariance = np.cov(features, rowvar=False)
-        ball = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        self._inverse = np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * ball)
+        self._familiar = Familiar(features, labels)
 
     def of(self, features: Floats) -> dict[str, Floats]:
         logits = self._head.logits(features)
-        away = features - self._centre
         return {
             "probability": softmax(logits).max(axis=1),
             "logit": logits.max(axis=1),
-            "distance": -((away @ self._inverse) * away).sum(axis=1),
+            "familiarity": self._familiar.of(features),
         }
 
     def tell(self, photos: Floats, strangers: Floats) -> dict[str, float]:
         inside, outside = self.of(photos), self.of(strangers)
-        return {name: auroc(inside[name], outside[name]) for name in inside}
+        told = {name: auroc(inside[name], outside[name]) for name in inside}
+        threshold = threshold_of(self._familiar.photos)
+        return told | {
+            "unfamiliar": float(np.mean(outside["familiarity"] <= threshold)),
+            "of photos": float(np.mean(inside["familiarity"] <= threshold)),
+        }
+
+
+class Familiar:
+    """As `trainer.familiarise` has it where the backbone has learnt nothing."""
+
+    def __init__(self, features: Floats, labels: Ints) -> None:
+        folds = stratified_folds(labels, 5, np.random.default_rng(0))
+        judges = judges_by_folds(features, folds)
+        self.photos = len(features)
+        self._known, self._gaussian = judges.distances(features), judges.gaussians[0]
+
+    def of(self, features: Floats) -> Floats:
+        return familiarity(self._gaussian.distances(features), self._known)
 
 
 def main() -> int:
-    options = parser_of(__doc__, seeds=1).parse_args()
-    rows: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", "PROBABILITY", "LOGIT", "DISTANCE")]
+    parser = parser_of(__doc__, seeds=1)
+    parser.add_argument("--strangers")
+    options = parser.parse_args()
+    columns = ("PROBABILITY", "LOGIT", "FAMILIARITY", "UNFAMILIAR", "OF PHOTOS")
+    rows: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", *columns)]
+    fewer: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", *FEWER)]
     for folder in options.data:
-        _, data, classifier, kept = opened(folder, 224, options)
+        config, data, classifier, kept = opened(folder, 224, options)
         known, labels, classes = known_of(data, classifier, kept)
         known = known[:, 0]  # as served
         tests = data.splits["test"]
         tested = extract(classifier, tests, data.squares, kept, lambda *_: None)[:, 0]
-        found = {}
-        scores, net = Scores(known, labels, classes), in_torch(classifier)
+        net, strange = in_torch(classifier), {}
         for kind, draw in STRANGERS.items():
             generator = np.random.default_rng(0)
-            drawn = np.stack([draw(photo, generator) for photo in data.squares.get(tests)])
-            found[kind] = scores.tell(tested, net(drawn))
+            strange[kind] = net(
+                np.stack([draw(photo, generator) for photo in data.squares.get(tests)])
+            )
+        if options.strangers:
+            spec = Preprocessing(size=config.size, interpolation=config.interpolation)
+            given = pictures_below(options.strangers, spec, limit=None, seed=0, workers=2)
+            strange["given"] = net(given)
+        scores = Scores(known, labels, classes)
+        found = {kind: scores.tell(tested, features) for kind, features in strange.items()}
         if classes > MANY:
             found["other classes"] = left_out(known, labels, tested, targets_of(tests), classes)
+        name = Path(folder).name
         rows += [
-            (Path(folder).name, kind, *(f"{value:.3f}" for value in by_score.values()))
+            (name, kind, *(f"{value:.3f}" for value in by_score.values()))
             for kind, by_score in found.items()
         ]
-    print(aligned(rows))
+        by_count = [
+            of_fewer(known, labels, count, {"of photos": tested, **strange}) for count in FEWER
+        ]
+        fewer += [
+            (name, kind, *(f"{shares[kind]:.3f}" for shares in by_count)) for kind in by_count[0]
+        ]
+    print(
+        aligned(rows), aligned(fewer), sep="\n\nUnfamiliar, by how many photos were learnt from:\n"
+    )
     return 0
+
+
+def of_fewer(
+    known: Floats, labels: Ints, count: int, shown: Mapping[str, Floats]
+) -> dict[str, float]:
+    """The share of each that is unfamiliar, means over the draws."""
+    found = []
+    for seed in range(DRAWS):
+        some = np.random.default_rng(seed).choice(len(known), min(count, len(known)), replace=False)
+        familiar = Familiar(known[some], labels[some])
+        threshold = threshold_of(familiar.photos)
+        found.append([np.mean(familiar.of(features) <= threshold) for features in shown.values()])
+    return dict(zip(shown, np.mean(found, axis=0).tolist(), strict=True))
 
 
 def left_out(
