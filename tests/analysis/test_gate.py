@@ -21,7 +21,8 @@ REPORT = {
             {"precision": "fp32", "accuracy": 0.95, "answered": 0.75},
             {"precision": "fp32", "accuracy": 0.99, "answered": None},
             {"precision": "int8", "accuracy": 0.95, "answered": 0.5},
-        ]
+        ],
+        "strangers": [{"unfamiliar": 1.0}, {"unfamiliar": 0.25}],
     },
     "paired": {"change": 0.01, "low": -0.02},
     "worst_case": {
@@ -42,6 +43,7 @@ REPORT = {
         ("corruptions=0.5", 0.6),
         ("believed@0.95=0.8", 0.75),
         ("believed@0.99=0.1", 0.0),
+        ("unfamiliar=0.9", 0.25),
         ("change=-0.05", -0.02),
     ],
 )
@@ -59,6 +61,7 @@ def test_a_condition_reads_the_figure_it_names(text, accuracy):
         "pgd@4/255=1.5",
         "pgd@4/255=x",
         "believed=0.9",
+        "unfamiliar@0.5=0.9",
         "change=-1.5",
         "change@0.5=-0.1",
         "clean=-0.1",
@@ -68,6 +71,11 @@ def test_a_condition_reads_the_figure_it_names(text, accuracy):
 def test_a_condition_that_makes_no_sense_says_what_is_expected(text):
     with pytest.raises(InvalidRequest, match="pgd@4/255=0.2"):
         parse_condition(text)
+
+
+def test_of_a_version_that_cannot_tell_no_picture_is_unfamiliar():
+    report = {"trust": {"strangers": [{"unfamiliar": None}]}}
+    assert measured(report, parse_condition("unfamiliar=0.9")) == 0.0
 
 
 def test_an_attack_or_a_size_that_was_not_measured_names_those_that_were():

@@ -137,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT=ACCURACY",
         help="exit with status 1 if less is measured than that, such as pgd@4/255=0.2, "
         "worst@1/255=0.5, clean=0.9, corruptions=0.6, believed@0.95=0.8 (80 %% of the photos are "
-        "answered so surely that 95 %% of these answers are right); with --compare "
+        "answered so surely that 95 %% of these answers are right), unfamiliar=0.9 (so many "
+        "strange pictures of each kind are unfamiliar); with --compare "
         "change=-0.02 (the photos show that OTHER is at most two points less accurate than ONE); "
         "may be given several times",
     )

@@ -14,6 +14,8 @@ from trainer.analysis.trust import ACCURACIES
 WORST = "worst"
 BELIEVED = "believed"
 CHANGE = "change"
+UNFAMILIAR = "unfamiliar"
+_WITHOUT_SIZE = ("clean", "corruptions", UNFAMILIAR, CHANGE)
 _CONDITION = re.compile(r"(?P<what>[a-z0-9-]+)(@(?P<at>[0-9./]+))?=(?P<least>-?[0-9.]+)")
 
 
@@ -23,14 +25,15 @@ class Condition:
 
     text: str
     what: str
-    at: float | None  # epsilon; of `believed` the accuracy; None for clean, corruptions, change
+    at: float | None  # epsilon; of `believed` the accuracy; None for _WITHOUT_SIZE
     least: float
 
 
 def parse_condition(text: str) -> Condition:
     """`clean=0.9`, `corruptions=0.6`, `pgd@4/255=0.2`, `worst@4/255=0.1`, `pgd-l2@0.5=0.3`; and
-    `believed@0.95=0.8`: 80 % of photos get an answer of those of which 95 % are right. Of two
-    versions `change=-0.02`: the second's accuracy is at most two points below the first's.
+    `believed@0.95=0.8`: 80 % of photos get an answer of those of which 95 % are right; and
+    `unfamiliar=0.9`: so many strange pictures of each kind are unfamiliar. Of two versions
+    `change=-0.02`: the second's accuracy is at most two points below the first's.
 
     Raises InvalidRequest.
     """
@@ -40,14 +43,15 @@ def parse_condition(text: str) -> Condition:
             raise ValueError
         at = read_epsilon(match["at"]) if match["at"] else None
         least = float(match["least"])
-        whole = match["what"] in ("clean", "corruptions", CHANGE)
+        whole = match["what"] in _WITHOUT_SIZE
         lowest = -1 if match["what"] == CHANGE else 0
         if not lowest <= least <= 1 or (at is None) != whole:
             raise ValueError
     except ValueError as error:
         raise InvalidRequest(
-            f"expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY, corruptions=ACCURACY or "
-            f"believed@ACCURACY=SHARE, such as pgd@4/255=0.2; got {text!r}"
+            "expected ATTACK@EPSILON=ACCURACY, clean=ACCURACY, corruptions=ACCURACY, "
+            "believed@ACCURACY=SHARE, unfamiliar=SHARE or, with --compare, change=POINTS, such as "
+            f"pgd@4/255=0.2 or change=-0.02; got {text!r}"
         ) from error
     return Condition(text=text, what=match["what"], at=at, least=least)
 
@@ -73,6 +77,8 @@ def measured(report: Mapping[str, Any], condition: Condition) -> float:
         return float(report["clean"]["fp32"]["accuracy"])
     if condition.what == "corruptions":
         return float(report["corruptions"]["mean_accuracy"])
+    if condition.what == UNFAMILIAR:  # of a version that can't tell, none is
+        return float(min(row["unfamiliar"] or 0 for row in report["trust"]["strangers"]))
     if condition.what == BELIEVED:
         rows = [row for row in report["trust"]["thresholds"] if row["precision"] == "fp32"]
         return float(rows[_tried([row["accuracy"] for row in rows], condition)]["answered"] or 0)
