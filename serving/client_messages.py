@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ def several(photos: Iterable[Photo]) -> Iterable[Photo]:
 
 
 def places_for(in_flight: int) -> int:
-    """The same. Raises InvalidRequest: with no place in flight a stream would wait for ever."""
-    if in_flight < 1:
-        raise InvalidRequest(f"in_flight must be 1 or more, got {in_flight}")
+    """The same. Raises InvalidRequest: with no place in flight a stream would wait for ever, and
+    of 1.5 places a semaphore is never without one."""
+    if not isinstance(in_flight, Integral) or in_flight < 1:
+        raise InvalidRequest(f"in_flight must be 1 or more photos, got {in_flight}")
     return in_flight
 
 

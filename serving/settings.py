@@ -92,6 +92,10 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
         for name in ("models", "host", "admin_host", "metrics_host"):
             if not getattr(self, name):  # to the system no host is every network
                 raise InvalidRequest(f"{name} must not be empty")
+            if name != "models" and getattr(self, name).startswith("["):
+                raise InvalidRequest(
+                    f"{name} is an address alone, without brackets: ::1, not {getattr(self, name)}"
+                )
         in_utf8("the host", self.host + self.admin_host + self.metrics_host)
         check_ranges(
             self,

@@ -278,8 +278,8 @@ def test_a_stream_reads_no_further_than_is_in_flight(client: Client) -> None:
 async def test_a_stream_with_no_place_in_flight_is_refused(
     client: Client, server: ServerProcess
 ) -> None:
-    for in_flight in (0, -1):
-        with pytest.raises(InvalidRequest, match=f"in_flight must be 1 or more, got {in_flight}"):
+    for in_flight in (0, -1, 1.5):
+        with pytest.raises(InvalidRequest, match=f"must be 1 or more photos, got {in_flight}"):
             next(client.stream([jpeg()], model="pets", in_flight=in_flight))
         async with AsyncClient(server.address) as other:
             with pytest.raises(InvalidRequest, match="in_flight must be 1 or more"):

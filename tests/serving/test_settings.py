@@ -87,6 +87,7 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--port", "-1"], "port must be"),
         (["--metrics-host", ""], "metrics_host must not be empty"),  # it would be every network
         (["--host="], "host must not be empty"),
+        (["--host", "[::1]"], "host is an address alone, without brackets: ::1, not .::1"),
         (["--host", "caf\udce9"], "the host 'caf.udce9.*' is not UTF-8"),
         (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
