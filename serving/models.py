@@ -87,23 +87,18 @@ def _rows(repository: Repository) -> list[dict[str, Any]]:
     """Of all versions, then of aliases that lead nowhere. Read side by side: in a bucket each
     waits for several answers."""
     with interruptible(), ThreadPoolExecutor(_READERS) as readers:
-        looks = list(readers.map(lambda name: _look(repository, name), repository.names()))
-        versions = [(name, version, named) for name, found, named, _ in looks for version in found]
+        names = list(repository.names())
+        looks = dict(zip(names, readers.map(repository.survey, names), strict=True))
+        versions = [
+            (name, version, named) for name, (found, named, _) in looks.items() for version in found
+        ]
         rows = readers.map(lambda version: _summary(repository, *version), versions)
         astray = [
             {"name": name, "version": None, "alias": alias, "problem": why}
-            for name, _, _, problems in looks
+            for name, (_, _, problems) in looks.items()
             for alias, why in problems.items()
         ]
         return [row for row in rows if row is not None] + astray
-
-
-def _look(
-    repository: Repository, name: str
-) -> tuple[str, list[int], Mapping[str, int], Mapping[str, str]]:
-    """The name, its versions, its aliases, and those that lead nowhere, each with why."""
-    named, _ = repository.named_and_malformed(name)
-    return name, repository.versions(name), named, repository.alias_problems(name)
 
 
 def _summary(

@@ -43,9 +43,9 @@ def render_page(repository: Repository) -> str:
 
 
 def _model(repository: Repository, name: str) -> str:
-    aliases, _ = repository.named_and_malformed(name)
+    versions, aliases, astray = repository.survey(name)
     rows, pictures = [], ""
-    for version in reversed(repository.versions(name)):
+    for version in reversed(versions):
         named = " ".join(alias for alias, target in aliases.items() if target == version)
         title = f"{version} <b>{escape(named)}</b>" if named else str(version)
         try:
@@ -58,9 +58,7 @@ def _model(repository: Repository, name: str) -> str:
                 f"{escape(str(error))}</td></tr>"
             )
     head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
-    problems = "".join(
-        f'<p class="bad">{escape(why)}</p>\n' for why in repository.alias_problems(name).values()
-    )
+    problems = "".join(f'<p class="bad">{escape(why)}</p>\n' for why in astray.values())
     return (
         f'<h2 id="{escape(name)}">{escape(name)}</h2>\n{problems}{pictures}'
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n'

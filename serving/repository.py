@@ -448,12 +448,13 @@ class Repository:
                 malformed[alias] = str(error)
         return found, malformed
 
-    def alias_problems(self, name: str) -> dict[str, str]:
-        """Alias -> why it leads nowhere: it is malformed, or the version that it names is gone."""
+    def survey(self, name: str) -> tuple[list[int], dict[str, int], dict[str, str]]:
+        """Its versions; alias -> version, of those that can be read; and alias -> why it leads
+        nowhere: it is malformed, or the version that it names is gone."""
         named, problems = self.named_and_malformed(name)
         versions = self.versions(name)  # after the aliases: one may just have been published
         gone = {a: _names_none(name, a, v) for a, v in named.items() if v not in versions}
-        return dict(sorted({**problems, **gone}.items()))
+        return versions, named, dict(sorted({**problems, **gone}.items()))
 
     def promote(self, name: str, version: int, alias: str = DEFAULT_ALIAS) -> None:
         """Let `alias` name `version`. Raises NotFound, BrokenVersion (it does not verify)."""
