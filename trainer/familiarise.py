@@ -34,6 +34,11 @@ class Familiarised:
     def photos(self) -> int:
         return len(self.compared)
 
+    def strangest(self, count: int) -> list[Photo]:
+        """Of the photos that are compared with, those least like the others, strangest first."""
+        order = np.argsort(-self.known, kind="stable")[:count]
+        return [self.compared[i] for i in order]
+
     def attach(self, model: onnx.ModelProto, *, by_itself: bool) -> None:
         """In place. by_itself: the distances are taken by `model`, whose features are others."""
         known = self.known

@@ -1,4 +1,4 @@
-"""Pictures of photos that a net is most wrongly sure of, and of those with a wrong label."""
+"""Pictures of photos to look at: mistakes, wrong labels, and those least like the others."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from trainer.data import PhotoData
 from trainer.lettering import short_file, short_label
 from trainer.metrics import Floats, Ints
-from trainer.pictures import Pixels
+from trainer.pictures import Photo, Pixels
 
 _COLUMNS, _ROWS = 6, 3
-_MOST = _COLUMNS * _ROWS
+MOST = _COLUMNS * _ROWS
 
 
 def most_wrong(probabilities: Floats, targets: Ints) -> Ints:
@@ -21,7 +21,7 @@ def most_wrong(probabilities: Floats, targets: Ints) -> Ints:
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != targets)
     order = np.argsort(probabilities[wrong, targets[wrong]], kind="stable")
-    return wrong[order[:_MOST]]
+    return wrong[order[:MOST]]
 
 
 def draw_mistakes(
@@ -38,7 +38,7 @@ def draw_mistakes(
 
 def draw_label_errors(data: PhotoData) -> Figure:
     """The first photos whose label is probably wrong: the label, what it looks like, the file."""
-    shown = data.label_errors[:_MOST]
+    shown = data.label_errors[:MOST]
     titles = []
     for error in shown:
         label, looks_like = data.labels[error.photo.label], data.labels[error.looks_like]
@@ -47,6 +47,16 @@ def draw_label_errors(data: PhotoData) -> Figure:
             f"labelled {short_label(label)}\nlooks like {short_label(looks_like)}\n{file}"
         )
     return _gallery(data.squares.get([error.photo for error in shown]), titles)
+
+
+def draw_strangest(data: PhotoData, photos: Sequence[Photo]) -> Figure:
+    """At most so many as fit: the label and the file of each."""
+    shown = photos[:MOST]
+    titles = [
+        f"{short_label(data.labels[photo.label])}\n{short_file(photo.file.rsplit('/', 1)[-1])}"
+        for photo in shown
+    ]
+    return _gallery(data.squares.get(shown), titles)
 
 
 def _gallery(pictures: Sequence[Pixels], titles: Sequence[str]) -> Figure:

@@ -40,7 +40,7 @@ from trainer.label_errors import (
     with_test_label_errors,
 )
 from trainer.metrics import expected_calibration_error, softmax
-from trainer.mistakes import draw_label_errors
+from trainer.mistakes import MOST, draw_label_errors, draw_strangest
 from trainer.parity import require_parity, term_scale
 from trainer.plots import save_plots
 from trainer.preparing import Run
@@ -131,6 +131,9 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
             )
             if data.label_errors:
                 save_png(draw_label_errors(data), folder / "plots/label_errors.png")
+            if bench.familiarised is not None:
+                strangest = draw_strangest(data, bench.familiarised.strangest(MOST))
+                save_png(strangest, folder / "plots/strangest.png")
         except Exception as error:  # no picture may cost a finished training
             run.console.line(f"Warning: not all plots could be drawn: {first_line(error)}")
 

@@ -17,6 +17,7 @@ from trainer.backbones import Calibrated, build
 from trainer.console import Console
 from trainer.exporter import Exporter
 from trainer.familiar_graph import attach, feature_runner
+from trainer.familiarise import Familiarised
 from trainer.familiarity import (
     directions_of,
     familiarity,
@@ -28,6 +29,7 @@ from trainer.familiarity import (
 from trainer.half import to_half
 from trainer.int8 import quantize_within
 from trainer.onnx_runner import OnnxRunner
+from trainer.pictures import Photo
 from trainer.train import main
 
 WIDTH = 24
@@ -189,6 +191,7 @@ def test_a_frozen_net_compares_with_all_photos_that_are_not_for_test(
     assert told.threshold == pytest.approx(1 / (told.photos + 1))
     assert told.unfamiliar.keys() == {"fp32", "int8"}
     assert f"beside {told.photos} photos" in printed
+    assert "plots/strangest.png" in Repository(models).manifest("shapes", 1).files
     tests = [data / file for label in split["test"] for file in split["test"][label]]
     for precision, share in told.unfamiliar.items():
         engine = engine_of(models, "shapes", precision)
@@ -197,6 +200,19 @@ def test_a_frozen_net_compares_with_all_photos_that_are_not_for_test(
         familiarities = engine.run(np.stack(squares))[2][:, 0].tolist()
         assert share == np.mean([told.tells(value) for value in familiarities]) < 0.4
         assert np.std(familiarities) > 0.01
+
+
+def test_the_strangest_photos_are_those_that_are_farthest() -> None:
+    compared = tuple(
+        Photo(path=Path(f"{i}.jpg"), file=f"{i}.jpg", label=0, digest=str(i)) for i in range(40)
+    )
+    learnt = drawn(40, 0)
+    learnt[[3, 31]] = drawn(2, 1, turned=1.0)
+    judges = judges_by_folds(learnt, np.arange(40) % 5)
+    known = judges.distances(learnt)
+    told = Familiarised(judges=judges, compared=compared, known=known, look=lambda *_: learnt)
+    shown = [photo.file for photo in told.strangest(18)]
+    assert {*shown[:2]} == {"3.jpg", "31.jpg"} and len(shown) == 18
 
 
 def test_a_net_that_has_learnt_compares_with_val(
