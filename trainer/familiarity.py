@@ -23,6 +23,9 @@ LEVEL = 0.01  # of the photos like those learnt from are called unfamiliar
 _MOST = 512  # directions in a file: so few photos span no more
 _OF_MANY = 64  # of more photos; between, the last ones tell of these photos alone
 _NO_VARIANCE = 1e-12  # of features of length 1
+# Where photos of a class are one to the net, hardly any is asked for, and what is left of a picture
+# would be divided by what 32 bits can't tell from 0.
+_LEAST = 1e-6  # shrinkage
 
 NO_LENGTH = 1e-12  # added to a squared length, that none is 0
 
@@ -31,20 +34,21 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """Of features x of length 1. The squared distance of one from `centre` is
-    |x - centre|^2 * rest + ((x - centre) directions)^2 weights."""
+    """Of features x of length 1, by the squared distance of one from `centre`: its part along each
+    direction and what is left, |x - centre - its parts|^2, each divided by the variance there."""
 
     centre: Doubles  # [F]
     directions: Doubles  # [F, D], orthonormal columns
-    weights: Doubles  # [D]: 1 / variance along each, less `rest`
-    rest: float  # 1 / variance along all others
+    variances: Doubles  # [D]: along each
+    rest: float  # the variance along all others
 
     def distances(self, features: Floats) -> Doubles:
         """Squared, of features [n, F] of any length: [n]."""
         away = _of_length_1(features) - self.centre
         along = away @ self.directions
-        squared: Doubles = np.square(away).sum(axis=1) * self.rest
-        return squared + np.square(along) @ self.weights
+        left = away - along @ self.directions.T
+        squared: Doubles = np.square(left).sum(axis=1) / self.rest
+        return squared + np.square(along) @ (1 / self.variances)
 
 
 @one_blas_thread()
@@ -66,19 +70,19 @@ def fit_gaussian(features: Floats, directions: int) -> Gaussian:
     noise = np.square(np.square(away).sum(axis=1)).sum() / count**2 - squared / count
     if not mean > _NO_VARIANCE or not apart > 0:  # NaN fails too
         raise ValueError(f"the features of {count} photos are all the same")
-    shrinkage = min(noise / apart, 1.0)
+    shrinkage = min(max(noise / apart, _LEAST), 1.0)
     size = len(product)
     kept = min(directions, count - 1, width)
     variances, vectors = eigh(product, subset_by_index=(size - kept, size - 1))
     if by_photos:
         vectors = away.T @ vectors / np.sqrt(count * np.maximum(variances, _NO_VARIANCE))
-    others = (width * mean - variances.sum()) / max(width - kept, 1)
+    others = max(width * mean - variances.sum(), 0.0) / max(width - kept, 1)
     along, rest = ((1 - shrinkage) * each + shrinkage * mean for each in (variances, others))
     return Gaussian(
         centre=centre,
         directions=vectors,
-        weights=1 / along - 1 / rest,
-        rest=1 / rest,
+        variances=along,
+        rest=rest,
     )
 
 
