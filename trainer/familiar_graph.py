@@ -56,15 +56,23 @@ def attach(model: onnx.ModelProto, gaussian: Gaussian, known: Doubles) -> None:
     above_0 = node("Add", [summed, constant("no_length", NO_LENGTH)], "above_0")
     directed = node("Div", [numbers, node("Sqrt", [above_0], "length")], "directed")
     away = node("Sub", [directed, constant("centre", gaussian.centre)], "away")
-    along = node("MatMul", [away, constant("directions", gaussian.directions)], "along")
-    squares = node("Mul", [along, along], "along_squared")
-    inside = node("MatMul", [squares, constant("weights", gaussian.weights[:, None])], "inside")
-    all_squares = node("Mul", [away, away], "away_squared")
-    apart = node("ReduceSum", [all_squares, columns], "apart", keepdims=1)
-    outside = node("Mul", [apart, constant("rest", gaussian.rest)], "outside")
-    distance = node("Add", [inside, outside], "distance")
+    directions = constant("directions", gaussian.directions)
+    along = node("MatMul", [away, directions], "along")
+    left = node("Gemm", [along, directions, away], "left", alpha=-1.0, transB=1)
+    # No number is too large for 16 bits, in which TensorRT may compute them.
+    usual = np.median(known)
+    parts = []
+    for part, name, variance in (
+        (along, "along", gaussian.variances),
+        (left, "left", gaussian.rest),
+    ):
+        factor = constant(f"{name}_factor", 1 / np.sqrt(usual * variance))
+        scaled = node("Mul", [part, factor], f"{name}_scaled")
+        squares = node("Mul", [scaled, scaled], f"{name}_squares")
+        parts.append(node("ReduceSum", [squares, columns], f"{name}_sum", keepdims=1))
+    distance = node("Add", parts, "distance")
     # Of a distance that is no number none is farther.
-    farther = node("GreaterOrEqual", [constant("known", known[None]), distance], "farther")
+    farther = node("GreaterOrEqual", [constant("known", known[None] / usual), distance], "farther")
     ones = node("Cast", [farther], "ones", to=TensorProto.FLOAT)
     count = node("ReduceSum", [ones, columns], "count", keepdims=1)
     with_itself = node("Add", [count, constant("itself", 1.0)], "with_itself")

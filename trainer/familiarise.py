@@ -17,7 +17,7 @@ from trainer.preparing import Run
 from trainer.split import spread, stratified_folds
 
 _MOST = 2000  # photos learnt from, and held out: enough for a threshold of one in a hundred
-_FOLDS = 5
+_FOLDS = 10
 _AT_ONCE = 32
 
 

@@ -15,7 +15,8 @@ from serving.repository import Repository
 from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, build
 from trainer.console import Console
-from trainer.exporter import Exporter
+from trainer.export import OPSET
+from trainer.exporter import HEAD, Exporter
 from trainer.familiar_graph import attach, feature_runner
 from trainer.familiarise import Familiarised
 from trainer.familiarity import (
@@ -70,17 +71,19 @@ def test_the_distance_is_that_of_the_covariance_it_stands_for(count: int, direct
         assert distance == pytest.approx(expected**2, rel=1e-4)
 
 
-def test_of_ordinary_photos_as_few_are_unfamiliar_as_is_said() -> None:
+@pytest.mark.parametrize(("count", "folds"), [(300, 5), (WIDTH, 5)])
+def test_of_ordinary_photos_as_few_are_unfamiliar_as_is_said(count: int, folds: int) -> None:
     of_new = []
-    for seed in range(20):  # that so many are is so on average over what was learnt from
-        learnt = drawn(300, seed)
-        judges = judges_by_folds(learnt, np.arange(300) % 5)
+    for seed in range(60):  # that so many are so is on average over what was learnt from
+        learnt = drawn(count, seed)
+        judges = judges_by_folds(learnt, np.arange(count) % folds)
         known, final = judges.distances(learnt), judges.gaussians[0]
         of_new.append(familiarity(final.distances(drawn(1000, 100 + seed)), known))
         strange = familiarity(final.distances(drawn(50, 200 + seed, turned=1.0)), known)
-        assert (strange == 1 / 301).all()
+        assert (strange == 1 / (count + 1)).all()
     for level in (0.01, 0.05, 0.2, 0.5):
-        assert np.mean(np.array(of_new) <= level) == pytest.approx(level, rel=0.2)
+        steps = np.floor(level * (count + 1) + 1e-9) / (count + 1)
+        assert np.mean(np.array(of_new) <= level + 1e-9) == pytest.approx(steps, rel=0.25)
 
 
 def test_no_photo_is_judged_by_what_has_seen_it() -> None:
@@ -146,6 +149,58 @@ def test_a_file_of_each_precision_says_what_numpy_does(tmp_path: Path) -> None:
             # Of the others each is as far as itself, but for the rounding.
             assert np.abs(got[:40, 0] - expected[:40]).max() <= most
             np.testing.assert_allclose(logits, before, atol=2e-2)
+
+
+def graph_of_head(width: int) -> onnx.ModelProto:
+    """`image`, float32 [n, width], are the features themselves; one logit is their sum."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["image", f"{HEAD}.weight"], ["logits"], name="head")],
+        "head",
+        [helper.make_tensor_value_info("image", kind, ["batch", width])],
+        [helper.make_tensor_value_info("logits", kind, ["batch", 1])],
+        [onnx.numpy_helper.from_array(np.ones((width, 1), np.float32), f"{HEAD}.weight")],
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def two_classes(within: float) -> tuple[np.ndarray, np.ndarray]:
+    """Features of 500 photos, and of 30 of no class."""
+    generator = np.random.default_rng(0)
+    drawn = np.abs(generator.normal(2, 1, (32, 1280)))
+    noise = within * generator.normal(0, 1, (500, 1280))
+    return (drawn[np.arange(500) % 2] + noise).astype(np.float32), drawn[2:].astype(np.float32)
+
+
+@pytest.mark.parametrize("within", [1e-4, 0.0])
+def test_photos_of_a_class_may_be_as_one_to_the_net(within: float) -> None:
+    features, strange = two_classes(within)
+    judges = judges_of(features[:400], 100)
+    (gaussian,), known = judges.gaussians, judges.distances(features[300:400])
+    assert (known > 0).all()
+    expected = familiarity(gaussian.distances(features[400:]), known)
+    model = graph_of_head(1280)
+    attach(model, gaussian, known)
+    told = OnnxRunner(model.SerializeToString(), ["familiarity"])
+    assert (told.run(strange)[0] == np.float32(1 / 101)).all()
+    if within:
+        assert np.abs(told.run(features[400:])[0][:, 0] - expected).max() <= 0.06
+
+
+def test_no_number_on_the_way_is_too_large_for_16_bits(tmp_path: Path) -> None:
+    """In which TensorRT may compute what comes between."""
+    features, strange = two_classes(0.05)
+    judges = judges_of(features[:400], 100)
+    (gaussian,), known = judges.gaussians, judges.distances(features[300:400])
+    assert np.median(known) > np.finfo(np.float16).max
+    model, path = graph_of_head(1280), tmp_path / "model.onnx"
+    attach(model, gaussian, known)
+    onnx.save(model, path)
+    told = OnnxRunner(to_half(path).SerializeToString(), ["familiarity"])
+    expected = familiarity(gaussian.distances(features[400:]), known)
+    assert np.abs(told.run(features[400:])[0][:, 0] - expected).max() <= 0.1
+    assert (told.run(strange)[0] == np.float32(1 / 101)).all()
 
 
 def test_features_that_are_no_numbers_are_unfamiliar(tmp_path: Path) -> None:
