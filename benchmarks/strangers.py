@@ -63,7 +63,7 @@ class Familiar:
     """As `trainer.familiarise` has it where the backbone has learnt nothing."""
 
     def __init__(self, features: Floats, labels: Ints) -> None:
-        folds = stratified_folds(labels, 5, np.random.default_rng(0))
+        folds = stratified_folds(labels, 10, np.random.default_rng(0))
         judges = judges_by_folds(features, folds)
         self.photos = len(features)
         self._known, self._gaussian = judges.distances(features), judges.gaussians[0]

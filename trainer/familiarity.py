@@ -20,8 +20,7 @@ from trainer.split import Ints
 
 FEWEST = 20  # photos: of fewer nothing can be said
 LEVEL = 0.01  # of the photos like those learnt from are called unfamiliar
-_MOST = 512  # directions in a file: so few photos span no more
-_OF_MANY = 64  # of more photos; between, the last ones tell of these photos alone
+DIRECTIONS = 64  # more of them tell strange pictures no better, of 50 photos or of 725
 _NO_VARIANCE = 1e-12  # of features of length 1
 # Where photos of a class are one to the net, hardly any is asked for, and what is left of a picture
 # would be divided by what 32 bits can't tell from 0.
@@ -52,7 +51,7 @@ class Gaussian:
 
 
 @one_blas_thread()
-def fit_gaussian(features: Floats, directions: int) -> Gaussian:
+def fit_gaussian(features: Floats, directions: int = DIRECTIONS) -> Gaussian:
     """To features [n, F], shrunk towards a ball as far as so few photos ask for (Ledoit and Wolf
     2004, "A well-conditioned estimator for large-dimensional covariance matrices", section 3).
 
@@ -109,16 +108,10 @@ class Judges:
         return found
 
 
-def directions_of(photos: int) -> int:
-    """How many, at most, for so many photos learnt from."""
-    return _MOST if photos <= _MOST else _OF_MANY
-
-
 def judges_of(features: Floats, held: int) -> Judges:
     """Of a net that was trained on the first photos and not on the last `held`, which are compared
     with; features [n + held, F]. Raises ValueError."""
-    learnt = features[: len(features) - held]
-    fitted = fit_gaussian(learnt, directions_of(len(learnt)))
+    fitted = fit_gaussian(features[: len(features) - held])
     return Judges(gaussians=(fitted,), of=np.zeros(held, np.int64))
 
 
@@ -130,8 +123,7 @@ def judges_by_folds(features: Floats, folds: Ints) -> Judges:
     of ordinary photos four times as many were unfamiliar as is said, or a tenth.
     """
     numbers, of = np.unique(folds, return_inverse=True)
-    directions = directions_of(len(features))
-    fitted = [fit_gaussian(features[folds != fold], directions) for fold in numbers]
+    fitted = [fit_gaussian(features[folds != fold]) for fold in numbers]
     return Judges(gaussians=tuple(fitted), of=of)
 
 
