@@ -166,6 +166,13 @@ class Familiarity:
 
     def __post_init__(self) -> None:
         _check_photos(self.photos)
+        if not self.photos:
+            raise ValueError("photos must be 1 or more, got 0")
+        if not 0 < self.threshold < 1:  # NaN fails too
+            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold}")
+        for precision, share in self.unfamiliar.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"unfamiliar.{precision} must be from 0 to 1, got {share}")
 
     def tells(self, familiarity: float) -> bool:
         """Whether a photo of this familiarity, as a file gives it in 32 bits, is unfamiliar."""

@@ -195,7 +195,7 @@ class Repository:
             manifest = self.manifest(name, version)
         except BrokenVersion as error:
             return [str(error)]
-        problems = self._compare(name, version, manifest.files)
+        problems = self._compare(name, version, manifest.files) or self._malformed(manifest)
         listed = {MANIFEST, MANIFEST_DIGEST, *manifest.files}
         for file in sorted(self._files(name, version) - listed):
             if not file.startswith(f"{ANALYSIS}/"):
@@ -206,6 +206,13 @@ class Repository:
             if not found or self.stamp(name, version) == stamp:
                 return problems + found
             # It was replaced while it was read.
+
+    def _malformed(self, manifest: Manifest) -> list[str]:
+        try:
+            self.familiarity(manifest)
+        except BrokenVersion as error:
+            return [str(error)]
+        return []
 
     def _verify_analysis(self, name: str, version: int) -> list[str]:
         stored = {f for f in self._files(name, version) if f.startswith(f"{ANALYSIS}/")}

@@ -1,4 +1,6 @@
 import _ctypes
+import dataclasses
+import json
 import mmap
 import os
 import shutil
@@ -23,6 +25,7 @@ from serving.session import open_session
 from tests.commands import run_python
 from tests.conftest import ROOT
 from tests.tiny import (
+    FAMILIARITY_OF_TINY,
     build_version,
     familiarity_of,
     golden_of,
@@ -102,6 +105,22 @@ def test_a_familiarity_that_is_not_as_promised_is_refused(tmp_path: Path) -> Non
     build_version(tmp_path, "unsaid", model=tiny_model(familiar=True))
     with pytest.raises(BrokenVersion, match="it takes .*'familiarity'"):
         load(tmp_path, "unsaid")
+    for number, (good, bad, said) in enumerate(
+        [
+            ('"threshold": 0.01', '"threshold": NaN', "threshold must be between 0 and 1, got nan"),
+            ('"threshold": 0.01', '"threshold": 2', "threshold must be between 0 and 1, got 2.0"),
+            ('"photos": 99', '"photos": 0', "photos must be 1 or more, got 0"),
+            ('"fp32": 0.0', '"fp32": 7', "unfamiliar.fp32 must be from 0 to 1, got 7.0"),
+        ],
+        start=1,
+    ):
+        told = json.dumps(dataclasses.asdict(FAMILIARITY_OF_TINY)).replace(good, bad).encode()
+        build_version(tmp_path, "bad", familiar=True, extra_files={"familiarity.json": told})
+        (problem,) = Repository(tmp_path).verify("bad", number)
+        assert problem == f"familiarity.json is malformed: familiarity: {said}"
+        with pytest.raises(BrokenVersion, match="familiarity.json is malformed"):
+            load(tmp_path, "bad", number)
+
     other = golden_of() | {"familiarity": 1 - golden_of()["familiarity"]}
     build_version(tmp_path, "other", familiar=True, golden=other)
     with pytest.raises(BrokenVersion, match="its familiarities differ from the golden ones by 0.8"):
