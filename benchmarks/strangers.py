@@ -11,6 +11,7 @@ learnt from, drawn a few times.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from serving.commandline import aligned
 from serving.modelspec import Preprocessing
 from trainer.analysis.selective import auroc
 from trainer.analysis.strangers import STRANGERS, pictures_below
+from trainer.config import TrainConfig
 from trainer.data import targets_of
 from trainer.familiarity import familiarity, judges_by_folds, threshold_of
 from trainer.features import extract, in_torch
@@ -30,6 +32,7 @@ from trainer.split import Ints, stratified_folds
 
 DRAWS = 6  # of the classes that are left out, and of fewer photos
 MANY = 10  # classes
+LEVELS = (TrainConfig.unfamiliar, 0.05)
 FEWER = (50, 100, 200, 400)  # photos
 
 
@@ -52,7 +55,7 @@ class Scores:
     def tell(self, photos: Floats, strangers: Floats) -> dict[str, float]:
         inside, outside = self.of(photos), self.of(strangers)
         told = {name: auroc(inside[name], outside[name]) for name in inside}
-        threshold = threshold_of(self._familiar.photos)
+        threshold = threshold_of(self._familiar.photos, LEVELS[0])
         return told | {
             "unfamiliar": float(np.mean(outside["familiarity"] <= threshold)),
             "of photos": float(np.mean(inside["familiarity"] <= threshold)),
@@ -78,7 +81,7 @@ def main() -> int:
     options = parser.parse_args()
     columns = ("PROBABILITY", "LOGIT", "FAMILIARITY", "UNFAMILIAR", "OF PHOTOS")
     rows: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", *columns)]
-    fewer: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", *FEWER)]
+    fewer: list[tuple[object, ...]] = [("PHOTOS", "STRANGERS", "LEVEL", *FEWER)]
     for folder in options.data:
         config, data, classifier, kept = opened(folder, 224, options)
         known, labels, classes = known_of(data, classifier, kept)
@@ -108,7 +111,7 @@ def main() -> int:
             of_fewer(known, labels, count, {"of photos": tested, **strange}) for count in FEWER
         ]
         fewer += [
-            (name, kind, *(f"{shares[kind]:.3f}" for shares in by_count)) for kind in by_count[0]
+            (name, *key, *(f"{shares[key]:.3f}" for shares in by_count)) for key in by_count[0]
         ]
     print(
         aligned(rows), aligned(fewer), sep="\n\nUnfamiliar, by how many photos were learnt from:\n"
@@ -118,15 +121,18 @@ def main() -> int:
 
 def of_fewer(
     known: Floats, labels: Ints, count: int, shown: Mapping[str, Floats]
-) -> dict[str, float]:
-    """The share of each that is unfamiliar, means over the draws."""
-    found = []
+) -> dict[tuple[str, float], float]:
+    """The share of each that is unfamiliar, at each of LEVELS; means over the draws."""
+    shares = defaultdict(list)
     for seed in range(DRAWS):
         some = np.random.default_rng(seed).choice(len(known), min(count, len(known)), replace=False)
         familiar = Familiar(known[some], labels[some])
-        threshold = threshold_of(familiar.photos)
-        found.append([np.mean(familiar.of(features) <= threshold) for features in shown.values()])
-    return dict(zip(shown, np.mean(found, axis=0).tolist(), strict=True))
+        for kind, features in shown.items():
+            familiarities = familiar.of(features)
+            for level in LEVELS:
+                threshold = threshold_of(familiar.photos, level)
+                shares[kind, level].append(np.mean(familiarities <= threshold))
+    return {key: float(np.mean(values)) for key, values in shares.items()}
 
 
 def left_out(

@@ -76,6 +76,7 @@ class TrainConfig:
     int8: bool = False  # publish the model in 8-bit integers too
     fp16: bool = False  # and in 16-bit floats
     max_accuracy_loss: float = 0.01  # that these may have against fp32
+    unfamiliar: float = 0.01  # share of ordinary photos that may be called so
     workers: int = 2  # threads that decode
     cache: str | None = None  # folder in which frozen features are kept for the next run
 
@@ -125,6 +126,7 @@ class TrainConfig:
         _range("accumulate", self.accumulate, 1, self.batch_size // 2)
         _range("patience", self.patience, 0, 10_000)
         _range("max_accuracy_loss", self.max_accuracy_loss, 0.0, 1.0)
+        _range("unfamiliar", self.unfamiliar, 0.0, 0.5)
         _range("workers", self.workers, 1, 64)
         if self.epochs == 0 and not self.probes:
             what = "weights" if self.weights == "none" else "head_solver"

@@ -19,7 +19,6 @@ from trainer.metrics import Floats
 from trainer.split import Ints
 
 FEWEST = 20  # photos: of fewer nothing can be said
-LEVEL = 0.01  # of the photos like those learnt from are called unfamiliar
 DIRECTIONS = 64  # more of them tell strange pictures no better, of 50 photos or of 725
 _NO_VARIANCE = 1e-12  # of features of length 1
 # Where photos of a class are one to the net, hardly any is asked for, and what is left of a picture
@@ -134,7 +133,7 @@ def familiarity(distances: Sequence[float] | Doubles, known: Doubles) -> Doubles
     return (1 + farther) / (1 + len(known))
 
 
-def threshold_of(photos: int) -> float:
-    """The familiarity at which a picture is unfamiliar: LEVEL, or that of the strangest where so
+def threshold_of(photos: int, level: float) -> float:
+    """The familiarity at which a picture is unfamiliar: `level`, or that of the strangest where so
     few photos are compared with that none could have less."""
-    return max(LEVEL, 1 / (photos + 1))
+    return max(level, 1 / (photos + 1))

@@ -204,6 +204,11 @@ GROUPS = {
             "X",
             "accuracy that such a file may lose; one that loses more is left out",
         ),
+        "unfamiliar": (
+            "SHARE",
+            "of ordinary photos that callers may be told are unlike what was learnt from; with "
+            "more of them more strange pictures are, too",
+        ),
     },
     "the run": {
         "workers": ("N", "threads that decode photos (default: the cores that may be used)"),

@@ -48,7 +48,7 @@ _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
 _NEUTRAL = {
     *("data", "weights", "out", "name", "cache", "checkpoints", "workers", "strict", "compile"),
-    *("int8", "fp16", "max_accuracy_loss", "logs", "datasets"),
+    *("int8", "fp16", "max_accuracy_loss", "unfamiliar", "logs", "datasets"),
 }
 
 

@@ -58,7 +58,7 @@ from trainer.variants import (
 
 MODEL = "model.onnx"
 
-SETTINGS_OF_VARIANTS = ("int8", "fp16", "max_accuracy_loss")
+SETTINGS_OF_VARIANTS = ("int8", "fp16", "max_accuracy_loss", "unfamiliar")
 _PARITY_PHOTOS = 42  # whole batches of 1, 2 and 7
 
 
@@ -101,7 +101,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
         save_golden(folder / "golden.npz", fp32.runner, images)
         candidates = add_precisions(bench, folder, fp32, config)
         variants = as_variants(candidates, folder, images[:1])
-        told = familiarity_of(bench.familiarised, candidates)
+        told = familiarity_of(bench.familiarised, candidates, config.unfamiliar)
         if told is not None:
             value = dataclasses.asdict(told)
             (folder / FAMILIARITY_FILE).write_text(json.dumps(value, indent=1) + "\n")

@@ -190,13 +190,16 @@ def as_variants(
 
 
 def familiarity_of(
-    familiarised: Familiarised | None, candidates: Mapping[str, Candidate]
+    familiarised: Familiarised | None, candidates: Mapping[str, Candidate], level: float
 ) -> Familiarity | None:
-    """What the output of that name means, measured on the test photos."""
+    """What the output of that name means, measured on the test photos; level: the share of photos
+    like those learnt from that may be unfamiliar."""
     if familiarised is None:
         return None
     told = Familiarity(
-        photos=familiarised.photos, threshold=threshold_of(familiarised.photos), unfamiliar={}
+        photos=familiarised.photos,
+        threshold=threshold_of(familiarised.photos, level),
+        unfamiliar={},
     )
     shares = {
         precision: float(np.mean([told.tells(value) for value in candidate.familiarity.tolist()]))

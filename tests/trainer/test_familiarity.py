@@ -105,7 +105,9 @@ def test_a_share_of_the_photos_that_are_as_far() -> None:
     known = np.array([4.0, 1.0, 3.0, 2.0])
     shares = familiarity(np.array([0.5, 2.0, 3.5, 4.0, 4.1, np.nan]), known)
     np.testing.assert_allclose(shares, np.array([5, 4, 2, 2, 1, 1]) / 5)
-    assert [threshold_of(count) for count in (24, 98, 99, 2000)] == [1 / 25, 1 / 99, 0.01, 0.01]
+    thresholds = [threshold_of(count, 0.01) for count in (24, 98, 99, 2000)]
+    assert thresholds == [1 / 25, 1 / 99, 0.01, 0.01]
+    assert threshold_of(24, 0.05) == 0.05
 
 
 @pytest.mark.parametrize(
@@ -235,14 +237,15 @@ def test_a_frozen_net_compares_with_all_photos_that_are_not_for_test(
     torch.manual_seed(0)
     torch.save(build("tiny", 2, 48).backbone.state_dict(), weights)
     data = photos(per_class=30)
-    assert train(data, models, "--weights", str(weights), "--epochs", "0", "--int8") == 0
+    more = ("--weights", str(weights), "--epochs", "0", "--int8", "--unfamiliar", "0.2")
+    assert train(data, models, *more) == 0
     printed = capsys.readouterr().out
     told = Repository(models).familiarity(Repository(models).manifest("shapes", 1))
     split = json.loads((models / "shapes/1/split.json").read_bytes())
     assert told is not None
     learnt = [file for part in ("train", "val") for files in split[part].values() for file in files]
     assert told.photos == len(learnt)
-    assert told.threshold == pytest.approx(1 / (told.photos + 1))
+    assert told.threshold == 0.2
     assert told.unfamiliar.keys() == {"fp32", "int8"}
     assert f"beside {told.photos} photos" in printed
     assert "plots/strangest.png" in Repository(models).manifest("shapes", 1).files
