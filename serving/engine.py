@@ -158,9 +158,9 @@ def _on_cpu(opening: _Opening) -> Engine:
     manifest, cores = opening.manifest, opening.cores
     precision, data, where = _read(opening, "cpu")
     two = cores > 1 and len(data) <= _TWICE_IN_MEMORY
-    session = open_session(data, where, cores, alone=two)
+    session = open_session(data, where, cores, alone=two, precision=precision)
     _check_contract(session, manifest)
-    narrow = open_session(data, where, 1) if two else None
+    narrow = open_session(data, where, 1, precision=precision) if two else None
     return Engine(session, manifest, "cpu", precision, narrow, familiarity=opening.familiarity)
 
 
@@ -171,7 +171,11 @@ def _on_gpu(opening: _Opening) -> Engine | None:
     if gpu.tensorrt:
         _make_folder(engine_folder(gpu, manifest, precision))
     session = open_session(
-        data, where, opening.cores, gpu_providers(gpu, manifest, precision, sizes)
+        data,
+        where,
+        opening.cores,
+        gpu_providers(gpu, manifest, precision, sizes),
+        precision=precision,
     )
     _check_contract(session, manifest)
     providers = session.get_providers()

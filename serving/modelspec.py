@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 INPUT, OUTPUTS = "image", ("probabilities", "logits")
 # What it gives too where FAMILIARITY_FILE is one of the version's files: float32 [N, 1].
 FAMILIARITY, FAMILIARITY_FILE = "familiarity", "familiarity.json"
+# By precision, what ONNX Runtime is not to do with a graph: on x86 this ends the process where a
+# transposed fp16 tensor is multiplied, as in torchvision's ViTs (microsoft/onnxruntime#28392).
+SKIPPED_OPTIMIZERS = {"fp16": ("NchwcTransformer",)}
 _FLOAT32 = 1e-6
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from serving.errors import BrokenVersion, first_line
+from serving.modelspec import SKIPPED_OPTIMIZERS
 from serving.onnxfile import refuse_external_data
 from serving.providers import CPU, Provider
 from serving.runtime import onnxruntime
@@ -19,6 +20,7 @@ def open_session(
     providers: Sequence[Provider] = (),
     *,
     alone: bool = False,
+    precision: str = "fp32",
 ) -> onnxruntime.InferenceSession:
     """where: what the data is, for messages. threads: cores that one run may use (CPU).
 
@@ -41,7 +43,11 @@ def open_session(
     try:
         with _as_file(data) as model:
             session = onnxruntime.InferenceSession(
-                model, options, [*providers, CPU], enable_fallback=0
+                model,
+                options,
+                [*providers, CPU],
+                enable_fallback=0,
+                disabled_optimizers=SKIPPED_OPTIMIZERS.get(precision),
             )
     except Exception as error:  # ONNX Runtime's own types have no common base
         raise BrokenVersion(f"ONNX Runtime refuses {where}: {first_line(error)}") from error

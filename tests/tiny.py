@@ -110,6 +110,32 @@ def tiny_model(
     return model
 
 
+def in_fp16_as_vits_are(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A tiny model that multiplies a transposed fp16 tensor on its way, by one: see
+    SKIPPED_OPTIMIZERS."""
+    graph = model.graph
+    (head,) = (node for node in graph.node if node.op_type == "Gemm")
+    features, weights = head.input[0], head.input[1]
+    width = next(i.dims[0] for i in graph.initializer if i.name == weights)
+    head.input[0] = "as_before"
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "second"))
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    graph.initializer.append(numpy_helper.from_array(np.eye(width, dtype=np.float16), "one"))
+    steps = [
+        helper.make_node("Cast", [features], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Unsqueeze", ["half", "second"], ["tokens"]),
+        helper.make_node("Transpose", ["tokens"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "one"], ["multiplied"]),
+        helper.make_node("Squeeze", ["multiplied", "first"], ["squeezed"]),
+        helper.make_node("Cast", ["squeezed"], ["as_before"], to=TensorProto.FLOAT),
+    ]
+    place = list(graph.node).index(head)
+    for offset, step in enumerate(steps):
+        graph.node.insert(place + offset, step)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def logits_of(images: np.ndarray, classes: int = 2, seed: int = 0) -> np.ndarray:
     """What tiny_model must answer: uint8 [n, S, S, 3] -> float32 [n, K], in float64 on the way."""
     weights, bias = linear_layer(classes, seed)

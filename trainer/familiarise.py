@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 
 from serving.errors import first_line
-from trainer.data import targets_of
+from trainer.data import PhotoData, targets_of
 from trainer.familiar_graph import attach, feature_runner
 from trainer.familiarity import FEWEST, Doubles, Judges, judges_by_folds, judges_of
 from trainer.metrics import Floats
 from trainer.onnx_runner import OnnxRunner
 from trainer.pictures import Photo
 from trainer.preparing import Run
-from trainer.split import spread, stratified_folds
+from trainer.split import Ints, spread, stratified_folds
 
 _MOST = 2000  # photos learnt from, and held out: enough for a threshold of one in a hundred
 _FOLDS = 10
@@ -51,7 +51,8 @@ def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
     """Of the net of the run as `exported` in fp32; None, and said, where that can't be.
 
     Where its backbone has learnt nothing, all photos of train and val are both learnt from and
-    compared with, in folds; else those of val are held out.
+    compared with, in folds; else those of val are held out. Of photos that show the same picture
+    one is taken: the others would say nothing of how strange the next picture may be.
     """
     data, console = run.data, run.console
 
@@ -66,20 +67,23 @@ def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
 
     try:
         if run.features is not None:
-            chosen = spread(len(data.learnt_from), _MOST)
+            chosen = _some(data, data.learnt_from)
             compared = tuple(data.learnt_from[i] for i in chosen)
             _require_enough(compared)
             features = run.features[chosen]
             generator = np.random.default_rng(run.config.seed)
-            folds = stratified_folds(targets_of(compared), _FOLDS, generator, data.units(compared))
-            judges = judges_by_folds(features, folds)
+            judges = judges_by_folds(
+                features, stratified_folds(targets_of(compared), _FOLDS, generator)
+            )
         else:
-            train, val = (_some(data.splits[split]) for split in ("train", "val"))
-            compared = val
+            train, compared = (
+                tuple(photos[i] for i in _some(data, photos))
+                for photos in (data.splits["train"], data.splits["val"])
+            )
             _require_enough(train)
-            _require_enough(val)
-            features = look(feature_runner(exported), train + val)
-            judges = judges_of(features, len(val))
+            _require_enough(compared)
+            features = look(feature_runner(exported), train + compared)
+            judges = judges_of(features, len(compared))
             features = features[len(train) :]
     except ValueError as error:
         console.line(f"It will not say how familiar a picture is: {first_line(error)}")
@@ -89,10 +93,13 @@ def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
     )
 
 
-def _some(photos: tuple[Photo, ...]) -> tuple[Photo, ...]:
-    return tuple(photos[i] for i in spread(len(photos), _MOST))
+def _some(data: PhotoData, photos: tuple[Photo, ...]) -> Ints:
+    """Ascending indices of photos that show different pictures, _MOST of them at most."""
+    _, first = np.unique(data.units(photos), return_index=True)
+    different: Ints = np.sort(first)
+    return different[spread(len(different), _MOST)]
 
 
 def _require_enough(photos: tuple[Photo, ...]) -> None:
     if len(photos) < FEWEST:
-        raise ValueError(f"{len(photos)} photos to compare with are fewer than {FEWEST}")
+        raise ValueError(f"{len(photos)} different photos to compare with are fewer than {FEWEST}")

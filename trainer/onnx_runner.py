@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from serving.cores import usable_cores
-from serving.modelspec import INPUT, OUTPUTS
+from serving.modelspec import INPUT, OUTPUTS, SKIPPED_OPTIMIZERS
 from trainer.threads import onnx_threads, own_cores
 
 Floats = npt.NDArray[np.float32]
@@ -39,6 +39,7 @@ class OnnxRunner:
         *,
         alone: bool = False,
         beside_others: bool = False,
+        precision: str = "fp32",
     ) -> None:
         self.outputs = outputs
         cores = own_cores(os.environ) if beside_others else usable_cores()
@@ -47,7 +48,10 @@ class OnnxRunner:
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = onnx_threads() if alone else 1
         self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=SKIPPED_OPTIMIZERS.get(precision),
         )
 
     def run(

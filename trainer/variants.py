@@ -80,7 +80,7 @@ class Bench:
 
     def measure(self, path: Path, precision: str) -> Candidate:
         names = OUTPUTS if self.familiarised is None else (*OUTPUTS, FAMILIARITY)
-        runner = OnnxRunner(path, names)
+        runner = OnnxRunner(path, names, precision=precision)
         test = self.data.splits["test"]
         parity, differ = measure_parity(self.served, runner, self.images)
         with self.console.bar(f"Test photos through {precision}", len(test)) as advance:
@@ -176,7 +176,10 @@ def as_variants(
     candidates: Mapping[str, Candidate], folder: Path, image: np.ndarray
 ) -> dict[str, Variant]:
     """With the latency of each on `image`, uint8 [1, S, S, 3]; their files lie in `folder`."""
-    alone = {p: OnnxRunner(folder / c.file, alone=True) for p, c in candidates.items()}
+    alone = {
+        precision: OnnxRunner(folder / candidate.file, alone=True, precision=precision)
+        for precision, candidate in candidates.items()
+    }
     latency_ms = measure_latency(alone, image)
     return {
         precision: Variant(

@@ -29,6 +29,7 @@ from tests.tiny import (
     build_version,
     familiarity_of,
     golden_of,
+    in_fp16_as_vits_are,
     logits_of,
     softmax,
     tiny_model,
@@ -56,14 +57,23 @@ def test_a_row_is_the_same_alone_and_in_a_batch(models: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_vit_in_fp16_is_opened_on_the_cpu(tmp_path: Path) -> None:
+    half = in_fp16_as_vits_are(tiny_model()).SerializeToString()
+    build_version(tmp_path, "pets", extra_files={"model.fp16.onnx": half})
+    load = f"load_engine(Repository(Path({str(tmp_path)!r})), 'pets', 1, device='cpu', "
+    imports = "from pathlib import Path\nfrom serving.engine import load_engine, Repository\n"
+    done = run_python("-c", f"{imports}{load}cores=2, precision='fp16')")  # it ended the process
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_run_beside_others_has_one_core_and_large_weights_are_held_once(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
 
-    def open_seen(*told: Any, alone: bool = False) -> onnxruntime.InferenceSession:
+    def open_seen(*told: Any, alone: bool = False, precision: str) -> onnxruntime.InferenceSession:
         opened.append((told[2], alone))
-        return open_session(*told, alone=alone)
+        return open_session(*told, alone=alone, precision=precision)
 
     monkeypatch.setattr("serving.engine.open_session", open_seen)
     file = (models / "pets/1/model.onnx").stat().st_size

@@ -13,6 +13,8 @@ from torchvision.models import mobilenet_v2
 
 from serving.modelspec import Metrics, Normalisation
 from serving.repository import Repository
+from tests.commands import run_python
+from tests.tiny import in_fp16_as_vits_are, tiny_model
 from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, Classifier, build
 from trainer.config import TrainConfig
@@ -435,6 +437,14 @@ def test_fp16_answers_nearly_as_fp32_behind_the_same_contract(tiny: Path):
     assert 0 < np.abs(got - expected).max() < 0.01 * np.abs(expected).max()
     kinds = {t.data_type for t in model.graph.initializer if len(t.dims) == 4 and t.dims[2] == 3}
     assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_vit_in_fp16_is_run(tmp_path: Path):
+    onnx.save(in_fp16_as_vits_are(tiny_model()), tmp_path / "model.onnx")
+    opened = f"OnnxRunner(Path({str(tmp_path)!r}, 'model.onnx'), precision='fp16')"
+    imports = "from pathlib import Path\nfrom trainer.onnx_runner import OnnxRunner\n"
+    done = run_python("-c", f"{imports}{opened}")  # it ended the process
+    assert done.returncode == 0, done.stderr
 
 
 def test_fp16_keeps_probabilities_that_float16_would_round_to_nothing(tmp_path: Path):

@@ -100,6 +100,6 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
         net=net,
         model=model,
         asked=ServedNet(model, lambda: read("fp32")) if device.type == "cpu" else model,
-        runners={precision: OnnxRunner(read(precision), names) for precision in order},
+        runners={p: OnnxRunner(read(p), names, precision=p) for p in order},
         familiarity=familiarity,
     )
