@@ -5,12 +5,14 @@
 TEST_PHOTOS: a folder for each class. Each corruption and severity stands for some hours of changed
 photos, and so does each kind of picture that shows nothing. Looked at is the mean probability of
 the first label, and counted how many lie below what the version was published with (accuracy less
-calibration error) by each margin, as the alert of deploy/monitoring/alerts.yaml does. Judged by the
-fp32 file, after its own preprocessing.
+calibration error) by each margin; and at the share of photos that are unfamiliar, and how many lie
+above that of the test photos by ALERT, as the alerts of deploy/monitoring/alerts.yaml do. Judged by
+the fp32 file, after its own preprocessing.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from limit import engine_of, parser_of
@@ -23,19 +25,29 @@ from trainer.analysis.corruptions import KINDS, SEVERITIES, corrupt
 from trainer.analysis.strangers import STRANGERS
 from trainer.pictures import Pixels
 
-MARGINS = (0.03, 0.05, 0.1)  # alerts.yaml has one of them
+MARGINS = (0.03, 0.05, 0.1)
+ALERT = 0.05  # in alerts.yaml, of both
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 
 
-def judged(
-    engine: Engine, pictures: list[Pixels], targets: np.ndarray, change: Change
-) -> tuple[float, float]:
-    """(accuracy, mean probability of the first label) of the changed pictures."""
+class Judged(NamedTuple):
+    accuracy: float
+    sure: float  # mean probability of the first label
+    unfamiliar: float  # share of the pictures
+
+
+def judged(engine: Engine, pictures: list[Pixels], targets: np.ndarray, change: Change) -> Judged:
+    """The changed pictures."""
     generator = np.random.default_rng(0)
-    changed = [change(picture, generator) for picture in pictures]
-    probabilities = np.concatenate([engine.run(picture[None])[0] for picture in changed])
-    right = probabilities.argmax(axis=1) == targets
-    return float(right.mean()), float(probabilities.max(axis=1).mean())
+    answers = [engine.run(change(picture, generator)[None]) for picture in pictures]
+    probabilities, _, familiarities = (np.concatenate(rows) for rows in zip(*answers, strict=True))
+    assert engine.familiarity is not None
+    told = [engine.familiarity.tells(value) for value in familiarities[:, 0].tolist()]
+    return Judged(
+        accuracy=float(np.mean(probabilities.argmax(axis=1) == targets)),
+        sure=float(probabilities.max(axis=1).mean()),
+        unfamiliar=float(np.mean(told)),
+    )
 
 
 def corrupted(kind: str, severity: int) -> Change:
@@ -52,32 +64,45 @@ def main() -> int:
     measured = manifest.variants["fp32"].metrics
     usual = measured.accuracy - measured.ece
 
-    def alarms(found: Sequence[float]) -> list[str]:
-        return [f"{sum(sure < usual - margin for sure in found)}" for margin in MARGINS]
+    assert engine.familiarity is not None, "a version that tells no familiarity"
+    unfamiliar = engine.familiarity.unfamiliar["fp32"]
+
+    def alarms(found: Sequence[Judged]) -> list[str]:
+        by_sure = [[each.sure < usual - margin for each in found] for margin in MARGINS]
+        by_unfamiliar = [each.unfamiliar > unfamiliar + ALERT for each in found]
+        either = np.any([by_sure[MARGINS.index(ALERT)], by_unfamiliar], axis=0)
+        return [f"{sum(told)}" for told in (*by_sure, by_unfamiliar, either)]
 
     print(
-        f"{manifest.name}: accuracy {measured.accuracy:.3f}, calibration error {measured.ece:.3f}"
+        f"{manifest.name}: accuracy {measured.accuracy:.3f}, calibration error "
+        f"{measured.ece:.3f}, unfamiliar {unfamiliar:.3f}"
     )
     named = [f"BELOW BY {margin}" for margin in MARGINS]
-    rows: list[tuple[object, ...]] = [("PHOTOS", "OF", "ACCURACY", "MEAN PROBABILITY", *named)]
+    named += [f"UNFAMILIAR, ABOVE BY {ALERT}", f"EITHER BY {ALERT}"]
+    means = ("ACCURACY", "MEAN PROBABILITY", "UNFAMILIAR")
+    rows: list[tuple[object, ...]] = [("PHOTOS", "OF", *means, *named)]
+
+    def row(name: str, found: Sequence[Judged]) -> None:
+        figures = (f"{value:.3f}" for value in np.mean(found, axis=0))
+        rows.append((name, len(found), *figures, *alarms(found)))
+
     plain = judged(engine, pictures, targets, lambda picture, _: picture)
-    rows.append(("as they are", 1, *(f"{value:.3f}" for value in plain), *alarms(plain[1:])))
-    fell: list[tuple[float, float]] = []  # the accuracy, from `plain`; the mean probability
+    row("as they are", [plain])
+    changed: list[Judged] = []
     for severity in SEVERITIES:
         found = [judged(engine, pictures, targets, corrupted(kind, severity)) for kind in KINDS]
-        fell += [(plain[0] - right, sure) for right, sure in found]
-        means = (f"{value:.3f}" for value in np.mean(found, axis=0))
-        told = alarms([sure for _, sure in found])
-        rows.append((f"corrupted, severity {severity}", len(KINDS), *means, *told))
+        changed += found
+        row(f"corrupted, severity {severity}", found)
     for stranger, change in STRANGERS.items():
-        _, sure = judged(engine, pictures, targets, change)
-        rows.append((stranger, 1, "", f"{sure:.3f}", *alarms([sure])))
+        row(stranger, [judged(engine, pictures, targets, change)])
     for low, high in ((-1.0, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 1.0)):
-        some = [sure for accuracy, sure in fell if low <= accuracy < high]
+        some = [each for each in changed if low <= plain.accuracy - each.accuracy < high]
         told = f"{low:.2f} to {high:.2f}" if low > 0 else f"less than {high:.2f}"
-        rows.append((f"accuracy fell by {told}", len(some), "", "", *alarms(some)))
+        rows.append((f"accuracy fell by {told}", len(some), "", "", "", *alarms(some)))
     print(aligned(rows))
-    error = np.mean([abs(accuracy - (plain[1] - sure)) for accuracy, sure in fell])
+    error = np.mean(
+        [abs((plain.accuracy - each.accuracy) - (plain.sure - each.sure)) for each in changed]
+    )
     print(f"the fall of the mean probability is off that of the accuracy by {error:.3f} on average")
     return 0
 
