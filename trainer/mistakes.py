@@ -50,13 +50,12 @@ def draw_label_errors(data: PhotoData) -> Figure:
 
 
 def draw_strangest(data: PhotoData, photos: Sequence[Photo]) -> Figure:
-    """At most so many as fit: the label and the file of each."""
-    shown = photos[:MOST]
+    """The label and the file of each; MOST of them at most."""
     titles = [
         f"{short_label(data.labels[photo.label])}\n{short_file(photo.file.rsplit('/', 1)[-1])}"
-        for photo in shown
+        for photo in photos
     ]
-    return _gallery(data.squares.get(shown), titles)
+    return _gallery(data.squares.get(photos), titles)
 
 
 def _gallery(pictures: Sequence[Pixels], titles: Sequence[str]) -> Figure:
