@@ -20,13 +20,13 @@ def features_of(model: onnx.ModelProto) -> str:
     return str(head.input[0])
 
 
-def feature_runner(model: onnx.ModelProto) -> OnnxRunner:
-    """Runs that give nothing but the features, float32 [n, F]."""
+def feature_runner(model: onnx.ModelProto, precision: str = "fp32") -> OnnxRunner:
+    """Runs that give nothing but the features, [n, F]."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     name = features_of(model)
     copy.graph.output.append(helper.make_empty_tensor_value_info(name))
-    return OnnxRunner(copy.SerializeToString(), [name])
+    return OnnxRunner(copy.SerializeToString(), [name], precision=precision)
 
 
 def attach(model: onnx.ModelProto, gaussian: Gaussian, known: Doubles) -> None:

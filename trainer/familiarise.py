@@ -39,11 +39,12 @@ class Familiarised:
         order = np.argsort(-self.known, kind="stable")[:count]
         return [self.compared[i] for i in order]
 
-    def attach(self, model: onnx.ModelProto, *, by_itself: bool) -> None:
-        """In place. by_itself: the distances are taken by `model`, whose features are others."""
+    def attach(self, model: onnx.ModelProto, precision: str) -> None:
+        """In place. Of other precisions the features are others, and so are the distances."""
         known = self.known
-        if by_itself:
-            known = self.judges.distances(self.look(feature_runner(model), self.compared))
+        if precision != "fp32":
+            runner = feature_runner(model, precision)
+            known = self.judges.distances(self.look(runner, self.compared))
         attach(model, self.judges.gaussians[0], known)
 
 

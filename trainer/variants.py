@@ -74,8 +74,7 @@ class Bench:
     def write(self, model: onnx.ModelProto, path: Path, precision: str) -> None:
         """With the familiarity, if there is one. In place."""
         if self.familiarised is not None:
-            # Of the rounding of 16 bits no distance is another by a thousandth.
-            self.familiarised.attach(model, by_itself=precision == INT8)
+            self.familiarised.attach(model, precision)
         onnx.save(model, path)
 
     def measure(self, path: Path, precision: str) -> Candidate:

@@ -245,7 +245,7 @@ def test_a_frozen_net_compares_with_all_photos_that_are_not_for_test(
     torch.save(build("tiny", 2, 48).backbone.state_dict(), weights)
     data = photos(per_class=30, seed=3)
     write_again(data / "discs")
-    more = ("--weights", str(weights), "--epochs", "0", "--int8", "--unfamiliar", "0.2")
+    more = ("--weights", str(weights), "--epochs", "0", "--int8", "--fp16", "--unfamiliar", "0.2")
     assert train(data, models, *more) == 0
     printed = capsys.readouterr().out
     told = Repository(models).familiarity(Repository(models).manifest("shapes", 1))
@@ -255,7 +255,7 @@ def test_a_frozen_net_compares_with_all_photos_that_are_not_for_test(
     different = len({file.replace("again-", "") for file in learnt})
     assert different - 9 < told.photos <= different < len(learnt)  # some discs are alike by chance
     assert told.threshold == 0.2
-    assert told.unfamiliar.keys() == {"fp32", "int8"}
+    assert told.unfamiliar.keys() == {"fp32", "int8", "fp16"}
     assert f"beside {told.photos} photos" in printed
     assert "plots/strangest.png" in Repository(models).manifest("shapes", 1).files
     tests = [data / file for label in split["test"] for file in split["test"][label]]
