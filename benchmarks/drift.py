@@ -42,11 +42,10 @@ def judged(engine: Engine, pictures: list[Pixels], targets: np.ndarray, change: 
     answers = [engine.run(change(picture, generator)[None]) for picture in pictures]
     probabilities, _, familiarities = (np.concatenate(rows) for rows in zip(*answers, strict=True))
     assert engine.familiarity is not None
-    told = [engine.familiarity.tells(value) for value in familiarities[:, 0].tolist()]
     return Judged(
         accuracy=float(np.mean(probabilities.argmax(axis=1) == targets)),
         sure=float(probabilities.max(axis=1).mean()),
-        unfamiliar=float(np.mean(told)),
+        unfamiliar=engine.familiarity.share(familiarities[:, 0].tolist()),
     )
 
 

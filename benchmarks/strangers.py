@@ -24,6 +24,7 @@ from trainer.analysis.selective import auroc
 from trainer.analysis.strangers import STRANGERS, pictures_below
 from trainer.config import TrainConfig
 from trainer.data import targets_of
+from trainer.familiarise import FOLDS
 from trainer.familiarity import familiarity, judges_by_folds, threshold_of
 from trainer.features import extract, in_torch
 from trainer.metrics import Floats, softmax
@@ -66,7 +67,7 @@ class Familiar:
     """As `trainer.familiarise` has it where the backbone has learnt nothing."""
 
     def __init__(self, features: Floats, labels: Ints) -> None:
-        folds = stratified_folds(labels, 10, np.random.default_rng(0))
+        folds = stratified_folds(labels, FOLDS, np.random.default_rng(0))
         judges = judges_by_folds(features, folds)
         self.photos = len(features)
         self._known, self._gaussian = judges.distances(features), judges.gaussians[0]

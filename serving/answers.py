@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.modelspec import Familiarity, RobustnessSummary, Trust
-
-_FLOAT32 = 1e-6  # what an accuracy loses in a message
+from serving.modelspec import FLOAT32, Familiarity, RobustnessSummary, Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,5 +98,5 @@ class ModelDescription:
         """The probability from which on at least `accuracy` of the answers are right; None where
         no analysis shows one. Of photos like those of the test, and with `trust.confidence`."""
         thresholds = () if self.trust is None else self.trust.thresholds
-        enough = [t.probability for t in thresholds if t.accuracy >= accuracy - _FLOAT32]
+        enough = [t.probability for t in thresholds if t.accuracy >= accuracy - FLOAT32]
         return min(enough, default=None)

@@ -6,7 +6,7 @@ Every field is required and no other is allowed: a missing one is an error, neve
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,7 +22,7 @@ FAMILIARITY, FAMILIARITY_FILE = "familiarity", "familiarity.json"
 # By precision, what ONNX Runtime is not to do with a graph: on x86 this ends the process where a
 # transposed fp16 tensor is multiplied, as in torchvision's ViTs (microsoft/onnxruntime#28392).
 SKIPPED_OPTIMIZERS = {"fp16": ("NchwcTransformer",)}
-_FLOAT32 = 1e-6
+FLOAT32 = 1e-6  # what a number may lose in 32 bits, of 1
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 T = TypeVar("T")
@@ -179,7 +179,11 @@ class Familiarity:
 
     def tells(self, familiarity: float) -> bool:
         """Whether a photo of this familiarity, as a file gives it in 32 bits, is unfamiliar."""
-        return familiarity <= self.threshold * (1 + _FLOAT32)
+        return familiarity <= self.threshold * (1 + FLOAT32)
+
+    def share(self, familiarities: Sequence[float]) -> float:
+        """Of these photos, one at least, those that are unfamiliar."""
+        return sum(map(self.tells, familiarities)) / len(familiarities)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,14 +53,7 @@ class Exporter:
 
         Raises FailedCheck if it can't be exported.
         """
-        graph = onnx.ModelProto()
-        graph.CopyFrom(self._backbone(classifier))
-        pooled = _head_node(graph).input[0]
-        shape = ("batch", classifier.head.in_features)
-        value = onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, shape)
-        del graph.graph.output[:]
-        graph.graph.output.append(value)
-        runner = OnnxRunner(graph.SerializeToString(), [pooled], beside_others=True)
+        runner = feature_runner(self._backbone(classifier), beside_others=True)
 
         def run(images: Pixels) -> Floats:
             return runner.run(images)[0]
@@ -77,7 +70,7 @@ class Exporter:
         graph.CopyFrom(self._backbone(calibrated.classifier))
         head = calibrated.classifier.head
         tensors = {initializer.name: initializer for initializer in graph.graph.initializer}
-        _, weight, bias = _head_node(graph).input
+        _, weight, bias = head_node(graph).input
         for name, value in ((weight, head.weight), (bias, head.bias)):
             array = (value.detach() / calibrated.temperature).numpy()
             tensors[name].CopyFrom(numpy_helper.from_array(array, name))
@@ -117,7 +110,25 @@ def _with_any_head(classifier: Classifier) -> Classifier:
     ).eval()
 
 
-def _head_node(graph: onnx.ModelProto) -> onnx.NodeProto:
-    """x [n, F], W [K, F], b [K] -> W x + b."""
-    (node,) = (n for n in graph.graph.node if f"{HEAD}.weight" in n.input)
+def head_node(model: onnx.ModelProto) -> onnx.NodeProto:
+    """x [n, F], W [K, F], b [K] -> W x + b; of a file of any precision."""
+    (node,) = (
+        node
+        for node in model.graph.node  # in int8 the weights come out of a node that bears their name
+        if node.op_type == "Gemm" and node.input[1].startswith(f"{HEAD}.weight")
+    )
     return node
+
+
+def feature_runner(
+    model: onnx.ModelProto, precision: str = "fp32", *, beside_others: bool = False
+) -> OnnxRunner:
+    """Runs that give nothing but what the head takes, [n, F]."""
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    pooled = head_node(graph).input[0]
+    del graph.graph.output[:]
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(pooled))
+    return OnnxRunner(
+        graph.SerializeToString(), [pooled], precision=precision, beside_others=beside_others
+    )

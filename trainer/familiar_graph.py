@@ -5,28 +5,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.modelspec import FAMILIARITY
-from trainer.exporter import HEAD
+from trainer.exporter import head_node
 from trainer.familiarity import NO_LENGTH, Doubles, Gaussian
-from trainer.onnx_runner import OnnxRunner
-
-
-def features_of(model: onnx.ModelProto) -> str:
-    """The tensor [n, F] that the head takes, of a file of any precision."""
-    (head,) = (
-        node
-        for node in model.graph.node  # in int8 the weights come out of a node that bears their name
-        if node.op_type == "Gemm" and node.input[1].startswith(f"{HEAD}.weight")
-    )
-    return str(head.input[0])
-
-
-def feature_runner(model: onnx.ModelProto, precision: str = "fp32") -> OnnxRunner:
-    """Runs that give nothing but the features, [n, F]."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    name = features_of(model)
-    copy.graph.output.append(helper.make_empty_tensor_value_info(name))
-    return OnnxRunner(copy.SerializeToString(), [name], precision=precision)
 
 
 def attach(model: onnx.ModelProto, gaussian: Gaussian, known: Doubles) -> None:
@@ -36,7 +16,7 @@ def attach(model: onnx.ModelProto, gaussian: Gaussian, known: Doubles) -> None:
     known: distances [m] of the photos that are compared with.
     """
     graph = model.graph
-    features = features_of(model)
+    features = head_node(model).input[0]
 
     def constant(name: str, value: object) -> str:
         kind = np.int64 if isinstance(value, list) else np.float32

@@ -8,7 +8,8 @@ import onnx
 
 from serving.errors import first_line
 from trainer.data import PhotoData, targets_of
-from trainer.familiar_graph import attach, feature_runner
+from trainer.exporter import feature_runner
+from trainer.familiar_graph import attach
 from trainer.familiarity import FEWEST, Doubles, Judges, judges_by_folds, judges_of
 from trainer.metrics import Floats
 from trainer.onnx_runner import OnnxRunner
@@ -17,7 +18,7 @@ from trainer.preparing import Run
 from trainer.split import Ints, spread, stratified_folds
 
 _MOST = 2000  # photos learnt from, and held out: enough for a threshold of one in a hundred
-_FOLDS = 10
+FOLDS = 10
 _AT_ONCE = 32
 
 
@@ -74,7 +75,7 @@ def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
             features = run.features[chosen]
             generator = np.random.default_rng(run.config.seed)
             judges = judges_by_folds(
-                features, stratified_folds(targets_of(compared), _FOLDS, generator)
+                features, stratified_folds(targets_of(compared), FOLDS, generator)
             )
         else:
             train, compared = (

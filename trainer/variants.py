@@ -204,7 +204,7 @@ def familiarity_of(
         unfamiliar={},
     )
     shares = {
-        precision: float(np.mean([told.tells(value) for value in candidate.familiarity.tolist()]))
+        precision: told.share(candidate.familiarity.tolist())
         for precision, candidate in candidates.items()
         if candidate.familiarity is not None
     }

@@ -17,8 +17,8 @@ from tests.trainer.conftest import MakePhotos
 from trainer.backbones import Calibrated, build
 from trainer.console import Console
 from trainer.export import OPSET
-from trainer.exporter import HEAD, Exporter
-from trainer.familiar_graph import attach, feature_runner
+from trainer.exporter import HEAD, Exporter, feature_runner
+from trainer.familiar_graph import attach
 from trainer.familiarise import Familiarised
 from trainer.familiarity import (
     familiarity,

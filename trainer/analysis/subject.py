@@ -72,7 +72,7 @@ class Subject:
 
     def verdict(self, pictures: npt.NDArray[np.uint8]) -> Floats:
         """[n, K]: `judge` as far as it is of the served fp32, which alone is asked."""
-        return self.runners["fp32"].run(self._as_decoded(pictures))[0]
+        return self.told(pictures)[0]
 
     def told(self, pictures: npt.NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
         """(`verdict`, and how familiar they are, [n])."""

@@ -86,7 +86,7 @@ def trust_section(
         else {
             "photos": told.photos,
             "threshold": told.threshold,
-            "unfamiliar": _share(told, answers.familiarity),
+            "unfamiliar": told.share(answers.familiarity.tolist()),
         },
         "usual": {"share": USUAL, "threshold": usual},
         "strangers": [
@@ -127,13 +127,9 @@ def _unfamiliar(
     if told is None or of_photos is None or of_strangers is None:
         return {"unfamiliar": None, "familiarity_auroc": None}
     return {
-        "unfamiliar": _share(told, of_strangers),
+        "unfamiliar": told.share(of_strangers.tolist()),
         "familiarity_auroc": auroc(of_photos, of_strangers),
     }
-
-
-def _share(told: Familiarity, familiarities: Floats) -> float:
-    return float(np.mean([told.tells(value) for value in familiarities.tolist()]))
 
 
 def _at_least(values: Floats) -> list[float] | None:
