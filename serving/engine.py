@@ -49,7 +49,7 @@ class Engine:
         self.device = device  # "cpu" or "cuda"
         self.precision = precision  # a key of manifest.variants
         self.familiarity = familiarity  # None: the version gives none
-        self.outputs = outputs_of(familiarity)
+        self.outputs = outputs_of(familiarity is not None)
 
     def run(self, images: Images, *, alone: bool = True) -> tuple[Floats, ...]:
         """uint8 [n, S, S, 3] -> `outputs`: probabilities and logits, each float32 [n, K], and of a

@@ -267,15 +267,15 @@ def _check_schema(value: Any) -> None:
         )
 
 
-def outputs_of(familiarity: Familiarity | None) -> tuple[str, ...]:
-    """The names of what the graph of each file gives, in order."""
-    return OUTPUTS if familiarity is None else (*OUTPUTS, FAMILIARITY)
+def outputs_of(familiar: bool) -> tuple[str, ...]:
+    """The names of what the graph of each file gives, in order; familiar: that, too."""
+    return (*OUTPUTS, FAMILIARITY) if familiar else OUTPUTS
 
 
 def widths_of(manifest: Manifest) -> dict[str, int]:
     """The same names, each with how many numbers it has for a photo."""
-    widths = dict.fromkeys(OUTPUTS, len(manifest.labels))
-    return {**widths, FAMILIARITY: 1} if FAMILIARITY_FILE in manifest.files else widths
+    names = outputs_of(FAMILIARITY_FILE in manifest.files)
+    return {name: 1 if name == FAMILIARITY else len(manifest.labels) for name in names}
 
 
 def other_labels(before: Manifest, after: Manifest) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from serving.errors import first_line
-from serving.modelspec import FAMILIARITY, OUTPUTS, Familiarity, Metrics, Parity, Variant
+from serving.modelspec import Familiarity, Metrics, Parity, Variant, outputs_of
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
@@ -78,7 +78,7 @@ class Bench:
         onnx.save(model, path)
 
     def measure(self, path: Path, precision: str) -> Candidate:
-        names = OUTPUTS if self.familiarised is None else (*OUTPUTS, FAMILIARITY)
+        names = outputs_of(self.familiarised is not None)
         runner = OnnxRunner(path, names, precision=precision)
         test = self.data.splits["test"]
         parity, differ = measure_parity(self.served, runner, self.images)

@@ -94,7 +94,7 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
         return repository.read_file(manifest, manifest.variants[precision].file)
 
     model, familiarity = folded(net), repository.familiarity(manifest)
-    names = outputs_of(familiarity)
+    names = outputs_of(familiarity is not None)
     return Subject(
         manifest=manifest,
         net=net,
