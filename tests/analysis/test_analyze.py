@@ -261,7 +261,7 @@ def test_a_narrow_window_shows_the_tables_on_trust_whole_and_plots_that_can_be_r
     report = (analysed.models / "cartoon/1/analysis/report.html").read_text()
     page.write_text(report.replace("</body>", f"{measured}</body>"))
     done = browse(page, tmp_path, "--window-size=400,800")
-    assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0"]
+    assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0", "0"]
     widths = re.findall(r'data-wide="(\d+)"', done.stdout)
     assert len(widths) >= 5 and all(int(wide) > 500 for wide in widths)
     assert 'data-sideways="0"' in done.stdout, "a plot is scrolled, not the page"
@@ -282,6 +282,9 @@ def test_pictures_of_none_of_the_classes_are_judged_too(trained, tmp_path):
     assert meant is not None
     section = report_of(trained)["trust"]["familiarity"]
     assert (section["photos"], section["threshold"]) == (meant.photos, meant.threshold)
+    assert len(section["attacked"]) == 4
+    for row in section["attacked"]:
+        assert 0 <= row["unfamiliar"] <= 1 if row["images"] else row["unfamiliar"] is None
     assert 0 <= given["unfamiliar"] <= 1 and f"{percent(given['unfamiliar'])} of given" in said
     assert "of given" in said and "these photos show no probability" in said
     assert (trained.models / "cartoon/1/analysis/strangers/given.webp").is_file()

@@ -18,7 +18,7 @@ from trainer.analysis.selective import (
     threshold_for,
 )
 from trainer.analysis.strangers import STRANGERS, pictures_below
-from trainer.analysis.trust import Answers, most_photos, trust_section
+from trainer.analysis.trust import Answers, attacked_section, most_photos, trust_section
 from trainer.errors import InvalidData
 
 SPEC = Preprocessing(size=32, interpolation="bilinear")
@@ -180,6 +180,18 @@ def test_a_section_says_how_many_strangers_are_unfamiliar():
     assert noise["familiarity_auroc"] == pytest.approx(auroc(familiarity, strange))
     section = trust_section(replace(answers, familiarity=None), {"noise": sure[:4]})
     assert section["familiarity"] is section["strangers"][0]["unfamiliar"] is None
+
+
+def test_images_that_were_turned_are_asked_for_their_familiarity():
+    told = Familiarity(photos=99, threshold=0.01, unfamiliar={})
+    served = np.array([[[0.2, 0.8], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]]])  # one is not turned
+    piece = {"served": served, "familiarity": np.float32([0.01, 0.01, 0.5, 0.02])}
+    none = {"served": served[:, [1, 1, 1, 1]], "familiarity": piece["familiarity"]}
+    rows = attacked_section(told, {"pgd": piece, "descent": none}, np.zeros(4, np.int64))
+    assert rows == [
+        {"attack": "pgd", "images": 3, "unfamiliar": pytest.approx(1 / 3)},
+        {"attack": "descent", "images": 0, "unfamiliar": None},
+    ]
 
 
 def test_each_served_file_has_thresholds_of_its_own():

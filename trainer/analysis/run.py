@@ -26,11 +26,11 @@ from trainer.analysis.photos import Photos, at_random, load_photos
 from trainer.analysis.pictures import captioned, png_bytes
 from trainer.analysis.robustness import worst_case
 from trainer.analysis.sanity import check_all
-from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget, k255
 from trainer.analysis.strangers import pictures_below
 from trainer.analysis.study import LESSON_STEP_SIZE, Study
 from trainer.analysis.subject import load_subject
-from trainer.analysis.trust import Answers, most_photos, trust_section
+from trainer.analysis.trust import Answers, attacked_section, most_photos, trust_section
 from trainer.analysis.visions import Visions
 from trainer.analysis.workspace import Task, Workspace, run_tasks
 from trainer.console import Console
@@ -264,7 +264,7 @@ def _report(
     manifest, labels, precisions = subject.manifest, subject.labels, subject.precisions
     attacked = study.attacked(workspace)
     smallest = {norm: study.smallest(workspace, norm) for norm in SMALLEST}
-    lesson = study.lesson(workspace)
+    lesson, surest = study.lesson(workspace), study.surest(workspace)
     pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
     strangers = {kind: workspace.load(f"stranger/{kind}") for kind in study.strangers}
     corrupted, survived = assemble.corruption_section(pieces, clean, CORRUPTIONS)
@@ -304,7 +304,7 @@ def _report(
         "confusion": assemble.confusion_section(clean, outcome, labels),
         "per_class": assemble.class_section(clean, robust, outcome, survived, labels),
         "corruptions": corrupted,
-        "calibration": assemble.calibration_section(clean, study.surest(workspace)),
+        "calibration": assemble.calibration_section(clean, surest),
         "trust": trust_section(
             answers,
             {kind: piece["served"] for kind, piece in strangers.items()},
@@ -326,6 +326,16 @@ def _report(
     }
     corrupted["examples"] = _write_examples(folder, "corruptions", pieces)
     made["trust"]["examples"] = _write_examples(folder, "strangers", strangers)
+    if subject.familiarity is not None:
+        nudged = {
+            f"PGD within {k255(REFERENCE_EPSILON)}, to its last step": surest,
+            "the smallest perturbation, L∞": smallest["linf"],
+            "the smallest perturbation, L2": smallest["l2"],
+            "plain descent, of any size": lesson,
+        }
+        made["trust"]["familiarity"]["attacked"] = attacked_section(
+            subject.familiarity, nudged, study.photos.labels[study.rows]
+        )
     probe = {k: float(v) for k, v in workspace.load("probe").items() if k != "seconds"}
     agreement = assemble.agreement(clean, attacked)
     made["sanity"] = check_all(made, probe | agreement)

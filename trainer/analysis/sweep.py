@@ -94,7 +94,8 @@ def smallest(
     """The smallest perturbation of each of `pictures` [n, S, S, 3] that turns the served model.
 
     Returns adversarial, uint8 [n, S, S, 3]; served, float32 [V, n, K]; torch, float32 [n, K];
-    size, float64 [n]: its norm in pixel units, infinite where the served fp32 is not turned;
+    familiarity, float32 [n], if it is told; size, float64 [n]: its norm in pixel units, infinite
+    where the served fp32 is not turned;
     float_size, float64 [n]: the norm before rounding; survived, bool [n]: whether the nearest
     8-bit picture to that fools PyTorch at all.
     """
@@ -117,7 +118,7 @@ def surest(
 ) -> Piece:
     """What PGD makes of `pictures` [n, S, S, 3] within the reference epsilon if it never stops.
 
-    Returns adversarial, served, torch, linf and l2, as `plain_descent` does.
+    Returns adversarial, served, torch, familiarity, linf and l2, as `plain_descent` does.
     """
     ball = Ball(norm="linf", epsilon=REFERENCE_EPSILON)
     images, goal = subject.images(pictures), subject.goal(labels)
@@ -135,7 +136,8 @@ def plain_descent(
 ) -> Piece:
     """The lesson's attack towards `targets`, without a ball: see `gradient_descent`.
 
-    Returns adversarial, served and torch as `smallest` does, and linf and l2, float64 [n].
+    Returns adversarial, served, torch and familiarity as `smallest` does, and linf and l2,
+    float64 [n].
     """
     goal = subject.goal(labels, targets)
     images = subject.images(pictures)
@@ -147,14 +149,16 @@ def _unbounded(
     subject: Subject, pictures: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.uint8]
 ) -> Piece:
     served, torched = subject.judge(adversarial)
+    _, familiarity = subject.told(adversarial)
     sizes = np.array([size_of(p, a) for p, a in zip(pictures, adversarial, strict=True)])
-    return {
+    piece: Piece = {
         "adversarial": adversarial,
         "served": served,
         "torch": torched,
         "linf": sizes[:, 0],
         "l2": sizes[:, 1],
     }
+    return piece if familiarity is None else {**piece, "familiarity": familiarity}
 
 
 def choose_targets(labels: npt.NDArray[np.int64], classes: int, seed: int) -> npt.NDArray[np.int64]:

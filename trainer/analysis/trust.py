@@ -11,6 +11,7 @@ from serving.modelspec import Familiarity
 from trainer.analysis.photos import Photos
 from trainer.analysis.selective import DELTA, auroc, photos_needed, rounded_down, threshold_for
 from trainer.analysis.subject import Subject
+from trainer.analysis.workspace import Piece
 from trainer.metrics import Bools, Floats
 
 ACCURACIES = (0.9, 0.95, 0.99)
@@ -107,6 +108,25 @@ def trust_section(
             **{kind: _at_least(values) for kind, values in said.items()},
         },
     }
+
+
+def attacked_section(
+    told: Familiarity, pieces: Mapping[str, Piece], labels: npt.NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """How many of the images that attacks made are unfamiliar: of those that turned the served fp32
+    from `labels` [n]. pieces: by what made them, as `sweep.smallest` and its like return them."""
+    section = []
+    for attack, piece in pieces.items():
+        turned = piece["served"][0].argmax(axis=1) != labels
+        of_turned = piece["familiarity"][turned].tolist()
+        section.append(
+            {
+                "attack": attack,
+                "images": len(of_turned),
+                "unfamiliar": told.share(of_turned) if of_turned else None,
+            }
+        )
+    return section
 
 
 def _threshold(sure: Floats, right: Bools, accuracy: float) -> dict[str, Any]:
