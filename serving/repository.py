@@ -35,6 +35,7 @@ from serving.layout import (
     file_entry,
     files_below,
     inside,
+    name_and_version,
     next_file,
     read_inside,
     version_number,
@@ -139,7 +140,7 @@ class Repository:
 
     def find(self, text: str) -> tuple[str, int]:
         """Name and number of NAME, NAME/VERSION or NAME/ALIAS, as `resolve`."""
-        name, _, reference = text.partition("/")
+        name, reference = name_and_version(text)
         return name, self.resolve(name, reference)
 
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:

@@ -235,6 +235,8 @@ def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
         (["show", f"pets/{'9' * 5000}"], "error: model 'pets' has no version or alias '999"),
         (["show", "../pets"], "error: a name has 1 to 64"),
         (["promote", "pets"], "error: say which version: models promote pets/VERSION"),
+        (["promote", "pets/"], "error: no version follows the slash of 'pets/'"),
+        (["copy", "pets/2", "--to", ""], "error: the place of a model repository is empty"),
         (["promote", "pets", "2"], "error: unrecognized arguments: 2; write pets/2 (see"),
         (["copy", "pets", "2", "--to", "x"], "error: unrecognized arguments: 2; write pets/2"),
         (["rollback", "pets", "2"], "error: unrecognized arguments: 2 (see"),
