@@ -595,6 +595,8 @@ def _check_the_thresholds(trust, version, data):
         (("--linf", "0"), "above 0"),
         (("--linf", "300/255"), "up to 1"),
         (("--linf", "x"), "such as 1/255"),
+        (("--linf", ",".join(["nan", *(f"{k}/255" for k in range(1, 99))])), "up to 1"),
+        (("--photos", "²"), "1 or more"),  # a digit to str
         (("--photos", "0"), "1 or more"),
         (("--ideal", "cat"), "did you mean 'cats'?"),
         (("--ideal", ","), "--ideal takes classes with commas, all or none"),
