@@ -131,7 +131,7 @@ class World:
         norms into convolutions knows them by their class."""
         for module in model.modules():
             if isinstance(module, SyncedBatchNorm2d):
-                module.__class__ = module.alone
+                module.__class__ = module.alone  # type: ignore[assignment]
 
     def unsynced(self, model: nn.Module) -> Any:
         """Within it, gradients add up in this process alone."""
@@ -219,7 +219,7 @@ def _sync(module: _BatchNorm) -> None:
         module.__class__ = SyncedBatchNorm2d
     elif kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."):
         module.__class__ = SyncedBatchNormAct2d
-        module.alone = kind
+        module.alone = kind  # type: ignore[assignment]
     elif kind not in (SyncedBatchNorm2d, SyncedBatchNormAct2d):
         raise InvalidRequest(
             f"the net has a {kind.__name__}, whose statistics can't be those of several "
