@@ -478,12 +478,18 @@ class Repository:
         )
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> int:
-        """Let `alias` name again what it named before; returns that version. Raises NotFound."""
+        """Let `alias` name again what it named before; returns that version. Raises NotFound,
+        BrokenVersion if no server would load it, which would go on with the one that is left."""
 
         def back(history: list[int]) -> list[int]:
             if len(history) < 2:
                 raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
             self.check_version(name, history[1])
+            if problems := self.verify_to_load(name, history[1]):
+                raise BrokenVersion(
+                    f"{name}/{history[1]}, which alias {alias!r} named before, is broken: "
+                    f"{'; '.join(problems)}; promote another version"
+                )
             return history[1:]
 
         return self._change_alias(name, alias, back)[0]

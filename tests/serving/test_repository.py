@@ -47,6 +47,11 @@ def test_promote_and_roll_back(repository: Repository) -> None:
         repository.rollback("pets")
     assert repository.resolve("pets") == 1
     repository.promote("pets", 2)
+    graph = repository.root / "pets/1/model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(BrokenVersion, match="pets/1, which .* named before, is broken: model.onnx"):
+        repository.rollback("pets")
+    assert repository.resolve("pets") == 2
     os.rename(repository.root / "pets/1", repository.root / "pets/.gone")
     with pytest.raises(NotFound, match="no version 1"):
         repository.rollback("pets")
