@@ -606,6 +606,7 @@ def _check_the_thresholds(trust, version, data):
         (("--l2", "0.5", "--fail-under", "pgd-l2@2=0.2"), "but at 0.5"),
         (("--seed", "-1"), "0 or more"),
         (("--data", "/nowhere"), "no folder /nowhere"),
+        (("--data", ""), "data must not be empty"),
         (("--data", "caf\udce9"), "is not UTF-8"),  # it would end at the report
         (("--device", "cuda"), "--device cpu"),
     ],
