@@ -498,10 +498,11 @@ class Repository:
         data = self._read_alias(check_name(name), check_name(alias))
         if data is None:
             return []
-        try:
-            return [int(line) for line in data.decode().split()] or [0]
-        except ValueError as error:
-            raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed") from error
+        lines = data.decode(errors="replace").split() or ["0"]
+        # No version has another number; the next one would be published beyond it, unseen.
+        if not all(line == "0" or NUMBER.fullmatch(line) for line in lines):
+            raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed")
+        return [int(line) for line in lines]
 
     def _alias_to_change(self, name: str, alias: str) -> list[int]:
         """Its history, which a change keeps."""

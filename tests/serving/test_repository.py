@@ -226,6 +226,15 @@ def test_malformed_aliases_are_named(repository: Repository) -> None:
         repository.aliases("pets")
 
 
+def test_a_number_that_no_version_can_have_makes_an_alias_malformed(repository: Repository) -> None:
+    """A time in seconds: the version after it, of ten digits too, would be there for nobody."""
+    (repository.root / "pets/aliases").mkdir()
+    (repository.root / "pets/aliases/canary").write_text("1732970000\n")
+    with pytest.raises(BrokenVersion, match="alias 'canary' of 'pets' is malformed"):
+        repository.aliases("pets")
+    assert build_version(repository.root, "pets") == repository.versions("pets")[-1] == 4
+
+
 def test_a_malformed_alias_is_no_trouble_of_another(repository: Repository) -> None:
     repository.promote("pets", 1, "first")
     repository.promote("pets", 1, "canary")
