@@ -3,9 +3,14 @@
 It found that out of photos like those of the test, so it says nothing of one that is unfamiliar.
 """
 
-from serving.answers import ModelDescription, StreamedResult
+from contextlib import suppress
+
+from serving.answers import ModelDescription, Response, StreamedResult
 from serving.async_client import AsyncClient
 from serving.errors import InvalidRequest, NotFound
+
+# A version that is new is on one of several servers before the others, which take turns.
+_ASKED = 10
 
 
 class Belief:
@@ -27,13 +32,16 @@ class Belief:
         if answer.result.error is not None or answer.result.unfamiliar or response is None:
             return False
         if response.version not in self._thresholds:
-            try:
-                described = await self._client.get_model(response.model, response.version)
-                self._thresholds[response.version] = described.threshold_for(self._accuracy)
-            except NotFound:
-                self._thresholds[response.version] = None
+            self._thresholds[response.version] = await self._threshold(response)
         threshold = self._thresholds[response.version]
         return threshold is not None and answer.result.label.probability >= threshold
+
+    async def _threshold(self, response: Response) -> float | None:
+        for _ in range(_ASKED):
+            with suppress(NotFound):
+                described = await self._client.get_model(response.model, response.version)
+                return described.threshold_for(self._accuracy)
+        return None
 
 
 def _not_shown(described: ModelDescription, accuracy: float) -> str:
