@@ -12,6 +12,7 @@ from serving.access import channel_opener
 from serving.client_messages import exception_of_call
 from serving.commandline import aligned
 from serving.errors import in_utf8
+from serving.layout import name_and_version
 
 # Loading a large version takes long; a server that is not there is known at once.
 TIMEOUT_S = 600.0
@@ -19,13 +20,13 @@ _NO_CONNECTION = "failed to connect to all addresses"  # of gRPC's pick_first
 
 
 def load(options: argparse.Namespace) -> None:
-    name, _, version = in_utf8("the model", options.model).partition("/")
+    name, version = name_and_version(in_utf8("the model", options.model))
     answer = _call(options, "LoadModel", pb.LoadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 
 
 def unload(options: argparse.Namespace) -> None:
-    name, _, version = in_utf8("the model", options.model).partition("/")
+    name, version = name_and_version(in_utf8("the model", options.model))
     answer = _call(options, "UnloadModel", pb.UnloadModelRequest(model=name, version=version))
     _report(options, name, answer.versions)
 

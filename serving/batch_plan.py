@@ -88,10 +88,13 @@ def agree(wanted: Plan, out: Place, *, labels: int) -> Plan:
         was, now = getattr(begun, field.name), getattr(wanted, field.name)
         if was == now:
             continue
-        if field.name == "digest":
+        if field.name in ("count", "digest"):
+            differ = "their names, sizes or times differ"
+            if field.name == "count":
+                differ = f"then {was}, now {now}"
             raise InvalidRequest(
-                "the photos are no longer those that the job in --out was begun with (their names, "
-                "sizes or times differ); choose another --out"
+                f"the photos are no longer those that the job in --out was begun with ({differ}); "
+                "choose another --out"
             )
         raise InvalidRequest(
             f"the job in --out was begun with another {field.name}: {was}, not {now}; "

@@ -44,6 +44,7 @@ from serving.errors import (
 from serving.parquet import require_pyarrow
 from serving.photo_paths import photo_paths
 from serving.places import place
+from serving.rollout import described
 
 DEFAULT_ADDRESS = "localhost:50051"
 MAX_BATCH = 8  # photos of a message; more save little
@@ -105,11 +106,11 @@ async def classify(paths: Sequence[Path], options: argparse.Namespace) -> int:
         model = options.model or await _only_model(client)
         belief = None
         if options.top_k not in (0, 1) or options.accuracy is not None:
-            described = await client.get_model(model, options.version)
+            expected = await described(client, model, options.version)
             # Else the one mistake would be told of each photo.
-            check_top_k(options.top_k, len(described.labels))
+            check_top_k(options.top_k, len(expected.labels))
             if options.accuracy is not None:
-                belief = Belief(client, described, options.accuracy)
+                belief = Belief(client, expected, options.accuracy)
         answers = client.stream(
             paths,
             model=model,
@@ -151,21 +152,20 @@ async def classify_to_parquet(options: argparse.Namespace) -> tuple[int, int]:
     photos = await asyncio.to_thread(source.photos)
     # There may be several servers, which all are to have some of what is under way.
     async with _client(options, options.in_flight // 8) as client:
-        described = await client.get_model(
-            options.model or await _only_model(client), options.version
-        )
+        model = options.model or await _only_model(client)
+        expected = await described(client, model, options.version)
         wanted = Plan(
             photos=source.location,
             count=len(photos),
             digest=digest_of(photos),
-            model=described.model,
+            model=expected.model,
             asked=options.version,
-            version=described.version,
+            version=expected.version,
             top_k=options.top_k,
             part_photos=PART_PHOTOS,
             familiarity=True,
         )
-        plan = await asyncio.to_thread(agree, wanted, out, labels=len(described.labels))
+        plan = await asyncio.to_thread(agree, wanted, out, labels=len(expected.labels))
         mine = sum(
             min(plan.part_photos, plan.count - index * plan.part_photos)
             for index in share.indices(plan)

@@ -49,6 +49,15 @@ def version_number(reference: str) -> int:
     return int(reference) if is_number else 0
 
 
+def name_and_version(text: str) -> tuple[str, str]:
+    """NAME or NAME/VERSION as the two; "" for a version that is not named. Raises InvalidRequest
+    for one that is empty, as of a shell's variable that is not set: it stands for no choice."""
+    name, slash, reference = text.partition("/")
+    if slash and not reference:
+        raise InvalidRequest(f"no version follows the slash of {text!r}")
+    return name, reference
+
+
 def files_below(folder: Path) -> set[str]:
     """Relative POSIX paths of all that is not a folder; a link to a folder counts as a file."""
     return {

@@ -65,7 +65,7 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
     ]
     for row in rows:
         if "problem" in row:
-            advice = row["problem"] if "alias" in row else "see models verify"
+            advice = row["problem"] if row["version"] is None else "see models verify"
             of = (row["name"], row["version"] or "", row.get("alias", ""))
             lines.append((*of, "broken", "", "", advice))
             continue
@@ -84,11 +84,17 @@ def _list(repository: Repository, options: argparse.Namespace) -> None:
 
 
 def _rows(repository: Repository) -> list[dict[str, Any]]:
-    """Of all versions, then of aliases that lead nowhere. Read side by side: in a bucket each
-    waits for several answers."""
+    """Of all versions, then of aliases that lead nowhere and of models that can't be looked at.
+    Read side by side: in a bucket each waits for several answers."""
     with interruptible(), ThreadPoolExecutor(_READERS) as readers:
         names = list(repository.names())
-        looks = dict(zip(names, readers.map(repository.survey, names), strict=True))
+        surveys = readers.map(lambda name: _survey(repository, name), names)
+        looks, closed = {}, []
+        for name, look in zip(names, surveys, strict=True):
+            if isinstance(look, OSError):
+                closed.append({"name": name, "version": None, "problem": str(look)})
+            else:
+                looks[name] = look
         versions = [
             (name, version, named) for name, (found, named, _) in looks.items() for version in found
         ]
@@ -98,7 +104,17 @@ def _rows(repository: Repository) -> list[dict[str, Any]]:
             for name, (_, _, problems) in looks.items()
             for alias, why in problems.items()
         ]
-        return [row for row in rows if row is not None] + astray
+        return [row for row in rows if row is not None] + astray + closed
+
+
+def _survey(
+    repository: Repository, name: str
+) -> tuple[list[int], dict[str, int], dict[str, str]] | OSError:
+    """The error of one model is none of the others'."""
+    try:
+        return repository.survey(name)
+    except OSError as error:
+        return error
 
 
 def _summary(
@@ -192,12 +208,16 @@ def _verify(repository: Repository, options: argparse.Namespace) -> None:
         for name, version in [repository.find(model) for model in options.model]:
             problems[f"{name}/{version}"] = repository.verify(name, version)
     else:
-        for name, version in _all(repository):
-            with suppress(NotFound):  # removed since it was found
-                found = repository.verify(name, version)
-                if found:
-                    repository.check_version(name, version)
-                problems[f"{name}/{version}"] = found
+        for name in repository.names():
+            try:
+                for version in repository.versions(name):
+                    with suppress(NotFound):  # removed since it was found
+                        found = repository.verify(name, version)
+                        if found:
+                            repository.check_version(name, version)
+                        problems[f"{name}/{version}"] = found
+            except OSError as error:  # of this model, which is none of the others'
+                problems[name] = [str(error)]
     if options.json:
         print(json.dumps(problems, indent=2, ensure_ascii=False))
     else:
@@ -258,10 +278,6 @@ def _report(
         old, new = (repository.manifest(name, each) for each in (before, version))
         if said := other_labels(old, new):
             print(visible(said))
-
-
-def _all(repository: Repository) -> list[tuple[str, int]]:
-    return [(name, version) for name in repository.names() for version in repository.versions(name)]
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

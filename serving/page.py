@@ -43,24 +43,28 @@ def render_page(repository: Repository) -> str:
 
 
 def _model(repository: Repository, name: str) -> str:
-    versions, aliases, astray = repository.survey(name)
+    title = f'<h2 id="{escape(name)}">{escape(name)}</h2>\n'
+    try:
+        versions, aliases, astray = repository.survey(name)
+    except OSError as error:
+        return f'{title}<p class="bad">{escape(str(error))}</p>'
     rows, pictures = [], ""
     for version in reversed(versions):
         named = " ".join(alias for alias, target in aliases.items() if target == version)
-        title = f"{version} <b>{escape(named)}</b>" if named else str(version)
+        number = f"{version} <b>{escape(named)}</b>" if named else str(version)
         try:
             manifest = repository.manifest(name, version)
-            rows.append(_row(repository, manifest, title))
+            rows.append(_row(repository, manifest, number))
             pictures = pictures or _pictures(repository, name, version)
         except PawprintError as error:
             rows.append(
-                f'<tr><td>{title}</td><td class="bad" colspan="{len(_HEAD) - 1}">'
+                f'<tr><td>{number}</td><td class="bad" colspan="{len(_HEAD) - 1}">'
                 f"{escape(str(error))}</td></tr>"
             )
     head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
     problems = "".join(f'<p class="bad">{escape(why)}</p>\n' for why in astray.values())
     return (
-        f'<h2 id="{escape(name)}">{escape(name)}</h2>\n{problems}{pictures}'
+        f"{title}{problems}{pictures}"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table></div>"

@@ -35,6 +35,7 @@ from serving.layout import (
     file_entry,
     files_below,
     inside,
+    name_and_version,
     next_file,
     read_inside,
     version_number,
@@ -139,7 +140,7 @@ class Repository:
 
     def find(self, text: str) -> tuple[str, int]:
         """Name and number of NAME, NAME/VERSION or NAME/ALIAS, as `resolve`."""
-        name, _, reference = text.partition("/")
+        name, reference = name_and_version(text)
         return name, self.resolve(name, reference)
 
     def stamp(self, name: str, version: int) -> tuple[tuple[object, ...], ...]:
@@ -477,12 +478,18 @@ class Repository:
         )
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> int:
-        """Let `alias` name again what it named before; returns that version. Raises NotFound."""
+        """Let `alias` name again what it named before; returns that version. Raises NotFound,
+        BrokenVersion if no server would load it, which would go on with the one that is left."""
 
         def back(history: list[int]) -> list[int]:
             if len(history) < 2:
                 raise NotFound(f"alias {alias!r} of {name!r} has no earlier version to go back to")
             self.check_version(name, history[1])
+            if problems := self.verify_to_load(name, history[1]):
+                raise BrokenVersion(
+                    f"{name}/{history[1]}, which alias {alias!r} named before, is broken: "
+                    f"{'; '.join(problems)}; promote another version"
+                )
             return history[1:]
 
         return self._change_alias(name, alias, back)[0]
@@ -491,10 +498,11 @@ class Repository:
         data = self._read_alias(check_name(name), check_name(alias))
         if data is None:
             return []
-        try:
-            return [int(line) for line in data.decode().split()] or [0]
-        except ValueError as error:
-            raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed") from error
+        lines = data.decode(errors="replace").split() or ["0"]
+        # No version has another number; the next one would be published beyond it, unseen.
+        if not all(line == "0" or NUMBER.fullmatch(line) for line in lines):
+            raise BrokenVersion(f"alias {alias!r} of {name!r} is malformed")
+        return [int(line) for line in lines]
 
     def _alias_to_change(self, name: str, alias: str) -> list[int]:
         """Its history, which a change keeps."""

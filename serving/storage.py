@@ -19,6 +19,8 @@ def open_repository(location: str | Path, *, must_exist: bool = False) -> Reposi
     NotFound for a folder that is not there, if it must be.
     """
     text = str(location)
+    if not text:  # of a shell's variable that is not set
+        raise InvalidRequest("the place of a model repository is empty; the folder you are in is .")
     if "://" in text:
         environment = os.environ
         limit = limit_of(environment, LIMIT)

@@ -126,6 +126,13 @@ class World:
                 _sync(module)
         return DistributedDataParallel(model)
 
+    def unwrap(self, model: nn.Module) -> None:
+        """Undo in place what `wrap` made of its batch norms, once it has learnt: what folds batch
+        norms into convolutions knows them by their class."""
+        for module in model.modules():
+            if isinstance(module, SyncedBatchNorm2d):
+                module.__class__ = module.alone  # type: ignore[assignment]
+
     def unsynced(self, model: nn.Module) -> Any:
         """Within it, gradients add up in this process alone."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
@@ -161,6 +168,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     torch's SyncBatchNorm is for GPUs alone. Statistics are in float32, whatever the inputs are.
     """
+
+    alone: type[nn.Module] = nn.BatchNorm2d  # its class in one process
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -210,6 +219,7 @@ def _sync(module: _BatchNorm) -> None:
         module.__class__ = SyncedBatchNorm2d
     elif kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."):
         module.__class__ = SyncedBatchNormAct2d
+        module.alone = kind  # type: ignore[assignment]
     elif kind not in (SyncedBatchNorm2d, SyncedBatchNormAct2d):
         raise InvalidRequest(
             f"the net has a {kind.__name__}, whose statistics can't be those of several "

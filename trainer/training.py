@@ -205,6 +205,7 @@ def fine_tune(
     classifier.eval()
     if config.wise_ft:
         best_logits = learner.evaluate()
+    world.unwrap(classifier)
     return FineTuned(
         history=tuple(history),
         best=best,

@@ -598,6 +598,8 @@ def _check_the_thresholds(trust, version, data):
         (("--linf", "0"), "above 0"),
         (("--linf", "300/255"), "up to 1"),
         (("--linf", "x"), "such as 1/255"),
+        (("--linf", ",".join(["nan", *(f"{k}/255" for k in range(1, 99))])), "up to 1"),
+        (("--photos", "²"), "1 or more"),  # a digit to str
         (("--photos", "0"), "1 or more"),
         (("--ideal", "cat"), "did you mean 'cats'?"),
         (("--ideal", ","), "--ideal takes classes with commas, all or none"),
@@ -607,6 +609,7 @@ def _check_the_thresholds(trust, version, data):
         (("--l2", "0.5", "--fail-under", "pgd-l2@2=0.2"), "but at 0.5"),
         (("--seed", "-1"), "0 or more"),
         (("--data", "/nowhere"), "no folder /nowhere"),
+        (("--data", ""), "data must not be empty"),
         (("--data", "caf\udce9"), "is not UTF-8"),  # it would end at the report
         (("--device", "cuda"), "--device cpu"),
     ],

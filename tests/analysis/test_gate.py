@@ -58,6 +58,7 @@ def test_a_condition_reads_the_figure_it_names(text, accuracy):
         "pgd=0.2",
         "clean@4/255=0.2",
         "pgd@4/0=0.2",
+        "pgd@0/255=0.2",
         "pgd@4/255=1.5",
         "pgd@4/255=x",
         "believed=0.9",

@@ -73,6 +73,7 @@ def test_what_is_wrong_is_one_line(admin: str) -> None:
     for arguments, status, words in (
         (("load", "birds", "--server", admin), 2, "no model 'birds'"),
         (("unload", "pets/7", "--server", admin), 2, "has no version '7' loaded"),
+        (("unload", "pets/", "--server", admin), 2, "no version follows the slash of 'pets/'"),
         (("status", "--server", "127.0.0.1:1"), 1, "does not answer"),
         (("status", "--server", "127.0.0.1:1"), 1, "; --server wants the port of serve --admin-p"),
         (("status",), 2, "--server"),

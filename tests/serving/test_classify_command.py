@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from serving.client import Client
+from serving.belief import Belief
+from serving.client import AsyncClient, Client
 from serving.photo_paths import photo_paths
 from serving.repository import Repository
 from tests.commands import run_python
-from tests.conftest import ROOT, ServerProcess
+from tests.conftest import ROOT, ServerProcess, running_server
 from tests.photos import black, drawing, jpeg, noise
 from tests.tiny import attach_trust, build_version
 from trainer.tree import find_files
@@ -432,3 +433,27 @@ def test_answers_of_another_version_are_believed_by_its_own_analysis(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert {answer["version"] for answer in answers} == {1, 2}
     assert all(answer["believed"] is (answer["version"] == 1) for answer in answers)
+
+
+async def test_a_version_that_one_server_alone_has_is_believed_by_its_analysis(
+    tmp_path: Path,
+) -> None:
+    """As while a new one is rolled out; calls go to the two servers by turns."""
+    models = tmp_path / "models"
+    for version in (1, 2):
+        build_version(models, "pets")
+        attach_trust(models, "pets", version, (0.9, 0.0))
+    async with (
+        running_server(models, versions="1") as one,
+        running_server(models, versions="2") as other,
+        AsyncClient(f"{one.address},{other.address}") as both,
+    ):
+        described = {}
+        while len(described) < 2:  # until both are connected
+            model = await both.get_model("pets")
+            described[model.version] = model
+        for version, running in ((1, one), (2, other)):
+            async with AsyncClient(running.address) as client:
+                (answer,) = [each async for each in client.stream([jpeg()], model="pets")]
+            for _ in range(2):
+                assert await Belief(both, described[3 - version], 0.9).of(answer)

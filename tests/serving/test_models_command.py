@@ -90,6 +90,20 @@ def test_an_alias_that_is_malformed_is_named_and_breaks_no_version(models, root:
         assert "malformed; remove pets/aliases/canary, then promote a version" in err
 
 
+def test_a_model_that_can_not_be_read_hides_no_other(models, root: Path) -> None:
+    (root / "birds/5").symlink_to("x" * 300)  # an error for whoever looks, root too
+    status, out, _ = models("list")
+    (line,) = (line for line in out.splitlines() if line.startswith("birds "))
+    assert (status, out.count("pets ")) == (0, 2) and "broken" in line and "too long" in line
+    birds = json.loads(models("list", "--json")[1])[-1]
+    assert (birds["name"], birds["version"]) == ("birds", None) and "too long" in birds["problem"]
+    assert models("page")[0] == 0
+    page = (root / "index.html").read_text()
+    assert "File name too long" in page and page.count("90.0 %") == 2
+    status, out, _ = models("verify")
+    assert status == 1 and "birds: [Errno 36]" in out and out.count(": whole and unaltered") == 2
+
+
 def test_an_alias_whose_version_is_gone_is_named(models, root: Path) -> None:
     models("promote", "pets/1", "--alias", "canary")
     shutil.rmtree(root / "pets/1")
@@ -235,6 +249,8 @@ def test_a_broken_version_is_not_promoted(models, root: Path) -> None:
         (["show", f"pets/{'9' * 5000}"], "error: model 'pets' has no version or alias '999"),
         (["show", "../pets"], "error: a name has 1 to 64"),
         (["promote", "pets"], "error: say which version: models promote pets/VERSION"),
+        (["promote", "pets/"], "error: no version follows the slash of 'pets/'"),
+        (["copy", "pets/2", "--to", ""], "error: the place of a model repository is empty"),
         (["promote", "pets", "2"], "error: unrecognized arguments: 2; write pets/2 (see"),
         (["copy", "pets", "2", "--to", "x"], "error: unrecognized arguments: 2; write pets/2"),
         (["rollback", "pets", "2"], "error: unrecognized arguments: 2 (see"),

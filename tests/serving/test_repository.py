@@ -47,6 +47,11 @@ def test_promote_and_roll_back(repository: Repository) -> None:
         repository.rollback("pets")
     assert repository.resolve("pets") == 1
     repository.promote("pets", 2)
+    graph = repository.root / "pets/1/model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(BrokenVersion, match="pets/1, which .* named before, is broken: model.onnx"):
+        repository.rollback("pets")
+    assert repository.resolve("pets") == 2
     os.rename(repository.root / "pets/1", repository.root / "pets/.gone")
     with pytest.raises(NotFound, match="no version 1"):
         repository.rollback("pets")
@@ -219,6 +224,15 @@ def test_malformed_aliases_are_named(repository: Repository) -> None:
     both = "alias 'canary' of 'pets' is malformed; alias 'stable' of 'pets' is malformed"
     with pytest.raises(BrokenVersion, match=both):
         repository.aliases("pets")
+
+
+def test_a_number_that_no_version_can_have_makes_an_alias_malformed(repository: Repository) -> None:
+    """A time in seconds: the version after it, of ten digits too, would be there for nobody."""
+    (repository.root / "pets/aliases").mkdir()
+    (repository.root / "pets/aliases/canary").write_text("1732970000\n")
+    with pytest.raises(BrokenVersion, match="alias 'canary' of 'pets' is malformed"):
+        repository.aliases("pets")
+    assert build_version(repository.root, "pets") == repository.versions("pets")[-1] == 4
 
 
 def test_a_malformed_alias_is_no_trouble_of_another(repository: Repository) -> None:

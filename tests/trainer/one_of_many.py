@@ -91,6 +91,7 @@ def main() -> None:
                     "reported": [epoch.epoch for epoch in run.reported],
                     "val": (mine, len(result.val_logits)),
                     "weights": run.classifier.state_dict(),
+                    "modules": [f"{type(part)}" for part in run.classifier.modules()],
                 }
                 torch.save(content, out / f"{name}.pth")
 

@@ -70,6 +70,7 @@ def test_two_processes_learn_what_one_does(trained: tuple[Path, Path], name: str
     assert np.array(together["history"]) == pytest.approx(np.array(alone["history"]), rel=2e-3)
     for key, value in alone["weights"].items():
         assert torch.allclose(together["weights"][key], value, rtol=0.02, atol=2e-3), key
+    assert together["modules"] == alone["modules"]  # those of other classes aren't folded
 
 
 def test_two_processes_learn_in_half_precision(trained: tuple[Path, Path]):

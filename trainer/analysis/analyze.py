@@ -148,13 +148,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of photos, 1 or more, got {text!r}")
     return int(text)
 
 
 def _seed(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
     return int(text)
 
@@ -167,7 +167,7 @@ def _sizes(most: float) -> Callable[[str], tuple[float, ...]]:
             sizes = sorted({read_epsilon(part) for part in text.split(",")})
         except ValueError:
             sizes = [0.0]
-        if not 0 < sizes[0] <= sizes[-1] <= most:
+        if not all(0 < size <= most for size in sizes):  # nor is NaN, wherever it is sorted to
             raise argparse.ArgumentTypeError(
                 f"expected sizes above 0 and up to {most:g} with commas, such as 1/255,4/255 "
                 f"(pixel units of [0, 1]), got {text!r}"

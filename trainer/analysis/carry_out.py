@@ -62,7 +62,7 @@ def _analyse(options: argparse.Namespace) -> int:
     repository = open_repository(options.models)
     name, version = repository.find(options.model)
     config = AnalysisConfig(
-        data=in_utf8("data", options.data),
+        data=_data(options.data),
         datasets=options.datasets,
         budget=options.budget,
         seed=options.seed,
@@ -130,7 +130,7 @@ def _compare(options: argparse.Namespace) -> int:
     made = compare.compare(
         repository,
         versions,
-        in_utf8("data", options.data),
+        _data(options.data),
         budget=options.budget,
         photos=options.photos,
         seed=options.seed,
@@ -153,6 +153,14 @@ def _compare(options: argparse.Namespace) -> int:
         with reader_may_leave():
             print(page)
     return _gated(made, conditions)
+
+
+def _data(text: str) -> str:
+    """Raises InvalidRequest, also where it is empty, as of a shell's variable that is not set: that
+    would be the folder that the command is called in."""
+    if not text:
+        raise InvalidRequest("data must not be empty")
+    return in_utf8("data", text)
 
 
 def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:

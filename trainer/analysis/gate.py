@@ -45,7 +45,7 @@ def parse_condition(text: str) -> Condition:
         least = float(match["least"])
         whole = match["what"] in _WITHOUT_SIZE
         lowest = -1 if match["what"] == CHANGE else 0
-        if not lowest <= least <= 1 or (at is None) != whole:
+        if not lowest <= least <= 1 or (at is None) != whole or at == 0:
             raise ValueError
     except ValueError as error:
         raise InvalidRequest(
