@@ -108,6 +108,45 @@ async def test_a_split_to_other_labels_is_told(tmp_path: Path, kind: str) -> Non
         assert running.server.control.problems() == []  # it may be meant so
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "less"),
+    [
+        (
+            "canary",
+            [
+                "has its labels in another order than 1, which calls get: an index is that of "
+                "another label",
+                "takes another size than 1, which calls get: 48 x 48; pixels of 32 x 32 are "
+                "refused",
+                "has an output more than 1, which calls get: familiarity",
+            ],
+            ["lacks an output of 2, which calls get: familiarity"],
+        ),
+        (
+            "shadow",
+            [
+                "takes another size than 1, which calls get: 48 x 48; pixels of 32 x 32 can't be "
+                "copied"
+            ],
+            [],
+        ),
+    ],
+)
+async def test_a_split_to_other_inputs_or_outputs_is_told(
+    models: Path, kind: str, more: list[str], less: list[str]
+) -> None:
+    build_version(models, "pets", ("dog", "cat"), 48, familiar=True)
+    build_version(models, "pets", ("dog", "cat"), 48)
+    Repository(models).promote("pets", 1)
+    async with running_server(models, **{kind: "pets=2:0.1"}) as running:
+        control = running.server.control
+        assert control.remarks() == [f"{kind} of pets: 2 {how}" for how in more]
+        assert control.problems() == []
+    Repository(models).promote("pets", 2)
+    async with running_server(models, **{kind: "pets=3:0.1"}) as running:
+        assert running.server.control.remarks() == [f"{kind} of pets: 3 {how}" for how in less]
+
+
 async def test_a_canary_answers_its_share_by_key(two: Path) -> None:
     async with (
         running_server(two, canary="pets=canary:0.3") as running,
