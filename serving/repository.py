@@ -469,7 +469,8 @@ class Repository:
             raise InvalidRequest(f"an alias can't be a number, got {alias!r}")
         problems = self.verify(name, version)
         if problems:
-            raise BrokenVersion(f"{name}/{version} is not promoted: {'; '.join(problems)}")
+            said = listed(problems, between="; ")
+            raise BrokenVersion(f"{name}/{version} is not promoted: {said}")
         self._change_alias(
             name,
             alias,

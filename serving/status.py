@@ -16,6 +16,7 @@ from serving.errors import (
     PawprintError,
     Unauthenticated,
     Unavailable,
+    sendable,
 )
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _short(message: str) -> str:
+    message = sendable(message)
     data = message.encode()
     if len(data) <= _LONGEST_BYTES:
         return message
