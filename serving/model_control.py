@@ -173,16 +173,20 @@ class ModelControl:
         """Serve a version until it is unloaded, and change nothing else; "": serve what the policy
         asks for now.
 
-        Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest.
+        Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest;
+        Unavailable if the repository can't be read.
         """
         self._check_control(name)
         async with self._changing:
-            if reference:
-                version = await asyncio.to_thread(self._repository.resolve, name, reference)
-                await self._pin(name, version)
-            else:
-                await asyncio.to_thread(self._check_there, name)
-                await self._change(name)
+            try:
+                if reference:
+                    version = await asyncio.to_thread(self._repository.resolve, name, reference)
+                    await self._pin(name, version)
+                else:
+                    await asyncio.to_thread(self._check_there, name)
+                    await self._change(name)
+            except OSError as error:
+                raise Unavailable(f"{name} can't be read: {error}") from error
             self._say_unmet()
             model = self._models[name]
             if not model.served:
