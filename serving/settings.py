@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the configuration {path} can't be read: {error}") from error
     return {key: (value, f"{key} in {path}") for key, value in values.items()}
 

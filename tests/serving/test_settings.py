@@ -52,6 +52,7 @@ def test_defaults() -> None:
         (f"drain_s = 1{400 * '0'}", "expected float, got 1000"),
         ("host = 5", "expected str, got 5"),
         ("max_batch = ", "can't be read"),
+        (f"max_batch = {'[' * 10_000}", "can't be read"),
         ('config = "other.toml"', "unknown setting config in"),
     ],
 )
