@@ -173,7 +173,10 @@ class Repository:
 
     def manifest_digest(self, name: str, version: int) -> str:
         """The SHA-256 of manifest.json, in hex. Raises BrokenVersion if it is missing."""
-        return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
+        try:
+            return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
+        except BrokenVersion as error:
+            raise BrokenVersion(f"{name}/{version}: {error}") from error
 
     def read_file(self, manifest: Manifest, file: str) -> bytes:
         """The content of one file of a version, read once and checked against its digest.
