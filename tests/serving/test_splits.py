@@ -218,7 +218,9 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         running_server(two, shadow="pets=canary:1") as running,
         AsyncClient(running.address) as client,
     ):
-        responses = [await client.classify([photo], model="pets") for photo in photos]
+        await client.classify([b"no photo", b"neither"], model="pets")  # nothing to agree on
+        responses = [await client.classify([photos[0], b"no photo"], model="pets")]
+        responses += [await client.classify([photo], model="pets") for photo in photos[1:]]
         assert {response.version for response in responses} == {1}
         counts = await counted(running, 40)
         labels = [response.results[0].labels[0].name for response in responses]
