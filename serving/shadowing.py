@@ -11,11 +11,12 @@ import numpy as np
 
 from serving.batching import Answer
 from serving.catalogue import ServedVersion
-from serving.errors import InvalidImage, PawprintError
+from serving.errors import InvalidImage, Overloaded, PawprintError
 
 log = logging.getLogger(__name__)
 
-# Copies at once; a call that comes while there are so many is not copied, but counted as skipped.
+# Copies at once; a call that comes while there are so many is not copied, but counted as skipped,
+# and so is one for which the shadow has no room.
 MAX_IN_FLIGHT = 16
 # A copy that takes longer is given up.
 TIMEOUT_S = 30.0
@@ -68,7 +69,8 @@ class Shadowing:
         except Exception as error:
             if not isinstance(error, PawprintError):
                 log.error("a copy of a call failed", exc_info=error)
-            self._count(served, shadow, "failed", _readable(answers))
+            outcome = "skipped" if isinstance(error, Overloaded) else "failed"
+            self._count(served, shadow, outcome, _readable(answers))
             return
         for answer, other in zip(answers, others, strict=True):
             if isinstance(answer, Answer):

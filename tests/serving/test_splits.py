@@ -287,6 +287,17 @@ async def test_and_harm_none_of_its_own_calls_where_it_takes_others(models: Path
         assert (await own).results[0].labels
 
 
+async def test_a_copy_for_which_the_shadow_has_no_room_is_no_failure_of_it(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        shadow = running.server.catalogue.models["pets"].versions[2]
+        with shadow.batcher.admit(running.server._settings.max_queue):
+            assert (await client.classify([jpeg()], model="pets")).version == 1
+            assert await counted(running, 1) == {"skipped": 1}
+
+
 async def test_no_more_copies_are_kept_than_can_be_asked(two: Path) -> None:
     async with (
         running_server(two, shadow="pets=canary:1") as running,
