@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.channel import host_port
 from serving.errors import Unavailable
+from serving.paths import exists, is_dir, is_file
 from serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -18,11 +19,19 @@ PATIENCE_S = 1.0
 
 def check_port_file(settings: ServerSettings) -> None:
     """Raises Unavailable where it is known already that there can be none."""
+    if not settings.port_file:
+        return
     path = Path(settings.port_file)
-    if settings.port_file and not path.parent.is_dir():
-        raise Unavailable(f"the port file can't be written: there is no folder {path.parent}")
-    if settings.port_file and path.is_dir():
-        raise Unavailable(f"the port file can't be written: {path} is a folder")
+    try:
+        if not is_dir(path.parent):
+            raise Unavailable(f"the port file can't be written: there is no folder {path.parent}")
+        if is_dir(path):
+            raise Unavailable(f"the port file can't be written: {path} is a folder")
+        # It is removed and made anew: /dev/stdout, or a device, would be gone for everyone.
+        if path.is_symlink() or (exists(path) and not is_file(path)):
+            raise Unavailable(f"the port file can't be written: {path} is there, and is no file")
+    except OSError as error:
+        raise Unavailable(f"the port file can't be written: {error}") from error
 
 
 def withdraw(settings: ServerSettings) -> None:

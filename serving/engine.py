@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.bound_runs import BoundRuns
 from serving.device import cuda_problem, tensorrt_problem
-from serving.errors import BrokenVersion, Unavailable, first_line
+from serving.errors import BrokenVersion, Unavailable, first_line, listed
 from serving.golden import Floats, Images, Run, check_golden
 from serving.gpu_settings import GpuSettings
 from serving.modelspec import INPUT, Familiarity, Manifest, outputs_of, widths_of
@@ -82,7 +82,7 @@ def load_engine(
     """
     problems = repository.verify_to_load(name, version)
     if problems:
-        raise BrokenVersion(f"{name}/{version} is refused: {'; '.join(problems)}")
+        raise BrokenVersion(f"{name}/{version} is refused: {listed(problems, between='; ')}")
     manifest = repository.manifest(name, version)
     opening = _Opening(
         repository=repository,

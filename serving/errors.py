@@ -18,9 +18,9 @@ from collections.abc import Collection
 from itertools import islice
 
 
-def listed(names: Collection[object], most: int = 20) -> str:
+def listed(names: Collection[object], most: int = 20, between: str = ", ") -> str:
     """The first of `names`, for a message: "a, b and 3 more"; "none" where there are none."""
-    shown = ", ".join(map(str, islice(names, most))) or "none"
+    shown = between.join(map(str, islice(names, most))) or "none"
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
@@ -30,6 +30,12 @@ def to_install(extra: str) -> str:
     return (
         f"install the extra {extra} of Pawprint from its folder or wheel: pip install '.[{extra}]'"
     )
+
+
+def sendable(text: str) -> str:
+    """With bytes of a file's name that are no text as a literal has them: no message can carry
+    them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def first_line(said: object) -> str:

@@ -46,7 +46,7 @@ def check_golden(
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             images = golden["images"]
-            expected = {name: golden[name] for name in names}
+            expected = {name: golden[name].astype(np.float32) for name in names}
         answers = dict(zip(names, run(images), strict=True))
     except Exception as error:  # zipfile, numpy and ONNX Runtime raise almost anything here
         raise BrokenVersion(f"{where}: {file} can't be used: {error}") from error

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.errors import BrokenVersion, InvalidRequest
 from serving.modelspec import FileEntry
-from serving.paths import is_file
+from serving.paths import exists, is_file
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
@@ -107,7 +107,7 @@ def inside(folder: Path, file: str) -> Path:
     """The path of a file that is listed in a manifest, if it lies in the version's own folder."""
     path = folder / contained(file)
     if not path.is_symlink() and not is_file(path):
-        raise BrokenVersion(f"{file} is missing")
+        raise BrokenVersion(f"{file} is {'no file' if exists(path) else 'missing'}")
     if path.is_symlink() or folder.resolve() not in path.resolve().parents:
         raise BrokenVersion(f"{file!r} leads out of the version")
     return path

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
 from serving.engine import Engine
-from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable
+from serving.errors import BrokenVersion, NotFound, PawprintError, Unavailable, sendable
 from serving.modelspec import Findings
 from serving.repository import Repository
 
@@ -79,7 +79,7 @@ def _refusal(
     """earlier: of the same files. Logged, unless that gave the same reason."""
     expected = isinstance(error, (PawprintError, OSError))  # such as descriptors that ran out
     told = isinstance(error, PawprintError)
-    reason = str(error) if told else f"{name}/{version} can't be loaded: {error!r}"
+    reason = sendable(str(error) if told else f"{name}/{version} can't be loaded: {error!r}")
     if earlier is None or earlier.reason != reason:
         log.error("not served: %s", reason, exc_info=None if expected else error)
     attempts = earlier.attempts + 1 if earlier else 1

@@ -38,7 +38,7 @@ from serving.repository import Repository
 from serving.settings import ServerSettings
 from serving.splits import read_splits
 from serving.troubles import ALL, Troubles
-from serving.unmet import other_labels, unmet, without_effect
+from serving.unmet import other_answers, unmet, without_effect
 from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
@@ -173,16 +173,20 @@ class ModelControl:
         """Serve a version until it is unloaded, and change nothing else; "": serve what the policy
         asks for now.
 
-        Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest.
+        Returns the versions that are loaded. Raises NotFound, BrokenVersion, InvalidRequest;
+        Unavailable if the repository can't be read.
         """
         self._check_control(name)
         async with self._changing:
-            if reference:
-                version = await asyncio.to_thread(self._repository.resolve, name, reference)
-                await self._pin(name, version)
-            else:
-                await asyncio.to_thread(self._check_there, name)
-                await self._change(name)
+            try:
+                if reference:
+                    version = await asyncio.to_thread(self._repository.resolve, name, reference)
+                    await self._pin(name, version)
+                else:
+                    await asyncio.to_thread(self._check_there, name)
+                    await self._change(name)
+            except OSError as error:
+                raise Unavailable(f"{name} can't be read: {error}") from error
             self._say_unmet()
             model = self._models[name]
             if not model.served:
@@ -233,10 +237,11 @@ class ModelControl:
         return [*self.troubles.texts, *aliases, *unmet(self._models, self.settings)]
 
     def remarks(self) -> list[str]:
-        """Canaries and shadows that try nothing now, or have other labels; a line each."""
+        """Canaries and shadows that try nothing now, or differ from what other calls get; a line
+        each."""
         return [
             *without_effect(self._models, self.settings),
-            *other_labels(self._models, self.settings),
+            *other_answers(self._models, self.settings),
         ]
 
     # --- one change at a time: the lock is held

@@ -174,7 +174,10 @@ class Repository:
 
     def manifest_digest(self, name: str, version: int) -> str:
         """The SHA-256 of manifest.json, in hex. Raises BrokenVersion if it is missing."""
-        return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
+        try:
+            return hashlib.sha256(self._read(name, version, MANIFEST)).hexdigest()
+        except BrokenVersion as error:
+            raise BrokenVersion(f"{name}/{version}: {error}") from error
 
     def read_file(self, manifest: Manifest, file: str) -> bytes:
         """The content of one file of a version, read once and checked against its digest.
@@ -470,7 +473,8 @@ class Repository:
             raise InvalidRequest(f"an alias can't be a number, got {alias!r}")
         problems = self.verify(name, version)
         if problems:
-            raise BrokenVersion(f"{name}/{version} is not promoted: {'; '.join(problems)}")
+            said = listed(problems, between="; ")
+            raise BrokenVersion(f"{name}/{version} is not promoted: {said}")
         self._change_alias(
             name,
             alias,

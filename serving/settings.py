@@ -77,6 +77,9 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     drain_s: float = setting(30.0, "how long a stopping server lets running calls finish, seconds")
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            if "\0" in str(getattr(self, one.name)):  # which a file can hold
+                raise InvalidRequest(f"{one.name} holds a NUL character")
         for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("pad", PADS)):
             check_choice(self, name, choices)
         ControlSettings.__post_init__(self)
@@ -97,6 +100,11 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                     f"{name} is an address alone, without brackets: ::1, not {getattr(self, name)}"
                 )
         in_utf8("the host", self.host + self.admin_host + self.metrics_host)
+        for name in ("host", "admin_host", "metrics_host"):
+            try:
+                getattr(self, name).encode("idna")  # as the system is asked for it
+            except UnicodeError as error:
+                raise InvalidRequest(f"{name} is no address: {getattr(self, name)!r}") from error
         check_ranges(
             self,
             (
@@ -224,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
 def _read_toml(path: Path) -> dict[str, tuple[Any, str]]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the configuration {path} can't be read: {error}") from error
     return {key: (value, f"{key} in {path}") for key, value in values.items()}
 

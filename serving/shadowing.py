@@ -11,11 +11,12 @@ import numpy as np
 
 from serving.batching import Answer
 from serving.catalogue import ServedVersion
-from serving.errors import InvalidImage, PawprintError
+from serving.errors import InvalidImage, Overloaded, PawprintError
 
 log = logging.getLogger(__name__)
 
-# Copies at once; a call that comes while there are so many is not copied, but counted as skipped.
+# Copies at once; a call that comes while there are so many is not copied, but counted as skipped,
+# and so is one for which the shadow has no room.
 MAX_IN_FLIGHT = 16
 # A copy that takes longer is given up.
 TIMEOUT_S = 30.0
@@ -28,7 +29,8 @@ class Shadowing:
     """Its methods belong to the event loop; `counts` may be read from any thread.
 
     counts: photos by model, the version that answered, the one that got the copy, and the outcome:
-    agreed or differed (in the first label), failed, or skipped.
+    agreed or differed (in the first label), failed, or skipped. Of a photo that can't be read there
+    is nothing to compare.
     """
 
     def __init__(self) -> None:
@@ -38,11 +40,11 @@ class Shadowing:
     def copy(self, served: ServedVersion, answers: Answers, ask: Ask) -> None:
         """Ask the shadow of `served`, if there is one, for its share of the calls, and forget it:
         what becomes of the copy never reaches the caller."""
-        shadow = served.shadow
-        if shadow is None or random.random() >= shadow.share:
+        shadow, readable = served.shadow, _readable(answers)
+        if shadow is None or not readable or random.random() >= shadow.share:
             return
         if len(self._copies) == MAX_IN_FLIGHT:
-            self._count(served, shadow.served, "skipped", len(answers))
+            self._count(served, shadow.served, "skipped", readable)
             return
         task = asyncio.ensure_future(self._compare(served, shadow.served, answers, ask))
         self._copies.add(task)
@@ -67,16 +69,22 @@ class Shadowing:
         except Exception as error:
             if not isinstance(error, PawprintError):
                 log.error("a copy of a call failed", exc_info=error)
-            self._count(served, shadow, "failed", len(answers))
+            outcome = "skipped" if isinstance(error, Overloaded) else "failed"
+            self._count(served, shadow, outcome, _readable(answers))
             return
         for answer, other in zip(answers, others, strict=True):
-            label, other_label = _label(served, answer), _label(shadow, other)
-            self._count(served, shadow, "agreed" if label == other_label else "differed", 1)
+            if isinstance(answer, Answer):
+                label, other_label = _label(served, answer), _label(shadow, other)
+                self._count(served, shadow, "agreed" if label == other_label else "differed", 1)
 
     def _count(self, served: ServedVersion, shadow: ServedVersion, outcome: str, n: int) -> None:
         manifest = served.engine.manifest
         key = (manifest.name, manifest.version, shadow.engine.manifest.version, outcome)
         self.counts[key] += n
+
+
+def _readable(answers: Answers) -> int:
+    return sum(isinstance(answer, Answer) for answer in answers)
 
 
 def _label(served: ServedVersion, answer: Answer | InvalidImage) -> str | None:

@@ -16,6 +16,7 @@ from serving.errors import (
     PawprintError,
     Unauthenticated,
     Unavailable,
+    sendable,
 )
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ DETAILS = "grpc-status-details-bin"
 # Trailers of more than 8 KiB may be thrown away on their way, status and all. A message stands in
 # them twice, and three bytes for each that is not ASCII.
 _LONGEST_BYTES = 1000
+_LONGEST_MS = 2**31 - 1  # what RequestError holds: 25 days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(code=grpc.StatusCode.INTERNAL, message="internal error of the server")
     code, message = STATUS[type(error)], _short(str(error))
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        retry_after_ms = max(1, round(1e3 * error.retry_after_s))
+        retry_after_ms = round(min(max(1, 1e3 * error.retry_after_s), _LONGEST_MS))
         return Failure(
             code=code,
             message=message,
@@ -65,6 +67,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _short(message: str) -> str:
+    message = sendable(message)
     data = message.encode()
     if len(data) <= _LONGEST_BYTES:
         return message

@@ -134,7 +134,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         ):
             if len(set(found)) < len(found):
                 raise ValueError(f"two entries have the same {what}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the tokens in {path} can't be used: {error}") from error
     return tokens
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from serving.control_settings import ControlSettings
 from serving.errors import listed
 from serving.loading import LoadedModel
+from serving.modelspec import Manifest, widths_of
 from serving.splits import Split, read_splits
 from serving.version_policy import read_policy
 from serving.wiring import version_of
@@ -38,9 +39,10 @@ def without_effect(models: Mapping[str, LoadedModel], settings: ControlSettings)
     return said
 
 
-def other_labels(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
-    """One sentence for each canary and shadow whose labels are not those of the version that other
-    calls get, as after a class was renamed: its answers differ, however right they are."""
+def other_answers(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
+    """A sentence for each way in which a canary or shadow is not as the version that other calls
+    get: its labels, as after a class was renamed; and, for those who send pixels or read the
+    outputs by their place, what its graph takes and gives."""
     said = []
     for kind, text in (("canary", settings.canary), ("shadow", settings.shadow)):
         for name, split in read_splits(text, kind).items():
@@ -48,14 +50,41 @@ def other_labels(models: Mapping[str, LoadedModel], settings: ControlSettings) -
                 continue
             tried, usual = version_of(split, model), model.default_version
             if tried in model.versions and usual in model.versions:
-                new, old = (set(model.versions[v].engine.manifest.labels) for v in (tried, usual))
-                if new != old:
-                    said.append(
-                        f"{kind} of {name}: {split.reference} has other labels than {usual}, which "
-                        f"calls get: without {listed(sorted(old - new))}; "
-                        f"with {listed(sorted(new - old))}"
-                    )
+                new, old = (model.versions[v].engine.manifest for v in (tried, usual))
+                which = f"{kind} of {name}: {split.reference}"
+                said += [
+                    f"{which} {how} {usual}, which calls get{what}"
+                    for how, what in _differences(new, old, kind)
+                ]
     return said
+
+
+def _differences(new: Manifest, old: Manifest, kind: str) -> Iterator[tuple[str, str]]:
+    """What stands before and behind the version that calls get. A shadow is compared by the names
+    of its labels alone, and answers nobody."""
+    gone, come = set(old.labels) - set(new.labels), set(new.labels) - set(old.labels)
+    if gone or come:
+        yield (
+            "has other labels than",
+            f": without {listed(sorted(gone))}; with {listed(sorted(come))}",
+        )
+    elif new.labels != old.labels and kind == "canary":
+        yield "has its labels in another order than", ": an index is that of another label"
+    side, usual = new.preprocessing.size, old.preprocessing.size
+    if side != usual:
+        lost = "can't be copied" if kind == "shadow" else "are refused"
+        yield (
+            "takes another size than",
+            f": {side} x {side}; pixels of {usual} x {usual} {lost}",
+        )
+    if kind == "canary":
+        outputs, usual_outputs = widths_of(new).keys(), widths_of(old).keys()
+        for verb, names in (
+            ("lacks an output of", usual_outputs - outputs),
+            ("has an output more than", outputs - usual_outputs),
+        ):
+            if names:
+                yield verb, f": {listed(sorted(names))}"
 
 
 def _is_default(split: Split, model: LoadedModel) -> bool:

@@ -80,7 +80,8 @@ def runs_at_once(settings: ServerSettings) -> int:
 
 def largest_batch(settings: ServerSettings, device: str) -> int:
     """A CPU gains nothing by more than a few photos, and its caches lose by it."""
-    return settings.max_batch or (_CPU_BATCH if device == "cpu" else _CUDA_BATCH)
+    usual = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
+    return settings.max_batch or min(usual, settings.max_queue)
 
 
 def batch_settings(settings: ServerSettings, device: str) -> BatchSettings:

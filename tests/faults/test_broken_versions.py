@@ -31,14 +31,22 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def pipe(path: Path) -> None:
+    """To read it would be to wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 # What is done to a file of the new version, and a part of the reason that is given.
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "model deleted": ("model.onnx", Path.unlink, "model.onnx is missing"),
+    "model a pipe": ("model.onnx", pipe, "model.onnx is no file"),
     "model truncated": ("model.onnx", truncate, "model.onnx is altered"),
     "model empty": ("model.onnx", empty, "model.onnx is altered"),
     "model with a flipped bit": ("model.onnx", flip, "model.onnx is altered"),
     "golden truncated": ("golden.npz", truncate, "golden.npz is altered"),
     "manifest with a flipped bit": ("manifest.json", flip, "manifest"),
+    "manifest deleted": ("manifest.json", Path.unlink, "pets/2: manifest.json is missing"),
     "manifest truncated": ("manifest.json", truncate, "manifest"),
     "digest of the manifest deleted": ("manifest.sha256", Path.unlink, "manifest.sha256"),
 }

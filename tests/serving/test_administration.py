@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_load_unload_and_status(admin: str, models: Path) -> None:
     lines = run("status", "--server", admin).stdout.splitlines()
     assert lines[1].split()[:6] == ["pets", "1", "serving,", "default", "cpu", "fp32"]
     assert lines[2].split()[:3] == ["pets", "3", "refused"] and "golden" in lines[2]
+
+
+def test_what_lies_in_a_version_never_hides_the_status(admin: str, models: Path) -> None:
+    """A name that is no text, and more of them than a message holds."""
+    build_version(models, "pets")
+    for number in range(20_000):
+        (models / "pets/3" / f"{number:0200}").touch()
+    (models / os.fsdecode(b"pets/3/+\xff")).touch()
+    said = "pets/3 is refused: +\\udcff is not part of the version; 000"
+    done = run("load", "pets/3", "--server", admin)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
+    status = json.loads(run("status", "--server", admin, "--json").stdout)
+    (reason,) = (v["reason"] for v in status["versions"] if v["state"] == "refused")
+    assert reason.startswith(said) and reason.endswith(" and 19981 more")
 
 
 def test_what_is_no_message_is_the_callers_mistake(admin: str) -> None:

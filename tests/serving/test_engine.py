@@ -185,8 +185,9 @@ def test_golden_answers_within_the_tolerance_pass_and_beyond_fail(tmp_path: Path
         {"images": np.zeros((0, 32, 32, 3), np.uint8), "logits": np.zeros((0, 2), np.float32)},
         {"images": np.zeros((4, 32, 32, 3), np.float32)},
         {"logits": np.array([["a", None]], dtype=object)},
+        {"logits": np.full((4, 2), "a")},
     ],
-    ids=["nan", "other classes", "other size", "none", "other type", "pickle"],
+    ids=["nan", "other classes", "other size", "none", "other type", "pickle", "text"],
 )
 def test_unusable_golden_answers_are_refused(tmp_path: Path, change: dict) -> None:
     build_version(tmp_path, "pets", golden=golden_of() | change)

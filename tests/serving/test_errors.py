@@ -2,7 +2,8 @@
 
 import pytest
 
-from serving.errors import InvalidRequest, first_line, listed
+from protos.pawprint.v1 import classifier_pb2 as pb
+from serving.errors import InvalidRequest, Overloaded, first_line, listed
 from serving.status import failure_of
 
 
@@ -31,3 +32,11 @@ def test_of_an_errors_pages_the_first_line_is_told(said: object, text: str) -> N
 def test_what_is_too_long_to_be_told_is_cut_between_two_characters(letters: int) -> None:
     told = failure_of(InvalidRequest("a" * letters + "猫" * 1000)).message  # of three bytes each
     assert told.endswith("猫...") and 990 < len(told.encode()) <= 1003
+
+
+@pytest.mark.parametrize("wait_s", [1e7, 1e300, float("inf")])
+def test_a_wait_is_never_longer_than_a_message_holds(wait_s: float) -> None:
+    """As of a token whose rate is next to nothing."""
+    failure = failure_of(Overloaded("later", retry_after_s=wait_s))
+    told = pb.RequestError(retry_after_ms=failure.retry_after_ms)
+    assert told.retry_after_ms == 2**31 - 1

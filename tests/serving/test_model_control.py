@@ -337,7 +337,7 @@ async def test_the_trouble_of_one_model_is_not_that_of_the_others(
     alias.unlink()
     alias.symlink_to("/proc/self/mem")  # a file whose reading is an error, for root too
     async with (
-        running_server(models, control="none") as running,
+        running_server(models, control="explicit") as running,
         AsyncClient(running.address) as client,
     ):
         control = running.server.control
@@ -356,6 +356,9 @@ async def test_the_trouble_of_one_model_is_not_that_of_the_others(
         for _ in range(2):
             await control.rescan()
         assert await answering(client) == 3 and await versions(client, "birds") == (1,)
+        for reference in ("", "1", "stable"):
+            with pytest.raises(Unavailable, match="birds can't be read: .Errno 5"):
+                await control.load_version("birds", reference)
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert len(errors) == 2 and all("but: birds: [Errno 5]" in error for error in errors)
 

@@ -366,14 +366,20 @@ def test_the_port_file_of_an_earlier_server_says_nothing(tmp_path: Path) -> None
     assert run_serve(*flags).returncode != 0 and not left.exists()
 
 
-@pytest.mark.parametrize("port_file", ["/nowhere/port", "/tmp"])
-def test_a_port_file_that_can_not_be_written_is_status_2(models: Path, port_file: str) -> None:
-    """Before anything is loaded."""
+@pytest.mark.parametrize("place", ["/nowhere/port", "/tmp", "pipe", "link", "a" * 300])
+def test_a_port_file_that_can_not_be_written_is_status_2(
+    models: Path, tmp_path: Path, place: str
+) -> None:
+    """Before anything is loaded; and what is no file, such as /dev/stdout, is never replaced."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    port_file = str(tmp_path / place)
     flags = ("--models", str(models), "--port", "0", "--port-file", port_file, "--device", "cpu")
     for done in (run_serve(*flags, "--check"), run_serve(*flags)):
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.splitlines()[-1].startswith("error: the port file can't be written")
         assert len(done.stderr.splitlines()) == 2  # after that of the cores
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
 def test_the_reason_for_the_cpu_is_one_line(models: Path, start) -> None:

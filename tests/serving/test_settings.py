@@ -52,7 +52,11 @@ def test_defaults() -> None:
         (f"drain_s = 1{400 * '0'}", "expected float, got 1000"),
         ("host = 5", "expected str, got 5"),
         ("max_batch = ", "can't be read"),
+        (f"max_batch = {'[' * 10_000}", "can't be read"),
         ('config = "other.toml"', "unknown setting config in"),
+        ('port_file = "a\\u0000b"', "port_file holds a NUL character"),
+        ('host = "a..b"', "host is no address: 'a..b'"),
+        (f'metrics_host = "{64 * "a"}"', "metrics_host is no address: 'aaaa"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: str) -> None:

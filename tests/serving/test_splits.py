@@ -108,6 +108,45 @@ async def test_a_split_to_other_labels_is_told(tmp_path: Path, kind: str) -> Non
         assert running.server.control.problems() == []  # it may be meant so
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "less"),
+    [
+        (
+            "canary",
+            [
+                "has its labels in another order than 1, which calls get: an index is that of "
+                "another label",
+                "takes another size than 1, which calls get: 48 x 48; pixels of 32 x 32 are "
+                "refused",
+                "has an output more than 1, which calls get: familiarity",
+            ],
+            ["lacks an output of 2, which calls get: familiarity"],
+        ),
+        (
+            "shadow",
+            [
+                "takes another size than 1, which calls get: 48 x 48; pixels of 32 x 32 can't be "
+                "copied"
+            ],
+            [],
+        ),
+    ],
+)
+async def test_a_split_to_other_inputs_or_outputs_is_told(
+    models: Path, kind: str, more: list[str], less: list[str]
+) -> None:
+    build_version(models, "pets", ("dog", "cat"), 48, familiar=True)
+    build_version(models, "pets", ("dog", "cat"), 48)
+    Repository(models).promote("pets", 1)
+    async with running_server(models, **{kind: "pets=2:0.1"}) as running:
+        control = running.server.control
+        assert control.remarks() == [f"{kind} of pets: 2 {how}" for how in more]
+        assert control.problems() == []
+    Repository(models).promote("pets", 2)
+    async with running_server(models, **{kind: "pets=3:0.1"}) as running:
+        assert running.server.control.remarks() == [f"{kind} of pets: 3 {how}" for how in less]
+
+
 async def test_a_canary_answers_its_share_by_key(two: Path) -> None:
     async with (
         running_server(two, canary="pets=canary:0.3") as running,
@@ -179,7 +218,9 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         running_server(two, shadow="pets=canary:1") as running,
         AsyncClient(running.address) as client,
     ):
-        responses = [await client.classify([photo], model="pets") for photo in photos]
+        await client.classify([b"no photo", b"neither"], model="pets")  # nothing to agree on
+        responses = [await client.classify([photos[0], b"no photo"], model="pets")]
+        responses += [await client.classify([photo], model="pets") for photo in photos[1:]]
         assert {response.version for response in responses} == {1}
         counts = await counted(running, 40)
         labels = [response.results[0].labels[0].name for response in responses]
@@ -244,6 +285,17 @@ async def test_and_harm_none_of_its_own_calls_where_it_takes_others(models: Path
             await grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(raw_pixels())
             assert await counted(running, len(PIXELS)) == {"failed": len(PIXELS)}
         assert (await own).results[0].labels
+
+
+async def test_a_copy_for_which_the_shadow_has_no_room_is_no_failure_of_it(two: Path) -> None:
+    async with (
+        running_server(two, shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        shadow = running.server.catalogue.models["pets"].versions[2]
+        with shadow.batcher.admit(running.server._settings.max_queue):
+            assert (await client.classify([jpeg()], model="pets")).version == 1
+            assert await counted(running, 1) == {"skipped": 1}
 
 
 async def test_no_more_copies_are_kept_than_can_be_asked(two: Path) -> None:

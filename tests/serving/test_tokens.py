@@ -365,6 +365,7 @@ def test_a_changed_file_that_can_not_be_read_now_is_read_later(
         (entry("a", "a") + entry("a", "b"), "the same name"),
         (entry("a", "a") + entry("b", "a"), "the same sha256"),
         ("[[tokens", "can't be used"),
+        (f"tokens = {'[' * 10_000}", "can't be used"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, text: str, words: str) -> None:

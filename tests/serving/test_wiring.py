@@ -32,5 +32,7 @@ def test_a_gpu_runs_one_large_batch_and_a_cpu_a_small_one_on_each_core() -> None
     settings = ServerSettings()
     assert batch_settings(settings, "cpu").max_batch == 2
     assert batch_settings(settings, "cuda").max_batch == 16
+    short = ServerSettings(max_queue=1, max_photos=1)
+    assert [batch_settings(short, device).max_batch for device in ("cpu", "cuda")] == [1, 1]
     assert runs_at_once(ServerSettings(device="cpu")) == usable_cores()
     assert runs_at_once(settings) == (usable_cores() if cuda_problem() else 1)
