@@ -92,9 +92,10 @@ def prepare(
     datasets = Path(config.datasets) if config.datasets else None
     files = find_photos(config.data, datasets, console.track)
     repository = open_repository(config.out)
-    # Fails now, rather than after the training, where it can not be written or reached.
-    with repository.staging(config.name):
-        repository.versions(config.name)
+    if world.leads:  # it alone publishes
+        # Fails now, rather than after the training, where it can not be written or reached.
+        with repository.staging(config.name):
+            repository.versions(config.name)
     classes = len(labels_of(files))
     classifier = build(config.backbone, classes, config.size, config.weights, mirror=config.mirror)
     if config.dropout is None:

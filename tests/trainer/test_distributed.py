@@ -287,21 +287,21 @@ def test_processes_with_other_teachers_of_one_number_end_before_they_train(
         assert "error: the teacher large/1 of process 1 is not that of process 0" in said
 
 
-def test_the_first_process_alone_exports_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
+def test_the_first_process_alone_exports_writes_and_has_a_cache(photos: MakePhotos, tmp_path: Path):
     torch.manual_seed(0)  # of one net in 30 all logits are so small that rounding is no small part
     torch.save(version_state(build("tiny", 2, 32)), tmp_path / "tiny.pth")
     train = [
         *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
-        *("--out", tmp_path / "models", "--backbone", "tiny", "--weights", tmp_path / "tiny.pth"),
-        *("--size", 32, "--epochs", 0, "--cache"),
+        *("--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", 32, "--epochs", 0),
     ]
-    folders = [tmp_path / "first", tmp_path / "other"]
-    both = together(*([*train, folder] for folder in folders))
+    first, other = tmp_path / "first", tmp_path / "other"
+    places = (["--out", place / "models", "--cache", place / "cache"] for place in (first, other))
+    both = together(*([*train, *own] for own in places))
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    kept = sorted(file.name.partition("-")[0] for file in folders[0].iterdir())
-    assert kept == ["features", "graph"] and not folders[1].exists()
-    assert Repository(tmp_path / "models").versions("shapes") == [1]
+    kept = sorted(file.name.partition("-")[0] for file in (first / "cache").iterdir())
+    assert kept == ["features", "graph"] and not other.exists()
+    assert Repository(first / "models").versions("shapes") == [1]
 
 
 def test_two_processes_doubt_and_drop_the_labels_that_one_does(tmp_path: Path):
