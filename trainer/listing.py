@@ -134,7 +134,7 @@ def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             wanted = [c for c in COLUMNS if c in known]  # others may hold the pictures themselves
             # Without threads: one that still starts while the process ends aborts it.
             rows = file.read(columns=wanted, use_threads=False).to_pylist()
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # of dates, too
         raise InvalidData(f"{table} can't be read as Parquet: {first_line(error)}") from error
     yield from enumerate(rows, start=1)
 

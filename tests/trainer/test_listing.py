@@ -98,6 +98,8 @@ def test_what_spreadsheets_add_to_a_csv_is_passed_over(tmp_path: Path):
         ([{"name": "x"}, {"name": "y"}], "the label in row 1 of .* is {'name': 'x'}"),
         ([b"x", b"y"], "the label in row 1 of .* is b'x'"),
         ([1.0, float("nan")], "row 2 of .* has no label"),
+        (pyarrow.array([0, 1], pyarrow.timestamp("ns")), "can't be read as Parquet: Nanosecond"),
+        (pyarrow.array([0, 2**30], pyarrow.date32()), "can't be read as Parquet: .*days="),
     ],
 )
 def test_labels_of_parquet_that_are_none_are_no_classes(tmp_path: Path, label: list, message: str):
