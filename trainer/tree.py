@@ -102,6 +102,19 @@ def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
     return tuple(sorted({file.label for file in files} - {""}))
 
 
+def same_below(files: Iterable[Found]) -> list[str]:
+    """The folders, two or more, that all class folders hold alike, with no photo beside them: these
+    may be what was meant, and the others years, or the classes of which these are splits."""
+    below: dict[str, set[str]] = {}
+    for file in files:
+        label, *folders = file.file.split("/")[:-1] or [""]
+        if file.fault is None and file.split is None and label.strip() == file.label:
+            below.setdefault(label, set()).add(folders[0] if folders else "")
+    first, *others = below.values() or [set()]
+    same = len(first) > 1 and "" not in first and all(other == first for other in others)
+    return sorted(first) if same else []
+
+
 def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
     classes = _folders(folder)
     if len(classes) < 2:

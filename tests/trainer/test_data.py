@@ -21,7 +21,7 @@ from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
 from trainer.known_photos import NO_SPLIT, Split
 from trainer.listing import find_photos
-from trainer.tree import SPLITS
+from trainer.tree import SPLITS, same_below
 
 LOOK = """
 import sys
@@ -302,6 +302,15 @@ def test_two_folders_of_one_split_are_refused(photos: MakePhotos):
     for name in ("train", "val", "valid"):
         folder = photos(f"all/{name}").parent
     expect(folder, "beside it val; expected only train, val and test there, each once, or only cl")
+
+
+def test_folders_that_all_classes_hold_may_be_what_was_meant(photos: MakePhotos):
+    for year in ("2023", "2024"):
+        folder = photos(f"years/{year}").parent
+    assert same_below(find_photos(folder)) == ["discs", "squares"]
+    assert same_below(find_photos(folder / "2023")) == []
+    photos("years", labels=("2024",))  # photos of its own: it is a class
+    assert same_below(find_photos(folder)) == []
 
 
 def test_a_class_may_be_called_training_or_train(photos: MakePhotos):
