@@ -168,10 +168,11 @@ def groups_of(
     one by itself."""
     pictures = np.stack([thumbnails[item.digest] for item in kept])
     found = groups_alike(pictures, progress, workers).tolist()
-    classes: dict[int, set[str]] = {}
+    classes: dict[int, Counter[str]] = {}
     for item, group in zip(kept, found, strict=True):
-        classes.setdefault(group, set()).add(item.found.label)
-    shared = sum(len(classes[group]) > 1 for group in found)
+        classes.setdefault(group, Counter())[item.found.label] += 1
+    # Beside each photo that is of another class than most: a burst with one wrong label is a burst.
+    shared = sum(min(c.total(), 2 * (c.total() - max(c.values()))) for c in classes.values())
     indistinct = shared > max(_SHARED, _SHARED_PART * len(kept))
     groups = range(len(kept)) if indistinct else found
     return {item.digest: group for item, group in zip(kept, groups, strict=True)}, indistinct

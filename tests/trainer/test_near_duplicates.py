@@ -297,6 +297,20 @@ def test_where_photos_of_different_classes_look_alike_likeness_is_not_gone_by(tm
     assert len(set(data.units(everything).tolist())) == 30
 
 
+def test_a_burst_with_one_wrong_label_is_still_a_burst(tmp_path: Path):
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        for n in range(60):
+            draw_cartoon(label, Random(f"{label} {n}")).save(tmp_path / label / f"{n}.png")
+    burst = draw_cartoon("cats", Random("the burst"))
+    for n in range(24):
+        burst.save(tmp_path / ("cats" if n else "dogs") / f"burst-{n}.jpg", quality=70 + n)
+    data = load(tmp_path)
+    assert not data.indistinct and data.at_odds
+    holds = [any("cats/burst" in p.file for p in photos) for photos in data.splits.values()]
+    assert sum(holds) == 1
+
+
 def test_the_same_picture_under_two_labels_is_told(tmp_path: Path):
     drawn = cartoons(tmp_path)
     drawn["train/cats/5.jpg"].save(tmp_path / "train/dogs/again.jpg", quality=70)
