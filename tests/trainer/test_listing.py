@@ -160,6 +160,9 @@ def test_a_file_that_is_no_table_says_so(tmp_path: Path):
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(InvalidData, match="can't be read as Parquet"):
         find_photos(tmp_path / "t.parquet")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InvalidData, match="pipe.csv is neither a file nor a folder"):
+        find_photos(tmp_path / "pipe.csv")
     latin = pyarrow.array([b"a.jpg", "b\xe4r.jpg".encode("latin-1")]).view(pyarrow.utf8())
     content = pyarrow.table({"path": latin, "label": ["x", "y"]})
     pyarrow.parquet.write_table(content, tmp_path / "t.parquet")
