@@ -168,10 +168,11 @@ def groups_of(
     one by itself."""
     pictures = np.stack([thumbnails[item.digest] for item in kept])
     found = groups_alike(pictures, progress, workers).tolist()
-    classes: dict[int, set[str]] = {}
+    classes: dict[int, Counter[str]] = {}
     for item, group in zip(kept, found, strict=True):
-        classes.setdefault(group, set()).add(item.found.label)
-    shared = sum(len(classes[group]) > 1 for group in found)
+        classes.setdefault(group, Counter())[item.found.label] += 1
+    # Beside each photo that is of another class than most: a burst with one wrong label is a burst.
+    shared = sum(min(c.total(), 2 * (c.total() - max(c.values()))) for c in classes.values())
     indistinct = shared > max(_SHARED, _SHARED_PART * len(kept))
     groups = range(len(kept)) if indistinct else found
     return {item.digest: group for item, group in zip(kept, groups, strict=True)}, indistinct
@@ -194,12 +195,19 @@ def _across(
 def _at_odds(
     splits: dict[str, tuple[Photo, ...]], groups: dict[str, int]
 ) -> Iterator[NearDuplicate]:
-    """Each photo that looks like one of another class, with the first of that picture."""
+    """Each photo that is of another class than most of its picture, with the first of these."""
+    photos = [*itertools.chain(*splits.values())]
+    classes: dict[int, Counter[int]] = {}
+    for photo in photos:
+        classes.setdefault(groups[photo.digest], Counter())[photo.label] += 1
+    most = {group: max(counts, key=counts.__getitem__) for group, counts in classes.items()}
     first: dict[int, Photo] = {}
-    for photo in itertools.chain(*splits.values()):
-        like = first.setdefault(groups[photo.digest], photo)
-        if like.label != photo.label:
-            yield NearDuplicate(one=photo, other=like)
+    for photo in photos:
+        if photo.label == most[groups[photo.digest]]:
+            first.setdefault(groups[photo.digest], photo)
+    for photo in photos:
+        if photo.label != most[groups[photo.digest]]:
+            yield NearDuplicate(one=photo, other=first[groups[photo.digest]])
 
 
 def units_by(photos: Sequence[Photo], groups: Mapping[str, int], parts: int) -> Ints:

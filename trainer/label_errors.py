@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from serving.csv_text import csv_text
 from trainer.calibration import fit_temperature
@@ -23,13 +23,16 @@ _LOG_TEMPERATURES = np.linspace(math.log(0.05), math.log(20.0), 13)
 _LARGEST = 0.9  # share of labels drawn at random
 _PLAUSIBLE = 0.25  # share of labels that may be wrong without more evidence
 _EM_STEPS = 100
+_MOST_CLASSES = 20  # that have shares of their own: of more there are few photos for each
+_LEAST = 1e-9  # such a share: no label is impossible
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelNoise:
-    """Of `share` of the photos somebody drew the label at random, from all classes alike."""
+    """Of `shares[k]` of the photos of class k somebody drew the label at random, from all classes
+    alike."""
 
-    share: float
+    shares: Floats  # [K]
     temperature: float  # of the logits, for the photos that have their own label
     gain: float  # log-likelihood over that of the best temperature and no noise, nats
 
@@ -40,29 +43,88 @@ def fit_label_noise(logits: Floats, labels: Ints) -> LabelNoise:
 
     P(label) = (1 - share) softmax(logits / temperature) + share / K: the model of Bootkrajang and
     Kaban 2012 (Label-noise robust logistic regression and its applications) with one number for all
-    pairs of classes. The temperature is fitted beside it, as a head that has learnt from wrong
-    labels is less sure than it should be of right ones.
+    pairs of classes; or one for each class where that explains far more, as where photos of one
+    were put among those of another. The temperature is fitted beside it, as a head that has learnt
+    from wrong labels is less sure than it should be of right ones.
     """
+    clean = nll(logits.astype(np.float64) / fit_temperature(logits, labels), labels)
+    photos, classes = logits.shape
+    share, temperature, loss = _one_share(logits, labels)
+    shares = np.full(classes, share)
+    if classes <= _MOST_CLASSES:
+        each, its_temperature, its_loss = _share_of_each(logits, labels, temperature)
+        # Schwarz's criterion. A net that leans to some classes must not explain as much: it has
+        # as many numbers, less one, and accuses nobody.
+        price = 0.5 * math.log(photos) / photos
+        leaning = _leaning(logits, labels) - price
+        if its_loss < min(loss - (classes - 1) * price, leaning):
+            shares, temperature, loss = each, its_temperature, its_loss
+    return LabelNoise(shares=shares, temperature=temperature, gain=photos * (clean - loss))
+
+
+def _one_share(logits: Floats, labels: Ints) -> tuple[float, float, float]:
+    """(share, temperature, mean loss)."""
     classes = logits.shape[1]
 
     def best_share(temperature: float) -> tuple[float, float]:
-        """(share, mean log-likelihood) at that temperature."""
+        """(share, mean loss) at that temperature."""
         own = _own(logits, labels, temperature)
         share = 0.1
         for _ in range(_EM_STEPS):  # rises with every step to the one maximum
-            share = min(_LARGEST, float(np.mean(_of_noise(own, share, classes))))
-        return share, float(np.mean(np.log((1 - share) * own + share / classes)))
+            drawn = share / classes
+            share = min(_LARGEST, float(np.mean(drawn / ((1 - share) * own + drawn))))
+        return share, -float(np.mean(np.log((1 - share) * own + share / classes)))
 
     def loss(log_temperature: float) -> float:
-        return -best_share(math.exp(log_temperature))[1]
+        return best_share(math.exp(log_temperature))[1]
 
     at = int(np.argmin([loss(value) for value in _LOG_TEMPERATURES]))
     about = _LOG_TEMPERATURES[max(0, at - 1)], _LOG_TEMPERATURES[at : at + 2][-1]
     temperature = math.exp(minimize_scalar(loss, bounds=about, method="bounded").x)
-    share, likelihood = best_share(temperature)
-    clean = logits.astype(np.float64) / fit_temperature(logits, labels)
-    gain = len(labels) * (likelihood + nll(clean, labels))
-    return LabelNoise(share=share, temperature=temperature, gain=gain)
+    return (best := best_share(temperature))[0], temperature, best[1]
+
+
+def _share_of_each(logits: Floats, labels: Ints, about: float) -> tuple[Floats, float, float]:
+    """(shares [K], temperature, mean loss); about: the temperature with one share for all."""
+    photos, classes = logits.shape
+    rows, scores = np.arange(photos), logits.astype(np.float64)
+
+    def loss(at: Floats) -> tuple[float, Floats]:
+        """And its slopes; at: log of the temperature, and the shares."""
+        scaled, shares = scores / math.exp(at[0]), at[1:]
+        p = np.exp(log_softmax(scaled))
+        chance = p[rows, labels] * (1 - shares[labels]) + p @ shares / classes
+        to_p = np.broadcast_to(shares / classes, p.shape).copy()
+        to_p[rows, labels] += 1 - shares[labels]
+        off = scaled - np.sum(p * scaled, axis=1, keepdims=True)
+        to_temperature = -np.sum(to_p * p * off, axis=1)
+        to_shares = p / classes
+        to_shares[rows, labels] -= p[rows, labels]
+        slopes = np.column_stack([to_temperature, to_shares]) / chance[:, None]
+        return -float(np.mean(np.log(chance))), -slopes.mean(axis=0)
+
+    bounds = [(_LOG_TEMPERATURES[0], _LOG_TEMPERATURES[-1]), *[(_LEAST, _LARGEST)] * classes]
+    tried = [
+        minimize(loss, np.array([math.log(start), *[0.05] * classes]), jac=True, bounds=bounds)
+        for start in (about, about / 2)  # with more of the noise explained a net may be surer
+    ]
+    best = min(tried, key=lambda one: float(one.fun))
+    return best.x[1:], math.exp(best.x[0]), float(best.fun)
+
+
+def _leaning(logits: Floats, labels: Ints) -> float:
+    """The mean loss without noise, of the best temperature and a number added to each class."""
+    scores = logits.astype(np.float64)
+    given = labels[:, None] == np.arange(scores.shape[1])
+
+    def loss(at: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(at[0] * scores + at[1:])
+        off = np.exp(log_p) - given
+        slopes = np.append(np.mean(np.sum(off * scores, axis=1)), off.mean(axis=0))
+        return -float(np.mean(log_p[given])), slopes
+
+    start = np.append(1 / fit_temperature(logits, labels), np.zeros(scores.shape[1]))
+    return float(minimize(loss, start, jac=True, method="L-BFGS-B").fun)
 
 
 def probably_wrong(logits: Floats, labels: Ints) -> Floats:
@@ -76,8 +138,10 @@ def probably_wrong(logits: Floats, labels: Ints) -> Floats:
     if not np.isfinite(logits).all():  # of a head whose steps ran away: it has nothing to say
         return np.zeros(len(labels))
     noise = fit_label_noise(logits, labels)
-    own = _own(logits, labels, noise.temperature)
-    wrong = _of_noise(own, noise.share, logits.shape[1])
+    own = _own(logits, labels, noise.temperature) * (1 - noise.shares[labels])
+    p = np.exp(log_softmax(logits.astype(np.float64) / noise.temperature))
+    drawn = p @ noise.shares / logits.shape[1]
+    wrong: Floats = drawn / (own + drawn)
     wrong[logits.argmax(axis=1) == labels] = 0.0
     if np.mean(wrong > PROBABLY) > _PLAUSIBLE and noise.gain <= 0.5 * math.log(len(labels)):
         return np.zeros(len(labels))
@@ -88,12 +152,6 @@ def _own(logits: Floats, labels: Ints, temperature: float) -> Floats:
     """The probability [n] of its label for each photo, were none drawn at random."""
     log_p = log_softmax(logits.astype(np.float64) / temperature)
     return np.asarray(np.exp(log_p[np.arange(len(labels)), labels]))
-
-
-def _of_noise(own: Floats, share: float, classes: int) -> Floats:
-    """How likely each label [n] is one that was drawn."""
-    drawn = share / classes
-    return np.asarray(drawn / ((1 - share) * own + drawn))
 
 
 def with_label_errors(data: PhotoData, out_of_fold: Floats, *, drop: bool) -> PhotoData:

@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.blob_cache import default_cache
 from serving.errors import InvalidRequest, first_line, lacks
-from serving.paths import exists, is_dir
+from serving.paths import exists, is_dir, is_file
 from trainer.console import Progress, unshown
 from trainer.errors import InvalidData
 from trainer.named import NAMED, find_named
@@ -44,6 +44,8 @@ def find_photos(
         raise InvalidData(
             f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
         )
+    if exists(data) and not is_file(data):  # a pipe, which might never end, is read twice
+        raise InvalidData(f"{data} is neither a file nor a folder")
     rows = _parquet(data) if data.suffix.lower() == ".parquet" else _csv(data)
     found = [_found(row, number, data) for number, row in rows]
     often = [file for file, count in Counter(each.file for each in found).items() if count > 1]
@@ -134,7 +136,7 @@ def _parquet(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             wanted = [c for c in COLUMNS if c in known]  # others may hold the pictures themselves
             # Without threads: one that still starts while the process ends aborts it.
             rows = file.read(columns=wanted, use_threads=False).to_pylist()
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # of dates, too
         raise InvalidData(f"{table} can't be read as Parquet: {first_line(error)}") from error
     yield from enumerate(rows, start=1)
 

@@ -34,6 +34,7 @@ from trainer.known_photos import (
     split_beside,
     split_in,
 )
+from trainer.lettering import short_label
 from trainer.listing import find_photos
 from trainer.metrics import Floats
 from trainer.mixing import NO_RECTANGLES
@@ -42,7 +43,7 @@ from trainer.software import this_pawprint
 from trainer.stages import frozen_stages, split_frozen
 from trainer.teacher import Teacher, load_teacher
 from trainer.tracking import Track
-from trainer.tree import LOOSE, Found, labels_of, require_apart
+from trainer.tree import LOOSE, Found, labels_of, require_apart, same_below
 
 _NAMED = 10  # near duplicates, at most
 # Settings that the weights do not depend on, or that the digests of photos and weights stand for.
@@ -126,6 +127,12 @@ def prepare(
         batch_count(len(data.splits["train"]), config.batch_size, world.size)
     _say_what_is_not_held_out(files, config, console)
     _say_what_was_found(data, console)
+    if same := same_below(files):
+        console.line(
+            "Warning: the folders of these classes all hold the same folders, "
+            f"{listed(same, _NAMED)}, and no photo beside them; if those are the classes, or "
+            "splits, lay photos out as <class>/<photo> or train/<class>/<photo>"
+        )
     _say_what_stays(earlier, files, data, config, console)
     if teacher is not None:
         _say_what_is_known(f"the teacher {teacher.name}", teacher.split, data, console)
@@ -308,7 +315,8 @@ def _say_what_stays(
 
 def _say_what_was_found(data: PhotoData, console: Console) -> None:
     counts = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
-    console.line(f"Found {len(data.labels)} classes; photos: {counts}")
+    names = listed([short_label(label) for label in data.labels], _NAMED)
+    console.line(f"Found {len(data.labels)} classes ({names}); photos: {counts}")
     loose = [item.file for item in data.left_out if item.reason == LOOSE]
     if others := len(data.left_out) - len(loose):
         console.line(f"Left out {others} files:")

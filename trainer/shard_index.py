@@ -21,7 +21,8 @@ _MAX_LABEL_BYTES = 1 << 20
 _MAX_LABEL_LENGTH = 255  # as long as the name of a folder may be
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 512
-_RULES = 3  # by which an index was made: one by others is not taken from the cache
+_JOINED = 1 << 20  # bytes of zeros at most between a file's end and another's beginning
+_RULES = 4  # by which an index was made: one by others is not taken from the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,14 @@ def _read(shard: Shard) -> dict[str, _Parts]:
                 found = _gather(tar, shard)
                 end = tar.offset
         # tarfile takes anything that is no header for the end.
-        if shard.read(end, _BLOCK) != bytes(_BLOCK):
+        rest = shard.read(end, _BLOCK + _JOINED)
+        if rest[:_BLOCK] != bytes(_BLOCK):
             raise InvalidData(f"{shard.location} is cut off or damaged at byte {end:,}")
+        if rest.strip(b"\0"):
+            raise InvalidData(
+                f"{shard.location} goes on behind its end at byte {end:,}, as where tar files were "
+                "joined: keep them as files of their own"
+            )
     except OSError as error:
         raise InvalidData(f"{shard.location} can't be read: {error.strerror or error}") from error
     except (tarfile.TarError, ValueError, EOFError) as error:

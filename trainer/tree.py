@@ -20,6 +20,11 @@ FOLDER_SPLIT = {
     **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
     **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
+# What systems bring beside folders of people: hidden files of macOS, what was found on a disk,
+# Synology's previews of each photo, and what was thrown away.
+_OF_SYSTEMS = {
+    *("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"),
+}
 LOOSE = "it lies beside the class folders, in none"
 
 
@@ -55,6 +60,8 @@ def find_files(root: Path) -> list[Found]:
     others = [f.name for f in folders if f not in splits.values()]
     if others and "train" not in (f.name.lower() for f in folders):
         return _classes(root, root, None)  # "training" may be a class
+    if others and splits.keys() == {"train"} and not any(map(is_dir, splits["train"].iterdir())):
+        return _classes(root, root, None)  # and a train, beside a bus and a car
     if others:
         raise InvalidData(
             f"{root} has a train folder and beside it {listed(others, 5)}; expected only "
@@ -86,13 +93,26 @@ def split_of(folder: str) -> str | None:
 
 
 def hidden(folder: str) -> bool:
-    """Or what an archive of macOS brings beside its folders: it holds hidden files alone."""
-    return folder.startswith(".") or folder == "__MACOSX"
+    """Or of a system: no class, and nothing that anybody sorted."""
+    return folder.startswith(".") or folder in _OF_SYSTEMS
 
 
 def labels_of(files: Sequence[Found]) -> tuple[str, ...]:
     """The classes, sorted: the order of the outputs."""
     return tuple(sorted({file.label for file in files} - {""}))
+
+
+def same_below(files: Iterable[Found]) -> list[str]:
+    """The folders, two or more, that all class folders hold alike, with no photo beside them: these
+    may be what was meant, and the others years, or the classes of which these are splits."""
+    below: dict[str, set[str]] = {}
+    for file in files:
+        label, *folders = file.file.split("/")[:-1] or [""]
+        if file.fault is None and file.split is None and label.strip() == file.label:
+            below.setdefault(label, set()).add(folders[0] if folders else "")
+    first, *others = below.values() or [set()]
+    same = len(first) > 1 and "" not in first and all(other == first for other in others)
+    return sorted(first) if same else []
 
 
 def _classes(root: Path, folder: Path, split: str | None) -> list[Found]:
@@ -198,7 +218,11 @@ def _files(folder: Path) -> list[Path]:
     def upwards(link: Path) -> None:
         raise InvalidData(f"{link} leads back to a folder that it is a part of")
 
-    paths = sorted(walk(folder, refuse, upwards))
+    paths = sorted(
+        path
+        for path in walk(folder, refuse, upwards)
+        if not any(map(hidden, path.relative_to(folder).parts[:-1]))
+    )
     for path in paths:
         try:
             str(path.relative_to(folder.parent)).encode()

@@ -21,7 +21,7 @@ from trainer.data import PhotoData, load_data
 from trainer.errors import InvalidData
 from trainer.known_photos import NO_SPLIT, Split
 from trainer.listing import find_photos
-from trainer.tree import SPLITS
+from trainer.tree import SPLITS, same_below
 
 LOOK = """
 import sys
@@ -304,8 +304,21 @@ def test_two_folders_of_one_split_are_refused(photos: MakePhotos):
     expect(folder, "beside it val; expected only train, val and test there, each once, or only cl")
 
 
-def test_a_class_may_be_called_training(photos: MakePhotos):
+def test_folders_that_all_classes_hold_may_be_what_was_meant(photos: MakePhotos):
+    for year in ("2023", "2024"):
+        folder = photos(f"years/{year}").parent
+    assert same_below(find_photos(folder)) == ["discs", "squares"]
+    assert same_below(find_photos(folder / "2023")) == []
+    photos("years", labels=("2024",))  # photos of its own: it is a class
+    assert same_below(find_photos(folder)) == []
+
+
+def test_a_class_may_be_called_training_or_train(photos: MakePhotos):
     assert load(photos(labels=("discs", "training"))).labels == ("discs", "training")
+    vehicles = photos("vehicles", labels=("car", "train"))
+    assert load(vehicles).labels == ("car", "train")
+    photos("vehicles", labels=("test",))
+    expect(vehicles, "has a train folder and beside it car; expected only train, val and test")
 
 
 def test_a_link_to_a_folder_is_followed_and_none_in_a_circle(photos: MakePhotos, tmp_path: Path):
@@ -416,11 +429,17 @@ def test_classes_of_numbers_that_differ_are_no_misspellings(photos: MakePhotos):
     assert {each.label for each in find_photos(photos(labels=labels))} == set(labels)
 
 
-def test_what_an_archive_of_macos_brings_is_no_class(photos: MakePhotos):
+def test_what_systems_bring_is_no_class_and_no_photo(photos: MakePhotos):
     folder = photos()
     (folder / "__MACOSX" / "discs").mkdir(parents=True)
     (folder / "__MACOSX" / "discs" / "._000.jpg").write_bytes(b"of a Mac")
-    assert load(folder).labels == ("discs", "squares")
+    (folder / "lost+found").mkdir()
+    preview = folder / "discs" / "@eaDir" / "000.jpg" / "SYNOPHOTO_THUMB_M.jpg"
+    preview.parent.mkdir(parents=True)
+    draw("discs", 90).save(preview)
+    data = load(folder)
+    assert data.labels == ("discs", "squares") and data.left_out == ()
+    assert sum(map(len, data.splits.values())) == 12
     train = photos("given/train").parent
     shutil.move(folder / "__MACOSX", train)
     assert load(train).labels == ("discs", "squares")

@@ -43,8 +43,26 @@ def test_the_noise_that_labels_were_drawn_with_is_found(
 ):
     logits, _, labels = drawn(8000, classes, share, temperature)
     found = fit_label_noise(logits, labels)
-    assert found.share == pytest.approx(share, abs=0.025)
+    assert found.shares.mean() == pytest.approx(share, abs=0.025)
     assert found.temperature == pytest.approx(temperature, rel=0.15)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_photos_of_one_class_among_those_of_others_are_noise_of_that_class(classes: int):
+    logits, truth, labels = drawn(8000, classes, 0.3, 2.0)
+    labels = np.where(truth == 0, labels, truth)
+    found = fit_label_noise(logits, labels)
+    expected = [0.3, *[0.0] * (classes - 1)]
+    assert found.shares == pytest.approx(np.array(expected), abs=0.05)
+    assert found.temperature == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("lean", [1.0, 4.0])
+def test_a_net_that_leans_to_one_class_accuses_no_label(lean: float):
+    logits, _, labels = drawn(2000, 2, 0.0, 1.0)
+    logits = logits + [0, lean]
+    assert (logits.argmax(axis=1) != labels).sum() > 200
+    assert (probably_wrong(logits, labels) > PROBABLY).sum() <= 4
 
 
 @pytest.mark.parametrize("classes", [2, 10])

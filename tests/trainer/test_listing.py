@@ -98,6 +98,8 @@ def test_what_spreadsheets_add_to_a_csv_is_passed_over(tmp_path: Path):
         ([{"name": "x"}, {"name": "y"}], "the label in row 1 of .* is {'name': 'x'}"),
         ([b"x", b"y"], "the label in row 1 of .* is b'x'"),
         ([1.0, float("nan")], "row 2 of .* has no label"),
+        (pyarrow.array([0, 1], pyarrow.timestamp("ns")), "can't be read as Parquet: Nanosecond"),
+        (pyarrow.array([0, 2**30], pyarrow.date32()), "can't be read as Parquet: .*days="),
     ],
 )
 def test_labels_of_parquet_that_are_none_are_no_classes(tmp_path: Path, label: list, message: str):
@@ -158,6 +160,9 @@ def test_a_file_that_is_no_table_says_so(tmp_path: Path):
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(InvalidData, match="can't be read as Parquet"):
         find_photos(tmp_path / "t.parquet")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InvalidData, match="pipe.csv is neither a file nor a folder"):
+        find_photos(tmp_path / "pipe.csv")
     latin = pyarrow.array([b"a.jpg", "b\xe4r.jpg".encode("latin-1")]).view(pyarrow.utf8())
     content = pyarrow.table({"path": latin, "label": ["x", "y"]})
     pyarrow.parquet.write_table(content, tmp_path / "t.parquet")

@@ -297,6 +297,21 @@ def test_where_photos_of_different_classes_look_alike_likeness_is_not_gone_by(tm
     assert len(set(data.units(everything).tolist())) == 30
 
 
+def test_a_burst_with_one_wrong_label_is_still_a_burst(tmp_path: Path):
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        for n in range(60):
+            draw_cartoon(label, Random(f"{label} {n}")).save(tmp_path / label / f"{n}.png")
+    burst = draw_cartoon("cats", Random("the burst"))
+    for n in range(24):
+        burst.save(tmp_path / ("dogs" if n else "cats") / f"burst-{n}.jpg", quality=70 + n)
+    data = load(tmp_path)
+    assert not data.indistinct
+    assert [pair.one.file for pair in data.at_odds] == ["cats/burst-0.jpg"]
+    holds = [any("dogs/burst" in p.file for p in photos) for photos in data.splits.values()]
+    assert sum(holds) == 1
+
+
 def test_the_same_picture_under_two_labels_is_told(tmp_path: Path):
     drawn = cartoons(tmp_path)
     drawn["train/cats/5.jpg"].save(tmp_path / "train/dogs/again.jpg", quality=70)

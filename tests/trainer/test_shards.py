@@ -312,6 +312,7 @@ def test_a_damaged_shard_is_told_from_a_whole_one(tmp_path: Path):
         ("header", bytes(header), f"header.tar is cut off or damaged at byte {last.offset:,}"),
         ("text", b"no tar file " * 200, "text.tar is cut off, damaged or no tar file"),
         ("empty", b"", "empty.tar is cut off, damaged or no tar file"),
+        ("joined", whole + whole, f"joined.tar goes on behind its end at byte {ends:,}"),
         ("zip", gzip.compress(whole), "zip.tar is compressed; .* decompress it"),
     ):
         (tmp_path / f"{name}.tar").write_bytes(data)

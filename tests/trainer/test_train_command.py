@@ -180,7 +180,7 @@ def test_it_says_what_it_does_and_stdout_is_json_alone(trained: Trained):
     for text in (
         "Configuration",
         "the backbone's own",
-        "Found 2 classes; photos: 84 train, 18 val, 18 test",
+        "Found 2 classes (discs, squares); photos: 84 train, 18 val, 18 test",
         "Left out 1 files:\n  discs/broken.jpg: the photo is damaged or truncated",
         "Left out 1 photos that lie beside the class folders, in none: loose.jpg\n",
         "Epoch 10/10: train loss",
@@ -273,6 +273,18 @@ def test_weights_of_a_version_that_knows_the_test_photos_are_said(
     assert (
         "of 18 test photos have the content or the names of photos that the net in" in said
     ) == (seed == 1)
+
+
+def test_folders_one_too_far_up_are_told_from_classes(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for seed, year in enumerate(("2023", "2024")):
+        folder = photos(f"years/{year}", seed=seed).parent
+    flags = ("--out", str(tmp_path / "models"), *SCRATCH, "--epochs", "1")
+    assert main(["--data", str(folder), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "Found 2 classes (2023, 2024)" in said
+    assert "all hold the same folders, discs, squares, and no photo beside them" in said
 
 
 def test_photos_that_look_alike_are_kept_together_and_told(
