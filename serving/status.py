@@ -35,6 +35,7 @@ DETAILS = "grpc-status-details-bin"
 # Trailers of more than 8 KiB may be thrown away on their way, status and all. A message stands in
 # them twice, and three bytes for each that is not ASCII.
 _LONGEST_BYTES = 1000
+_LONGEST_MS = 2**31 - 1  # an int32, 24 days: a rate may be of a few photos a day
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(code=grpc.StatusCode.INTERNAL, message="internal error of the server")
     code, message = STATUS[type(error)], _short(str(error))
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        retry_after_ms = max(1, round(1e3 * error.retry_after_s))
+        retry_after_ms = max(1, round(min(1e3 * error.retry_after_s, _LONGEST_MS)))
         return Failure(
             code=code,
             message=message,
