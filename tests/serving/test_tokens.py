@@ -384,6 +384,8 @@ def test_a_changed_file_that_can_not_be_read_now_is_read_later(
         (entry("a", "a", "photos_per_s = -1"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 2", "burst = 0"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 'fast'"), "expected float"),
+        (entry("a", "a", f"photos_per_s = 1{400 * '0'}"), "too large"),
+        ("x = " + 10_000 * "[", "recursion"),
         (entry("a", "a") + entry("a", "b"), "the same name"),
         (entry("a", "a") + entry("b", "a"), "the same sha256"),
         ("[[tokens", "can't be used"),
