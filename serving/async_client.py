@@ -244,6 +244,10 @@ class AsyncClient:
         except asyncio.CancelledError:
             _raise_if_closed()
             raise
+        except grpc.aio.UsageError:  # of the second attempt, where close() came before it
+            if self._closed:
+                raise Unavailable(CLOSED_MEANWHILE) from None
+            raise
 
 
 def _raise_if_closed() -> None:

@@ -14,7 +14,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -222,7 +223,8 @@ class Client:
             nonlocal call
             try:
                 while not ended.is_set():
-                    call = self._stub.ClassifyStream(iter(outbox.open_queue().get, None))
+                    with self._told_if_closed():
+                        call = self._stub.ClassifyStream(iter(outbox.open_queue().get, None))
                     if ended.is_set():
                         call.cancel()
                     try:
@@ -280,21 +282,24 @@ class Client:
         within_s = wait_s(timeout_s, self.timeout_s)
         method = getattr(self._stub, name)
         try:
-            if hedge_after_s is not None and hedge_after_s < within_s:
-                return hedged(method, request, within_s, hedge_after_s)
-            return method(request, timeout=within_s)
+            with self._told_if_closed():
+                if hedge_after_s is not None and hedge_after_s < within_s:
+                    return hedged(method, request, within_s, hedge_after_s)
+                return method(request, timeout=within_s)
         except grpc.RpcError as error:
             raise self._error_of(error) from None
-        except ValueError:  # of gRPC, where close() came before the call
-            if self._closed:
-                raise Unavailable(CLOSED) from None
-            raise
 
     def _begin(self, request: pb.ClassifyRequest, within_s: float) -> Any:
         """gRPC's future of its answer."""
-        try:
+        with self._told_if_closed():
             return self._stub.Classify.future(request, timeout=within_s)
-        except ValueError:  # as in _call
+
+    @contextmanager
+    def _told_if_closed(self) -> Iterator[None]:
+        """What begins a call, which another thread's close() may come before."""
+        try:
+            yield
+        except ValueError:  # of gRPC
             if self._closed:
                 raise Unavailable(CLOSED) from None
             raise

@@ -49,6 +49,9 @@ MESSAGE_MARGIN = MIB
 MORE_STREAMS = 128
 # Who pings more often, three times, loses the connection.
 PING_INTERVAL_MS = 5_000
+# A caller whose network is cut says nothing. Where nothing comes for so long it is pinged; with no
+# answer to that it is gone, and its streams with it. gRPC's own default is two hours.
+SILENT_MS, GONE_MS = 60_000, 60_000
 # A draining server that had no call for so long closes the streams that are still open.
 QUIET_S = 1.0
 
@@ -108,6 +111,9 @@ class Server:
                 # connections, which a network in between would forget; gRPC would call both abuse.
                 ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", SILENT_MS),
+                ("grpc.keepalive_timeout_ms", GONE_MS),  # that of TCP
+                ("grpc.http2.ping_timeout_ms", GONE_MS),
                 # Identity alone: a thousandth of it on the network would make a message in memory,
                 # for health and reflection without a token. Photos are compressed already.
                 ("grpc.compression_enabled_algorithms_bitset", 1),

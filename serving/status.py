@@ -36,7 +36,7 @@ DETAILS = "grpc-status-details-bin"
 # Trailers of more than 8 KiB may be thrown away on their way, status and all. A message stands in
 # them twice, and three bytes for each that is not ASCII.
 _LONGEST_BYTES = 1000
-_LONGEST_MS = 2**31 - 1  # what RequestError holds: 25 days
+_LONGEST_MS = 2**31 - 1  # an int32, 24 days: a rate may be of a few photos a day
 
 
 @dataclass(frozen=True, kw_only=True)

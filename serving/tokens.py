@@ -134,7 +134,8 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         ):
             if len(set(found)) < len(found):
                 raise ValueError(f"two entries have the same {what}")
-    except (OSError, ValueError, RecursionError) as error:
+    # A number of 400 digits, and a list of lists of lists ...: a running server reads them too.
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"the tokens in {path} can't be used: {error}") from error
     return tokens
 

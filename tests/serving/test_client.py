@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -477,6 +478,40 @@ async def test_calls_of_threads_whose_client_is_closed_say_so(running: Running) 
     held.release()
     for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
         assert isinstance(ended, Unavailable) and "closed" in str(ended)
+
+
+class ClosedAsACallBegins(Client):
+    """By another thread, just before gRPC has the call."""
+
+    @property
+    def _stub(self) -> Any:
+        stub = super()._stub
+        self.close()
+        return stub
+
+
+@pytest.mark.parametrize("kind", [{}, {"max_batch": 2}, {"hedge_after_s": 0.0}], ids=str)
+def test_a_client_that_is_closed_as_a_call_begins_says_so(
+    server: ServerProcess, kind: dict[str, Any]
+) -> None:
+    with pytest.raises(Unavailable, match="the client is closed"):
+        ClosedAsACallBegins(server.address, **kind).classify([jpeg()], model="pets")
+    with pytest.raises(Unavailable, match="the client is closed"):
+        list(ClosedAsACallBegins(server.address, **kind).stream([jpeg()], model="pets"))
+
+
+async def test_an_async_client_that_is_closed_as_a_second_attempt_begins_says_so(
+    server: ServerProcess,
+) -> None:
+    for steps in range(1, 8):  # of the event loop: one of them is that moment
+        client = AsyncClient(server.address, hedge_after_s=0.0)
+        await client.list_models()
+        call = asyncio.create_task(client.classify([jpeg()], model="pets"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(Unavailable, match="the client was closed"):
+            await call
 
 
 def test_an_async_client_belongs_to_the_loop_that_first_uses_it(server: ServerProcess) -> None:

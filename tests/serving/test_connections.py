@@ -4,8 +4,10 @@ import asyncio
 import struct
 from pathlib import Path
 
+import grpc
 import pytest
 
+from protos.pawprint.v1.classifier_pb2_grpc import ClassifierServiceStub
 from tests.conftest import running_server
 from tests.serving.frames import (
     ACK,
@@ -14,9 +16,11 @@ from tests.serving.frames import (
     PING,
     PREFACE,
     SETTINGS,
+    beginning,
     frame,
     frames,
 )
+from tests.serving.held_model import until
 
 
 async def ended_by_pings(address: str, every_s: float) -> bool:
@@ -63,3 +67,27 @@ async def test_pings_keep_an_idle_connection_unless_they_are_too_many(
     monkeypatch.undo()
     async with running_server(models) as running:
         assert await ended_by_pings(running.address, every_s=0.06)
+
+
+async def test_a_caller_whose_network_is_cut_gives_its_stream_back(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 of them would have all streams that may be open. Who answers pings may be silent."""
+    monkeypatch.setattr("serving.server.SILENT_MS", 300)
+    monkeypatch.setattr("serving.server.GONE_MS", 300)
+    async with (
+        running_server(models) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        streams = running.server._edge._streams
+        silent = ClassifierServiceStub(channel).ClassifyStream()
+        await until(lambda: streams.total() == 1)
+        host, _, port = running.address.partition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        method = "/pawprint.v1.ClassifierService/ClassifyStream"
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + beginning(method, stream=1))
+        await until(lambda: streams.total() == 2)
+        await until(lambda: streams.total() == 1)
+        writer.close()
+        await silent.done_writing()
+        assert await silent.code() is grpc.StatusCode.OK

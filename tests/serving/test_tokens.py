@@ -144,6 +144,28 @@ async def test_a_stream_over_its_rate_has_all_its_answers(
     assert all(one.result.labels for one in found)
 
 
+@pytest.mark.parametrize("rate", ["1e-9", "1e-320"])
+async def test_a_wait_that_no_message_can_hold_is_told_as_a_long_one(
+    models: Path, tmp_path: Path, rate: str
+) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(entry("rare", "secret", f"photos_per_s = {rate}", "burst = 1"))
+    request = pb.ClassifyRequest(model="pets", images=[jpeg()] * 2)
+    async with (
+        running_server(models, tokens=str(file)) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        metadata = [("authorization", "Bearer secret")]
+        await stub.Classify(request, metadata=metadata)
+        code = stub.Classify(request, metadata=metadata).code()
+        assert await code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        stream = stub.ClassifyStream(metadata=metadata)
+        await stream.write(pb.ClassifyStreamRequest(request=request))
+        assert (await stream.read()).error.retry_after_ms == 2**31 - 1
+        stream.cancel()
+
+
 async def test_retries_of_grpc_come_when_the_server_says_and_only_if_in_time(
     models: Path, file: Path
 ) -> None:
@@ -362,6 +384,8 @@ def test_a_changed_file_that_can_not_be_read_now_is_read_later(
         (entry("a", "a", "photos_per_s = -1"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 2", "burst = 0"), "must be more than 0"),
         (entry("a", "a", "photos_per_s = 'fast'"), "expected float"),
+        (entry("a", "a", f"photos_per_s = 1{400 * '0'}"), "too large"),
+        ("x = " + 10_000 * "[", "recursion"),
         (entry("a", "a") + entry("a", "b"), "the same name"),
         (entry("a", "a") + entry("b", "a"), "the same sha256"),
         ("[[tokens", "can't be used"),
