@@ -1,6 +1,7 @@
 """What a release is made of: the wheel, the site, the version in one place."""
 
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -176,3 +177,23 @@ def test_hadolint_finds_nothing_in_the_dockerfiles(name: str) -> None:
         pytest.skip("no hadolint: pip install '.[release]'")
     done = subprocess.run([hadolint, ROOT / name], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.serve", "Dockerfile.train"])
+def test_what_was_compiled_is_not_compiled_again_at_each_start(tmp_path: Path, name: str) -> None:
+    """On a read-only root. The layer with Pawprint's own files is made here as it is there."""
+    source, added = tmp_path / "opt/pawprint/ours.py", tmp_path / "added"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    os.utime(source, (1e9, 1e9))
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    (tmp_path / "marker").touch()
+    os.utime(tmp_path / "marker", (1e9, 1e9))
+    added.mkdir()
+    commands = (ROOT / name).read_text()
+    (copy,) = re.findall(r"(?s) && (find /opt/pawprint -cnewer .+? \+)\n", commands)
+    copy = re.sub(r"/(?=opt/|marker|added)", f"{tmp_path}/", copy)
+    subprocess.run(copy, shell=True, check=True, timeout=60)
+    folder = added / source.parent.relative_to("/")
+    done = run_python("-v", "-c", "import ours", env=os.environ | {"PYTHONPATH": str(folder)})
+    assert f"matches {folder}/ours.py" in done.stderr

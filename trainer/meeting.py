@@ -7,6 +7,7 @@ that is new each time, so none takes an old answer for its own.
 """
 
 import os
+import threading
 import time
 import uuid
 from datetime import timedelta
@@ -40,7 +41,7 @@ def meet() -> tuple[Store, Store, int, int]:
 
 
 def _meet() -> tuple[Store, Store, int, int]:
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S)))
+    store, rank, size = _first_process()
     own = uuid.uuid4().hex
     if rank:
         store.set(_came(rank), own)
@@ -50,6 +51,25 @@ def _meet() -> tuple[Store, Store, int, int]:
         name = f"pawprint/{own}"
         _welcome_all(store, name, size)
     return store, PrefixStore(name, store), rank, size
+
+
+def _first_process() -> tuple[Store, int, int]:
+    """Its store, once it is there; sought in a thread, as C that waits heeds no Ctrl-C."""
+    found: list[tuple[Store, int, int]] = []
+    failed: list[BaseException] = []
+
+    def seek() -> None:
+        try:
+            found.append(next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S))))
+        except BaseException as error:
+            failed.append(error)
+
+    seeking = threading.Thread(target=seek, name="rendezvous", daemon=True)
+    seeking.start()
+    seeking.join()
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def _welcome_all(store: Store, name: str, size: int) -> None:

@@ -4,7 +4,7 @@
 set -eu
 # sh as process 1 hears no signal but by a trap, and while it waits for a command but by `wait`; what
 # still runs ends with it.
-trap 'exit 143' TERM
+trap 'exit 143' INT TERM # SIGINT is what the image names to stop it
 mkdir -p "$STATE" || exit 75
 if [ ! -e "$STATE/version" ]; then
   models list --models "$FROM" --json >"$STATE/listed" &

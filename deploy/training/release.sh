@@ -1,6 +1,6 @@
 # Copy the version of $NAME that passed gate.sh from $FROM to $TO, and let `stable` name it there.
 set -eu
-trap 'exit 143' TERM # as in gate.sh
+trap 'exit 143' INT TERM # as in gate.sh
 passed=$(cat "$STATE/version") # else it would be the default version
 models copy "$NAME/$passed" --models "$FROM" --to "$TO" --json >"$STATE/copied" &
 wait $!

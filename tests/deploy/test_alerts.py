@@ -175,6 +175,9 @@ def test_servers_that_were_never_there_are_missed(tmp_path: Path) -> None:
 def test_where_no_call_fails_the_dashboard_says_so(tmp_path: Path) -> None:
     (panel,) = (panel for panel in DASHBOARD["panels"] if panel["title"] == "Failed calls")
     query = panel["targets"][0]["expr"].replace("$__rate_interval", "5m")
-    ask(tmp_path, healthy(HEALTH), [(query, 30, [{"labels": "{}", "value": 0}])])
+    query = query.replace("$namespace", "prod")
+    elsewhere = series("pawprint_calls_total", namespace="test", code="INTERNAL")
+    healthy_here = healthy(HEALTH) | {elsewhere: f"0+1x{HEALTH}"}
+    ask(tmp_path, healthy_here, [(query, 30, [{"labels": "{}", "value": 0}])])
     failing = healthy(HEALTH) | {calls("OK"): f"0+3x{HEALTH}", calls("INTERNAL"): f"0+1x{HEALTH}"}
     ask(tmp_path, failing, [(query, 30, [{"labels": "{}", "value": 0.25}])])

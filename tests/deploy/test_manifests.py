@@ -274,6 +274,13 @@ def test_what_wants_a_gpu_may_be_put_on_a_node_that_is_kept_for_gpus(name: str) 
         )
 
 
+def test_what_asked_for_no_gpu_is_shown_none() -> None:
+    """With NVIDIA's runtime this variable decides; the device plugin sets it for who asked."""
+    for image in ("Dockerfile.train", "Dockerfile.serve"):
+        lines = (ROOT / image).read_text().splitlines()
+        assert not [s for s in lines if "NVIDIA_VISIBLE_DEVICES" in s and not s.startswith("#")]
+
+
 @pytest.mark.parametrize("name", [*SERVERS, "training", "batch"])
 def test_what_uses_the_bucket_has_an_account_that_a_role_can_be_bound_to(name: str) -> None:
     resources = rendered(name)

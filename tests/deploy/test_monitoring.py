@@ -49,7 +49,7 @@ def labels_in(query: str) -> set[str]:
     """Those that a query filters or groups by, or asks the values of."""
     matched = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", query)
     grouped = [name for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(",")]
-    asked = re.findall(r"label_values\(\w+, (\w+)\)", query)
+    asked = re.findall(r"label_values\(.+, (\w+)\)", query)
     return {name.strip() for name in (*matched, *grouped, *asked)}
 
 
@@ -93,6 +93,15 @@ async def test_every_query_asks_for_metrics_and_labels_that_are_there(
     assert {name for name in ours - shown if not name.endswith("_created")} <= {
         "pawprint_calls_in_flight"
     }
+
+
+def test_the_dashboard_shows_one_namespace_by_itself() -> None:
+    (variable,) = (v for v in DASHBOARD["templating"]["list"] if v["name"] == "namespace")
+    assert variable["allValue"] == ".*"  # where there is no such label, too
+    for query in set(queries()) - {variable["definition"]}:
+        asked = re.findall(r"\b(?:pawprint|process)_\w+", query)
+        chosen = re.findall(r'(?:pawprint|process)_\w+\{namespace=~"\$namespace"', query)
+        assert len(chosen) == len(asked) > 0, query
 
 
 def test_the_dashboard_is_one_that_grafana_takes() -> None:

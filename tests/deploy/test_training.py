@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -210,6 +211,9 @@ def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str, chos
     """Not when the kubelet kills it. Its sh is process 1 of the container: to such a process a
     signal does nothing unless it has a trap for it."""
     pytest.importorskip("s3fs")
+    # The kubelet sends what the image names.
+    (named,) = re.findall(r"(?m)^STOPSIGNAL (\w+)$", (ROOT / "Dockerfile.train").read_text())
+    stop = signal.Signals[named]
     (container,) = job("pawprint-release")["template"]["spec"][which]
     state = tmp_path / "releases/one"
     state.mkdir(parents=True)
@@ -230,7 +234,7 @@ def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str, chos
             connection, _ = silent.accept()
             with connection:
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                os.kill(int(children.read_text()), signal.SIGTERM)
+                os.kill(int(children.read_text()), stop)
                 assert process.wait(10) == 143
         finally:
             process.kill()

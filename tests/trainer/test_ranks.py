@@ -1,4 +1,8 @@
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +84,25 @@ def test_a_port_that_another_program_has_is_one_line(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: the processes can't meet at localhost:{port} (MASTER_ADDR, MA")
     assert "address already in use" in said
+
+
+def test_ctrl_c_ends_who_waits_for_the_first_process(photos: MakePhotos, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        place = given("1", "2") | {"MASTER_ADDR": "127.0.0.1"}
+        place["MASTER_PORT"] = str(silent.getsockname()[1])
+        command = [sys.executable, "-m", "trainer.train", "--data", photos(), "--name", "pets"]
+        command += ["--out", tmp_path / "models", "--backbone", "tiny", "--weights", "none"]
+        with subprocess.Popen(
+            command, env=os.environ | place, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                connection, _ = silent.accept()
+                with connection:
+                    process.send_signal(signal.SIGINT)
+                    _, said = process.communicate(timeout=30)
+            finally:
+                process.kill()
+    assert (process.returncode, said) == (130, "error: interrupted; nothing was published\n")
