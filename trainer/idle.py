@@ -30,6 +30,8 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = 
     (("head_init",), lambda c: c.probes and c.head_solver == "lbfgs", "L-BFGS solves the head"),
     (("gradual", "layer_decay"), lambda c: c.thaw == 0, "with --thaw 0 no stage learns"),
     (("views",), lambda c: c.adversarial is not None, "--adversarial always changes the photos"),
+    (("views",), lambda c: c.thaw == 1, "with --thaw 1 no stage is frozen"),
+    (("patience",), lambda c: c.patience >= c.epochs, "the run has no more epochs than that"),
     (("teacher_share", "teacher_temperature"), lambda c: c.teacher is None, "without --teacher"),
     (("max_accuracy_loss",), lambda c: not c.int8 and not c.fp16, "without --int8 and --fp16"),
 )
