@@ -138,7 +138,7 @@ def prepare(
         config=config,
         console=console,
         checkpoints=_checkpoints(
-            repository.root, classifier, data, config, console, world, started
+            repository.root, classifier, data, config, teacher, console, world, started
         ),
         teacher=teacher,
         world=world,
@@ -234,13 +234,14 @@ def _checkpoints(
     classifier: Classifier,
     data: PhotoData,
     config: TrainConfig,
+    teacher: Teacher | None,
     console: Console,
     world: World,
     started: float,
 ) -> Checkpoints | None:
     if config.checkpoints == "none" or config.epochs == 0:
         return None
-    settings = decisive_settings(classifier, data, config)
+    settings = decisive_settings(classifier, data, config, teacher)
     if config.checkpoints is None:
         folder = root / ".checkpoints"
         return Checkpoints(folder, config.name, settings, tell=console.line, started=started)
@@ -250,12 +251,14 @@ def _checkpoints(
 
 
 def decisive_settings(
-    classifier: Classifier, data: PhotoData, config: TrainConfig
+    classifier: Classifier, data: PhotoData, config: TrainConfig, teacher: Teacher | None
 ) -> dict[str, Any]:
     """All that the trained weights depend on, as JSON."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
     settings["weights"] = classifier.backbone_digest()
+    if teacher is not None:  # another repository may have another version of its name
+        settings["teacher"] = f"{teacher.name} {teacher.digest[:16]}"
     settings["pawprint"] = this_pawprint()
     return settings
 
