@@ -594,6 +594,25 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
     assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
 
 
+def test_ctrl_c_that_strikes_in_a_callback_of_a_weak_reference_is_not_lost():
+    code = """
+import signal, time, weakref
+from trainer.interrupt import ends_when_interrupted
+class Net: ...
+net = Net()
+watch = weakref.ref(net, lambda _: signal.raise_signal(signal.SIGINT))
+with ends_when_interrupted("late"):
+    try:
+        del net
+        time.sleep(3)
+        print("went on")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    done = run_python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
 @pytest.mark.slow
 def test_ctrl_c_does_not_deny_what_a_comparison_has_published(photos: MakePhotos, tmp_path: Path):
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
