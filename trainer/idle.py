@@ -11,6 +11,10 @@ _FINE_TUNING = (
     *("ema", "accumulate", "patience", "wise_ft", "amp", "compile", "checkpoints"),
 )
 _STEPS_OF_HEAD = ("head_epochs", "head_rate")
+_BEYOND_RATES = (
+    *("learning_rate", "warmup", "schedule", "gradual", "ema", "wise_ft", "patience"),
+    *("checkpoints", "logs", "int8", "fp16", "max_accuracy_loss", "unfamiliar"),
+)
 
 # Which can't act, when, and why.
 _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = (
@@ -37,13 +41,15 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = 
 )
 
 
-def idle(given: Mapping[str, Any], configs: Sequence[TrainConfig]) -> str | None:
+def idle(
+    given: Mapping[str, Any], configs: Sequence[TrainConfig], *, rate_only: bool = False
+) -> str | None:
     """One line on those of `given` that act in none of these runs; None where there are none.
 
     They are no mistake: a file of settings may serve several runs. One that is given as its own
-    default asks for nothing.
+    default asks for nothing. rate_only: of a search for a learning rate.
     """
-    first, *others = (_reasons(config) for config in configs)
+    first, *others = (_reasons(config, rate_only=rate_only) for config in configs)
     found: dict[str, list[str]] = {}
     for name, why in first.items():
         asked = name in given and given[name] != getattr(TrainConfig, name)
@@ -55,9 +61,11 @@ def idle(given: Mapping[str, Any], configs: Sequence[TrainConfig]) -> str | None
     return f"These settings have no part in this run: {said}"
 
 
-def _reasons(config: TrainConfig) -> dict[str, str]:
+def _reasons(config: TrainConfig, *, rate_only: bool = False) -> dict[str, str]:
     """Setting that can't act -> why."""
     found: dict[str, str] = {}
+    if rate_only:
+        found = dict.fromkeys(_BEYOND_RATES, "--find-rate tries rates, and publishes nothing")
     for names, when, why in _IDLE:
         if when(config):
             found |= {name: why for name in names if name not in found}

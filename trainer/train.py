@@ -62,7 +62,7 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
                 _print_json([dataclasses.asdict(row) for row in rows])
             return 0
         console.table("Configuration", _in_words(config, given))
-        if said := idle(given, [config]):
+        if said := idle(given, [config], rate_only=rate_only):
             console.line(said)
         if rate_only:
             from trainer.rate_finder import find_rate
