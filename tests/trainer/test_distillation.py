@@ -28,25 +28,29 @@ SCRATCH = ("--backbone", "tiny", "--weights", "none", "--size", "32", "--epochs"
 LABELS = ("discs", "squares")
 
 
-def test_the_loss_is_that_of_hinton():
+@pytest.mark.parametrize("weights", [None, (0.5, 3.0, 1.0, 2.0)])
+def test_the_loss_is_that_of_hinton(weights: tuple[float, ...] | None):
     generator = np.random.default_rng(0)
     ours, theirs = generator.normal(0, 3, (2, 5, 4))
     labels = np.array([0, 1, 2, 3, 0])
     share, t = 0.7, 3.0
     p, q = softmax(theirs / t), softmax(ours / t)
-    soft = np.sum(p * (np.log(p) - np.log(q)))
-    hard = -np.sum(np.log(softmax(ours)[np.arange(5), labels]))
-    loss = make_distillation(make_loss(None, 0.0), share, t)
+    counts = np.ones(5) if weights is None else np.array(weights)[labels]
+    soft = np.sum(p * (np.log(p) - np.log(q)), axis=1) @ counts
+    hard = -np.log(softmax(ours)[np.arange(5), labels]) @ counts
+    each = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    loss = make_distillation(make_loss(each, 0.0), each, share, t)
     got = loss(torch.from_numpy(ours), torch.from_numpy(labels), torch.from_numpy(theirs))
     assert float(got) == pytest.approx(share * t * t * soft + (1 - share) * hard)
 
 
 def test_at_the_ends_it_is_one_of_the_two():
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    hard = make_loss(torch.tensor([1.0, 2.0, 3.0]), 0.1)
-    untaught = make_distillation(hard, 0.0, 4.0)(logits, labels, torch.randn(6, 3))
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    hard = make_loss(weights, 0.1)
+    untaught = make_distillation(hard, weights, 0.0, 4.0)(logits, labels, torch.randn(6, 3))
     assert torch.allclose(untaught, hard(logits, labels, None))
-    of_itself = make_distillation(hard, 1.0, 4.0)(logits, labels, logits + 5)
+    of_itself = make_distillation(hard, weights, 1.0, 4.0)(logits, labels, logits + 5)
     assert float(of_itself) == pytest.approx(0.0, abs=1e-5)
 
 
