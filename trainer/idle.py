@@ -37,6 +37,12 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = 
     (("views",), lambda c: c.thaw == 1, "with --thaw 1 no stage is frozen"),
     (("patience",), lambda c: c.patience >= c.epochs, "the run has no more epochs than that"),
     (("teacher_share", "teacher_temperature"), lambda c: c.teacher is None, "without --teacher"),
+    (
+        ("label_smoothing",),
+        lambda c: c.teacher is not None and c.teacher_share == 1,
+        "--teacher-share 1 hears no label",
+    ),
+    (("teacher_temperature",), lambda c: c.teacher_share == 0, "--teacher-share 0: it isn't heard"),
     (("max_accuracy_loss",), lambda c: not c.int8 and not c.fp16, "without --int8 and --fp16"),
 )
 

@@ -1,5 +1,6 @@
 """Settings that can't act: those that are named truly change nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ RUNS = (
     {"epochs": 1, "weights": "none", "adversarial": "fast@4/255"},
     {"epochs": 1, "patience": 2},
     {"epochs": 2, "head_solver": "none", "thaw": 1.0},
+    {"epochs": 2, "teacher": "big", "teacher_share": 0.0, "head_solver": "none"},
+    {"epochs": 2, "teacher": "big", "teacher_share": 1.0, "head_solver": "none"},
     {"epochs": 4, "thaw": 0.0, "head_solver": "none", "learning_rate": 1.0},
 )
 
@@ -52,7 +55,11 @@ def test_what_is_named_changes_no_bit_of_the_version(
     digests = []
     for given in (run, {**run, **{name: other[name] for name in named}}):
         config = with_defaults({**given, "out": str(tmp_path / f"models{len(digests)}")})
-        published = train(config, Console(to_stderr=True, silent=True))
+        console = Console(to_stderr=True, silent=True)
+        if config.teacher is not None:
+            alone = {"name": "big", "teacher": None, "head_solver": "lbfgs", "cache": None}
+            train(replace(config, **alone, epochs=0), console)
+        published = train(config, console)
         assert published is not None
         files = published.manifest.files
         digests.append([files[file].sha256 for file in ("weights.safetensors", "model.onnx")])
