@@ -1,5 +1,6 @@
 """How commands start whose packages an installation may lack: one line says so."""
 
+import atexit
 import importlib
 import os
 import signal
@@ -82,6 +83,9 @@ def _open_standard_descriptors() -> None:
 
 def _start(module: str, extra: str) -> int:
     _open_standard_descriptors()
+    # The last of all exit functions: then Python takes seconds to let go of torch. What is done is
+    # done, and Ctrl-C would only make another status of it.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if _first_process() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
     try:

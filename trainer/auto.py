@@ -30,7 +30,7 @@ def choose_batch_size(size: int, gpu_bytes: int | None) -> int:
     """
     if gpu_bytes is None:
         return 32
-    fits = int(gpu_bytes * _PER_GPU_BYTE * min(1.0, (_SIZE / size) ** 2))
+    fits = int(gpu_bytes * _PER_GPU_BYTE * (_SIZE / max(size, _SIZE)) ** 2)
     return max(8, min(256, 1 << max(fits, 1).bit_length() - 1))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,9 @@ class Checkpoints:
     def _read(self, path: Path) -> Checkpoint:
         """Raises _Unusable."""
         try:
+            with zipfile.ZipFile(path) as file:
+                if file.testzip() is not None:  # torch itself looks at no checksum
+                    raise zipfile.BadZipFile
             content = torch.load(path, map_location="cpu", weights_only=True)
             settings = json.loads(content.pop("settings"))
             if different := differences(self._settings, settings):  # perhaps in its parts, too

@@ -123,7 +123,7 @@ def _require_all(
         run = prepare(config, console, world, data)
         data = run.data
         of_variants = {name: getattr(config, name) for name in SETTINGS_OF_VARIANTS}
-        found[way] = decisive_settings(run.classifier, data, run.config) | of_variants
+        found[way] = decisive_settings(run.classifier, data, run.config, run.teacher) | of_variants
         console = Console(to_stderr=True, silent=True)  # the others would say the same
     return data, found
 

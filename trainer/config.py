@@ -1,6 +1,5 @@
 """The settings of one training run, checked at construction and saved whole in the manifest."""
 
-import math
 from dataclasses import dataclass, fields
 
 from serving.errors import InvalidRequest, in_utf8
@@ -163,8 +162,9 @@ class TrainConfig:
 
 
 def _range(setting: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequest(f"{setting} must be {low:g} to {high:g}, got {value:g}")
+    if not low <= value <= high:  # nan is in no range
+        got = f"{value:g}" if isinstance(value, float) else value  # an int may be beyond all floats
+        raise InvalidRequest(f"{setting} must be {low:g} to {high:g}, got {got}")
 
 
 def _check(setting: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -44,9 +44,11 @@ def _from_file(file: Path) -> dict[str, Any]:
         if name not in kinds:
             raise InvalidRequest(f"{file}: unknown setting {name!r}; known: {', '.join(kinds)}")
         if kinds[name] is float and type(value) is int:
-            given[name] = float(value)
+            given[name] = float(str(value))  # too large for one it is inf, as a flag's would be
         elif type(value) is not kinds[name]:
             raise InvalidRequest(f"{file}: {name} must be {kinds[name].__name__}, got {value!r}")
+        elif "\0" in str(value):
+            raise InvalidRequest(f"{file}: {name} holds a NUL character")
     return given
 
 

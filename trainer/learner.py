@@ -79,7 +79,9 @@ class Learner:
         weights = loss_weights(self._targets, self._classes, config.balance, device)
         loss = make_loss(weights, config.label_smoothing)
         if teacher is not None:
-            loss = make_distillation(loss, config.teacher_share, config.teacher_temperature)
+            loss = make_distillation(
+                loss, weights, config.teacher_share, config.teacher_temperature
+            )
         last = config.cutmix > 0 and channels_last(prefix, config.size)
         self._mix = make_mix(config.mixup, config.cutmix, self._classes, channels_last=last)
         self._step = Step(

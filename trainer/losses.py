@@ -18,18 +18,20 @@ def make_loss(weights: Tensor | None, smoothing: float) -> Loss:
     return hard
 
 
-def make_distillation(hard: Loss, share: float, temperature: float) -> Loss:
+def make_distillation(hard: Loss, weights: Tensor | None, share: float, temperature: float) -> Loss:
     """share * T^2 * KL(teacher || student) + (1 - share) * hard, both softened by T in the first.
 
     Hinton et al. 2015, arXiv:1503.02531, section 2: T^2 keeps the gradients of the soft part as
-    large as those of the other, whatever T is.
+    large as those of the other, whatever T is. `weights` are those of `hard`: photos of a rare
+    class count more in both parts. Goals are labels.
     """
 
     def distilled(logits: Tensor, goals: Tensor, taught: Tensor | None) -> Tensor:
         assert taught is not None
         ours = (logits / temperature).log_softmax(dim=1)
         theirs = (taught / temperature).log_softmax(dim=1)
-        soft = kl_div(ours, theirs, reduction="sum", log_target=True)
+        apart = kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+        soft = apart.sum() if weights is None else (apart * weights[goals]).sum()
         return share * temperature**2 * soft + (1 - share) * hard(logits, goals, taught)
 
     return distilled

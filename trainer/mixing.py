@@ -11,7 +11,7 @@ from serving.errors import InvalidRequest
 
 NO_RECTANGLES = (
     "cutmix cuts rectangles, and behind the frozen stages there are only vectors; give a larger "
-    "--thaw, or --mixup"
+    "--thaw"
 )
 
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
@@ -43,7 +43,7 @@ def make_mix(
         elif mixup_alpha:
             mixed, share = mixup(inputs, other, mixup_alpha, generator)
         else:
-            raise InvalidRequest(NO_RECTANGLES)
+            raise InvalidRequest(f"{NO_RECTANGLES}, or --mixup")
         return mixed, share * targets + (1 - share) * targets[other]
 
     return mix

@@ -85,10 +85,11 @@ def prepare(
     _require_same_settings(config, world)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.amp == "fp16" and device.type == "cpu":
-        raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
-    if config.compile:
-        require_compiler(device)
+    if config.epochs > 0:  # a head alone needs neither
+        if config.amp == "fp16" and device.type == "cpu":
+            raise InvalidRequest("amp fp16 needs a GPU, and there is none; use bf16 or fp32")
+        if config.compile:
+            require_compiler(device)
     _check_places(config)
     datasets = Path(config.datasets) if config.datasets else None
     files = find_photos(config.data, datasets, console.track)
@@ -104,8 +105,8 @@ def prepare(
     drawn = torch.Generator().manual_seed(config.seed)
     initialise_head(classifier.head, config.head_init, drawn)
     classifier.to(device).to(memory_format=torch.channels_last)
-    if config.epochs > 0 and config.cutmix and not config.mixup and not config.adversarial:
-        _require_rectangles(classifier, config)
+    if config.epochs > 0 and config.cutmix and not config.adversarial:
+        _require_rectangles(classifier, config, console)
     spec = Preprocessing(size=config.size, interpolation=config.interpolation)
     teacher = None
     if config.teacher is not None:
@@ -145,7 +146,7 @@ def prepare(
         config=config,
         console=console,
         checkpoints=_checkpoints(
-            repository.root, classifier, data, config, console, world, started
+            repository.root, classifier, data, config, teacher, console, world, started
         ),
         teacher=teacher,
         world=world,
@@ -212,16 +213,20 @@ def _of_all(text: str, world: World) -> list[str]:
     return every
 
 
-def _require_rectangles(classifier: Classifier, config: TrainConfig) -> None:
-    """Raises InvalidRequest, now and not after the probe, where cutmix would be given vectors."""
+def _require_rectangles(classifier: Classifier, config: TrainConfig, console: Console) -> None:
+    """Says where cutmix would be given vectors, so that mixup acts alone; raises InvalidRequest,
+    now and not after the probe, where there is no mixup."""
     classifier.freeze(frozen_stages(classifier.backbone, config.thaw))
     prefix, _ = split_frozen(classifier.backbone, classifier.frozen, config.size)
     sample = torch.zeros(1, 3, config.size, config.size, device=classifier.head.weight.device)
     with torch.inference_mode():
         vectors = prefix(sample).dim() != 4
     classifier.freeze([])
-    if vectors:
-        raise InvalidRequest(NO_RECTANGLES)
+    if not vectors:
+        return
+    if not config.mixup:
+        raise InvalidRequest(f"{NO_RECTANGLES}, or --mixup")
+    console.line(f"--cutmix has no part in this run: {NO_RECTANGLES}")
 
 
 def _check_places(config: TrainConfig) -> None:
@@ -237,13 +242,14 @@ def _checkpoints(
     classifier: Classifier,
     data: PhotoData,
     config: TrainConfig,
+    teacher: Teacher | None,
     console: Console,
     world: World,
     started: float,
 ) -> Checkpoints | None:
     if config.checkpoints == "none" or config.epochs == 0:
         return None
-    settings = decisive_settings(classifier, data, config)
+    settings = decisive_settings(classifier, data, config, teacher)
     if config.checkpoints is None:
         folder = root / ".checkpoints"
         return Checkpoints(folder, config.name, settings, tell=console.line, started=started)
@@ -253,12 +259,14 @@ def _checkpoints(
 
 
 def decisive_settings(
-    classifier: Classifier, data: PhotoData, config: TrainConfig
+    classifier: Classifier, data: PhotoData, config: TrainConfig, teacher: Teacher | None
 ) -> dict[str, Any]:
     """All that the trained weights depend on, as JSON."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     settings["data"] = data.describe().digest
     settings["weights"] = classifier.backbone_digest()
+    if teacher is not None:  # another repository may have another version of its name
+        settings["teacher"] = f"{teacher.name} {teacher.digest[:16]}"
     settings["pawprint"] = this_pawprint()
     return settings
 

@@ -62,7 +62,7 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
                 _print_json([dataclasses.asdict(row) for row in rows])
             return 0
         console.table("Configuration", _in_words(config, given))
-        if said := idle(given, [config]):
+        if said := idle(given, [config], rate_only=rate_only):
             console.line(said)
         if rate_only:
             from trainer.rate_finder import find_rate
@@ -80,11 +80,12 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
         published = train(config, console)
     except (PawprintError, OSError) as error:
         return fail(error)
-    except RuntimeError as error:
-        if not _out_of_memory(error):
+    except Exception as error:
+        whose = _whose_memory(error)
+        if whose is None:
             raise
         print(
-            "error: the GPU has too little memory; end what else runs on it and run the same "
+            f"error: {whose} has too little memory; end what else runs on it and run the same "
             "command, which goes on after the last epoch, or try a smaller --batch-size, --size or "
             "backbone",
             file=sys.stderr,
@@ -107,10 +108,15 @@ def _print_json(value: Any) -> None:
         print(json.dumps(value, indent=2))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _whose_memory(error: Exception) -> str | None:
+    """Is too small; None: it is another error."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU"
+    words = ("can't allocate memory", "Failed to allocate memory")  # torch's, ONNX Runtime's
+    lacks = isinstance(error, MemoryError) or any(each in str(error) for each in words)
+    return "this machine" if lacks else None
 
 
 def _in_words(config: TrainConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:

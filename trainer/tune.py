@@ -154,7 +154,7 @@ def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
         # The first epochs say little; nor does a median of few trials.
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=max(1, epochs // 3)),
     )
-    settings = decisive_settings(run.classifier, run.data, run.config)
+    settings = decisive_settings(run.classifier, run.data, run.config, run.teacher)
     settings["searched"] = list(names)
     known = study.user_attrs.get("settings")
     if known is None:

@@ -174,6 +174,23 @@ def test_help_waits_for_no_package_that_takes_seconds(command: str) -> None:
     assert (done.returncode, done.stderr) == (0, "") and f"usage: {command}" in done.stdout
 
 
+def test_ctrl_c_once_all_is_done_makes_no_other_status_of_it(tmp_path: Path) -> None:
+    """As Python lets go of what is left."""
+    code = f"""
+import signal, sys
+class Late:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+late = Late()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.argv = ["models", "list", "--models", {str(tmp_path)!r}]
+from serving.launch import models
+sys.exit(models())
+"""
+    done = run_python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["train", "analyze", "serve", "classify", "models"])
 def test_a_flag_that_is_wrong_is_one_line(command: str) -> None:
     code = f"import sys; sys.argv = ['{command}', *{['--data', 'd', 'cats', '--nope']}]\n"

@@ -142,9 +142,15 @@ def test_what_is_trained_depends_on_the_code(
 def test_a_damaged_checkpoint_is_named(photos: MakePhotos, tmp_path: Path):
     trained_once(photos, tmp_path)
     (path,) = tmp_path.glob("*.ckpt")
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(InvalidRequest, match="x.ckpt can't be read; delete it to start anew"):
-        checkpoints(tmp_path).load()
+    whole = path.read_bytes()
+    found = checkpoints(tmp_path).load()
+    assert found is not None
+    at = whole.index(found.logits["first"].numpy().tobytes())
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for damaged in (whole[:-2000], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidRequest, match="x.ckpt can't be read; delete it to start anew"):
+            checkpoints(tmp_path).load()
 
 
 def test_where_there_is_no_room_the_last_checkpoint_stays(photos: MakePhotos, tmp_path: Path):

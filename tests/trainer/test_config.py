@@ -89,6 +89,8 @@ def test_defaults_follow_backbone_and_weights():
         ("epochs = '3'", "epochs must be int, got '3'"),
         ("strict = 1", "strict must be bool, got 1"),
         ("epochs = ", "can't be read as TOML"),
+        ('data = "a\\u0000b"', "data holds a NUL character"),
+        (f"learning_rate = {10**400}", "learning_rate must be 1e-08 to 10, got inf"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, text: str, message: str):
@@ -120,6 +122,8 @@ def test_an_environment_that_is_wrong(variable: str, text: str, message: str):
         ("interpolation", "nearest", "interpolation must be one of bilinear, bicubic, lanczos"),
         ("size", 8, "size must be 32 to 1024, got 8"),
         ("epochs", -1, "epochs must be 0 to 10000, got -1"),
+        ("epochs", 10**400, "epochs must be 0 to 10000, got 10000"),  # beyond all floats
+        ("learning_rate", float("nan"), "learning_rate must be 1e-08 to 10, got nan"),
         ("learning_rate", float("inf"), "learning_rate must be 1e-08 to 10, got inf"),
         ("val_fraction", 0.9, "val_fraction must be 0.01 to 0.5, got 0.9"),
         ("batch_size", 1, "batch_size must be 2 to 4096, got 1"),
@@ -177,6 +181,8 @@ def test_with_a_gpu_all_choices_are_its_own(monkeypatch: pytest.MonkeyPatch, wei
     assert large.batch_size == 32
     own = read_config({"data": "photos", "backbone": "efficientnet_v2_s"}, {}, None)
     assert (own.size, own.batch_size) == (384, 64)
+    with pytest.raises(InvalidRequest, match="size must be 32 to 1024, got 0"):
+        read_config({"data": "photos", "size": 0}, {}, None)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

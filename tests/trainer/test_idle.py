@@ -1,5 +1,6 @@
 """Settings that can't act: those that are named truly change nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ OTHER = {
     **{"learning_rate": 0.05, "weight_decay": 0.3, "warmup": 0.5, "thaw": 1.0, "views": 1},
     **{"schedule": "constant", "layer_decay": 0.5, "gradual": True, "augment": "rand"},
     **{"erasing": 0.9, "mixup": 0.5, "cutmix": 1.0, "label_smoothing": 0.3, "dropout": 0.7},
-    **{"clip": 0.01, "ema": 0.9, "accumulate": 2, "patience": 1, "wise_ft": True, "amp": "bf16"},
+    **{"clip": 0.01, "ema": 0.9, "accumulate": 2, "patience": 1, "wise_ft": True, "amp": "fp16"},
     **{"compile": True, "optimizer": "sgd", "batch_size": 8, "head_solver": "sgd"},
     **{"head_epochs": 2, "head_rate": 1.0, "head_init": "normal", "teacher_share": 0.1},
     **{"teacher_temperature": 9.0, "max_accuracy_loss": 0.5},
@@ -32,8 +33,10 @@ RUNS = (
     {"epochs": 0},
     {"epochs": 0, "head_solver": "sgd", "head_epochs": 5},
     {"epochs": 1, "weights": "none", "adversarial": "fast@4/255"},
-    {"epochs": 1},
-    {"epochs": 1, "head_solver": "none"},
+    {"epochs": 1, "patience": 2},
+    {"epochs": 2, "head_solver": "none", "thaw": 1.0},
+    {"epochs": 2, "teacher": "big", "teacher_share": 0.0, "head_solver": "none"},
+    {"epochs": 2, "teacher": "big", "teacher_share": 1.0, "head_solver": "none"},
     {"epochs": 4, "thaw": 0.0, "head_solver": "none", "learning_rate": 1.0},
 )
 
@@ -52,7 +55,11 @@ def test_what_is_named_changes_no_bit_of_the_version(
     digests = []
     for given in (run, {**run, **{name: other[name] for name in named}}):
         config = with_defaults({**given, "out": str(tmp_path / f"models{len(digests)}")})
-        published = train(config, Console(to_stderr=True, silent=True))
+        console = Console(to_stderr=True, silent=True)
+        if config.teacher is not None:
+            alone = {"name": "big", "teacher": None, "head_solver": "lbfgs", "cache": None}
+            train(replace(config, **alone, epochs=0), console)
+        published = train(config, console)
         assert published is not None
         files = published.manifest.files
         digests.append([files[file].sha256 for file in ("weights.safetensors", "model.onnx")])

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from tests.trainer.conftest import MakePhotos
 from trainer.adversarial import Adversary
+from trainer.idle import _BEYOND_RATES
 from trainer.learner import Learner
 from trainer.rate_finder import smooth, suggest
+from trainer.tiny import Tiny
 from trainer.train import main
 
 RATES = np.logspace(-7, 0, 100)
@@ -68,6 +71,32 @@ def test_the_command_suggests_a_rate_that_learns_and_publishes_nothing(
         assert plot.size[0] > 300
     assert json.loads((models / "shapes-learning-rate.json").read_text()) == found
     assert not [path for path in models.glob("shapes/*") if path.name.isdigit()]
+
+
+def test_what_is_named_changes_nothing_that_is_found(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    flags = ["--data", photos(per_class=12), "--name", "shapes", "--out", tmp_path / "models"]
+    flags += ["--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", 32, "--thaw", 1]
+    values = {"learning_rate": 0.1, "warmup": 0.5, "schedule": "constant", "ema": 0.9}
+    values |= {"patience": 1, "max_accuracy_loss": 0.5, "unfamiliar": 0.1}
+    values |= {place: tmp_path / "state" for place in ("checkpoints", "logs")}
+    named = []
+    for name in _BEYOND_RATES:
+        flag = f"--{name.replace('_', '-')}"
+        named += [flag, values[name]] if name in values else [flag]
+    found = []
+    for more in ([], named):
+        arguments = [str(each) for each in [*flags, "--find-rate", "--json", *more]]
+        assert main(arguments) == 0
+        said = capsys.readouterr()
+        found.append(json.loads(said.out))
+        told = [line for line in said.err.splitlines() if "no part in this run" in line]
+        assert len(told) == bool(more)
+    assert found[0] == found[1] and set(told[0].split(": ")[1].split(" (")[0].split(", ")) == {
+        flag for flag in named if str(flag).startswith("--")
+    }
 
 
 def test_an_adversary_is_as_strong_at_every_rate(

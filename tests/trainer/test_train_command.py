@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -606,6 +607,25 @@ def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
     assert list(out.glob(".logs/shapes/*/events.out.tfevents.*"))  # for TensorBoard
 
 
+def test_ctrl_c_that_strikes_in_a_callback_of_a_weak_reference_is_not_lost():
+    code = """
+import signal, time, weakref
+from trainer.interrupt import ends_when_interrupted
+class Net: ...
+net = Net()
+watch = weakref.ref(net, lambda _: signal.raise_signal(signal.SIGINT))
+with ends_when_interrupted("late"):
+    try:
+        del net
+        time.sleep(3)
+        print("went on")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    done = run_python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
 @pytest.mark.slow
 def test_ctrl_c_does_not_deny_what_a_comparison_has_published(photos: MakePhotos, tmp_path: Path):
     torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
@@ -708,6 +728,28 @@ def test_a_gpu_that_is_full_is_one_line_that_says_what_to_try(
     )  # fmt: skip
     (said,) = capsys.readouterr().err.splitlines()
     assert status == 1 and said.startswith("error: the GPU has too little memory; end what")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
+@pytest.mark.parametrize("epochs", [0, 1], ids=["ONNX Runtime", "torch"])
+def test_a_machine_that_is_full_is_one_line_too(photos: MakePhotos, tmp_path: Path, epochs: int):
+    torch.save(Tiny().state_dict(), tmp_path / "tiny.pth")
+    code = """
+import resource, sys, torch
+import trainer.pipeline
+from trainer.train import main
+with open("/proc/self/statm") as file:
+    now = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), -1))
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["--data", photos(per_class=12), "--name", "x", "--out", tmp_path / "models"]
+    arguments += ["--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", 1024]
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = run_python("-c", code, *arguments, "--epochs", epochs, env=without_gpu)
+    *others, said = done.stderr.splitlines()
+    assert done.returncode == 1 and not any("Traceback" in line for line in others)
+    assert said.startswith("error: this machine has too little memory; end what else runs on it")
 
 
 def test_help_explains_itself():

@@ -164,7 +164,8 @@ def test_that_cutmix_has_vectors_alone_is_said_before_any_work(
     assert main([str(argument) for argument in [*arguments, "--cutmix", 1]]) == status
     said = capsys.readouterr()
     assert ("Opening photos" in said.out) == (status == 0)
-    assert ("only vectors; give a larger --thaw" in said.err) == (status == 2)
+    assert ("only vectors; give a larger --thaw, or --mixup" in said.err) == (status == 2)
+    assert ("--cutmix has no part in this run" in said.out) == (status == 0)
 
 
 def test_labels_are_mixed_with_their_pictures():
