@@ -24,6 +24,9 @@ from trainer.probe import Probe, fit_probe
 from trainer.split import Ints
 from trainer.threads import keep_to_cores
 
+_ANY, _MOST_LIKE = "any other class", "the class that it looks most like"
+_ONE_WAY = "the first class, all of the second"
+
 
 def main() -> int:
     parser = parser_of(__doc__, seeds=3)
@@ -61,17 +64,15 @@ def _measure(folder: str, options: argparse.Namespace) -> None:
         f"| {title} | | 0 | {np.mean(found):.1f} | | {clean[0]:.3f} | {clean[1]:.3f} |",
         flush=True,
     )
-    ways = ["any other class"]
-    if classes > 2:  # of two there is one other
-        ways.append("the class that it looks most like")
-    for how in ways:
+    for how in _ways(classes):
         for share in options.shares:
             rows = []
             for seed, truth in enumerate(right):
                 generator = np.random.default_rng([seed, 1])
-                chosen = generator.choice(len(labels), round(share * len(labels)), False)
+                among = np.flatnonzero(labels == 1) if how == _ONE_WAY else np.arange(len(labels))
+                chosen = generator.choice(among, round(share * len(labels)), False)
                 other = (labels + generator.integers(1, classes, len(labels))) % classes
-                if how != ways[0]:
+                if how == _MOST_LIKE:
                     others = truth.out_of_fold.copy()
                     others[np.arange(len(labels)), labels] = -np.inf
                     other = others.argmax(axis=1)
@@ -90,6 +91,11 @@ def _measure(folder: str, options: argparse.Namespace) -> None:
                 f"| {marks[1]:.3f}, dropped {marks[3]:.3f} |",
                 flush=True,
             )
+
+
+def _ways(classes: int) -> tuple[str, ...]:
+    """Of two classes there is one other; of more, one has too few photos to change so many."""
+    return (_ANY, _ONE_WAY) if classes == 2 else (_ANY, _MOST_LIKE)
 
 
 def _with(data: PhotoData, labels: Ints, out_of_fold: Floats) -> tuple[Ints, Ints]:
