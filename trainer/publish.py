@@ -41,7 +41,7 @@ from trainer.label_errors import (
 )
 from trainer.metrics import expected_calibration_error, softmax
 from trainer.mistakes import MOST, draw_label_errors, draw_strangest
-from trainer.parity import require_parity, term_scale
+from trainer.parity import require_parity, rounding_of
 from trainer.plots import save_plots
 from trainer.preparing import Run
 from trainer.results import Fitted, Published
@@ -96,7 +96,7 @@ def publish(run: Run, fitted: Fitted, started: float) -> Published:
             fp32.parity,
             fp32.differ,
             [photo.file for photo in sample],
-            lambda: term_scale(served, images),
+            lambda: rounding_of(served, images),
         )
         save_golden(folder / "golden.npz", fp32.runner, images)
         candidates = add_precisions(bench, folder, fp32, config)

@@ -17,7 +17,7 @@ from trainer.backbones import IMAGENET, Calibrated, build
 from trainer.errors import FailedCheck
 from trainer.export import OPSET, Served, to_onnx
 from trainer.onnx_runner import OnnxRunner
-from trainer.parity import Disagreement, measure_parity, require_parity, term_scale
+from trainer.parity import Disagreement, measure_parity, require_parity, rounding_of
 
 SIZE, TEMPERATURE = 48, 1.7
 
@@ -35,7 +35,7 @@ def path(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def no_terms() -> float:
+def no_rounding() -> float:
     return 0.0
 
 
@@ -79,7 +79,7 @@ def test_the_graph_does_all_that_a_caller_would_else_have_to(path: Path, served:
 
 def test_onnx_agrees_with_pytorch_and_the_batch_does_not_matter(path: Path, served: Served):
     parity, differ = measure_parity(served, OnnxRunner(path), pixels())
-    require_parity(parity, differ, [""] * 9, no_terms)
+    require_parity(parity, differ, [""] * 9, no_rounding)
     assert parity.photos == 9 and parity.batch_sizes == (1, 2, 7)
     assert 0 < parity.logit_scale and parity.top1_agreement == 1.0
 
@@ -89,7 +89,7 @@ def test_a_file_of_other_weights_is_refused_with_the_figures(path: Path, served:
     other = Served(Calibrated(build("tiny", 3, SIZE), TEMPERATURE)).eval()
     parity, differ = measure_parity(other, OnnxRunner(path), pixels())
     with pytest.raises(FailedCheck, match=r"differs from PyTorch by .* in logits; the limit is"):
-        require_parity(parity, differ, [""] * 9, no_terms)
+        require_parity(parity, differ, [""] * 9, no_rounding)
 
 
 def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
@@ -103,7 +103,7 @@ def test_a_slight_change_of_one_weight_is_noticed(path: Path, served: Served):
             bias[0] -= 1e-3
     assert parity.max_logit_error == pytest.approx(1e-3 / TEMPERATURE, rel=0.01)
     with pytest.raises(FailedCheck):
-        require_parity(parity, differ, [""] * 9, no_terms)
+        require_parity(parity, differ, [""] * 9, no_rounding)
 
 
 def test_a_net_whose_large_terms_cancel_out_is_published(tmp_path: Path):
@@ -120,11 +120,11 @@ def test_a_net_whose_large_terms_cancel_out_is_published(tmp_path: Path):
     onnx.save(to_onnx(served, SIZE), tmp_path / "model.onnx")
     parity, _ = measure_parity(served, OnnxRunner(tmp_path / "model.onnx"), images)
     with pytest.raises(FailedCheck, match="differs from PyTorch by"):
-        require_parity(parity, [], [], no_terms)
-    require_parity(parity, [], [], lambda: term_scale(served, images))
+        require_parity(parity, [], [], no_rounding)
+    require_parity(parity, [], [], lambda: rounding_of(served, images))
     with pytest.raises(FailedCheck, match="differs from PyTorch by"):
         worse = replace(parity, max_logit_error=100 * parity.max_logit_error)
-        require_parity(worse, [], [], lambda: term_scale(served, images))
+        require_parity(worse, [], [], lambda: rounding_of(served, images))
 
 
 def test_an_answer_that_is_no_number_is_refused(path: Path, served: Served, tmp_path: Path):
@@ -140,7 +140,7 @@ def test_an_answer_that_is_no_number_is_refused(path: Path, served: Served, tmp_
     onnx.save(model, tmp_path / "nan.onnx")
     parity, differ = measure_parity(served, OnnxRunner(tmp_path / "nan.onnx"), images)
     with pytest.raises(FailedCheck, match="differs from PyTorch by nan"):
-        require_parity(parity, differ, [""] * 9, no_terms)
+        require_parity(parity, differ, [""] * 9, no_rounding)
 
 
 class _OddPairs:
@@ -159,7 +159,7 @@ def test_an_answer_that_depends_on_the_size_of_the_batch_is_refused(path: Path, 
     parity, differ = measure_parity(served, odd, pixels())
     assert [each.photo for each in differ] == list(range(9)) and parity.top1_agreement == 0
     with pytest.raises(FailedCheck, match="differs from PyTorch by"):
-        require_parity(parity, differ, [""] * 9, no_terms)
+        require_parity(parity, differ, [""] * 9, no_rounding)
 
 
 def parity_of(error: float, agreement: float = 1.0) -> Parity:
@@ -173,16 +173,16 @@ def parity_of(error: float, agreement: float = 1.0) -> Parity:
 
 
 def test_the_limit_is_a_share_of_the_logit_scale():
-    require_parity(parity_of(0.99e-4), [], [], no_terms)
+    require_parity(parity_of(0.99e-4), [], [], no_rounding)
     for error in (1.01e-4, float("nan")):
         with pytest.raises(FailedCheck, match="limit is 0.0001"):
-            require_parity(parity_of(error), [], [], no_terms)
+            require_parity(parity_of(error), [], [], no_rounding)
 
 
 def test_another_first_label_is_refused_and_its_margin_given():
     differ = [Disagreement(photo=1, margin=2e-6)]
     with pytest.raises(FailedCheck, match=r"1 of 4 photos another label .*b.jpg \(margin 2e-06\)"):
-        require_parity(parity_of(1e-6, 0.75), differ, ["a.jpg", "b.jpg"], no_terms)
+        require_parity(parity_of(1e-6, 0.75), differ, ["a.jpg", "b.jpg"], no_rounding)
 
 
 class Inexportable(nn.Module):
