@@ -8,8 +8,10 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 _DAY = datetime.timedelta(days=1)
 
@@ -38,16 +40,11 @@ class Authority:
         name: str,
         names: Sequence[str] = (),
         days: tuple[float, float] = (-1, 1),
-        rsa_bits: int = 0,
+        key: PrivateKey | None = None,
     ) -> Pair:
         """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name; days: from
-        now, the first and the last moment that it is valid; rsa_bits: 0 for an elliptic curve."""
-        curve = ec.SECP256R1()
-        key = (
-            rsa.generate_private_key(65537, rsa_bits)
-            if rsa_bits
-            else ec.generate_private_key(curve)
-        )
+        now, the first and the last moment that it is valid; key: else of P-256."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         valid_for = [x509.DNSName(one) for one in names] or local
@@ -72,7 +69,7 @@ def serial(pem: bytes) -> int:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey,
     days: tuple[float, float] = (-1, 1),
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from serving.access import Tls
 from serving.client import AsyncClient, Client
@@ -22,7 +24,7 @@ from serving.pem import check_pair
 from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
-from tests.certificates import Authority, Pair, serial
+from tests.certificates import Authority, Pair, PrivateKey, serial
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
@@ -87,11 +89,62 @@ async def test_a_key_that_grpc_takes_is_not_too_short_for_us(
     models: Path, authority: Authority
 ) -> None:
     """OpenSSL, which looks at the files first, refuses RSA of 1024 bits unless told otherwise."""
-    pair = authority.sign("old", rsa_bits=1024)
+    pair = authority.sign("old", key=rsa.generate_private_key(65537, 1024))
     settings = tls_settings(pair, tls_client_ca=str(authority.ca))
     async with running_server(models, **settings) as running:
         shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
         assert await classify(running, shown) in ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "key", [ec.generate_private_key(ec.SECP521R1()), ed25519.Ed25519PrivateKey.generate()]
+)
+async def test_a_renewed_key_of_a_kind_that_our_clients_refuse_is_not_taken(
+    models: Path,
+    authority: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    key: PrivateKey,
+) -> None:
+    """A server that has no other shows it all the same: other clients take such a key."""
+    odd, live = authority.sign("odd", key=key), copied(authority.sign("first"), tmp_path)
+    tls = Tls(ca=str(authority.ca))
+    async with running_server(models, **tls_settings(live)) as running:
+        _replace(odd.cert, live.cert)
+        _replace(odd.key, live.key)
+        assert await classify(running, tls) in ("cat", "dog")
+    (message,) = (text for text in caplog.messages if "certificate" in text)
+    assert message.startswith(
+        f"the certificate stays as it was: the certificate in {live.cert} has"
+    )
+    caplog.clear()
+    async with running_server(models, **tls_settings(live)) as running:
+        shown = await asyncio.to_thread(shown_serial, running.address)  # by OpenSSL
+        assert shown == serial(odd.cert.read_bytes())
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await classify(running, tls)
+    (message,) = (text for text in caplog.messages if "certificate" in text)
+    assert message.endswith("; gRPC takes RSA, P-256 and P-384: callers refuse it")
+
+
+@pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP256R1(), ec.SECP224R1(), ec.SECP256K1()])
+async def test_a_curve_is_taken_or_refused_at_the_start(
+    models: Path, authority: Authority, curve: ec.EllipticCurve
+) -> None:
+    """gRPC says of those that it can't use that the port can't be had."""
+    pair = authority.sign("server", key=ec.generate_private_key(curve))
+    settings = tls_settings(pair, tls_client_ca=str(authority.ca))
+    shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
+    if curve.key_size >= 256 and curve.name != "secp256k1":
+        async with running_server(models, **settings) as running:
+            assert await classify(running, shown) in ("cat", "dog")
+        return
+    words = re.escape(f"{pair.key} holds a key of another kind; gRPC takes RSA, P-256 and P-384")
+    with pytest.raises(InvalidRequest, match=words):
+        async with running_server(models, **settings):
+            pass
+    with pytest.raises(InvalidRequest, match=words):
+        Client("localhost:1", tls=shown)
 
 
 async def test_a_renewed_authority_of_the_callers_is_taken_without_a_restart(
