@@ -6,14 +6,13 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.errors import InvalidRequest, Unauthenticated, Unavailable, in_utf8
-from serving.pem import TAKEN_KINDS, check_certificates, check_pair, key_kind
+from serving.pem import TAKEN_KINDS, check_certificates, check_pair, key_kind, read_pem
 from serving.proxies import past_proxies
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
@@ -173,7 +172,7 @@ def _check(tls: Tls) -> None:
 
 def _read(path: str) -> bytes | None:
     try:
-        return Path(path).read_bytes() if path else None
+        return read_pem(path) if path else None
     except OSError as error:
         raise InvalidRequest(f"{path} can't be read: {error.strerror}") from error
 

@@ -5,6 +5,8 @@ kinds of keys BoringSSL takes is, as OpenSSL takes more of them.
 """
 
 import binascii
+import codecs
+import errno
 import re
 import ssl
 from pathlib import Path
@@ -22,6 +24,15 @@ USUAL_KINDS = ("RSA", "P-256", "P-384")
 TAKEN_KINDS = "gRPC takes RSA, P-256 and P-384"
 
 _FIRST = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.*?)-----END ", re.DOTALL)
+
+
+def read_pem(path: str | Path) -> bytes:
+    """What gRPC is to be given. Raises OSError, for a pipe too: it could be read but once, and one
+    that nobody writes to would be waited for."""
+    if Path(path).is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe, and not a file", str(path))
+    # Some editors put it first. OpenSSL skips it, gRPC finds no certificate then.
+    return Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def check_certificates(path: str | Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from serving.errors import InvalidRequest
-from serving.pem import TAKEN_KINDS, USUAL_KINDS, check_certificates, check_pair, key_kind
+from serving.pem import TAKEN_KINDS, USUAL_KINDS, check_certificates, check_pair, key_kind, read_pem
 from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
@@ -122,10 +122,10 @@ class ShownCertificate:
 def _read(files: TlsFiles) -> Certificate:
     try:
         before = _stamps(files)
-        cert = files.cert.read_bytes()
+        cert = read_pem(files.cert)
         configuration = grpc.ssl_server_certificate_configuration(
-            [(files.key.read_bytes(), cert)],
-            files.client_ca.read_bytes() if files.client_ca else None,
+            [(read_pem(files.key), cert)],
+            read_pem(files.client_ca) if files.client_ca else None,
         )
         check_pair(files.cert, files.key)
         if files.client_ca:

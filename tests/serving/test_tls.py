@@ -1,6 +1,7 @@
 """TLS and mutual TLS over real sockets; certificates renewed under a running server."""
 
 import asyncio
+import codecs
 import math
 import os
 import re
@@ -83,6 +84,18 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority(
         for tls in (Tls(ca=ca), Tls(ca=ca, cert=str(bad.cert), key=str(bad.key))):
             with pytest.raises((Unavailable, DeadlineExceeded)):
                 await classify(running, tls)
+
+
+async def test_files_may_begin_with_the_mark_that_some_editors_put_there(
+    models: Path, authority: Authority
+) -> None:
+    pair = authority.sign("server")
+    for file in (pair.cert, pair.key, authority.ca):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    settings = tls_settings(pair, tls_client_ca=str(authority.ca))
+    shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
+    async with running_server(models, **settings) as running:
+        assert await classify(running, shown) in ("cat", "dog")
 
 
 async def test_a_key_that_grpc_takes_is_not_too_short_for_us(
@@ -360,6 +373,8 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
     missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
     key = serialization.load_pem_private_key(one.key.read_bytes(), None)
@@ -374,6 +389,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
         (one.cert, missing, None, f"{missing}: No such file or directory"),
         (one.cert, tmp_path, None, f"{tmp_path}: Is a directory"),
+        (pipe, one.key, None, f"{pipe}: it is a pipe, and not a file"),
         (junk, one.key, None, f"{junk} holds no certificate in PEM"),
         (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
         (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
@@ -419,6 +435,10 @@ def test_a_file_of_a_client_that_holds_something_else_is_told(
     """And not a server that does not answer."""
     junk, own, other = tmp_path / "junk", authority.sign("own"), authority.sign("other")
     junk.write_text("junk")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidRequest, match="pipe can't be read: it is a pipe"):
+        kind("localhost:1", tls=Tls(ca=str(pipe)))
     with pytest.raises(InvalidRequest, match="junk holds no certificate in PEM"):
         kind("localhost:1", tls=Tls(ca=str(junk)))
     for cert, key in ((own.cert, other.key), (junk, own.key), (own.cert, junk)):
