@@ -2,10 +2,11 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -14,6 +15,7 @@ from serving.channel import host_port
 from serving.errors import Unavailable
 
 _STALLED_S = 10.0  # a client that sends nothing for so long is dropped
+_NO_PLACE_S = 0.2  # until a connection is tried again that no descriptor was free for
 
 
 class MetricsServer:
@@ -102,6 +104,13 @@ class _Server(ThreadingHTTPServer):
         if self.address_family == socket.AF_INET6:  # whatever the system's default is
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # the connection is still there: without a rest it would take a whole core
+            time.sleep(_NO_PLACE_S)
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A scraper that went away in the middle is its own affair."""
