@@ -1,6 +1,8 @@
 """A small HTTP server beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
 
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from prometheus_client.exposition import choose_encoder
 
 from serving.channel import host_port
 from serving.errors import Unavailable
+
+log = logging.getLogger(__name__)
 
 _STALLED_S = 10.0  # a client that sends nothing for so long is dropped
 _NO_PLACE_S = 0.2  # until a connection is tried again that no descriptor was free for
@@ -33,7 +37,7 @@ class MetricsServer:
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
-                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                    encode, kind = self._encoder()
                     self._send(200, kind, encode(registry))
                 elif path == "/healthz":
                     self._send(200, "text/plain", b"ok\n")
@@ -44,6 +48,12 @@ class MetricsServer:
                     self._send(404, "text/plain", b"/metrics, /healthz or /readyz\n")
 
             do_HEAD = do_GET  # some load balancers probe with it
+
+            def _encoder(self) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+                try:
+                    return choose_encoder(self.headers.get("Accept", ""))
+                except (TypeError, ValueError):  # a version that is none
+                    return choose_encoder("")
 
             def _send(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
@@ -113,4 +123,5 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A scraper that went away in the middle is its own affair."""
+        if not isinstance(sys.exception(), OSError):  # a scraper that went away in the middle
+            log.exception("unexpected error while the metrics were gathered")

@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import AsyncClient, Client
@@ -32,6 +32,7 @@ from serving.metrics_server import MetricsServer
 from serving.repository import Repository
 from serving.server import Server
 from serving.settings import ServerSettings
+from tests import waiting
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import black, encode, jpeg, noise
 from tests.ports import free_port
@@ -375,6 +376,29 @@ def test_every_address_is_one_of_ipv6_too() -> None:
         for host in ("127.0.0.1", "[::1]"):
             with urllib.request.urlopen(f"http://{host}:{server.port}/readyz", timeout=10) as said:
                 assert said.status == 200
+
+
+def test_a_version_of_the_format_that_is_none_is_the_usual_one() -> None:
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: True) as server:
+        for version in ("banana", "=1", "1.x.y"):
+            wanted = {"Accept": f"application/openmetrics-text; version={version}"}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{server.port}/metrics", None, wanted
+            )
+            with urllib.request.urlopen(request, timeout=10) as page:
+                assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+def test_metrics_that_can_not_be_gathered_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    registry = CollectorRegistry()
+    Gauge("broken", "One that fails", registry=registry).set_function(broken)
+    with MetricsServer("127.0.0.1", 0, registry, lambda: True) as server:
+        with pytest.raises(http.client.RemoteDisconnected):
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10)
+        waiting.until(lambda: "ZeroDivisionError" in caplog.text)
 
 
 def test_a_connection_that_no_descriptor_is_free_for_costs_no_core_meanwhile(
