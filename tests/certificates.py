@@ -38,18 +38,20 @@ class Authority:
     def sign(
         self,
         name: str,
-        names: Sequence[str] = (),
+        names: Sequence[str] | None = (),
         days: tuple[float, float] = (-1, 1),
         key: PrivateKey | None = None,
     ) -> Pair:
-        """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name; days: from
-        now, the first and the last moment that it is valid; key: else of P-256."""
+        """For `names`, else `localhost` and 127.0.0.1, with `name` as its common name, and for
+        that alone where `names` is None, as certificates once were; days: from now, the first
+        and the last moment that it is valid; key: else of P-256."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        valid_for = [x509.DNSName(one) for one in names] or local
         made = _builder(subject, self._name, key.public_key(), days)
-        made = made.add_extension(x509.SubjectAlternativeName(valid_for), critical=False)
+        if names is not None:
+            valid_for = [_general(one) for one in names] or local
+            made = made.add_extension(x509.SubjectAlternativeName(valid_for), critical=False)
         pair = Pair(cert=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
         pair.cert.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
         pair.key.write_bytes(
@@ -64,6 +66,10 @@ class Authority:
 
 def serial(pem: bytes) -> int:
     return x509.load_pem_x509_certificate(pem).serial_number
+
+
+def _general(name: str) -> x509.GeneralName:
+    return x509.IPAddress(ipaddress.ip_address(name)) if ":" in name else x509.DNSName(name)
 
 
 def _builder(

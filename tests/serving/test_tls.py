@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -326,6 +326,17 @@ async def test_the_probe_of_a_container_reaches_its_own_server(
         wrong = {**here, "PAWPRINT_SERVE_TLS_CERT": str(other.cert)}
         assert (await probe({**wrong, "PAWPRINT_SERVE_TLS_KEY": str(other.key)}))[0] == 1
         assert (await probe({"PAWPRINT_SERVE_PORT": port}))[0] == 1
+
+
+@pytest.mark.parametrize("names", [None, ("fd00::1",), ("fd00::1", "pets.example"), ("PETS",)])
+async def test_a_probe_finds_a_name_that_grpc_takes_for_one_of_the_certificate(
+    models: Path, authority: Authority, names: Sequence[str] | None
+) -> None:
+    settings = tls_settings(authority.sign("server", names))
+    here = {f"PAWPRINT_SERVE_{name.upper()}": value for name, value in settings.items()}
+    async with running_server(models, **settings) as running:
+        tls = await asyncio.to_thread(own_tls, running.address, here, 5.0)
+        assert await asyncio.to_thread(serving_status, running.address, "", 5.0, tls) == "SERVING"
 
 
 def test_a_probe_speaks_tls_and_shows_a_certificate_where_its_server_does(
