@@ -37,7 +37,10 @@ def read_pem(path: str | Path) -> bytes:
 
 def check_certificates(path: str | Path) -> None:
     """Raises ssl.SSLError where there is none, OSError."""
-    _context().load_verify_locations(path)
+    context = _context()
+    context.load_verify_locations(path)
+    if not context.cert_store_stats()["x509"]:  # lists of revoked ones alone
+        raise ssl.SSLError("no certificate")
 
 
 def check_pair(cert: str | Path, key: str | Path) -> None:

@@ -35,6 +35,13 @@ class Authority:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
+    def revoke_none(self) -> bytes:
+        """A list of revoked certificates, in PEM."""
+        now = datetime.datetime.now(datetime.UTC)
+        made = x509.CertificateRevocationListBuilder().issuer_name(self._name)
+        made = made.last_update(now).next_update(now + _DAY)
+        return made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def sign(
         self,
         name: str,

@@ -384,8 +384,9 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
     missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
-    pipe = tmp_path / "pipe"
+    pipe, revoked = tmp_path / "pipe", tmp_path / "revoked"
     os.mkfifo(pipe)
+    revoked.write_bytes(authority.revoke_none())
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
     key = serialization.load_pem_private_key(one.key.read_bytes(), None)
@@ -407,6 +408,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (one.cert, locked, None, f"{locked} holds no key in PEM, or one with a passphrase"),
         (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
         (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
+        (one.cert, one.key, revoked, f"{revoked} holds no certificate in PEM"),
     ):
         with pytest.raises(InvalidRequest) as raised:
             ShownCertificate(TlsFiles(cert=cert, key=key, client_ca=client_ca))
