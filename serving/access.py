@@ -6,14 +6,13 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from serving.channel import CHANNEL_OPTIONS, target_of
 from serving.errors import InvalidRequest, Unauthenticated, Unavailable, in_utf8
-from serving.pem import check_certificates, check_pair
+from serving.pem import TAKEN_KINDS, check_certificates, check_pair, key_kind, read_pem
 from serving.proxies import past_proxies
 
 TOKEN_VARIABLE = "PAWPRINT_TOKEN"
@@ -142,12 +141,15 @@ def advised(error: Exception, options: argparse.Namespace) -> str:
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    cert = _read(tls.cert)
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_read(tls.ca),
         private_key=_read(tls.key),
-        certificate_chain=_read(tls.cert),
+        certificate_chain=cert,
     )
     _check(tls)
+    if cert and not key_kind(cert):
+        raise InvalidRequest(f"{tls.key} holds a key of another kind; {TAKEN_KINDS}")
     return credentials
 
 
@@ -170,7 +172,7 @@ def _check(tls: Tls) -> None:
 
 def _read(path: str) -> bytes | None:
     try:
-        return Path(path).read_bytes() if path else None
+        return read_pem(path) if path else None
     except OSError as error:
         raise InvalidRequest(f"{path} can't be read: {error.strerror}") from error
 

@@ -1,11 +1,14 @@
 """A small HTTP server beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
 
+import logging
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -13,7 +16,10 @@ from prometheus_client.exposition import choose_encoder
 from serving.channel import host_port
 from serving.errors import Unavailable
 
+log = logging.getLogger(__name__)
+
 _STALLED_S = 10.0  # a client that sends nothing for so long is dropped
+_NO_PLACE_S = 0.2  # until a connection is tried again that no descriptor was free for
 
 
 class MetricsServer:
@@ -31,7 +37,7 @@ class MetricsServer:
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
-                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                    encode, kind = self._encoder()
                     self._send(200, kind, encode(registry))
                 elif path == "/healthz":
                     self._send(200, "text/plain", b"ok\n")
@@ -42,6 +48,12 @@ class MetricsServer:
                     self._send(404, "text/plain", b"/metrics, /healthz or /readyz\n")
 
             do_HEAD = do_GET  # some load balancers probe with it
+
+            def _encoder(self) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+                try:
+                    return choose_encoder(self.headers.get("Accept", ""))
+                except (TypeError, ValueError):  # a version that is none
+                    return choose_encoder("")
 
             def _send(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
@@ -103,5 +115,13 @@ class _Server(ThreadingHTTPServer):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # the connection is still there: without a rest it would take a whole core
+            time.sleep(_NO_PLACE_S)
+            raise
+
     def handle_error(self, request: object, client_address: object) -> None:
-        """A scraper that went away in the middle is its own affair."""
+        if not isinstance(sys.exception(), OSError):  # a scraper that went away in the middle
+            log.exception("unexpected error while the metrics were gathered")

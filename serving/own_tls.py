@@ -7,6 +7,7 @@ signed it may be known to its callers alone.
 import socket
 import ssl
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from serving.access import Tls
@@ -44,6 +45,11 @@ def _name(address: str, cert: str, timeout_s: float) -> str:
             shown: Any = encrypted.getpeercert()
     except (OSError, ValueError):  # the call that follows fails too, and says more
         return ""
-    kinds = ("DNS", "IP Address")  # others name no server
-    names = [name for kind, name in shown.get("subjectAltName", ()) if kind in kinds]
-    return names[0].replace("*", "any") if names else ""
+    others = shown.get("subjectAltName", ())
+    names = [name.replace("*", "any") for kind, name in others if kind == "DNS"]
+    # OpenSSL writes out the zeros of one of IPv6, and gRPC does not.
+    names += [str(ip_address(name)) for kind, name in others if kind == "IP Address"]
+    if not others:  # gRPC takes the common name then, OpenSSL and Go don't
+        parts = (part for several in shown["subject"] for part in several)
+        names = [name for kind, name in parts if kind == "commonName"]
+    return names[0] if names else ""

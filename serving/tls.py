@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from serving.errors import InvalidRequest
-from serving.pem import check_certificates, check_pair
+from serving.pem import TAKEN_KINDS, USUAL_KINDS, check_certificates, check_pair, key_kind, read_pem
 from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,17 @@ class Certificate:
     configuration: grpc.ServerCertificateConfiguration
     begins: float  # seconds since 1970; -inf and inf where this Python can't tell
     ends: float
+    kind: str  # of its key
 
-    def untimely(self) -> str:
-        """What is wrong with its dates now; "" for nothing."""
+    def refused(self) -> str:
+        """Why callers, or most of them, refuse it now; "" if they don't."""
         now = time.time()
         if now < self.begins:
             return f"the certificate in {self.files.cert} is not valid before {_utc(self.begins)}"
         if now > self.ends:
             return f"the certificate in {self.files.cert} expired at {_utc(self.ends)}"
+        if self.kind not in USUAL_KINDS:
+            return f"the certificate in {self.files.cert} has a key of {self.kind}; {TAKEN_KINDS}"
         return ""
 
 
@@ -57,20 +60,20 @@ class ShownCertificate:
     """What a server shows its callers: of the files as they are now, as far as they can be used.
 
     They are looked at before each handshake, and whenever `ends` is asked for: a pair that does not
-    fit together, as in the middle of a renewal, or one that is not valid now, is not taken, and the
-    last good one stays. What is wrong is said once, for callers could fill the log.
+    fit together, as in the middle of a renewal, or one that callers would refuse, is not taken, and
+    the last good one stays. What is wrong is said once, for callers could fill the log.
     """
 
     def __init__(self, files: TlsFiles) -> None:
-        """Raises InvalidRequest if the files can't be used as they are now. A certificate that is
-        not valid now is shown all the same, and the log says so."""
+        """Raises InvalidRequest if the files can't be used as they are now. A certificate that
+        callers refuse is shown all the same, and the log says so."""
         self._files = files
         self._shown = self._given = _read(files)  # _given: what gRPC has by now
         self._said = ""
         self._lock = threading.Lock()  # handshakes, and who asks for the end
         if math.isinf(self._shown.ends):
             log.warning("this Python can't tell when a certificate expires: nobody will be told")
-        self._look()  # says what is wrong with its dates
+        self._look()  # says why callers refuse it
 
     @property
     def credentials(self) -> grpc.ServerCredentials:
@@ -99,13 +102,13 @@ class ShownCertificate:
         shown = self._shown
         try:
             read = shown if _stamps(self._files) == shown.stamps else _read(self._files)
-            untimely = read.untimely()
-            if untimely and not shown.untimely():
-                raise InvalidRequest(untimely)
+            refused = read.refused()
+            if refused and not shown.refused():
+                raise InvalidRequest(refused)
         except InvalidRequest as error:
             self._tell(f"the certificate stays as it was: {error}")
             return
-        self._tell(untimely and f"{untimely}: callers refuse it")
+        self._tell(refused and f"{refused}: callers refuse it")
         if read is not shown:
             self._shown = read
             log.info("the certificate was read again")
@@ -119,9 +122,10 @@ class ShownCertificate:
 def _read(files: TlsFiles) -> Certificate:
     try:
         before = _stamps(files)
+        cert = read_pem(files.cert)
         configuration = grpc.ssl_server_certificate_configuration(
-            [(files.key.read_bytes(), files.cert.read_bytes())],
-            files.client_ca.read_bytes() if files.client_ca else None,
+            [(read_pem(files.key), cert)],
+            read_pem(files.client_ca) if files.client_ca else None,
         )
         check_pair(files.cert, files.key)
         if files.client_ca:
@@ -129,11 +133,19 @@ def _read(files: TlsFiles) -> Certificate:
         begins, ends = _validity(files.cert)
         if _stamps(files) != before:
             raise InvalidRequest("the certificate files changed while they were read")
+        kind = key_kind(cert)
+        if not kind:
+            raise InvalidRequest(f"{files.key} holds a key of another kind; {TAKEN_KINDS}")
     except OSError as error:  # ssl.SSLError too
         names, why = ", ".join(map(str, files.all)), _why(error, files)
         raise InvalidRequest(f"the TLS files {names} can't be used: {why}") from error
     return Certificate(
-        files=files, stamps=before, configuration=configuration, begins=begins, ends=ends
+        files=files,
+        stamps=before,
+        configuration=configuration,
+        begins=begins,
+        ends=ends,
+        kind=kind,
     )
 
 

@@ -57,6 +57,8 @@ class Tracing:
         # nothing else uses in a server.
         logging.getLogger(_EXPORTER).addFilter(_without_traceback)
         logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+        # It shows each header that it can't read, which may be a key.
+        logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
         try:  # as the SDK's variables have it, which raises what it likes
             for variable in _FILES:
                 if file := environment.get(variable):
@@ -122,6 +124,11 @@ def tracing_of(environment: Mapping[str, str]) -> Tracing | None:
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     record.exc_info = None
+    return True
+
+
+def _without_header(record: logging.LogRecord) -> bool:
+    record.msg, record.args = "a header in OTEL_EXPORTER_OTLP_HEADERS is not NAME=VALUE", ()
     return True
 
 

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import socketserver
 import struct
 import sys
 import time
@@ -16,11 +17,12 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import AsyncClient, Client
@@ -30,6 +32,7 @@ from serving.metrics_server import MetricsServer
 from serving.repository import Repository
 from serving.server import Server
 from serving.settings import ServerSettings
+from tests import waiting
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import black, encode, jpeg, noise
 from tests.ports import free_port
@@ -352,7 +355,6 @@ def test_it_listens_on_ipv6_too() -> None:
         assert response.status == 200
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 def test_a_probe_has_a_place_behind_a_burst_of_scrapes(
     start: Callable[..., ServerProcess], models: Path, port: int
 ) -> None:
@@ -367,12 +369,65 @@ def test_a_probe_has_a_place_behind_a_burst_of_scrapes(
         assert fetch(port, "/readyz") == (200, "ok\n")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 def test_every_address_is_one_of_ipv6_too() -> None:
     """As of the port for calls: a cluster may have no other."""
     with MetricsServer("0.0.0.0", 0, CollectorRegistry(), lambda: True) as server:
         for host in ("127.0.0.1", "[::1]"):
             with urllib.request.urlopen(f"http://{host}:{server.port}/readyz", timeout=10) as said:
                 assert said.status == 200
+
+
+def test_a_version_of_the_format_that_is_none_is_the_usual_one() -> None:
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: True) as server:
+        for version in ("banana", "=1", "1.x.y"):
+            wanted = {"Accept": f"application/openmetrics-text; version={version}"}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{server.port}/metrics", None, wanted
+            )
+            with urllib.request.urlopen(request, timeout=10) as page:
+                assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+def test_metrics_that_can_not_be_gathered_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    registry = CollectorRegistry()
+    Gauge("broken", "One that fails", registry=registry).set_function(broken)
+    with MetricsServer("127.0.0.1", 0, registry, lambda: True) as server:
+        with pytest.raises(http.client.RemoteDisconnected):
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10)
+        waiting.until(lambda: "ZeroDivisionError" in caplog.text)
+
+
+def test_a_connection_that_no_descriptor_is_free_for_costs_no_core_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = 0
+    accept = socketserver.TCPServer.get_request
+
+    def counted(server: socketserver.TCPServer) -> Any:
+        nonlocal tries
+        tries += 1
+        return accept(server)
+
+    monkeypatch.setattr(socketserver.TCPServer, "get_request", counted)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: True) as server,
+        socket.socket() as connection,
+    ):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            connection.connect(("127.0.0.1", server.port))
+            time.sleep(0.5)  # of which the server tries again and again
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert 0 < tries < 20
+        connection.settimeout(10)
+        connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.0 200")
 
 
 def test_logs_are_json_lines_with_the_request_id(

@@ -1,18 +1,21 @@
 """TLS and mutual TLS over real sockets; certificates renewed under a running server."""
 
 import asyncio
+import codecs
 import math
 import os
+import re
 import shutil
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from serving.access import Tls
 from serving.client import AsyncClient, Client
@@ -22,7 +25,7 @@ from serving.pem import check_pair
 from serving.probe import serving_status
 from serving.settings import ServerSettings
 from serving.tls import ShownCertificate, TlsFiles
-from tests.certificates import Authority, Pair, serial
+from tests.certificates import Authority, Pair, PrivateKey, serial
 from tests.conftest import ROOT, Running, ServerProcess, running_server
 from tests.photos import jpeg
 from tests.ports import free_port
@@ -83,15 +86,78 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority(
                 await classify(running, tls)
 
 
+async def test_files_may_begin_with_the_mark_that_some_editors_put_there(
+    models: Path, authority: Authority
+) -> None:
+    pair = authority.sign("server")
+    for file in (pair.cert, pair.key, authority.ca):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    settings = tls_settings(pair, tls_client_ca=str(authority.ca))
+    shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
+    async with running_server(models, **settings) as running:
+        assert await classify(running, shown) in ("cat", "dog")
+
+
 async def test_a_key_that_grpc_takes_is_not_too_short_for_us(
     models: Path, authority: Authority
 ) -> None:
     """OpenSSL, which looks at the files first, refuses RSA of 1024 bits unless told otherwise."""
-    pair = authority.sign("old", rsa_bits=1024)
+    pair = authority.sign("old", key=rsa.generate_private_key(65537, 1024))
     settings = tls_settings(pair, tls_client_ca=str(authority.ca))
     async with running_server(models, **settings) as running:
         shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
         assert await classify(running, shown) in ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "key", [ec.generate_private_key(ec.SECP521R1()), ed25519.Ed25519PrivateKey.generate()]
+)
+async def test_a_renewed_key_of_a_kind_that_our_clients_refuse_is_not_taken(
+    models: Path,
+    authority: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    key: PrivateKey,
+) -> None:
+    """A server that has no other shows it all the same: other clients take such a key."""
+    odd, live = authority.sign("odd", key=key), copied(authority.sign("first"), tmp_path)
+    tls = Tls(ca=str(authority.ca))
+    async with running_server(models, **tls_settings(live)) as running:
+        _replace(odd.cert, live.cert)
+        _replace(odd.key, live.key)
+        assert await classify(running, tls) in ("cat", "dog")
+    (message,) = (text for text in caplog.messages if "certificate" in text)
+    assert message.startswith(
+        f"the certificate stays as it was: the certificate in {live.cert} has"
+    )
+    caplog.clear()
+    async with running_server(models, **tls_settings(live)) as running:
+        shown = await asyncio.to_thread(shown_serial, running.address)  # by OpenSSL
+        assert shown == serial(odd.cert.read_bytes())
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await classify(running, tls)
+    (message,) = (text for text in caplog.messages if "certificate" in text)
+    assert message.endswith("; gRPC takes RSA, P-256 and P-384: callers refuse it")
+
+
+@pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP256R1(), ec.SECP224R1(), ec.SECP256K1()])
+async def test_a_curve_is_taken_or_refused_at_the_start(
+    models: Path, authority: Authority, curve: ec.EllipticCurve
+) -> None:
+    """gRPC says of those that it can't use that the port can't be had."""
+    pair = authority.sign("server", key=ec.generate_private_key(curve))
+    settings = tls_settings(pair, tls_client_ca=str(authority.ca))
+    shown = Tls(ca=str(authority.ca), cert=str(pair.cert), key=str(pair.key))
+    if curve.key_size >= 256 and curve.name != "secp256k1":
+        async with running_server(models, **settings) as running:
+            assert await classify(running, shown) in ("cat", "dog")
+        return
+    words = re.escape(f"{pair.key} holds a key of another kind; gRPC takes RSA, P-256 and P-384")
+    with pytest.raises(InvalidRequest, match=words):
+        async with running_server(models, **settings):
+            pass
+    with pytest.raises(InvalidRequest, match=words):
+        Client("localhost:1", tls=shown)
 
 
 async def test_a_renewed_authority_of_the_callers_is_taken_without_a_restart(
@@ -262,6 +328,17 @@ async def test_the_probe_of_a_container_reaches_its_own_server(
         assert (await probe({"PAWPRINT_SERVE_PORT": port}))[0] == 1
 
 
+@pytest.mark.parametrize("names", [None, ("fd00::1",), ("fd00::1", "pets.example"), ("PETS",)])
+async def test_a_probe_finds_a_name_that_grpc_takes_for_one_of_the_certificate(
+    models: Path, authority: Authority, names: Sequence[str] | None
+) -> None:
+    settings = tls_settings(authority.sign("server", names))
+    here = {f"PAWPRINT_SERVE_{name.upper()}": value for name, value in settings.items()}
+    async with running_server(models, **settings) as running:
+        tls = await asyncio.to_thread(own_tls, running.address, here, 5.0)
+        assert await asyncio.to_thread(serving_status, running.address, "", 5.0, tls) == "SERVING"
+
+
 def test_a_probe_speaks_tls_and_shows_a_certificate_where_its_server_does(
     authority: Authority,
 ) -> None:
@@ -307,6 +384,9 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
     missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
+    pipe, revoked = tmp_path / "pipe", tmp_path / "revoked"
+    os.mkfifo(pipe)
+    revoked.write_bytes(authority.revoke_none())
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
     key = serialization.load_pem_private_key(one.key.read_bytes(), None)
@@ -321,12 +401,14 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
         (one.cert, missing, None, f"{missing}: No such file or directory"),
         (one.cert, tmp_path, None, f"{tmp_path}: Is a directory"),
+        (pipe, one.key, None, f"{pipe}: it is a pipe, and not a file"),
         (junk, one.key, None, f"{junk} holds no certificate in PEM"),
         (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
         (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
         (one.cert, locked, None, f"{locked} holds no key in PEM, or one with a passphrase"),
         (one.cert, one.key, junk, f"{junk} holds no certificate in PEM"),
         (one.cert, one.key, cut, f"{cut} holds no certificate in PEM"),
+        (one.cert, one.key, revoked, f"{revoked} holds no certificate in PEM"),
     ):
         with pytest.raises(InvalidRequest) as raised:
             ShownCertificate(TlsFiles(cert=cert, key=key, client_ca=client_ca))
@@ -366,6 +448,10 @@ def test_a_file_of_a_client_that_holds_something_else_is_told(
     """And not a server that does not answer."""
     junk, own, other = tmp_path / "junk", authority.sign("own"), authority.sign("other")
     junk.write_text("junk")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidRequest, match="pipe can't be read: it is a pipe"):
+        kind("localhost:1", tls=Tls(ca=str(pipe)))
     with pytest.raises(InvalidRequest, match="junk holds no certificate in PEM"):
         kind("localhost:1", tls=Tls(ca=str(junk)))
     for cert, key in ((own.cert, other.key), (junk, own.key), (own.cert, junk)):

@@ -234,3 +234,19 @@ def test_a_variable_that_is_wrong_is_status_2_and_one_line(
     line = "error: OpenTelemetry can't use its variables in the environment (OTEL_...): "
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"{line}{why}")
+
+
+@pytest.mark.parametrize(
+    "variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"]
+)
+def test_a_key_for_the_receiver_that_is_written_wrongly_is_not_shown(
+    start: Callable[..., ServerProcess],
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(variable, "authorization: Bearer s3cret")
+    status, _, err = start(models).stop()
+    assert status == 0 and "is not NAME=VALUE" in err
+    assert "s3cret" not in err
