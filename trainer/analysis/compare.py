@@ -98,7 +98,7 @@ def compare(
 
 
 def _right(subject: Subject, photos: Photos) -> Bools:
-    right: Bools = subject.runners["fp32"].run(photos.pixels)[0].argmax(axis=1) == photos.labels
+    right: Bools = subject.outputs("fp32", photos.pixels)[0].argmax(axis=1) == photos.labels
     return right
 
 
