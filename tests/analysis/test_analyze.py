@@ -137,6 +137,11 @@ def test_the_worst_case_is_at_most_each_attack_and_falls_with_the_size(analysed)
             assert point["low"] <= point["accuracy"] <= point["high"]
     left = [point["correct"] for point in report["worst_case"]["linf"]]
     assert left == sorted(left, reverse=True)
+    for norm, points in report["worst_case"].items():  # the distribution says the same
+        found = report["smallest"][norm]["found"]
+        turned = [sum(size <= point["epsilon"] + 1e-5 for size in found) for point in points]
+        right = report["clean"]["fp32"]["correct"]
+        assert [right - point["correct"] for point in points] == turned
 
 
 def test_saved_pictures_are_within_their_stated_size_and_pass_through_to_the_bit(analysed):

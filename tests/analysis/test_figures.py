@@ -79,6 +79,30 @@ def test_the_search_for_the_smallest_is_an_attack_of_the_report():
     assert [p["torch_accuracy"] for p in points] == [0.5, 0.5] and section["seconds"] == 2
 
 
+def test_a_smaller_perturbation_of_another_attack_takes_the_place_of_the_smallest():
+    black = np.zeros((3, 2, 2, 3), np.uint8)
+    search = {
+        "size": np.array([3 / 255, 2 / 255, np.inf]),
+        "adversarial": black + np.uint8([3, 2, 0])[:, None, None, None],
+        "served": np.array([[DOG, CAT, DOG]], np.float32),
+        "torch": np.array([DOG, CAT, DOG], np.float32),
+        "float_size": np.ones(3),
+        "survived": np.ones(3, bool),
+    }
+    pgd = attacked("pgd", ["ccd", "ddc"])  # at 4/255 all turn: by 1, 4 and 2 levels
+    pgd.piece["turned_at"] = np.array([1, 1, 1])
+    pgd.piece["adversarial"] = black + np.uint8([1, 4, 2])[:, None, None, None]
+    stood = attacked("square", ["cdd", "cdd"])
+    stood.piece["turned_at"], stood.piece["adversarial"] = np.full(3, 2), black
+    found = assemble.nearest(search, [pgd, stood], "linf", black)
+    assert found["size"].tolist() == [1 / 255, 2 / 255, 2 / 255]
+    assert found["adversarial"].max(axis=(1, 2, 3)).tolist() == [1, 2, 2]
+    assert found["served"][0].argmax(axis=1).tolist() == [1, 0, 0]
+    assert found["torch"].argmax(axis=1).tolist() == [1, 0, 0]
+    assert search["size"][0] == 3 / 255, "the row of the search itself keeps its figures"
+    assert assemble.nearest(search, [pgd], "l2", black)["size"].tolist() == search["size"].tolist()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
     """As `--fail-under corruptions=0.6` compares it."""
