@@ -305,8 +305,11 @@ def curve(key, correct, knowledge="white-box", goal="untargeted"):
     return {"key": key, "norm": "linf", "knowledge": knowledge, "goal": goal, "points": points}
 
 
-def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pretrained=True):
+def report(
+    fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pretrained=True, clean=0.9
+):
     return {
+        "clean": {"fp32": {"correct": round(100 * clean)}},
         "model": {"defence": defence, "pretrained": pretrained},
         "attacks": [
             curve("fgsm-linf", fgsm),
@@ -315,8 +318,8 @@ def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pr
         ],
         "worst_case": {
             "linf": [
-                {"epsilon": EPSILONS[0], "accuracy": 0.2},
-                {"epsilon": REFERENCE_EPSILON, "accuracy": worst},
+                {"epsilon": EPSILONS[0], "correct": 20},
+                {"epsilon": REFERENCE_EPSILON, "correct": round(100 * worst)},
             ]
         },
     }
@@ -345,6 +348,7 @@ def test_a_sound_evaluation_passes_every_check():
             "An attack without gradients is no stronger than those with them",
         ),
         (report(worst=0.4), {}, "An undefended net has nothing left"),
+        (report(worst=0.04, clean=0.05), {}, "An undefended net has nothing left"),
     ],
 )
 def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, probe, name):

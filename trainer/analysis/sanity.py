@@ -28,7 +28,7 @@ def check_all(report: Mapping[str, Any], probe: Mapping[str, float]) -> list[dic
         _gradient(probe),
         _agreement(probe),
         _noise(probe),
-        _undefended(report["worst_case"]["linf"], report["model"]),
+        _undefended(report),
     ]
 
 
@@ -129,19 +129,21 @@ def _noise(probe: Mapping[str, float]) -> dict[str, Any]:
     )
 
 
-def _undefended(points: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Any]:
-    name = "An undefended net has nothing left"
+def _undefended(report: Mapping[str, Any]) -> dict[str, Any]:
+    name, model = "An undefended net has nothing left", report["model"]
+    points = report["worst_case"]["linf"]
     point = next(p for p in points if p["epsilon"] == REFERENCE_EPSILON)
-    share = percent(point["accuracy"])
-    left = f"At {k255(REFERENCE_EPSILON)} attacks leave {share} of the photos right"
+    # Of those that were attacked: of all photos a net that is seldom right leaves little anyway.
+    kept = point["correct"] / report["clean"]["fp32"]["correct"]
+    left = f"At {k255(REFERENCE_EPSILON)} {percent(kept)} of the photos that were right are left"
     if model["defence"] != "none":
         return _check(name, None, f"{left}; this one is defended: {model['defence']}.")
-    if not model["pretrained"] and point["accuracy"] > _NOTHING:
+    if not model["pretrained"] and kept > _NOTHING:
         return _check(
             name, None, f"{left}; a net trained from scratch on pictures that are easy to tell "
             "apart may keep some, so only the checks above count."
         )  # fmt: skip
-    if point["accuracy"] <= _NOTHING:
+    if kept <= _NOTHING:
         return _check(name, True, f"{left}, as is usual of a net trained without any defence.")
     return _check(
         name,
