@@ -338,9 +338,16 @@ def test_a_sound_evaluation_passes_every_check():
     [
         (report(), {"huge_accuracy": 0.5}, NAMES["huge_accuracy"]),
         (report(), {"usual_accuracy": 0.5, "more_accuracy": 0.2}, NAMES["more"]),
+        (report(), {"usual_accuracy": 0.2, "more_accuracy": 0.5}, NAMES["more"]),
         (report(), {"noise_accuracy": 0.3}, NAMES["noise_accuracy"]),
+        (
+            report(),
+            {"noise_accuracy": 0.9, "usual_accuracy": 1.0, "more_accuracy": 1.0},
+            NAMES["noise_accuracy"],
+        ),
         (report(), {"zero_margin_gradients": 0.1}, NAMES["zero_margin_gradients"]),
         (report(), {"agreement": 0.9}, NAMES["agreement"]),
+        (report(), {"largest_difference": 0.1}, NAMES["agreement"]),
         (report(pgd=(6, 0)), {}, "Many steps are at least as strong as one"),
         (
             report(square=(2, 0)),
