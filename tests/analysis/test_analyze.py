@@ -262,9 +262,10 @@ def test_a_narrow_window_shows_the_tables_on_trust_whole_and_plots_that_can_be_r
         document.querySelectorAll(".plot > svg").forEach(p => p.dataset.wide = p.clientWidth)
         const e = document.documentElement;
         e.dataset.sideways = e.scrollWidth - e.clientWidth</script>"""
-    page = tmp_path / "page.html"
-    report = (analysed.models / "cartoon/1/analysis/report.html").read_text()
-    page.write_text(report.replace("</body>", f"{measured}</body>"))
+    page, report = tmp_path / "page.html", report_of(analysed)
+    long = report["ideal"][0] | {"label": "breed_" * 20, "reached": False}
+    drawn = render(report | {"ideal": [long]}, analysed.models / "cartoon/1/analysis")
+    page.write_text(drawn.replace("</body>", f"{measured}</body>"))
     done = browse(page, tmp_path, "--window-size=400,800")
     assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0", "0"]
     widths = re.findall(r'data-wide="(\d+)"', done.stdout)
