@@ -297,16 +297,23 @@ NAMES = {
 }
 
 
-def curve(key, correct, knowledge="white-box", goal="untargeted"):
+def curve(key, correct, knowledge="white-box", goal="untargeted", norm="linf"):
     points = [
         {"epsilon": e, "correct": c, "photos": 10, "accuracy": c / 10}
         for e, c in zip(EPSILONS, correct, strict=True)
     ]
-    return {"key": key, "norm": "linf", "knowledge": knowledge, "goal": goal, "points": points}
+    return {"key": key, "norm": norm, "knowledge": knowledge, "goal": goal, "points": points}
 
 
 def report(
-    fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pretrained=True, clean=0.9
+    fgsm=(5, 2),
+    pgd=(3, 0),
+    pgd_l2=(4, 1),
+    square=(8, 5),
+    worst=0.0,
+    defence="none",
+    pretrained=True,
+    clean=0.9,
 ):
     return {
         "clean": {"fp32": {"correct": round(100 * clean)}},
@@ -314,6 +321,8 @@ def report(
         "attacks": [
             curve("fgsm-linf", fgsm),
             curve("pgd-linf", pgd),
+            curve("fgsm-l2", (5, 2), norm="l2"),
+            curve("pgd-l2", pgd_l2, norm="l2"),
             curve("square-linf", square, knowledge="black-box"),
         ],
         "worst_case": {
@@ -349,6 +358,7 @@ def test_a_sound_evaluation_passes_every_check():
         (report(), {"agreement": 0.9}, NAMES["agreement"]),
         (report(), {"largest_difference": 0.1}, NAMES["agreement"]),
         (report(pgd=(6, 0)), {}, "Many steps are at least as strong as one"),
+        (report(pgd_l2=(5, 3)), {}, "Many steps are at least as strong as one"),
         (
             report(square=(2, 0)),
             {},

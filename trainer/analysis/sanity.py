@@ -9,7 +9,7 @@ Each check reads figures that were measured; None means that it does not apply.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.analysis.report import percent
+from trainer.analysis.report import NORMS, epsilon_text, percent
 from trainer.analysis.settings import REFERENCE_EPSILON, k255
 
 _NOTHING = 0.05  # accuracy that counts as none
@@ -49,8 +49,10 @@ def _huge(probe: Mapping[str, float]) -> dict[str, Any]:
 
 def _iterated(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     worse = [
-        f"{percent(many['accuracy'])} against {percent(one['accuracy'])} at {k255(one['epsilon'])}"
-        for one, many in zip(curves["fgsm-linf"], curves["pgd-linf"], strict=True)
+        f"{percent(many['accuracy'])} against {percent(one['accuracy'])} at "
+        f"{NORMS[norm]} {epsilon_text(one['epsilon'], norm)}"
+        for norm in NORMS
+        for one, many in zip(curves[f"fgsm-{norm}"], curves[f"pgd-{norm}"], strict=True)
         if many["correct"] > one["correct"]
     ]
     return _check(
