@@ -522,6 +522,15 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     report = (tmp_path / "twice/cartoon/2/analysis/report.html").read_text()
     assert "2 classes, each picture seen both ways (as it is and mirrored). " in report
     _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2", tmp_path / "others")
+    for name, to in (("cats", "owls"), ("dogs", "cats"), ("owls", "dogs")):  # none is right now
+        (tmp_path / "others" / name).rename(tmp_path / "others" / to)
+    said = here(
+        *("--compare", "cartoon/2", "cartoon/2", "--budget", "quick", "--photos", 2),
+        *("--data", tmp_path / "others", "--models", tmp_path / "twice"),
+    )
+    assert said.count("its images at 4/255 turn no photo: none is right in both") == 2
+    page = (tmp_path / "compare-cartoon-2-cartoon-2.html").read_text()
+    assert "<td>made against cartoon/2</td><td>-</td><td>-</td>" in page
 
 
 def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once, monkeypatch):
