@@ -137,6 +137,11 @@ def test_the_worst_case_is_at_most_each_attack_and_falls_with_the_size(analysed)
             assert point["low"] <= point["accuracy"] <= point["high"]
     left = [point["correct"] for point in report["worst_case"]["linf"]]
     assert left == sorted(left, reverse=True)
+    for norm, points in report["worst_case"].items():  # the distribution says the same
+        found = report["smallest"][norm]["found"]
+        turned = [sum(size <= point["epsilon"] + 1e-5 for size in found) for point in points]
+        right = report["clean"]["fp32"]["correct"]
+        assert [right - point["correct"] for point in points] == turned
 
 
 def test_saved_pictures_are_within_their_stated_size_and_pass_through_to_the_bit(analysed):
@@ -257,9 +262,10 @@ def test_a_narrow_window_shows_the_tables_on_trust_whole_and_plots_that_can_be_r
         document.querySelectorAll(".plot > svg").forEach(p => p.dataset.wide = p.clientWidth)
         const e = document.documentElement;
         e.dataset.sideways = e.scrollWidth - e.clientWidth</script>"""
-    page = tmp_path / "page.html"
-    report = (analysed.models / "cartoon/1/analysis/report.html").read_text()
-    page.write_text(report.replace("</body>", f"{measured}</body>"))
+    page, report = tmp_path / "page.html", report_of(analysed)
+    long = report["ideal"][0] | {"label": "breed_" * 20, "reached": False}
+    drawn = render(report | {"ideal": [long]}, analysed.models / "cartoon/1/analysis")
+    page.write_text(drawn.replace("</body>", f"{measured}</body>"))
     done = browse(page, tmp_path, "--window-size=400,800")
     assert re.findall(r'data-hidden="(-?\d+)"', done.stdout) == ["0", "0", "0"]
     widths = re.findall(r'data-wide="(\d+)"', done.stdout)
@@ -516,6 +522,15 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     report = (tmp_path / "twice/cartoon/2/analysis/report.html").read_text()
     assert "2 classes, each picture seen both ways (as it is and mirrored). " in report
     _check_that_each_precision_was_judged(tmp_path / "twice/cartoon/2", tmp_path / "others")
+    for name, to in (("cats", "owls"), ("dogs", "cats"), ("owls", "dogs")):  # none is right now
+        (tmp_path / "others" / name).rename(tmp_path / "others" / to)
+    said = here(
+        *("--compare", "cartoon/2", "cartoon/2", "--budget", "quick", "--photos", 2),
+        *("--data", tmp_path / "others", "--models", tmp_path / "twice"),
+    )
+    assert said.count("its images at 4/255 turn no photo: none is right in both") == 2
+    page = (tmp_path / "compare-cartoon-2-cartoon-2.html").read_text()
+    assert "<td>made against cartoon/2</td><td>-</td><td>-</td>" in page
 
 
 def test_compare_says_its_figures_where_the_page_can_not_be_written(trained_once, monkeypatch):

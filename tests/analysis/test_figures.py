@@ -79,6 +79,30 @@ def test_the_search_for_the_smallest_is_an_attack_of_the_report():
     assert [p["torch_accuracy"] for p in points] == [0.5, 0.5] and section["seconds"] == 2
 
 
+def test_a_smaller_perturbation_of_another_attack_takes_the_place_of_the_smallest():
+    black = np.zeros((3, 2, 2, 3), np.uint8)
+    search = {
+        "size": np.array([3 / 255, 2 / 255, np.inf]),
+        "adversarial": black + np.uint8([3, 2, 0])[:, None, None, None],
+        "served": np.array([[DOG, CAT, DOG]], np.float32),
+        "torch": np.array([DOG, CAT, DOG], np.float32),
+        "float_size": np.ones(3),
+        "survived": np.ones(3, bool),
+    }
+    pgd = attacked("pgd", ["ccd", "ddc"])  # at 4/255 all turn: by 1, 4 and 2 levels
+    pgd.piece["turned_at"] = np.array([1, 1, 1])
+    pgd.piece["adversarial"] = black + np.uint8([1, 4, 2])[:, None, None, None]
+    stood = attacked("square", ["cdd", "cdd"])
+    stood.piece["turned_at"], stood.piece["adversarial"] = np.full(3, 2), black
+    found = assemble.nearest(search, [pgd, stood], "linf", black)
+    assert found["size"].tolist() == [1 / 255, 2 / 255, 2 / 255]
+    assert found["adversarial"].max(axis=(1, 2, 3)).tolist() == [1, 2, 2]
+    assert found["served"][0].argmax(axis=1).tolist() == [1, 0, 0]
+    assert found["torch"].argmax(axis=1).tolist() == [1, 0, 0]
+    assert search["size"][0] == 3 / 255, "the row of the search itself keeps its figures"
+    assert assemble.nearest(search, [pgd], "l2", black)["size"].tolist() == search["size"].tolist()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_mean_over_corruptions_is_the_share_to_the_last_digit(seed):
     """As `--fail-under corruptions=0.6` compares it."""
@@ -273,26 +297,38 @@ NAMES = {
 }
 
 
-def curve(key, correct, knowledge="white-box", goal="untargeted"):
+def curve(key, correct, knowledge="white-box", goal="untargeted", norm="linf"):
     points = [
         {"epsilon": e, "correct": c, "photos": 10, "accuracy": c / 10}
         for e, c in zip(EPSILONS, correct, strict=True)
     ]
-    return {"key": key, "norm": "linf", "knowledge": knowledge, "goal": goal, "points": points}
+    return {"key": key, "norm": norm, "knowledge": knowledge, "goal": goal, "points": points}
 
 
-def report(fgsm=(5, 2), pgd=(3, 0), square=(8, 5), worst=0.0, defence="none", pretrained=True):
+def report(
+    fgsm=(5, 2),
+    pgd=(3, 0),
+    pgd_l2=(4, 1),
+    square=(8, 5),
+    worst=0.0,
+    defence="none",
+    pretrained=True,
+    clean=0.9,
+):
     return {
+        "clean": {"fp32": {"correct": round(100 * clean)}},
         "model": {"defence": defence, "pretrained": pretrained},
         "attacks": [
             curve("fgsm-linf", fgsm),
             curve("pgd-linf", pgd),
+            curve("fgsm-l2", (5, 2), norm="l2"),
+            curve("pgd-l2", pgd_l2, norm="l2"),
             curve("square-linf", square, knowledge="black-box"),
         ],
         "worst_case": {
             "linf": [
-                {"epsilon": EPSILONS[0], "accuracy": 0.2},
-                {"epsilon": REFERENCE_EPSILON, "accuracy": worst},
+                {"epsilon": EPSILONS[0], "correct": 20},
+                {"epsilon": REFERENCE_EPSILON, "correct": round(100 * worst)},
             ]
         },
     }
@@ -311,16 +347,25 @@ def test_a_sound_evaluation_passes_every_check():
     [
         (report(), {"huge_accuracy": 0.5}, NAMES["huge_accuracy"]),
         (report(), {"usual_accuracy": 0.5, "more_accuracy": 0.2}, NAMES["more"]),
+        (report(), {"usual_accuracy": 0.2, "more_accuracy": 0.5}, NAMES["more"]),
         (report(), {"noise_accuracy": 0.3}, NAMES["noise_accuracy"]),
+        (
+            report(),
+            {"noise_accuracy": 0.9, "usual_accuracy": 1.0, "more_accuracy": 1.0},
+            NAMES["noise_accuracy"],
+        ),
         (report(), {"zero_margin_gradients": 0.1}, NAMES["zero_margin_gradients"]),
         (report(), {"agreement": 0.9}, NAMES["agreement"]),
+        (report(), {"largest_difference": 0.1}, NAMES["agreement"]),
         (report(pgd=(6, 0)), {}, "Many steps are at least as strong as one"),
+        (report(pgd_l2=(5, 3)), {}, "Many steps are at least as strong as one"),
         (
             report(square=(2, 0)),
             {},
             "An attack without gradients is no stronger than those with them",
         ),
         (report(worst=0.4), {}, "An undefended net has nothing left"),
+        (report(worst=0.04, clean=0.05), {}, "An undefended net has nothing left"),
     ],
 )
 def test_each_symptom_of_a_wrong_evaluation_fails_its_own_check_alone(made, probe, name):

@@ -4,9 +4,12 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 
+from serving.errors import BrokenVersion
 from serving.modelspec import Preprocessing
 from serving.storage import open_repository
 from tests.analysis.nets import convnet, pictures
@@ -19,6 +22,8 @@ from trainer.analysis.robustness import size_of
 from trainer.analysis.settings import BUDGETS
 from trainer.analysis.subject import Subject, load_subject
 from trainer.analysis.sweep import smallest, surest, sweep
+from trainer.analysis.trust import Answers
+from trainer.onnx_runner import OnnxRunner
 
 
 @pytest.fixture
@@ -56,6 +61,43 @@ def test_the_verdict_is_the_served_part_of_a_judgement(subject):
     seen = batches_of(subject)
     assert np.array_equal(subject.verdict(pictures), served[0])
     assert seen == []
+
+
+def test_an_answer_that_is_no_number_is_never_the_first_class(subject, trained_once):
+    """A file that divides by the brightest value of a picture, which is 0 in a black one."""
+    model = onnx.load(trained_once.models / "cartoon/1/model.onnx")
+    (last,) = (node for node in model.graph.node if "probabilities" in node.output)
+    last.output[:] = ["sure"]
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["image"], ["levels"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Flatten", ["levels"], ["flat"]),
+            helper.make_node("ReduceMax", ["flat", "along"], ["brightest"], keepdims=1),
+            helper.make_node("Mul", ["sure", "brightest"], ["weighed"]),
+            helper.make_node("Div", ["weighed", "brightest"], ["probabilities"]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "along"))
+    names = subject.runners["fp32"].outputs
+    broken = OnnxRunner(model.SerializeToString(), names)
+    judged = dataclasses.replace(subject, runners={**subject.runners, "int8": broken})
+    pictures = np.random.default_rng(0).integers(1, 256, (4, 32, 32, 3), np.uint8)
+    assert np.allclose(judged.judge(pictures)[0][0], judged.judge(pictures)[0][1], atol=0.2)
+    pictures[2] = 0
+    photos = SimpleNamespace(pixels=pictures, labels=np.zeros(4, np.int64), alike=0, known=0)
+    for asked in (lambda: judged.judge(pictures), lambda: Answers.of(judged, photos)):
+        with pytest.raises(BrokenVersion, match="cartoon/1: the int8 file answers 1 of 4 pictures"):
+            asked()
+    judged = dataclasses.replace(subject, runners={"fp32": broken})
+    for asked in (
+        lambda: judged.verdict(pictures),
+        lambda: compare._right(judged, photos),
+    ):
+        with pytest.raises(BrokenVersion, match="the fp32 file answers 1 of 4 pictures with what"):
+            asked()
+    subject.model.register_forward_hook(lambda *passed: passed[-1] * np.nan)
+    with pytest.raises(BrokenVersion, match="PyTorch answers 4 of 4 pictures"):
+        subject.judge(pictures)
 
 
 def test_attacks_that_only_ask_are_answered_by_the_served_file(subject):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.analysis.photos import Photos
-from trainer.analysis.robustness import proportion, worst_case
+from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.settings import REFERENCE_EPSILON, Budget
 from trainer.analysis.sweep import Plan
 from trainer.analysis.workspace import Piece
@@ -186,6 +186,27 @@ def worst_section(
     return section
 
 
+def nearest(
+    piece: Piece, attacks: Sequence[Attacked], norm: str, pictures: npt.NDArray[np.uint8]
+) -> Piece:
+    """`piece`, the search for the smallest perturbations, with what other attacks of the norm found
+    where that is smaller; pictures: uint8 [right, S, S, 3], as they are."""
+    result = {
+        key: piece[key].copy()
+        for key in ("size", "adversarial", "served", "torch", "float_size", "survived")
+    }
+    for attack in (a for a in attacks if a.plan.norm == norm):
+        for i in np.flatnonzero(attack.piece["turned_at"] < len(attack.plan.epsilons)):
+            e, found = attack.piece["turned_at"][i], attack.piece["adversarial"][i]
+            linf, l2 = size_of(pictures[i], found)
+            size = linf if norm == "linf" else l2
+            if size < result["size"][i]:
+                result["size"][i], result["adversarial"][i] = size, found
+                result["served"][:, i] = attack.piece["served"][e, :, i]
+                result["torch"][i] = attack.piece["torch"][e, i]
+    return result
+
+
 def smallest_section(
     smallest: Mapping[str, Piece], attack: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
@@ -194,7 +215,7 @@ def smallest_section(
         sizes = piece["size"]
         middle = float(np.median(sizes))
         section[norm] = {
-            "attack": attack[norm],
+            "attack": f"{attack[norm]}, or what another attack found if it is smaller",
             "found": [float(size) for size in np.sort(sizes[np.isfinite(sizes)])],
             "not_found": int(np.sum(~np.isfinite(sizes))),
             "median": middle if np.isfinite(middle) else None,

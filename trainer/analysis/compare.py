@@ -45,7 +45,7 @@ def compare(
 ) -> dict[str, Any]:
     """Figures of each version; `paired`, from the first version to the second, on all photos;
     and transfer[i][j]: of the photos that both have right, the share that PGD at the reference
-    epsilon, to its last step, on version i turns in version j, as served.
+    epsilon, to its last step, on version i turns in version j, as served; None if there are none.
 
     Of photos that none was trained on. The versions must know the same classes. Raises NotFound,
     BrokenVersion, InvalidData.
@@ -92,13 +92,13 @@ def compare(
             _figures(subject, one) for subject, one in zip(subjects, attacked, strict=True)
         ],
         "transfer": [
-            [float(column[both].mean()) if both.any() else 0.0 for column in row] for row in turned
+            [float(column[both].mean()) if both.any() else None for column in row] for row in turned
         ],
     }
 
 
 def _right(subject: Subject, photos: Photos) -> Bools:
-    right: Bools = subject.runners["fp32"].run(photos.pixels)[0].argmax(axis=1) == photos.labels
+    right: Bools = subject.outputs("fp32", photos.pixels)[0].argmax(axis=1) == photos.labels
     return right
 
 
@@ -172,7 +172,7 @@ def render(made: dict[str, Any]) -> str:
         ("one photo", [f"{v['latency_ms']:.1f} ms" for v in made["versions"]]),
     ]
     transfer = [
-        (f"made against {names[i]}", [percent(share) for share in row])
+        (f"made against {names[i]}", ["-" if s is None else percent(s) for s in row])
         for i, row in enumerate(made["transfer"])
     ]
     return (

@@ -90,12 +90,13 @@ def side_by_side(made: dict[str, Any]) -> str:
         turned = ", ".join(
             f"{percent(share)} in {other['version']}"
             for share, other in zip(row, made["versions"], strict=True)
+            if share is not None
         )
         lines.append(
             f"{one['version']}: {'seen both ways; ' if one['mirror'] else ''}"
             f"defence {one['defence']}; clean "
             f"{percent(one['clean']['accuracy'])}; left by PGD {left}; its images at "
-            f"{k255(made['epsilon'])} turn {turned}"
+            f"{k255(made['epsilon'])} turn {turned or 'no photo: none is right in both'}"
         )
     names = [version["version"] for version in made["versions"]]
     lines.append(f"from {names[0]} to {names[1]}: {in_a_sentence(made['paired'])}")

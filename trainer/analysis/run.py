@@ -264,13 +264,16 @@ def _report(
     manifest, labels, precisions = subject.manifest, subject.labels, subject.precisions
     attacked = study.attacked(workspace)
     smallest = {norm: study.smallest(workspace, norm) for norm in SMALLEST}
+    # An attack within a large ball may end on a picture that lies within a smaller one.
+    originals = study.photos.pixels[study.rows]
+    nearest = {n: assemble.nearest(p, attacked, n, originals) for n, p in smallest.items()}
     lesson, surest = study.lesson(workspace), study.surest(workspace)
     pieces = {kind: workspace.load(f"corruption/{kind}") for kind in corruptions.KINDS}
     strangers = {kind: workspace.load(f"stranger/{kind}") for kind in study.strangers}
     corrupted, survived = assemble.corruption_section(pieces, clean, CORRUPTIONS)
-    outcome = assemble.outcome_at_reference(attacked, clean, smallest)
+    outcome = assemble.outcome_at_reference(attacked, clean, nearest)
     e = study.budget.linf.index(REFERENCE_EPSILON)
-    robust = worst_case([*assemble.left_standing(attacked, clean, smallest, "linf", e).values()])
+    robust = worst_case([*assemble.left_standing(attacked, clean, nearest, "linf", e).values()])
     pgd = next(a for a in attacked if a.plan.key == "pgd-linf")
     made: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -298,8 +301,8 @@ def _report(
                 for norm, piece in smallest.items()
             ),
         ],
-        "worst_case": assemble.worst_section(attacked, clean, smallest),
-        "smallest": assemble.smallest_section(smallest, SMALLEST),
+        "worst_case": assemble.worst_section(attacked, clean, nearest),
+        "smallest": assemble.smallest_section(nearest, SMALLEST),
         "descent": assemble.descent_section(lesson, study.targets[study.rows], study.budget),
         "confusion": assemble.confusion_section(clean, outcome, labels),
         "per_class": assemble.class_section(clean, robust, outcome, survived, labels),
@@ -319,7 +322,7 @@ def _report(
             smallest,
             count=study.budget.triptychs,
         ),
-        "fragile": write_fragile(folder, study, smallest),
+        "fragile": write_fragile(folder, study, nearest),
         "looks": write_looks(folder, study, pgd),
         "sees": write_sees(folder, study),
         **visions.write(folder, workspace),

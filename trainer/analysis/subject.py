@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from serving.errors import BrokenVersion
 from serving.modelspec import Familiarity, Manifest, outputs_of
 from serving.preprocess import preprocess
 from serving.repository import Repository
@@ -65,10 +66,10 @@ class Subject:
         Pictures of another size are judged as the preprocessing makes them, by PyTorch too.
         """
         decoded = self._as_decoded(pictures)
-        served = np.stack([runner.run(decoded)[0] for runner in self.runners.values()])
+        served = np.stack([self.outputs(precision, decoded)[0] for precision in self.runners])
         parts = np.split(decoded, range(_BATCH, len(decoded), _BATCH))  # memory for any number
         logits = torch.cat([logits_of(self.model, self.images(part)) for part in parts])
-        return served, torch.softmax(logits, dim=1).cpu().numpy()
+        return served, self._numbers("PyTorch", torch.softmax(logits, dim=1).cpu().numpy())
 
     def verdict(self, pictures: npt.NDArray[np.uint8]) -> Floats:
         """[n, K]: `judge` as far as it is of the served fp32, which alone is asked."""
@@ -76,8 +77,26 @@ class Subject:
 
     def told(self, pictures: npt.NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
         """(`verdict`, and how familiar they are, [n])."""
-        probabilities, _, *rest = self.runners["fp32"].run(self._as_decoded(pictures))
+        probabilities, _, *rest = self.outputs("fp32", self._as_decoded(pictures))
         return probabilities, rest[0][:, 0] if rest else None
+
+    def outputs(self, precision: str, decoded: npt.NDArray[np.uint8]) -> tuple[Floats, ...]:
+        """Of a served file, for pictures [n, S, S, 3] as the preprocessing makes them.
+
+        Raises BrokenVersion where it answers what is no number: the first label of such an answer
+        would be the first class, and a photo of that class would count as right.
+        """
+        outputs = self.runners[precision].run(decoded)
+        self._numbers(f"the {precision} file", outputs[0])
+        return outputs
+
+    def _numbers(self, what: str, probabilities: Floats) -> Floats:
+        if lost := int(np.sum(~np.isfinite(probabilities).all(axis=1))):
+            raise BrokenVersion(
+                f"{self.manifest.name}/{self.manifest.version}: {what} answers {lost} of "
+                f"{len(probabilities)} pictures with what is no number; do not serve it"
+            )
+        return probabilities
 
     def _as_decoded(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         spec = self.manifest.preprocessing

@@ -39,7 +39,7 @@ class Answers:
 
     @classmethod
     def of(cls, subject: Subject, photos: Photos) -> "Answers":
-        told = {name: runner.run(photos.pixels) for name, runner in subject.runners.items()}
+        told = {name: subject.outputs(name, photos.pixels) for name in subject.precisions}
         return cls(
             served={name: outputs[0] for name, outputs in told.items()},
             familiarity=None if subject.familiarity is None else told["fp32"][2][:, 0],
