@@ -332,8 +332,8 @@ def _report(
     if subject.familiarity is not None:
         nudged = {
             f"PGD within {k255(REFERENCE_EPSILON)}, to its last step": surest,
-            "the smallest perturbation, L∞": smallest["linf"],
-            "the smallest perturbation, L2": smallest["l2"],
+            "the search for the smallest perturbation, L∞": smallest["linf"],
+            "the search for the smallest perturbation, L2": smallest["l2"],
             "plain descent, of any size": lesson,
         }
         made["trust"]["familiarity"]["attacked"] = attacked_section(
