@@ -223,7 +223,9 @@ def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str, chos
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         silent.settimeout(60)
-        as_first = [*("unshare", "--pid", "--fork", "--kill-child"), *container["command"]]
+        # What is ignored from the start, as SIGINT in a shell's background, no trap can change.
+        heard = ("env", f"--default-signal={named}")
+        as_first = ["unshare", "--pid", "--fork", "--kill-child", *heard, *container["command"]]
         process = start(
             container | {"command": as_first},
             tmp_path,
