@@ -138,8 +138,8 @@ def probably_wrong(logits: Floats, labels: Ints) -> Floats:
     if not np.isfinite(logits).all():  # of a head whose steps ran away: it has nothing to say
         return np.zeros(len(labels))
     noise = fit_label_noise(logits, labels)
-    own = _own(logits, labels, noise.temperature) * (1 - noise.shares[labels])
     p = np.exp(log_softmax(logits.astype(np.float64) / noise.temperature))
+    own = p[np.arange(len(labels)), labels] * (1 - noise.shares[labels])
     drawn = p @ noise.shares / logits.shape[1]
     wrong: Floats = drawn / (own + drawn)
     wrong[logits.argmax(axis=1) == labels] = 0.0

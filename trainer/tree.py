@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidRequest, listed, not_utf8
+from serving.errors import InvalidRequest, listed, not_utf8, sendable
 from serving.folders import walk
 from serving.paths import exists, is_dir, is_file
 from serving.photo_formats import ENDINGS
@@ -146,7 +146,7 @@ def _loose(root: Path, folder: Path, split: str | None) -> list[Found]:
 
 
 def _shown(path: Path) -> str:
-    return path.as_posix().encode(errors="backslashreplace").decode()
+    return sendable(path.as_posix())
 
 
 def one_line(label: str) -> bool:

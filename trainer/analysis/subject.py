@@ -65,11 +65,20 @@ class Subject:
         As served: saved as PNG, decoded by serving's preprocessing, run through each ONNX file.
         Pictures of another size are judged as the preprocessing makes them, by PyTorch too.
         """
+        served, torched, _ = self.judge_and_tell(pictures)
+        return served, torched
+
+    def judge_and_tell(
+        self, pictures: npt.NDArray[np.uint8]
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """`judge`, and how familiar they are to the served fp32, [n], if it tells that."""
         decoded = self._as_decoded(pictures)
-        served = np.stack([self.outputs(precision, decoded)[0] for precision in self.runners])
+        outputs = [self.outputs(precision, decoded) for precision in self.runners]
+        served = np.stack([probabilities for probabilities, *_ in outputs])
         parts = np.split(decoded, range(_BATCH, len(decoded), _BATCH))  # memory for any number
         logits = torch.cat([logits_of(self.model, self.images(part)) for part in parts])
-        return served, self._numbers("PyTorch", torch.softmax(logits, dim=1).cpu().numpy())
+        torched = self._numbers("PyTorch", torch.softmax(logits, dim=1).cpu().numpy())
+        return served, torched, _familiarity(outputs[0])
 
     def verdict(self, pictures: npt.NDArray[np.uint8]) -> Floats:
         """[n, K]: `judge` as far as it is of the served fp32, which alone is asked."""
@@ -77,8 +86,8 @@ class Subject:
 
     def told(self, pictures: npt.NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
         """(`verdict`, and how familiar they are, [n])."""
-        probabilities, _, *rest = self.outputs("fp32", self._as_decoded(pictures))
-        return probabilities, rest[0][:, 0] if rest else None
+        outputs = self.outputs("fp32", self._as_decoded(pictures))
+        return outputs[0], _familiarity(outputs)
 
     def outputs(self, precision: str, decoded: npt.NDArray[np.uint8]) -> tuple[Floats, ...]:
         """Of a served file, for pictures [n, S, S, 3] as the preprocessing makes them.
@@ -101,6 +110,12 @@ class Subject:
     def _as_decoded(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         spec = self.manifest.preprocessing
         return np.stack([preprocess(png_bytes(each, packed=False), spec) for each in pictures])
+
+
+def _familiarity(outputs: tuple[Floats, ...]) -> Floats | None:
+    """[n], of what a file gives."""
+    _, _, *rest = outputs
+    return rest[0][:, 0] if rest else None
 
 
 def load_subject(repository: Repository, name: str, version: int, device: torch.device) -> Subject:

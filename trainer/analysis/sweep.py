@@ -148,8 +148,7 @@ def plain_descent(
 def _unbounded(
     subject: Subject, pictures: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.uint8]
 ) -> Piece:
-    served, torched = subject.judge(adversarial)
-    _, familiarity = subject.told(adversarial)
+    served, torched, familiarity = subject.judge_and_tell(adversarial)
     sizes = np.array([size_of(p, a) for p, a in zip(pictures, adversarial, strict=True)])
     piece: Piece = {
         "adversarial": adversarial,
