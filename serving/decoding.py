@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
+from serving.photo_formats import FORMATS
 from serving.preprocess import Postponed, preprocess
 from serving.thread_priority import go_behind_the_event_loop
 from serving.turns import Priority, PriorityTurns
@@ -31,6 +32,7 @@ class Limits:
     max_photos: int  # a call
     max_photo_bytes: int  # encoded
     max_pixels: int  # a photo
+    formats: tuple[str, ...] = FORMATS
 
 
 @dataclass(frozen=True)
@@ -105,4 +107,10 @@ def decode(
         raise InvalidImage(
             f"the photo has {len(photo):,} bytes; at most {limits.max_photo_bytes:,} are allowed"
         )
-    return preprocess(photo, spec, max_pixels=limits.max_pixels, before_large=before_large)
+    return preprocess(
+        photo,
+        spec,
+        max_pixels=limits.max_pixels,
+        formats=limits.formats,
+        before_large=before_large,
+    )

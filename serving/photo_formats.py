@@ -1,12 +1,21 @@
 """Which kinds of file are photos, and what others are. A client without NumPy asks, too."""
 
-from PIL import Image
+import functools
+from collections.abc import Sequence
 
+from PIL import Image, features
+
+from serving.errors import InvalidRequest, lacks, to_install
+
+# What a server decodes unless told otherwise.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# What it decodes if told to. What such a file says of its size need not be that of the pictures
+# within, so that 3 kB may take seconds of a thread and some hundred MiB, whatever the limits are.
+ON_DEMAND = ("AVIF", "HEIC")
 # How the names of their files end, in lower case; an MPO is a JPEG that others follow.
 ENDINGS = frozenset(
     end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
-)
+) | {".avif", ".heic", ".heif", ".hif"}
 
 # What else lies among photos: at which byte, what stands there, what it is.
 _OTHERS = (
@@ -19,14 +28,67 @@ _OTHERS = (
 _STARTS_LOOKED_AT = 512
 
 
-def not_a_photo(data: bytes) -> str:
-    """What is wrong with bytes that no decoder of FORMATS knows, and what helps."""
-    wrong = f"not an image in one of the formats {', '.join(FORMATS)}"
+def require(kind: str) -> None:
+    """Raises InvalidRequest where photos of that kind, of FORMATS or ON_DEMAND, can't be decoded
+    here."""
+    if kind == "AVIF" and not features.check("avif"):
+        raise InvalidRequest("the Pillow that is installed can't read AVIF; install its wheel")
+    if kind == "HEIC":
+        try:
+            import pi_heif
+
+            # A thread each, as the photos of one call are decoded side by side; of what else such
+            # a file holds nothing is looked at.
+            pi_heif.register_heif_opener(
+                decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+            )
+        except Exception as error:  # one whose library can't be loaded raises what it likes
+            raise InvalidRequest(lacks("HEIC", "pi_heif", error, "heic")) from error
+
+
+@functools.cache
+def readable() -> tuple[str, ...]:
+    """All kinds that can be decoded here."""
+    found = list(FORMATS)
+    for kind in ON_DEMAND:
+        try:
+            require(kind)
+        except InvalidRequest:
+            continue
+        found.append(kind)
+    return tuple(found)
+
+
+def read_formats(text: str) -> tuple[str, ...]:
+    """Of `jpeg,png`. Raises InvalidRequest for a kind that is unknown or can't be decoded here."""
+    kinds = tuple(dict.fromkeys(kind.strip().upper() for kind in text.split(",")))
+    known = (*FORMATS, *ON_DEMAND)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise InvalidRequest(
+            f"photo_formats must be of {','.join(known).lower()}, got {unknown[0].lower()!r}"
+        )
+    for kind in kinds:
+        require(kind)
+    return kinds
+
+
+def plugins(kinds: Sequence[str]) -> list[str]:
+    """The kinds as Pillow calls them."""
+    return ["HEIF" if kind == "HEIC" else kind for kind in kinds]
+
+
+def not_a_photo(data: bytes, kinds: Sequence[str], *, ours: bool = False) -> str:
+    """What is wrong with bytes that no decoder of these kinds knows, and what helps. ours: who
+    reads it can also install a decoder."""
+    wrong = f"not an image in one of the formats {', '.join(kinds)}"
     for place, magic, kind in _OTHERS:
         if data.startswith(magic, place):
-            return f"{wrong}: it is {kind}; " + (
-                "its frames may be saved as JPEG" if kind == "a video" else "save it as JPEG"
-            )
+            if kind in kinds:
+                return "the photo is damaged or truncated"
+            help = "its frames may be saved as JPEG" if kind == "a video" else "save it as JPEG"
+            if kind == "HEIC" and ours:
+                help += f", or {to_install('heic')}"
+            return f"{wrong}: it is {kind}; {help}"
     start = data[:_STARTS_LOOKED_AT].lstrip().lower()
     if b"<svg" in start:
         return f"{wrong}: it is SVG; save it as PNG"

@@ -4,24 +4,25 @@ An S×S RGB PNG passes through to the bit, so an adversarial image saved as PNG 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from serving.errors import InvalidImage, Unavailable
 from serving.jpeg_scans import MAX_SCANS, too_many_scans
 from serving.modelspec import Preprocessing
-from serving.photo_formats import FORMATS, not_a_photo
+from serving.photo_formats import not_a_photo, plugins, readable
 from serving.photo_parts import PhotoParts
 
 # Pillow would load its format plugins with the first photo, which would wait for them.
 Image.init()
 # Of its own limits; `max_pixels` is looked at before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # of libavif; each photo has a thread of ours
 
 MAX_PIXELS = 64_000_000
 
@@ -61,17 +62,25 @@ def preprocess(
     spec: Preprocessing,
     *,
     max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
     before_large: Callable[[], object] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode one photo and return uint8 [S, S, 3]: upright, RGB, shorter side S, centre crop.
 
+    formats: kinds that may be decoded, of `photo_formats`; None: all that can be.
     before_large: called before a picture is decoded of which there may be one at a time, and raises
     Postponed if that is not now; None waits.
 
     Raises InvalidImage with a sentence fit for the caller if the bytes are not a whole image of an
     allowed format within `max_pixels`.
     """
-    image = decode(data, max_pixels=max_pixels, draft=spec.size, before_large=before_large)
+    image = decode(
+        data,
+        max_pixels=max_pixels,
+        draft=spec.size,
+        formats=formats,
+        before_large=before_large,
+    )
     return np.asarray(_square(image, spec))
 
 
@@ -80,6 +89,7 @@ def decode(
     *,
     max_pixels: int = MAX_PIXELS,
     draft: int | None = None,
+    formats: Sequence[str] | None = None,
     before_large: Callable[[], object] | None = None,
 ) -> Image.Image:
     """Decode one photo to an upright RGB picture, each side at least `draft` px if it was before.
@@ -89,9 +99,10 @@ def decode(
     """
     if not data:
         raise InvalidImage("the photo is empty (0 bytes)")
+    kinds = readable() if formats is None else formats
     whole = _webp_pixels(data)  # known before it is opened, as that takes memory already
     try:
-        image = Image.open(PhotoParts(data), formats=FORMATS)
+        image = Image.open(PhotoParts(data), formats=plugins(kinds))
         whole = pixels = image.width * image.height
         if pixels > max_pixels:
             raise InvalidImage(
@@ -118,7 +129,7 @@ def decode(
     except (InvalidImage, Postponed):
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(not_a_photo(data)) from error
+        raise InvalidImage(not_a_photo(data, kinds, ours=formats is None)) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         # As under `ulimit -v`: no fault of the photo. Not all decoders tell it from one.
         if isinstance(error, MemoryError) or (whole <= max_pixels and not _room_for(whole)):

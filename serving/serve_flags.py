@@ -63,6 +63,7 @@ GROUPS = {
         "max_photos": "N",
         "max_photo_mib": "MIB",
         "max_megapixels": "N",
+        "photo_formats": "KIND,...",
         "max_connection_age_s": "SECONDS",
         "drain_s": "SECONDS",
     },

@@ -29,6 +29,7 @@ from serving.malformed import Open, Registrar, unread
 from serving.metrics import Metrics
 from serving.metrics_server import MetricsServer
 from serving.model_control import ModelControl
+from serving.photo_formats import read_formats
 from serving.service import ClassifierService
 from serving.settings import ServerSettings, differing, taken_over
 from serving.storage import open_repository
@@ -278,6 +279,7 @@ def limits(settings: ServerSettings) -> Limits:
         max_photos=settings.max_photos,
         max_photo_bytes=settings.max_photo_mib * MIB,
         max_pixels=settings.max_megapixels * 1_000_000,
+        formats=read_formats(settings.photo_formats),
     )
 
 

@@ -18,6 +18,7 @@ from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
 from serving.errors import InvalidRequest, in_utf8
 from serving.gpu_settings import GpuSettings
+from serving.photo_formats import FORMATS, read_formats
 from serving.precision import PRECISIONS
 from serving.serve_flags import PADS, parser
 from serving.setting import check_choice, check_ranges, setting
@@ -28,7 +29,7 @@ EVERY_NETWORK = frozenset({"0.0.0.0", "::"})  # either is that of both families
 LIVE_SETTINGS = frozenset(
     {
         *{"only", "versions", "canary", "shadow", "control", "poll_s", "drain_s"},
-        *{"max_photos", "max_photo_mib", "max_megapixels"},
+        *{"max_photos", "max_photo_mib", "max_megapixels", "photo_formats"},
     }
 )
 
@@ -74,6 +75,9 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     max_photos: int = setting(64, "photos in one call")
     max_photo_mib: int = setting(20, "largest encoded photo, MiB")
     max_megapixels: int = setting(64, "largest photo, million pixels")
+    photo_formats: str = setting(
+        ",".join(FORMATS).lower(), "kinds of photos that are decoded; avif and heic may be added"
+    )
     drain_s: float = setting(30.0, "how long a stopping server lets running calls finish, seconds")
 
     def __post_init__(self) -> None:
@@ -139,6 +143,7 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 f"({self.port})"
             )
         self._check_ports()
+        read_formats(self.photo_formats)
         if self.max_connection_age_s and not self.drain_s:
             raise InvalidRequest(
                 "max_connection_age_s needs a drain_s of more than 0: for so long the calls on a "

@@ -94,6 +94,7 @@ EXTRAS = {
     "serving.bucket": {"aiobotocore", "botocore", "fsspec", "gcsfs"},
     "serving.conditional_write": {"azure"},
     "serving.parquet": {"pyarrow"},
+    "serving.photo_formats": {"pi_heif"},
     "serving.gpu_memory": {"pynvml"},
     "serving.tracing": {"opentelemetry"},
 }  # of their extras

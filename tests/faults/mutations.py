@@ -1,6 +1,7 @@
 """Photos and messages to break, and the ways to break them. Seeded: the same fault comes again."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
@@ -11,6 +12,7 @@ from serving.wire_format import length_delimited
 from tests.photos import drawing, encode
 
 Generator = np.random.Generator
+HEIC = Path(__file__).parents[1] / "serving" / "heic"
 
 # What a careless or hostile caller writes into a field.
 INTEGERS = (0, 1, -1, 2, 255, 256, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
@@ -46,12 +48,15 @@ def photos() -> list[bytes]:
         ("BMP", image, {}),
         ("BMP", image.convert("P"), {}),
         ("BMP", image.convert("1"), {}),
+        ("AVIF", image, {"exif": exif}),
+        ("AVIF", image.convert("RGBA"), {}),
         ("TIFF", image, {}),
         ("TIFF", image, {"compression": "tiff_lzw"}),
         ("PPM", image, {}),
         ("ICO", image, {}),
     ]
-    return [encode(picture, kind, **options) for kind, picture, options in kinds]
+    heic = (path.read_bytes() for path in sorted(HEIC.glob("*.heic")))
+    return [*(encode(picture, kind, **options) for kind, picture, options in kinds), *heic]
 
 
 def broken(data: bytes, others: Sequence[bytes], generator: Generator) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from serving.modelspec import Preprocessing
+from serving.photo_formats import readable
 from serving.preprocess import preprocess
 from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos, draw
@@ -163,6 +164,19 @@ def test_what_cannot_be_read_is_named_with_its_reason_and_left_out(photos: MakeP
     assert sum(map(len, data.splits.values())) == 12
     with pytest.raises(InvalidData, match=r"5 files can't be used \(--strict\): discs/cut.jpg"):
         load(folder, strict=True)
+
+
+def test_photos_of_phones_are_learnt_from_too(photos: MakePhotos):
+    """Which kinds a server reads is for its operator to say."""
+    folder = photos(per_class=6)
+    draw("discs", 99).save(folder / "discs" / "one.avif")
+    shutil.copy(ROOT / "tests/serving/heic/turned.heic", folder / "squares" / "IMG_1.HEIC")
+    data = load(folder)
+    if "HEIC" in readable():
+        assert not data.left_out
+    used = set().union(*(names(data, split) for split in data.splits))
+    assert {"discs/one.avif", "squares/IMG_1.HEIC"} - {*reasons(data)} <= used
+    assert "discs/one.avif" in used or "AVIF" not in readable()
 
 
 def test_photos_beside_the_class_folders_are_named_and_left_out(photos: MakePhotos, tmp_path: Path):
