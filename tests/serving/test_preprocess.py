@@ -14,6 +14,7 @@ from PIL import Image
 
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
+from serving.photo_formats import FORMATS
 from serving.preprocess import decode, preprocess
 from tests.conftest import ROOT
 from tests.photos import drawing, encode, jpeg, noise
@@ -218,6 +219,7 @@ except Unavailable as error:
         ("RGB", "WEBP", {"quality": 1, "method": 0}),
         ("RGB", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
         ("RGBA", "WEBP", {"quality": 1, "method": 0}),
+        ("RGB", "AVIF", {"quality": 1, "speed": 10}),
     ],
 )
 def test_a_photo_that_the_memory_is_too_small_for_is_not_called_damaged(
@@ -341,7 +343,7 @@ def test_a_draft_is_never_smaller_than_the_model_needs() -> None:
 )
 def test_unreadable_photos_are_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(InvalidImage, match=reason):
-        preprocess(data, SPEC)
+        preprocess(data, SPEC, formats=FORMATS)
 
 
 def test_a_flipped_byte_in_a_png_is_noticed() -> None:
