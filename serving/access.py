@@ -168,6 +168,8 @@ def _check(tls: Tls) -> None:
         raise InvalidRequest(
             f"{tls.cert} and {tls.key} are no certificate and its key in PEM, without a passphrase"
         ) from error
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename} can't be used: {error.strerror}") from error
 
 
 def _read(path: str) -> bytes | None:

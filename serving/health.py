@@ -12,6 +12,9 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
+# A client that watches does so once on each connection; one takes 22 KiB here, and needs no token.
+MOST_WATCHERS = 4096
+
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Belongs to the event loop."""
@@ -20,6 +23,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()  # another one after each change
         self._ended = False
+        self._watchers = 0
 
     def report(self, services: tuple[str, ...], status: int) -> None:
         """From now on, until the end, these services have that status."""
@@ -48,10 +52,23 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         )
 
     async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
+        if self._watchers == MOST_WATCHERS:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MOST_WATCHERS:,} watch the health of this server already; call Check",
+            )
+        self._watchers += 1
+        try:
+            await self._tell(request.service, context)
+        finally:
+            self._watchers -= 1
+
+    async def _tell(self, service: str, context: Any) -> None:
+        """Its status now, and each that follows."""
         told = None
         while True:
             changed = self._changed
-            status = self._statuses.get(request.service, pb.HealthCheckResponse.SERVICE_UNKNOWN)
+            status = self._statuses.get(service, pb.HealthCheckResponse.SERVICE_UNKNOWN)
             if status != told:
                 await context.write(pb.HealthCheckResponse(status=status))
                 told = status

@@ -11,7 +11,7 @@ _HINTS = {errno.EADDRINUSE: "; is another server there?", errno.EADDRNOTAVAIL: _
 
 
 def can_not_listen(host: str, port: int, obstacle: OSError | None) -> Unavailable:
-    """obstacle: None where the system sees none, as for `127.1`, which gRPC does not take."""
+    """obstacle: None where the system sees none, as for `0x7f000001`, which gRPC does not take."""
     if obstacle is None:
         return Unavailable(f"can't listen on {host_port(host, port)}{_HERE}")
     unknown = isinstance(obstacle, socket.gaierror)

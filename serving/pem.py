@@ -23,7 +23,7 @@ _KINDS = {
 USUAL_KINDS = ("RSA", "P-256", "P-384")
 TAKEN_KINDS = "gRPC takes RSA, P-256 and P-384"
 
-_FIRST = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.*?)-----END ", re.DOTALL)
+_FIRST = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----(.*?)-----END ", re.DOTALL)
 
 
 def read_pem(path: str | Path) -> bytes:
@@ -45,6 +45,9 @@ def check_certificates(path: str | Path) -> None:
 
 def check_pair(cert: str | Path, key: str | Path) -> None:
     """Raises ssl.SSLError where these are no certificate and its key, OSError."""
+    if b"-BEGIN TRUSTED CERTIFICATE-" in Path(cert).read_bytes():  # gRPC takes it of a CA alone
+        only = "it is of the form TRUSTED CERTIFICATE, made by openssl x509 -trustout: omit that"
+        raise OSError(errno.EINVAL, only, str(cert))
     # A key with a passphrase would have OpenSSL ask the terminal.
     _context().load_cert_chain(cert, key, password=lambda: b"")
 

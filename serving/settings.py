@@ -5,6 +5,8 @@ known is refused, wherever it comes from.
 """
 
 import argparse
+import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +18,7 @@ from serving.control_settings import ControlSettings
 from serving.cores import built_in_cores, usable_cores
 from serving.device import DEVICES
 from serving.edge_settings import EdgeSettings
-from serving.errors import InvalidRequest, in_utf8
+from serving.errors import InvalidRequest
 from serving.gpu_settings import GpuSettings
 from serving.photo_formats import FORMATS, read_formats
 from serving.precision import PRECISIONS
@@ -103,12 +105,16 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 raise InvalidRequest(
                     f"{name} is an address alone, without brackets: ::1, not {getattr(self, name)}"
                 )
-        in_utf8("the host", self.host + self.admin_host + self.metrics_host)
         for name in ("host", "admin_host", "metrics_host"):
+            host = getattr(self, name)
             try:
-                getattr(self, name).encode("idna")  # as the system is asked for it
-            except UnicodeError as error:
-                raise InvalidRequest(f"{name} is no address: {getattr(self, name)!r}") from error
+                host.encode("idna")  # as the system is asked for it
+                if re.fullmatch(r"[0-9.*]+", host):  # it takes `127.1` and `*`; gRPC doesn't
+                    ipaddress.ip_address(host)
+            except ValueError as error:
+                raise InvalidRequest(
+                    f"{name} is no address: {host!r}; every network is 0.0.0.0"
+                ) from error
         check_ranges(
             self,
             (

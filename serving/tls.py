@@ -17,6 +17,9 @@ from serving.whole_file import stamp_of
 
 log = logging.getLogger(__name__)
 
+# What OpenSSL calls a key of another certificate, of the same kind and of another.
+_ANOTHER_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
+
 Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -159,6 +162,8 @@ def _why(error: OSError, files: TlsFiles) -> str:
                 check_certificates(path)
         except OSError:
             return f"{path} holds no certificate in PEM, or not the whole of it"
+    if error.reason in _ANOTHER_KEY:
+        return f"{files.key} is not the key of {files.cert}, whose first must be the server's own"
     return error.reason or f"{files.key} holds no key in PEM, or one with a passphrase"
 
 

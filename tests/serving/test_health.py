@@ -13,6 +13,7 @@ from serving.health import Health
 from serving.server import SERVICES
 from tests.conftest import Running
 from tests.serving.frames import PREFACE, frame
+from tests.serving.held_model import until
 
 Status = health_pb2.HealthCheckResponse
 
@@ -70,3 +71,21 @@ async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_end
         await asyncio.wait_for(server._on_change(server.catalogue), 10)
         await asyncio.wait_for(server.drain(), 20)
         assert (await watch.read()).status == Status.NOT_SERVING
+
+
+async def test_so_many_may_watch_and_no_more(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.health.MOST_WATCHERS", 2)
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+        first, second = stub.Watch(request), stub.Watch(request)
+        for watch in (first, second):
+            assert (await watch.read()).status == Status.SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="call Check") as raised:
+            await stub.Watch(request).read()
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Check(request)).status == Status.SERVING
+        first.cancel()
+        await until(lambda: running.server._health._watchers == 1)
+        assert (await stub.Watch(request).read()).status == Status.SERVING

@@ -92,7 +92,11 @@ def test_a_bad_environment_is_refused(environment: dict[str, str], words: str) -
         (["--metrics-host", ""], "metrics_host must not be empty"),  # it would be every network
         (["--host="], "host must not be empty"),
         (["--host", "[::1]"], "host is an address alone, without brackets: ::1, not .::1"),
-        (["--host", "caf\udce9"], "the host 'caf.udce9.*' is not UTF-8"),
+        (["--host", "caf\udce9"], "host is no address: 'caf.udce9'"),
+        # The system takes these.
+        (["--host", "*"], "host is no address: '.'; every network is 0.0.0.0"),
+        (["--admin-host", "127.1"], "admin_host is no address: '127.1'"),
+        (["--metrics-host", "0"], "metrics_host is no address: '0'"),
         (["--models="], "models must not be empty"),
         (["--max-batch", "-1"], "max_batch must be"),
         (["--versions", "latest:0"], "versions must be latest:N, all, alias, or numbers"),

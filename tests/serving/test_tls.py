@@ -383,10 +383,12 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
     one, other = authority.sign("one"), authority.sign("other")
+    longer = authority.sign("longer", key=rsa.generate_private_key(65537, 2048))
     missing, junk, cut, locked = (tmp_path / name for name in ("missing", "junk", "cut", "locked"))
-    pipe, revoked = tmp_path / "pipe", tmp_path / "revoked"
+    pipe, revoked, trusted = (tmp_path / name for name in ("pipe", "revoked", "trusted"))
     os.mkfifo(pipe)
     revoked.write_bytes(authority.revoke_none())
+    trusted.write_bytes(one.cert.read_bytes().replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-"))
     junk.write_text("junk")
     cut.write_bytes(one.cert.read_bytes() + other.cert.read_bytes()[:200])
     key = serialization.load_pem_private_key(one.key.read_bytes(), None)
@@ -398,11 +400,13 @@ def test_files_that_do_not_fit_are_refused_at_the_start(
         )
     )
     for cert, key, client_ca, reason in (
-        (one.cert, other.key, None, "KEY_VALUES_MISMATCH"),
+        (one.cert, other.key, None, f"{other.key} is not the key of {one.cert}"),
+        (one.cert, longer.key, None, f"{longer.key} is not the key of {one.cert}"),
         (one.cert, missing, None, f"{missing}: No such file or directory"),
         (one.cert, tmp_path, None, f"{tmp_path}: Is a directory"),
         (pipe, one.key, None, f"{pipe}: it is a pipe, and not a file"),
         (junk, one.key, None, f"{junk} holds no certificate in PEM"),
+        (trusted, one.key, None, f"{trusted}: it is of the form TRUSTED CERTIFICATE"),
         (cut, one.key, None, f"{cut} holds no certificate in PEM, or not the whole of it"),
         (one.cert, one.cert, None, f"{one.cert} holds no key in PEM"),
         (one.cert, locked, None, f"{locked} holds no key in PEM, or one with a passphrase"),
@@ -457,6 +461,9 @@ def test_a_file_of_a_client_that_holds_something_else_is_told(
     for cert, key in ((own.cert, other.key), (junk, own.key), (own.cert, junk)):
         with pytest.raises(InvalidRequest, match=f"{cert} and {key} are no certificate and its"):
             kind("localhost:1", tls=Tls(cert=str(cert), key=str(key)))
+    own.cert.write_bytes(own.cert.read_bytes().replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-"))
+    with pytest.raises(InvalidRequest, match="it is of the form TRUSTED CERTIFICATE"):
+        kind("localhost:1", tls=Tls(cert=str(own.cert), key=str(own.key)))
 
 
 async def test_the_commands_take_certificates(
