@@ -90,12 +90,11 @@ class PhotoData:
     def split_json(self) -> str:
         """split -> label -> files, relative to the folder of photos; and the photos' digests."""
         files: dict[str, dict[str, list[str]]] = {
-            split: {
-                label: [photo.file for photo in self.splits[split] if photo.label == i]
-                for i, label in enumerate(self.labels)
-            }
-            for split in SPLITS
+            split: {label: [] for label in self.labels} for split in SPLITS
         }
+        for split in SPLITS:
+            for photo in self.splits[split]:
+                files[split][self.labels[photo.label]].append(photo.file)
         files[DIGESTS] = {split: [short_digest(p) for p in self.splits[split]] for split in SPLITS}
         return json.dumps(files, indent=1, ensure_ascii=False) + "\n"
 
@@ -141,7 +140,10 @@ def load_data(
     if not kept:
         raise InvalidData(f"{config.data} has no photo that can be used{_reasons(left_out)}")
     labels = labels_of(files)
-    photos = {split: _photos(kept, labels, split) for split in (None, *SPLITS)}
+    number = {label: i for i, label in enumerate(labels)}
+    photos: dict[str | None, list[Photo]] = {split: [] for split in (None, *SPLITS)}
+    for item in kept:
+        photos[item.found.split].append(item.photo(number[item.found.label]))
     groups, indistinct = groups_of(kept, thumbnails, progress, config.workers)
     given = {file.split for file in files}
     splits, together = _split(photos, labels, config, left_out, given, groups, earlier)
@@ -215,12 +217,6 @@ def units_by(photos: Sequence[Photo], groups: Mapping[str, int], parts: int) -> 
     return units_of(
         targets_of(photos), np.array([groups[photo.digest] for photo in photos], np.int64), parts
     )
-
-
-def _photos(kept: list[Usable], labels: tuple[str, ...], split: str | None) -> list[Photo]:
-    return [
-        item.photo(labels.index(item.found.label)) for item in kept if item.found.split == split
-    ]
 
 
 def _split(

@@ -69,9 +69,7 @@ def find_photos(
 
 
 def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
-    path, label, given = (
-        _text(row.get(name), f"{name} in row {number} of {table}") for name in COLUMNS
-    )
+    path, label, given = (_text(row.get(name), name, number, table) for name in COLUMNS)
     split = split_of(given)
     if not path or not label:
         raise InvalidData(f"row {number} of {table} has no {'label' if path else 'path'}")
@@ -82,10 +80,12 @@ def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:
     return Found(path=table.parent / path, file=path, label=label, split=split)
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: Any, name: str, number: int, table: Path) -> str:
     """A label may be a number; 0 is one, and what is none is no label."""
     if isinstance(value, list | tuple | dict | bytes):  # each list of labels would be a class
-        raise InvalidData(f"the {where} is {value!r:.60}; expected text or a number")
+        raise InvalidData(
+            f"the {name} in row {number} of {table} is {value!r:.60}; expected text or a number"
+        )
     return "" if value is None or value != value else str(value).strip()
 
 

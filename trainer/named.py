@@ -4,6 +4,7 @@ and by one like them."""
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -28,9 +29,11 @@ _FETCH_FAILED = (OSError, RuntimeError, HTTPException)  # URLError is an OSError
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A loader like torchvision's, how it is asked for each of our splits, what it then holds."""
+    """A loader like torchvision's, where it has the set, how it is asked for each of our splits,
+    what it then holds."""
 
     loader: Loader
+    folder: str  # below the root
     splits: _Splits  # None: it has no splits of its own
     entries: Callable[[Any, Path], list[Entry]] = lambda loaded, _: [
         (Path(path), label) for path, label in (loaded[i] for i in range(len(loaded)))
@@ -50,9 +53,15 @@ def _cifar(loaded: Any, root: Path) -> list[Entry]:
     """Its pixels as files, for photos are read from files; they are written once."""
     folder = root / f"{type(loaded).__name__.lower()}-png" / ("train" if loaded.train else "test")
     if not folder.exists():
-        with alone(root / ".lock"):
-            if not folder.exists():
-                _write(loaded, folder)
+        try:
+            with alone(root / ".lock"):
+                if not folder.exists():
+                    _write(loaded, folder)
+        except OSError as error:  # nothing is wrong with the set
+            raise Unavailable(
+                f"{folder}, where its photos are to lie as files, can't be written "
+                f"({first_line(error)})"
+            ) from error
     return [(folder / f"{i:05}.png", label) for i, label in enumerate(loaded.targets)]
 
 
@@ -70,23 +79,31 @@ _TWO: _Splits = {split: {"split": split} for split in ("train", "test")}
 _CIFAR: _Splits = {"train": {"train": True}, "test": {"train": False}}
 
 NAMED: dict[str, Named] = {
-    "cats-vs-dogs": Named(loader=_paths(cats_vs_dogs), splits={None: {}}),
+    "cats-vs-dogs": Named(loader=_paths(cats_vs_dogs), folder="cats-vs-dogs", splits={None: {}}),
     "oxford-iiit-pet": Named(
         loader=datasets.OxfordIIITPet,
+        folder="oxford-iiit-pet",
         splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
         entries=_pets,
     ),
-    "flowers102": Named(loader=_paths(datasets.Flowers102), splits=_THREE),
-    "food101": Named(loader=_paths(datasets.Food101), splits=_TWO),
-    "fgvc-aircraft": Named(loader=_paths(datasets.FGVCAircraft), splits=_THREE),
-    "dtd": Named(loader=_paths(datasets.DTD), splits=_THREE),
-    "eurosat": Named(loader=_paths(datasets.EuroSAT), splits={None: {}}),
+    "flowers102": Named(loader=_paths(datasets.Flowers102), folder="flowers-102", splits=_THREE),
+    "food101": Named(loader=_paths(datasets.Food101), folder="food-101", splits=_TWO),
+    "fgvc-aircraft": Named(
+        loader=_paths(datasets.FGVCAircraft), folder="fgvc-aircraft-2013b", splits=_THREE
+    ),
+    "dtd": Named(loader=_paths(datasets.DTD), folder="dtd", splits=_THREE),
+    "eurosat": Named(loader=_paths(datasets.EuroSAT), folder="eurosat", splits={None: {}}),
     "imagenette": Named(  # its val is what results are reported on
         loader=_paths(datasets.Imagenette),
+        folder="imagenette2",
         splits={"train": {"split": "train"}, "test": {"split": "val"}},
     ),
-    "cifar10": Named(loader=datasets.CIFAR10, splits=_CIFAR, entries=_cifar),
-    "cifar100": Named(loader=datasets.CIFAR100, splits=_CIFAR, entries=_cifar),
+    "cifar10": Named(
+        loader=datasets.CIFAR10, folder="cifar-10-batches-py", splits=_CIFAR, entries=_cifar
+    ),
+    "cifar100": Named(
+        loader=datasets.CIFAR100, folder="cifar-100-python", splits=_CIFAR, entries=_cifar
+    ),
 }
 
 
@@ -106,8 +123,8 @@ def find_named(name: str, root: Path) -> list[Found]:
                 raise ValueError(f"no photo of {split or 'it'}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidData(
-                f"{name} in {root} can't be read ({error}); remove it there, and it is downloaded "
-                "anew"
+                f"{name} in {root} can't be read ({error}); remove {named.folder} there, and it is "
+                "downloaded anew"
             ) from error
         labels = [_label(each) for each in loaded.classes]
         found += [
@@ -122,27 +139,15 @@ def _label(name: str | tuple[str, ...]) -> str:
 
 
 def _load(name: str, root: Path, how: Mapping[str, Any]) -> Any:
-    loader = NAMED[name].loader
+    named = NAMED[name]
+    place = root / named.folder
+    with suppress(RuntimeError):  # so the loaders say that it is not there, or not whole
+        return named.loader(root, **how)
     try:
-        return loader(root, **how)
-    except RuntimeError:  # so the loaders say that it is not there
-        with alone(root / ".lock"):
-            try:
-                return loader(root, **how)  # another process may have fetched it meanwhile
-            except RuntimeError:
-                _fetch(name, root, how)
-        return loader(root, **how)
-
-
-def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
-    """Download to a folder beside, so that half of a data set is never taken for the whole."""
-    beside = root / f".{name}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        NAMED[name].loader(beside, download=True, **how)
-        for part in beside.iterdir():
-            os.replace(part, root / part.name)
+        if not place.exists():
+            with alone(root / ".lock"):
+                if not place.exists():  # else another process has just fetched it
+                    _fetch(named, root / f".{name}.part", how)
     except _FETCH_FAILED as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the server's answer
@@ -151,5 +156,19 @@ def _fetch(name: str, root: Path, how: Mapping[str, Any]) -> None:
             f"{name} is not in {root} and can't be downloaded ({reason}); where there is a network,"
             f" run the same command with --datasets DIR and bring DIR here, or give --data FOLDER"
         ) from error
+    try:
+        return named.loader(root, **how)
+    except RuntimeError as error:
+        raise ValueError("not all of it is there, or it is damaged") from error
+
+
+def _fetch(named: Named, beside: Path, how: Mapping[str, Any]) -> None:
+    """Download to a folder beside, so that half of a data set is never taken for the whole."""
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        named.loader(beside, download=True, **how)
+        for part in beside.iterdir():
+            os.replace(part, beside.parent / part.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

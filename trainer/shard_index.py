@@ -22,7 +22,7 @@ _MAX_LABEL_LENGTH = 255  # as long as the name of a folder may be
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 512
 _JOINED = 1 << 20  # bytes of zeros at most between a file's end and another's beginning
-_RULES = 4  # by which an index was made: one by others is not taken from the cache
+_RULES = 5  # by which an index was made: one by others is not taken from the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _gather(tar: tarfile.TarFile, shard: Shard) -> dict[str, _Parts]:
                 raise InvalidData(f"{shard.location} has two labels of the key {key}")
             content = tar.extractfile(member)
             assert content is not None  # it is a regular file
-            text = content.read(_MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
+            text = content.read(_MAX_LABEL_BYTES).decode("utf-8-sig", errors="surrogateescape")
             parts.labels[ending] = file, text
     return found
 
@@ -146,5 +146,6 @@ def _label(name: str, text: str, ending: str) -> tuple[str, str | None]:
     if not text:
         return "", f"no label: {name} is empty"
     if len(text) > _MAX_LABEL_LENGTH or not one_line(text):
-        return "", f"no label: {name} is not one line of at most {_MAX_LABEL_LENGTH} characters"
+        most = f"at most {_MAX_LABEL_LENGTH} characters"
+        return "", f"no label: {name} is not one line of UTF-8 of {most}"
     return text, None

@@ -14,6 +14,7 @@ of the others are asked for one by one. So the shards need fit neither in memory
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -155,14 +156,17 @@ def _split(shard: Shard) -> str | None:
 
 
 def _class_names(shards: Sequence[Shard]) -> dict[str, list[str]]:
-    """Location -> names; none where there is no such file."""
+    """Location -> names; none where there is no such file. Empty for one that stands there twice,
+    as ImageNet's crane, which would make two classes one."""
     by_folder: dict[str, list[str]] = {}
     for shard in shards:
         folder = shard.location.rpartition("/")[0]
         if folder not in by_folder:
             content = shard.beside(CLASS_NAMES)
-            text = (content or b"").decode("utf-8-sig", errors="replace")
-            by_folder[folder] = [line.strip() for line in text.strip().splitlines()]
+            text = (content or b"").decode("utf-8-sig", errors="surrogateescape")
+            lines = [line.strip() for line in text.rstrip().splitlines()]
+            often = Counter(lines)
+            by_folder[folder] = [line if often[line] == 1 else "" for line in lines]
     return {shard.location: by_folder[shard.location.rpartition("/")[0]] for shard in shards}
 
 
@@ -174,4 +178,11 @@ def _label(sample: Sample, shard: Shard, names: Sequence[str]) -> str:
             f"{sample.file} in {shard.location} has the label {sample.label}, and {CLASS_NAMES} "
             f"only the {len(names)} from 0 to {len(names) - 1}"
         )
-    return names[int(sample.label)]
+    name = names[int(sample.label)]
+    if not name:
+        raise InvalidData(
+            f"{sample.file} in {shard.location} has the label {sample.label}, and line "
+            f"{int(sample.label) + 1} of {CLASS_NAMES} is empty, or the same as another one; give "
+            "it a name of its own"
+        )
+    return name

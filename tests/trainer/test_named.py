@@ -125,7 +125,9 @@ def test_of_imagenette_val_is_the_test(tmp_path):
     }
 
 
-def test_the_pixels_of_cifar_are_written_once_as_they_are(tmp_path, monkeypatch):
+@pytest.fixture
+def cifar(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
+    """Five pictures in cifar-10-batches-py; the pixels of each batch."""
     folder = tmp_path / "cifar-10-batches-py"
     generator = np.random.default_rng(0)
     batches = {}
@@ -138,17 +140,32 @@ def test_the_pixels_of_cifar_are_written_once_as_they_are(tmp_path, monkeypatch)
         monkeypatch.setattr(datasets.CIFAR10, attribute, listed)
     meta = datasets.CIFAR10.meta | {"md5": md5(folder / "batches.meta")}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return batches
 
+
+def test_the_pixels_of_cifar_are_written_once_as_they_are(tmp_path, cifar):
     found = find_photos(Path("cifar10"), tmp_path)
     assert [(f.split, f.label) for f in found] == [
         ("train", "airplane"), ("train", "cat"), ("train", "cat"),
         ("test", "cat"), ("test", "airplane"),
     ]  # fmt: skip
-    expected = batches["data_batch_1"][1].reshape(3, 32, 32).transpose(1, 2, 0)
+    expected = cifar["data_batch_1"][1].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(np.asarray(Image.open(found[1].path)), expected)
     written = found[1].path.stat().st_mtime_ns
     assert find_photos(Path("cifar10"), tmp_path) == found
     assert found[1].path.stat().st_mtime_ns == written
+
+
+def test_cifar_whose_pixels_can_not_be_written_is_not_said_to_be_broken(tmp_path, cifar):
+    (tmp_path / "cifar10-png").touch()  # as on a disk that is full, or may not be written to
+    with pytest.raises(Unavailable, match=r"cifar10-png/train, where its photos .* can't be writ"):
+        find_photos(Path("cifar10"), tmp_path)
+
+
+def test_half_of_cifar_is_said_to_be_no_more(tmp_path, cifar):
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cut off")
+    with pytest.raises(InvalidData, match="or it is damaged.; remove cifar-10-batches-py there"):
+        find_photos(Path("cifar10"), tmp_path)
 
 
 @contextmanager
@@ -215,6 +232,21 @@ def test_what_is_not_there_is_downloaded_once(tmp_path, served_pets):
     assert {p.name for p in root.iterdir()} == {".lock", "oxford-iiit-pet"}
 
 
+def test_half_of_a_set_is_named_and_nothing_is_downloaded_in_vain(tmp_path, served_pets):
+    half = tmp_path / "sets" / "oxford-iiit-pet" / "images"
+    half.mkdir(parents=True)
+    with pytest.raises(InvalidData, match="not all of it is there.*; remove oxford-iiit-pet there"):
+        find_photos(Path("oxford-iiit-pet"), tmp_path / "sets")
+    half.parent.rename(tmp_path / "sets" / "before")
+    assert len(find_photos(Path("oxford-iiit-pet"), tmp_path / "sets")) == 8
+
+
+def test_a_folder_that_can_not_be_written_to_is_not_said_to_hold_a_broken_set(tmp_path):
+    (tmp_path / "sets").touch()
+    with pytest.raises(Unavailable, match="is not in .*sets and can't be downloaded .*exists"):
+        find_photos(Path("oxford-iiit-pet"), tmp_path / "sets")
+
+
 def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, served_pets, capsys):
     (served_pets / "annotations.tar.gz").unlink()
     root = tmp_path / "sets"
@@ -263,7 +295,7 @@ def test_cats_vs_dogs_without_a_network_says_what_to_do(tmp_path, monkeypatch):
 
 def test_cats_vs_dogs_without_its_dogs_is_not_whole(tmp_path):
     write(tmp_path / "cats-vs-dogs" / "PetImages" / "Cat" / "0.jpg", jpeg())
-    with pytest.raises(InvalidData, match=r"can't be read \(.*Dog.*\); remove it there"):
+    with pytest.raises(InvalidData, match=r"can't be read \(.*Dog.*\); remove cats-vs-dogs there"):
         find_photos(Path("cats-vs-dogs"), tmp_path)
 
 
@@ -281,7 +313,9 @@ def test_cats_vs_dogs_is_trained_on_by_its_name(tmp_path, cats_and_dogs, capsys)
 def test_a_set_that_is_not_whole_is_named(tmp_path):
     pets(tmp_path / "oxford-iiit-pet")
     (tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt").unlink()
-    with pytest.raises(InvalidData, match="oxford-iiit-pet in .* can't be read .*remove it there"):
+    with pytest.raises(
+        InvalidData, match="oxford-iiit-pet in .* can't be read .*remove oxford-iiit-pet there"
+    ):
         find_photos(Path("oxford-iiit-pet"), tmp_path)
 
 
@@ -289,14 +323,16 @@ def test_a_set_that_is_not_whole_is_named(tmp_path):
 def test_lists_of_another_form_are_named_too(tmp_path, content):
     (tmp_path / "food-101" / "images").mkdir(parents=True)
     write(tmp_path / "food-101" / "meta" / "train.json", content)
-    with pytest.raises(InvalidData, match="food101 in .* can't be read .*remove it there"):
+    with pytest.raises(InvalidData, match="food101 in .* can't be read .*remove food-101 there"):
         find_photos(Path("food101"), tmp_path)
 
 
 def test_an_official_split_of_nothing_is_not_replaced_by_one_of_ours(tmp_path):
     pets(tmp_path / "oxford-iiit-pet")
     write(tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt", "")
-    with pytest.raises(InvalidData, match=r"can't be read \(no photo of test\); remove it there"):
+    with pytest.raises(
+        InvalidData, match=r"can't be read \(no photo of test\); remove oxford-iiit-pet there"
+    ):
         find_photos(Path("oxford-iiit-pet"), tmp_path)
 
 

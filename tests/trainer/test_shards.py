@@ -243,6 +243,15 @@ def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path):
     assert [each.label for each in find_photos(tmp_path / "n")] == ["cat", "dog"]
 
 
+def test_labels_in_another_encoding_do_not_become_one(tmp_path: Path):
+    members: dict[str, bytes] = {}
+    for i, label in enumerate(("Löwe", "Läwe", "Hund", "Katze")):
+        members |= {f"{i}.jpg": jpeg(seed=i), f"{i}.cls": label.encode("latin-1")}
+    found = find_photos(write_tar(tmp_path / "a.tar", members))
+    assert [each.label for each in found] == ["", "", "Hund", "Katze"]
+    assert found[0].fault and found[0].fault.startswith("no label: 0.cls is not one line of UTF-8")
+
+
 def test_shards_beside_a_hidden_folder_are_shards(tmp_path: Path):
     write_tar(tmp_path / "n" / "a.tar", samples(0))
     (tmp_path / "n" / ".cache").mkdir()
@@ -290,9 +299,9 @@ def test_samples_that_lack_something_are_named_and_left_out(tmp_path: Path):
         "alone.jpg": "no label: the shard has no alone.cls or alone.json or alone.txt",
         "lost.cls": "a label without a photo",
         "empty.jpg": "no label: empty.cls is empty",
-        "long.jpg": "no label: long.txt is not one line of at most 255 characters",
+        "long.jpg": "no label: long.txt is not one line of UTF-8 of at most 255 characters",
         "other.jpg": "no label: other.json has no entry named label",
-        "half.jpg": "no label: half.json is not one line of at most 255 characters",
+        "half.jpg": "no label: half.json is not one line of UTF-8 of at most 255 characters",
         "spoilt.jpg": "no label: spoilt.json has no entry named label",
         "again.jpg": "duplicate: same content as 000000.jpg, under another label (cat)",
     }
@@ -386,6 +395,15 @@ def test_labels_that_can_not_be_right_are_refused(tmp_path: Path):
     numbers = write_tar(tmp_path / "n" / "x.tar", samples(0, ("0", "2")))
     (tmp_path / "n" / "classnames.txt").write_text("cat\ndog\n")
     expect(numbers, "000001.jpg in .* has the label 2, and classnames.txt only the 2 from 0 to 1")
+    for names in ("cat\ndog\ncat\n", "cat\ndog\n\ncow\n", "cat\r\ndog\r\n \r\ncow\r\n"):
+        (tmp_path / "n" / "classnames.txt").write_text(names, newline="")
+        expect(
+            numbers, "0000(00|01).jpg in .* the label [02], and line [13] of classnames.txt is e"
+        )
+    (tmp_path / "n" / "classnames.txt").write_text("\ncat\ndog\n")  # which moves no line upwards
+    expect(numbers, "000000.jpg in .* has the label 0, and line 1 of classnames.txt is empty")
+    (tmp_path / "n" / "classnames.txt").write_bytes("Löwe\n\nHund".encode("latin-1"))
+    expect(numbers, r"the class 'L\\udcf6we' in .* is not UTF-8: rename it")
     write_tar(tmp_path / "s" / "train-0.tar", samples(0))
     write_tar(tmp_path / "s" / "more-0.tar", samples(10))
     expect(tmp_path / "s", "more-0.tar is of no split; expected train, val or test")
