@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2_grpc
 
 # A client that watches does so once on each connection; one takes 22 KiB here, and needs no token.
 MOST_WATCHERS = 4096
+# A server that can't answer lets its watchers go after so long.
+NOT_SERVING_S = 1.0
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -33,8 +35,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             self._changed = asyncio.Event()
 
     def end(self) -> None:
-        """Report NOT_SERVING for all, and nothing else ever after."""
-        self.report(tuple(self._statuses), pb.HealthCheckResponse.NOT_SERVING)
+        """Report NOT_SERVING for all, and nothing else ever after. Whoever watches is not told:
+        its connection is about to end, and of a proxy's the other servers go on."""
+        self._statuses = dict.fromkeys(self._statuses, pb.HealthCheckResponse.NOT_SERVING)
         self._ended = True
 
     async def Check(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
@@ -64,7 +67,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             self._watchers -= 1
 
     async def _tell(self, service: str, context: Any) -> None:
-        """Its status now, and each that follows."""
+        """Its status now, and each that follows, until this server can't answer. A client watches
+        one of the servers behind a proxy, and takes what it says for all of them: so it is to ask
+        again, and comes to another."""
         told = None
         while True:
             changed = self._changed
@@ -72,4 +77,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             if status != told:
                 await context.write(pb.HealthCheckResponse(status=status))
                 told = status
-            await changed.wait()
+            try:
+                not_serving = status == pb.HealthCheckResponse.NOT_SERVING
+                async with asyncio.timeout(NOT_SERVING_S if not_serving else None):
+                    await changed.wait()
+            except TimeoutError:
+                return

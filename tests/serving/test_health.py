@@ -4,13 +4,15 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.health import Health
-from serving.server import SERVICES
+from serving.health import NOT_SERVING_S, Health
+from serving.server import SERVICES, Server
+from serving.settings import ServerSettings
 from tests.conftest import Running
 from tests.serving.frames import PREFACE, frame
 from tests.serving.held_model import until
@@ -70,7 +72,6 @@ async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_end
         assert (await watch.read()).status == Status.SERVING
         await asyncio.wait_for(server._on_change(server.catalogue), 10)
         await asyncio.wait_for(server.drain(), 20)
-        assert (await watch.read()).status == Status.NOT_SERVING
 
 
 async def test_so_many_may_watch_and_no_more(
@@ -89,3 +90,34 @@ async def test_so_many_may_watch_and_no_more(
         first.cancel()
         await until(lambda: running.server._health._watchers == 1)
         assert (await stub.Watch(request).read()).status == Status.SERVING
+
+
+async def test_whoever_watches_through_a_proxy_is_not_told_that_this_server_leaves(
+    running: Running,
+) -> None:
+    """The proxy sends its calls to another, while these would end them all."""
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
+        assert (await watch.read()).status == Status.SERVING
+        await asyncio.wait_for(running.server.drain(), 20)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await watch.read()
+
+
+async def test_a_watch_of_a_server_that_can_not_answer_ends(models: Path) -> None:
+    """So that a client behind a proxy asks again, and may come to another server."""
+    server = Server(ServerSettings(models=models, port=0, device="cpu"))
+    port = await server.open()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(2):
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == Status.NOT_SERVING
+            assert await asyncio.wait_for(watch.read(), 20) is grpc.aio.EOF
+            assert await watch.code() is grpc.StatusCode.OK
+        unknown = health.Watch(health_pb2.HealthCheckRequest(service="no.such.Service"))
+        assert (await unknown.read()).status == Status.SERVICE_UNKNOWN
+        with pytest.raises(TimeoutError):  # it may come yet
+            await asyncio.wait_for(unknown.read(), 2 * NOT_SERVING_S)
+    await server.close()
