@@ -43,7 +43,8 @@ from serving.together import AsyncTogether
 
 T = TypeVar("T")
 
-_BROKEN_WRITE = "Internal error from Core"  # of _StreamRequestMixin._write in grpc.aio
+# Of _StreamRequestMixin._write in grpc.aio.
+_BROKEN_WRITE = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 
 
 class AsyncClient:
@@ -277,11 +278,11 @@ class _End:
 
     def of(self, error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str | None]:
         """Code and details. That of no failure, or of a write alone, counts as a lost stream."""
-        code, details = self._noted or (error.code(), error.details())
-        broken = code is grpc.StatusCode.INTERNAL and details == _BROKEN_WRITE
-        if broken or code is grpc.StatusCode.OK:
-            return grpc.StatusCode.UNAVAILABLE, _BROKEN_WRITE
-        return code, details
+        said = (error.code(), error.details())
+        for code, details in (self._noted or said, said):
+            if code is not grpc.StatusCode.OK and (code, details) != _BROKEN_WRITE:
+                return code, details
+        return grpc.StatusCode.UNAVAILABLE, _BROKEN_WRITE[1]
 
 
 async def _code_and_details(call: Any) -> tuple[grpc.StatusCode, str | None]:

@@ -54,7 +54,10 @@ EXCEPTIONS: dict[grpc.StatusCode, type[PawprintError]] = {
 }
 _NO_PNG = ("CMYK", "YCbCr", "HSV", "RGBX")  # modes of Pillow that a JPEG may have
 _MAX_MESSAGE_BYTES = 2**31 - 2**20  # protobuf's own limit, and room for all but the photos
-_NO_ANSWER = "Deadline Exceeded"  # gRPC's own words
+# gRPC's own words
+_NO_ANSWER = "Deadline Exceeded"
+_CUT_OFF = "Received RST_STREAM"
+_TOO_LARGE_TO_PASS = "Received http2 header with status: 413"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -212,6 +215,13 @@ def exception_of(
     details = details or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return InvalidRequest(f"the message is larger than the server takes ({details})")
+    if code is grpc.StatusCode.UNKNOWN and details == _TOO_LARGE_TO_PASS:
+        return InvalidRequest(
+            f"a proxy before the server at {address} takes no more bytes in one call (HTTP 413): "
+            "raise its limit (nginx: client_max_body_size 0), or send fewer or smaller photos"
+        )
+    if code is grpc.StatusCode.INTERNAL and _CUT_OFF in details:
+        code = grpc.StatusCode.UNAVAILABLE  # by a proxy that has lost the server
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # which the server says too, if it is first
         return no_answer(address, "" if details == _NO_ANSWER else f": {details}")
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -180,7 +180,7 @@ def after_end(
         outbox.put(*again)
     if outbox.finished:
         return refused, None
-    again_s = 0.0 if dropped is not None else outbox.lose(code)
+    again_s = 0.0 if dropped is not None else outbox.lose(lost)
     if again_s is None:
         raise lost
     return refused, again_s

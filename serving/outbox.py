@@ -8,10 +8,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-import grpc
-
 from protos.pawprint.v1 import classifier_pb2 as pb
-from serving.channel import INITIAL_BACKOFF_S, MAX_ATTEMPTS, MAX_BACKOFF_S, RETRIED
+from serving.channel import INITIAL_BACKOFF_S, MAX_ATTEMPTS, MAX_BACKOFF_S
+from serving.errors import PawprintError, Unavailable
 
 
 class Queue(Protocol):
@@ -99,7 +98,7 @@ class Outbox(Generic[Q]):
         if self._closed and not self._unanswered:
             self._queue.put_nowait(None)
 
-    def lose(self, code: grpc.StatusCode) -> float | None:
+    def lose(self, error: PawprintError) -> float | None:
         """A stream has failed: in how many seconds to open the next one, None: not again.
 
         As for other calls, each request has MAX_ATTEMPTS: one that brings servers down is not sent
@@ -109,6 +108,6 @@ class Outbox(Generic[Q]):
             for request_id in self._losses:
                 self._losses[request_id] += 1
             losses = max(self._losses.values(), default=0)
-        if code not in RETRIED or losses == MAX_ATTEMPTS:
+        if not isinstance(error, Unavailable) or losses == MAX_ATTEMPTS:
             return None
         return min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * 2.0 ** (losses - 1))

@@ -19,7 +19,14 @@ from serving.channel import MAX_ATTEMPTS
 from serving.client import AsyncClient, Client
 from serving.client_batches import Asked
 from serving.client_stream import StreamState, after_end
-from serving.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PawprintError,
+    Unavailable,
+)
 from serving.outbox import Outbox
 from tests.conftest import ServerProcess, running_server
 from tests.photos import jpeg
@@ -90,10 +97,20 @@ each = pytest.mark.parametrize(
 
 
 @each
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-async def test_what_is_unanswered_is_sent_again_and_nothing_else(kind, code, leaving) -> None:
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "as scripted"),
+        (grpc.StatusCode.CANCELLED, "as scripted"),
+        # What gRPC makes of a proxy whose server has gone.
+        (grpc.StatusCode.INTERNAL, "RST_STREAM (Received RST_STREAM with error code 2)"),
+    ],
+)
+async def test_what_is_unanswered_is_sent_again_and_nothing_else(
+    kind, code, details, leaving
+) -> None:
     script, address = leaving
-    script.code = code
+    script.code, script.details = code, details
     answers = await answers_to(kind, address, [b"x"] * PHOTOS, in_flight=4)
     assert sorted(answer.index for answer in answers) == list(range(PHOTOS))
     assert len(script.streams) > len(set(sum(script.streams, []))) // 8
@@ -206,6 +223,7 @@ async def test_a_caller_may_take_its_time_between_photos(leaving) -> None:
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),  # no photo is too large
         (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
+        (grpc.StatusCode.INTERNAL, PawprintError),
     ],
 )
 async def test_an_error_that_no_other_server_would_mend_is_raised_at_once(
