@@ -56,8 +56,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
         if self._watchers == MOST_WATCHERS:
+            # To gRPC's clients a server without Watch is healthy; after any other status they would
+            # call it no more.
             await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                grpc.StatusCode.UNIMPLEMENTED,
                 f"{MOST_WATCHERS:,} watch the health of this server already; call Check",
             )
         self._watchers += 1

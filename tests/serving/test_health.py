@@ -10,10 +10,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.async_client import AsyncClient
 from serving.health import NOT_SERVING_S, Health
 from serving.server import SERVICES, Server
 from serving.settings import ServerSettings
 from tests.conftest import Running
+from tests.photos import jpeg
 from tests.serving.frames import PREFACE, frame
 from tests.serving.held_model import until
 
@@ -85,7 +87,9 @@ async def test_so_many_may_watch_and_no_more(
             assert (await watch.read()).status == Status.SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="call Check") as raised:
             await stub.Watch(request).read()
-        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        async with AsyncClient(running.address) as client:  # which would watch
+            assert (await client.classify([jpeg()], model="pets")).results[0].labels
         assert (await stub.Check(request)).status == Status.SERVING
         first.cancel()
         await until(lambda: running.server._health._watchers == 1)
