@@ -52,7 +52,7 @@ from serving.modelspec import (
 )
 from serving.paths import is_dir, is_file
 from serving.triton_config import CONFIG, triton_files
-from serving.whole_file import names_full_disk, remove_old
+from serving.whole_file import names_disk, remove_old
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ class Repository:
         folder = new_folder(parent, STAGING)
         remove_old(parent.glob(f"{STAGING}*"), _STALE_STAGING_S)
         try:
-            with names_full_disk(parent):
+            with names_disk(parent):
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

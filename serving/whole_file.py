@@ -15,15 +15,17 @@ from typing import IO
 _PREFIX, _SUFFIX = ".", ".tmp"
 _NAMED = 100  # characters of a file's name in that of the one that is to replace it
 _LEFT = 3600.0  # seconds after its last change at which none is being written any more
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 @contextmanager
-def names_full_disk(place: Path) -> Iterator[None]:
-    """An error that a disk is full says where that is: one of writing to an open file does not."""
+def names_disk(place: Path) -> Iterator[None]:
+    """An error of a disk that is full or fails says where that is: one of writing to an open file
+    does not."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno in _OF_A_DISK:
             error.filename = str(place)
         raise
 
@@ -37,7 +39,7 @@ def replaced(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
     prefix = f"{_PREFIX}{path.name[:_NAMED]}-"
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX)
     try:
-        with names_full_disk(path), os.fdopen(descriptor, "wb") as file:
+        with names_disk(path), os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

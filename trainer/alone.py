@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from serving.errors import InvalidRequest
+from serving.errors import Unavailable
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of NFS and Lustre, mounted without
 
@@ -28,10 +28,10 @@ def alone(file: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def only_one(file: Path, doing: str) -> Iterator[None]:
-    """As `alone`, but raises InvalidRequest if another process is `doing` that."""
+    """As `alone`, but raises Unavailable if another process is `doing` that."""
     with ExitStack() as stack:
         try:
             stack.enter_context(alone(file, wait=False))
         except BlockingIOError as error:
-            raise InvalidRequest(f"another process is {doing}; wait for it") from error
+            raise Unavailable(f"another process is {doing}; wait for it") from error
         yield

@@ -1,6 +1,5 @@
 """The whole state of a training on disk after every epoch: a killed one goes on to the same end."""
 
-import errno
 import hashlib
 import json
 import re
@@ -177,8 +176,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             # A write that failed ends torch's own writer with another error.
             known = error.__context__ if isinstance(error.__context__, OSError) else error
-            full = isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "no space is left" if full else first_line(known)
+            why = getattr(known, "strerror", None) or first_line(known)
             said = (
                 f"the checkpoint of epoch {checkpoint.epoch} can't be written to {self.path.parent}"
                 f" ({why})"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.durable import replace_file
 from serving.errors import InvalidRequest
 from serving.modelspec import Manifest
 from serving.storage import open_repository
@@ -73,7 +74,7 @@ def compare(
                 rows.append(row)
     if world.leads:
         path = root / f"{settings['name']}-comparison.json"
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        replace_file(path, (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
         _plot(rows, path.with_suffix(".png"))
         _say(rows, console)
         console.line(f"The table and its plot: {path} and .png")

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from serving.whole_file import names_disk
 from trainer.lettering import any_script
 
 _DPI = 110
@@ -23,7 +24,8 @@ def save_png(figure: Figure, path: Path) -> None:
     with any_script():
         canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    pixels.save(path, "PNG", compress_level=_COMPRESSION, dpi=(_DPI, _DPI))
+    with names_disk(path):
+        pixels.save(path, "PNG", compress_level=_COMPRESSION, dpi=(_DPI, _DPI))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from serving.durable import replace_file
 from serving.errors import InvalidRequest
 from trainer.balance import batches_of, make_order
 from trainer.batches import batch_count
@@ -119,9 +120,10 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
             plot=str(plot),
         )
         if world.leads:
+            _say(found, console)  # before what a full disk may end
             _plot(found, plot)
-            plot.with_suffix(".json").write_text(json.dumps(asdict(found), indent=1) + "\n")
-            _say(found, console)
+            text = json.dumps(asdict(found), indent=1) + "\n"
+            replace_file(plot.with_suffix(".json"), text.encode())
     return found
 
 

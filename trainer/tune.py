@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from serving.durable import replace_file
 from serving.errors import InvalidRequest, lacks
+from serving.whole_file import names_disk
 from trainer.alone import only_one
 from trainer.checkpoint import differences
 from trainer.config import TrainConfig
@@ -58,7 +59,7 @@ def tune(
         run = prepare(config, console, ALONE)
         folder = run.repository.root / ".tune"
         journal = folder / f"{config.name}.journal"
-        with searching(folder, config.name):
+        with searching(folder, config.name), names_disk(folder):
             study = _open(journal, run, names)
             todo = trials - len(_finished(study))
             if todo > 0:
@@ -141,19 +142,28 @@ def _mend(path: Path) -> None:
 
 
 def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
-    """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ."""
+    """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ, or it
+    is damaged."""
     optuna = _optuna()
     _mend(path)
     journal = optuna.storages.journal
-    epochs = run.config.epochs
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),
-        study_name=run.config.name,
-        direction="maximize",
-        load_if_exists=True,
-        # The first epochs say little; nor does a median of few trials.
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=max(1, epochs // 3)),
-    )
+    # The first epochs say little; nor does a median of few trials.
+    warm = max(1, run.config.epochs // 3)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warm)
+    try:
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),
+            study_name=run.config.name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=pruner,
+        )
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises almost anything on other lines
+        raise InvalidRequest(
+            f"the search in {path} can't be read; delete it to start anew"
+        ) from error
     settings = decisive_settings(run.classifier, run.data, run.config, run.teacher)
     settings["searched"] = list(names)
     known = study.user_attrs.get("settings")
@@ -250,7 +260,7 @@ def _write(run: Run, done: list[Any], complete: list[Any], found: Mapping[str, A
         {"trial": i + 1, "state": trial.state.name.lower(), **trial.user_attrs}
         for i, trial in enumerate(done)
     ]
-    Path(f"{place}-tuning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    replace_file(Path(f"{place}-tuning.json"), (json.dumps(rows, indent=1) + "\n").encode())
     toml = "".join(f"{name} = {_toml(value)}\n" for name, value in found.items())
     replace_file(Path(f"{place}-tuned.toml"), toml.encode())  # half of it would be settings, too
     at = {trial.number: i + 1 for i, trial in enumerate(done)}

@@ -413,7 +413,7 @@ def test_the_same_analysis_twice_at_once_is_refused(trained, monkeypatch):
         run_tasks(tasks[:9], *arguments, **named)
         with monkeypatch.context() as patch:
             patch.setattr(analysis_run, "run_tasks", run_tasks)
-            said.append(analyze(trained, *SMALL, status=2))
+            said.append(analyze(trained, *SMALL, status=75))
         run_tasks(tasks[9:], *arguments, **named)
 
     monkeypatch.setattr(analysis_run, "run_tasks", another_meanwhile)

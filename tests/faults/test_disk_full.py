@@ -13,6 +13,7 @@ from serving.client import AsyncClient, Client
 from serving.copying import copy_version
 from serving.repository import Repository
 from serving.storage import open_repository
+from serving.whole_file import names_disk
 from tests.commands import run_python
 from tests.conftest import ROOT, running_server
 from tests.object_store import BUCKET, ObjectStore, running_store
@@ -111,6 +112,16 @@ def test_no_room_for_a_copied_version(models: Path, disk: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == f"error: [Errno 28] No space left on device: '{disk}/m/pets'\n"
     assert not [*(disk / "m").iterdir()]
+
+
+def test_a_disk_that_fails_is_named() -> None:
+    """Reading what no process has at address 0 fails as a broken disk does."""
+    with (
+        pytest.raises(OSError, match=r"Errno 5.*'/mnt/photos'"),
+        names_disk(Path("/mnt/photos")),
+        Path("/proc/self/mem").open("rb", buffering=0) as broken,
+    ):
+        broken.read(1)
 
 
 # --- the cache of a bucket

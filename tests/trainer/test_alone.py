@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import InvalidRequest
+from serving.errors import Unavailable
 from trainer.alone import only_one
 
 
 def test_a_second_one_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     with only_one(tmp_path / "lock", "counting"):
-        with pytest.raises(InvalidRequest, match="another process is counting"):
+        with pytest.raises(Unavailable, match="another process is counting"):
             with only_one(tmp_path / "lock", "counting"):
                 pass
     with only_one(tmp_path / "lock", "counting"):

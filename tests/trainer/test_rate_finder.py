@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos
 from trainer.adversarial import Adversary
 from trainer.idle import _BEYOND_RATES
@@ -170,3 +171,14 @@ def test_without_epochs_there_is_nothing_to_find(photos: MakePhotos, capsys):
     assert main(["--data", str(photos()), "--backbone", "resnet18", "--epochs", "0",
                  "--find-rate"]) == 2  # fmt: skip
     assert "epochs must be at least 1" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_the_plot_and_not_the_rate(photos: MakePhotos, tmp_path: Path, capsys):
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        assert main(
+            ["--data", str(photos(per_class=12)), "--name", "shapes", "--out", str(disk),
+             "--backbone", "tiny", "--weights", "none", "--size", "32", "--find-rate"]
+        ) == 75  # fmt: skip
+        said = capsys.readouterr()
+        assert said.err == f"error: {disk}/shapes-learning-rate.png: No space left on device\n"
+        assert "Suggested: --learning-rate" in said.out

@@ -98,8 +98,8 @@ def test_a_disk_that_is_full_at_a_checkpoint_that_was_asked_for_is_told_in_a_lin
         assert list(disk.iterdir()) == []
     assert done.returncode == 75
     assert done.stderr == (
-        f"error: the checkpoint of epoch 1 can't be written to {disk} (no space is left). Put that "
-        "right and run the same command: it starts anew\n"
+        f"error: the checkpoint of epoch 1 can't be written to {disk} (No space left on device). "
+        "Put that right and run the same command: it starts anew\n"
     )
 
 

@@ -17,6 +17,7 @@ import torch
 
 from serving.repository import Repository
 from tests.conftest import ROOT
+from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos
 from trainer.config import TrainConfig
 from trainer.metrics import accuracy, nll
@@ -155,6 +156,26 @@ def test_killed_while_it_writes_its_journal_it_goes_on_from_the_defaults(
     assert defaults.items() <= row["settings"].items()
 
 
+@pytest.mark.parametrize("line", [b"no JSON", b"[1, 2]", bytes(4096)])
+def test_a_damaged_journal_is_named(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes
+):
+    journal = tmp_path / ".tune/shapes.journal"
+    journal.parent.mkdir()
+    journal.write_bytes(line + b"\n")
+    assert main(arguments(photos(), tmp_path, 1)) == 2
+    said = f"error: the search in {journal} can't be read; delete it to start anew\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_disk_that_is_full_is_named(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        assert main(arguments(photos(), disk, 3)) == 75
+    assert capsys.readouterr().err == f"error: {disk}/.tune: No space left on device\n"
+
+
 def study(journal: Path) -> Any:
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     return optuna.load_study(study_name="shapes", storage=optuna.storages.JournalStorage(backend))
@@ -258,7 +279,7 @@ def test_one_search_at_a_time_and_trials_differ_by_what_they_learn_from_the_same
     assert len({trial.value for trial in trials}) == 3
     assert set(rows[0]["settings"]) >= {"thaw", "layer_decay"}
     with searching(out / ".tune", "shapes"):
-        assert main(given) == 2
+        assert main(given) == 75
     assert "another process is tuning shapes" in capsys.readouterr().err
 
 
