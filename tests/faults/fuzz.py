@@ -25,6 +25,7 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
+from serving.photo_formats import readable
 from serving.preprocess import preprocess
 from tests.conftest import ServerProcess
 from tests.faults.mutations import broken, photos, scrambled, swollen
@@ -251,7 +252,9 @@ def _right(answer: pb.ClassifyResponse, pixels: np.ndarray) -> bool:
 async def fuzz(folder: Path, photo_count: int, message_count: int, seed: int) -> bool:
     data = [*mutated_photos(photo_count, seed)]
     found = read_all(data)
-    with tiny_server(folder, "--max-megapixels", str(MAX_PIXELS // 10**6)) as server:
+    limits = ("--max-megapixels", str(MAX_PIXELS // 10**6))
+    kinds = ("--photo-formats", ",".join(readable()).lower())
+    with tiny_server(folder, *limits, *kinds) as server:
         sound = True
         options = [
             ("grpc.max_send_message_length", -1),
