@@ -23,7 +23,7 @@ MAX_ATTEMPTS = 5
 INITIAL_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 1.0
 # CANCELLED too: a call that reaches a server in the very moment in which it stops.
-RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 _RETRIES = {
     "name": [{"service": SERVICE, "method": m} for m in ("Classify", "ListModels", "GetModel")],
@@ -32,7 +32,7 @@ _RETRIES = {
         "initialBackoff": f"{INITIAL_BACKOFF_S:g}s",
         "maxBackoff": f"{MAX_BACKOFF_S:g}s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": [code.name for code in RETRIED],
+        "retryableStatusCodes": [code.name for code in _RETRIED],
     },
 }
 _SERVICE_CONFIG = {

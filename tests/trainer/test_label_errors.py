@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.modelspec import Preprocessing
+from tests.trainer.photo_data import data_of
 from trainer.data import PhotoData
 from trainer.label_errors import (
     PROBABLY,
@@ -20,7 +20,7 @@ from trainer.label_errors import (
 )
 from trainer.lettering import short_file, short_label
 from trainer.metrics import Floats, Ints, softmax
-from trainer.pictures import Photo, as_served
+from trainer.pictures import Photo
 
 
 def drawn(photos: int, classes: int, share: float, temperature: float) -> tuple[Floats, Ints, Ints]:
@@ -104,7 +104,7 @@ def test_logits_that_are_no_numbers_accuse_none():
     assert not np.any(probably_wrong(logits, labels))
 
 
-def data_of(labels: dict[str, list[int]]) -> PhotoData:
+def numbered(labels: dict[str, list[int]]) -> PhotoData:
     """Photos 0, 1 ... of train and then of val, with these labels; one more in test."""
     splits: dict[str, tuple[Photo, ...]] = {}
     number = 0
@@ -114,17 +114,7 @@ def data_of(labels: dict[str, list[int]]) -> PhotoData:
             for n, label in enumerate(members, number)
         )
         number += len(members)
-    return PhotoData(
-        labels=("cat, tabby", "dog"),
-        splits=splits,
-        left_out=(),
-        groups={},
-        indistinct=False,
-        together=0,
-        alike=(),
-        at_odds=(),
-        squares=as_served(Preprocessing(size=32, interpolation="bilinear"), workers=1),
-    )
+    return data_of(("cat, tabby", "dog"), splits)
 
 
 def sure_of(truth: Ints) -> Floats:
@@ -137,7 +127,7 @@ def two_wrong() -> tuple[Ints, Ints, PhotoData]:
     truth = np.array([0, 1] * 30)
     labels = truth.copy()
     labels[[7, 50]] ^= 1
-    data = data_of({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
+    data = numbered({"train": labels[:40].tolist(), "val": labels[40:].tolist()})
     return truth, labels, data
 
 
@@ -176,7 +166,7 @@ def test_a_carriage_return_in_a_name_does_not_end_its_row():
 def test_wrong_labels_of_test_come_beside_the_others_and_always_stay():
     truth, labels, data = two_wrong()
     of_train = with_label_errors(data, sure_of(truth), drop=True)
-    test = data_of({"test": labels.tolist()}).splits["test"]
+    test = numbered({"test": labels.tolist()}).splits["test"]
     both = with_test_label_errors(
         replace(of_train, splits={**of_train.splits, "test": test}), 0.4 * sure_of(truth)
     )
@@ -197,7 +187,7 @@ def test_a_class_whose_photos_mostly_look_like_another_keeps_them():
     labels[[57, 58, 59]] = 1  # all dogs that train has but one, and one of four in val
     train, val = [*range(50), 57, 58, 60], [*range(50, 57), 59, *range(61, 70)]
     order = np.array(train + val)
-    data = data_of({"train": labels[train].tolist(), "val": labels[val].tolist()})
+    data = numbered({"train": labels[train].tolist(), "val": labels[val].tolist()})
     found = with_label_errors(data, sure_of(truth)[order], drop=True)
     named = {e.photo.file: e.dropped for e in found.label_errors}
     assert named == {f"{order.tolist().index(n)}.jpg": n == 59 for n in (57, 58, 59)}
