@@ -3,6 +3,7 @@
 Admission comes before decoding; a photo that can't be read is an error of that photo alone.
 """
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -48,9 +49,10 @@ class Classifier:
         self._decoders = Decoders(decode_threads)
         self.shadowing = Shadowing()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Takes as long as photos that are being decoded."""
         self.shadowing.close()
-        self._decoders.close()
+        await asyncio.to_thread(self._decoders.close)
 
     async def classify(
         self,

@@ -239,11 +239,11 @@ class Server:
         if self._admin:
             await self._admin.stop(0)
         self.control.close()
-        self._classifier.close()
         if self._metrics_server:
             self._metrics_server.close()
         if self._tracing:
             await self._tracing.close()
+        await self._classifier.close()
         await asyncio.to_thread(self._threads.close)
 
     def _stop_watching(self) -> None:
