@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serving.computing_threads import computing_threads
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
 from serving.photo_formats import FORMATS
 from serving.preprocess import Postponed, preprocess
-from serving.thread_priority import go_behind_the_event_loop
 from serving.turns import Priority, PriorityTurns
 
 log = logging.getLogger(__name__)
@@ -49,18 +49,13 @@ class Decoders:
     """
 
     def __init__(self, threads: int) -> None:
+        """Raises Unavailable where there can't be so many."""
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: PriorityTurns[_Waiting] = PriorityTurns()
         self._postponed: PriorityTurns[_Waiting] = PriorityTurns()
         self._large = False  # one is being decoded
         self._closing = False
-        # All at once: one that can't be had is better known now than with a call.
-        self._threads = [
-            threading.Thread(target=self._loop, name=f"decode-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = computing_threads("decoding", threads, self._loop)
 
     def start(self, jobs: Sequence[Job], caller: Hashable, priority: Priority) -> None:
         """Run the jobs of one call, in their order."""
@@ -78,7 +73,6 @@ class Decoders:
             thread.join()
 
     def _loop(self) -> None:
-        go_behind_the_event_loop()
         while self._next():
             pass
 

@@ -85,7 +85,7 @@ class Server:
         )
         self._health = Health()
         self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._threads = InferenceThreads("inference", runs_at_once(settings))
+        self._threads = InferenceThreads(runs_at_once(settings))
         self.control = ModelControl(
             settings,
             open_repository(settings.models),

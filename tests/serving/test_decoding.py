@@ -1,10 +1,7 @@
 """Who decodes when: callers do not wait for all photos of another one."""
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,33 +159,6 @@ def test_low_priority_waits_for_high_and_never_stands_still(jobs: Jobs) -> None:
         2 * LOW_EVERY - 1,
     ]
     one.close()
-
-
-# Once the decoders are there no thread can be had, as in a container with a limit of them.
-SHORT_OF_THREADS = """
-import os, resource, threading
-from serving.decoding import Decoders
-from serving.turns import Priority
-
-os.setuid(61234)  # root's are not counted
-decoders, done = Decoders(4), threading.Semaphore(0)
-resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-for _ in range(10):
-    decoders.start([lambda before_large: done.release()] * 3, "a", Priority.HIGH)
-    for _ in range(3):
-        assert done.acquire(timeout=10)
-decoders.close()
-"""
-
-
-def test_a_call_needs_no_new_thread() -> None:
-    """Where one could not be had the call failed, and left its photos for the next ones to decode,
-    which were then never done with their own."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to become a user whose threads are counted")
-    script = [sys.executable, "-c", SHORT_OF_THREADS]
-    ran = subprocess.run(script, capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stderr
 
 
 def test_each_job_runs_once_whoever_starts_them(decoders: Decoders) -> None:
