@@ -49,22 +49,22 @@ def channel_opener(
 ) -> Callable[[], grpc.Channel]:
     """What opens a channel, not encrypted without `tls`. Raises InvalidRequest itself, and has read
     the files: who opens later may have no right to."""
-    target = target_of(address)
-    options = [*options, *past_proxies(target)]
-    if tls is None:
-        return partial(grpc.insecure_channel, target, options)
-    named = [*options, *_name(tls, address)]
-    return partial(grpc.secure_channel, target, _credentials(tls), named)
+    return _opener(grpc, address, tls, options)
 
 
 def async_channel_opener(address: str, tls: Tls | None) -> Callable[[], grpc.aio.Channel]:
     """As channel_opener, for asyncio: to be called in the event loop."""
+    return _opener(grpc.aio, address, tls, CHANNEL_OPTIONS)
+
+
+def _opener(kind: Any, address: str, tls: Tls | None, options: Options) -> Callable[[], Any]:
+    """kind: the module grpc or grpc.aio."""
     target = target_of(address)
-    options = [*CHANNEL_OPTIONS, *past_proxies(target)]
+    options = [*options, *past_proxies(target)]
     if tls is None:
-        return partial(grpc.aio.insecure_channel, target, options)
+        return partial(kind.insecure_channel, target, options)
     named = [*options, *_name(tls, address)]
-    return partial(grpc.aio.secure_channel, target, _credentials(tls), named)
+    return partial(kind.secure_channel, target, _credentials(tls), named)
 
 
 def sendable(token: str | None) -> str:

@@ -16,12 +16,6 @@ from serving.version_state import VersionState
 
 T = TypeVar("T")
 
-STATES = {
-    "serving": pb.STATE_SERVING,
-    "refused": pb.STATE_REFUSED,
-    "restarting": pb.STATE_RESTARTING,
-}
-
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def __init__(self, control: ModelControl) -> None:
@@ -50,7 +44,7 @@ def _status(state: VersionState) -> pb.VersionStatus:
     return pb.VersionStatus(
         model=state.model,
         version=state.version,
-        state=STATES[state.state],
+        state=pb.State.Value(f"STATE_{state.state.upper()}"),
         reason=state.reason,
         aliases=state.aliases,
         default=state.default,

@@ -17,7 +17,7 @@ _CSV_LAST = ("familiarity", "unfamiliar")  # behind what was there before them
 
 
 def table_rows(
-    path: Path, answer: StreamedResult, believed: bool | None = None
+    path: Path, answer: StreamedResult, believed: bool | None
 ) -> list[tuple[object, ...]]:
     if answer.result.error is not None:
         return [(path, f"error: {answer.result.error}", "", "")]
@@ -32,7 +32,7 @@ def table_rows(
     ]
 
 
-def line(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
+def line(path: Path, answer: StreamedResult, believed: bool | None) -> str:
     if answer.result.error is not None:
         return visible(f"{path}: error: {answer.result.error}")
     labels = ", ".join(f"{label.name} {label.probability:.4f}" for label in answer.result.labels)
@@ -45,7 +45,7 @@ def _doubted(text: str, answer: StreamedResult, believed: bool | None) -> str:
     return f"not sure: {text}" if believed is False else text
 
 
-def json_line(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
+def json_line(path: Path, answer: StreamedResult, believed: bool | None) -> str:
     value = _json_value(path, answer)
     if believed is not None:
         value["believed"] = believed
@@ -70,7 +70,7 @@ def _json_value(path: Path, answer: StreamedResult) -> dict[str, object]:
     }
 
 
-def csv_lines(path: Path, answer: StreamedResult, believed: bool | None = None) -> str:
+def csv_lines(path: Path, answer: StreamedResult, believed: bool | None) -> str:
     """One line for each label, ended by a newline."""
     familiarity, unfamiliar = told_of(answer.result)
     told = ("", "") if familiarity is None else (f"{familiarity:.6f}", str(unfamiliar).lower())
@@ -78,7 +78,7 @@ def csv_lines(path: Path, answer: StreamedResult, believed: bool | None = None) 
     return csv_text([row + last for row in _csv_rows(path, answer)])
 
 
-def csv_header(with_belief: bool = False) -> str:
+def csv_header(with_belief: bool) -> str:
     return csv_text([_CSV_HEADER + (("believed",) if with_belief else ()) + _CSV_LAST])
 
 

@@ -1,4 +1,4 @@
-"""What a caller gets: plain values, the same from the core and from the client."""
+"""What a caller of the client gets: plain values."""
 
 from dataclasses import dataclass
 

@@ -125,6 +125,7 @@ class AsyncClient:
         routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
+        """See Client.classify. Files are read in the event loop."""
         data = [encoded(photo) for photo in several(photos)]
         asked = Asked(model, version, top_k, low_priority, routing_key)
         method = self._stub.Classify
@@ -134,12 +135,14 @@ class AsyncClient:
         return response_of(await self._call(method, request, timeout_s, self.hedge_after_s))
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """See Client.list_models."""
         message = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
         return models_of(message)
 
     async def get_model(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
     ) -> ModelDescription:
+        """See Client.get_model."""
         request = model_request(model, version)
         return description_of(await self._call(self._stub.GetModel, request, timeout_s))
 

@@ -1,8 +1,9 @@
-"""The core of every call: photos in, labels or the model's own outputs out. Knows nothing of gRPC.
+"""The core of every call: photos in, the model's outputs out. Knows nothing of gRPC.
 
 Admission comes before decoding; a photo that can't be read is an error of that photo alone.
 """
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import Label, Result
+from serving.answers import Label
 from serving.batching import Answer, Place, too_late
 from serving.catalogue import ServedVersion
 from serving.decoding import Decoders, Limits, decode
@@ -36,57 +37,16 @@ class Inferred:
     answered: float  # when the last answer was there
 
 
-@dataclass(frozen=True, kw_only=True)
-class Classified:
-    results: tuple[Result, ...]  # one for each photo
-    inferred: Inferred
-
-
 class Classifier:
     def __init__(self, decode_threads: int, limits: Limits) -> None:
         self.limits = limits
         self._decoders = Decoders(decode_threads)
         self.shadowing = Shadowing()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Takes as long as photos that are being decoded."""
         self.shadowing.close()
-        self._decoders.close()
-
-    async def classify(
-        self,
-        served: ServedVersion,
-        photos: Sequence[Photo],
-        *,
-        top_k: int,
-        admitted: Admitted,
-        deadline: float,
-        caller: Hashable = None,
-        priority: Priority = Priority.HIGH,
-        streamed: bool = False,
-    ) -> Classified:
-        """top_k: 0 means 1. admitted: called once there is room for the call, before any decoding;
-        what it raises ends the call. deadline: on the monotonic clock. caller: see Batcher.admit.
-        streamed: it waits for room; there is a caller then.
-
-        Raises InvalidRequest, Overloaded, DeadlineExceeded; InvalidImage if the only photo of the
-        call can't be read.
-        """
-        labels = served.engine.manifest.labels
-        if not 0 <= top_k <= len(labels):
-            raise InvalidRequest(
-                f"top_k must be 0 to {len(labels)}, the number of labels; got {top_k}"
-            )
-        inferred = await self.infer(
-            served,
-            photos,
-            admitted=admitted,
-            deadline=deadline,
-            caller=caller,
-            priority=priority,
-            streamed=streamed,
-        )
-        results = tuple(_result(answer, served, top_k or 1) for answer in inferred.answers)
-        return Classified(results=results, inferred=inferred)
+        await asyncio.to_thread(self._decoders.close)
 
     async def infer(
         self,
@@ -99,7 +59,13 @@ class Classifier:
         priority: Priority = Priority.HIGH,
         streamed: bool = False,
     ) -> Inferred:
-        """As classify, but with the rows of the model's outputs."""
+        """admitted: called once there is room for the call, before any decoding; what it raises
+        ends the call. deadline: on the monotonic clock. caller: see Batcher.admit. streamed: it
+        waits for room; there is a caller then.
+
+        Raises InvalidRequest, Overloaded, DeadlineExceeded; InvalidImage if the only photo of the
+        call can't be read; Unavailable where there is too little memory to decode one.
+        """
         check_count(len(photos), self.limits.max_photos)
         spec = served.engine.manifest.preprocessing
         decoded: list[tuple[float, float]] = []  # seconds it took, and when it was done
@@ -131,7 +97,7 @@ class Classifier:
             answers=tuple(answers),
             unfamiliar=None
             if known is None
-            else sum(known.tells(_familiarity(answer)) for answer in answered),
+            else sum(known.tells(familiarity_of(answer)) for answer in answered),
             decode_s=sum(seconds for seconds, _ in decoded),
             queue_s=max((answer.queue_s for answer in answered), default=0.0),
             inference_s=max((answer.run_s for answer in answered), default=0.0),
@@ -212,20 +178,8 @@ def _decode(
         place.fill(pixels)
 
 
-def _result(answer: Answer | InvalidImage, served: ServedVersion, top_k: int) -> Result:
-    if isinstance(answer, InvalidImage):
-        return Result(labels=(), error=str(answer))
-    labels = best_labels(answer.outputs[0], served.engine.manifest.labels, top_k)
-    known = served.engine.familiarity
-    if known is None:
-        return Result(labels=labels, error=None)
-    familiarity = _familiarity(answer)
-    return Result(
-        labels=labels, error=None, familiarity=familiarity, unfamiliar=known.tells(familiarity)
-    )
-
-
-def _familiarity(answer: Answer) -> float:
+def familiarity_of(answer: Answer) -> float:
+    """Of a version that gives it."""
     return float(answer.outputs[2][0])
 
 

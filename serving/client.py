@@ -62,7 +62,7 @@ _INHERITED: list[grpc.Channel] = []
 
 
 class Client:
-    """Blocking; may be used from several threads.
+    """Blocking; may be used from several threads. Raises InvalidRequest for what can't be.
 
     address: of one server, or of several (see serving.channel.target_of), between which calls are
     balanced; a call that one can't answer is tried at another. timeout_s: of each call, unless
@@ -162,11 +162,13 @@ class Client:
         return response_of(self._call("Classify", request, timeout_s, self.hedge_after_s))
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """What the server answers with now."""
         return models_of(self._call("ListModels", pb.ListModelsRequest(), timeout_s))
 
     def get_model(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
     ) -> ModelDescription:
+        """What a version is, and what was measured of it. version: as `classify` takes it."""
         request = model_request(model, version)
         return description_of(self._call("GetModel", request, timeout_s))
 

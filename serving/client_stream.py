@@ -57,12 +57,12 @@ class StreamState:
         try:
             data = encoded(photo)
         except OSError as error:
-            return _refused(index, f"can't be read: {error}", 0.0)
+            return _refused(index, f"can't be read: {error}")
         if len(data) > MAX_PHOTO_BYTES:
             said = f"{len(data):,} bytes; at most {MAX_PHOTO_BYTES:,} can be streamed"
-            return _refused(index, said, 0.0)
+            return _refused(index, said)
         if len(data) >= self._too_large:
-            return _refused(index, f"{len(data):,} bytes are more than the server takes", 0.0)
+            return _refused(index, f"{len(data):,} bytes are more than the server takes")
         return data
 
     def send(self, index: int, data: bytes) -> None:
@@ -192,6 +192,6 @@ def ended_early(address: str) -> tuple[grpc.StatusCode, PawprintError]:
     return grpc.StatusCode.UNAVAILABLE, error
 
 
-def _refused(index: int, error: str, latency_s: float) -> StreamedResult:
+def _refused(index: int, error: str) -> StreamedResult:
     result = Result(labels=(), error=error)
-    return StreamedResult(index=index, result=result, response=None, latency_s=latency_s)
+    return StreamedResult(index=index, result=result, response=None, latency_s=0.0)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from serving.errors import InvalidRequest
 from serving.setting import check_choice, check_ranges, setting
-from serving.splits import read_splits
-from serving.version_policy import read_policy
+from serving.splits import Split, read_splits
+from serving.version_policy import VersionPolicy, read_policy
 
 CONTROLS = ("poll", "explicit", "none")
 
@@ -42,15 +42,24 @@ class ControlSettings:
     def __post_init__(self) -> None:
         check_ranges(self, (("poll_s", 0, 86_400), ("admin_port", 0, 65535)))
         check_choice(self, "control", CONTROLS)
-        read_policy(self.versions)
+        _, splits = self.policy, self.splits  # which raise for what they can't read
         if self.only and not self.model_names:  # as of "$A,$B" without either: not all models
             raise InvalidRequest(f"only must name models, with commas, got {self.only!r}")
-        canaries = read_splits(self.canary, "canary")
-        for model, shadow in read_splits(self.shadow, "shadow").items():
-            if model in canaries and canaries[model].reference == shadow.reference:
+        for model, shadow in splits["shadow"].items():
+            canary = splits["canary"].get(model)
+            if canary and canary.reference == shadow.reference:
                 raise InvalidRequest(
                     f"canary and shadow of {model} are the same version: nothing could be compared"
                 )
+
+    @property
+    def policy(self) -> VersionPolicy:
+        return read_policy(self.versions)
+
+    @property
+    def splits(self) -> dict[str, dict[str, Split]]:
+        """Of "canary" and "shadow": model -> split."""
+        return {kind: read_splits(getattr(self, kind), kind) for kind in ("canary", "shadow")}
 
     @property
     def model_names(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Encoded photos to pixels, in a bounded pool of threads (Pillow lets go of the interpreter lock).
+"""Encoded photos to pixels, in a fixed number of threads (Pillow lets go of the interpreter lock).
 
 A thread hands what it has decoded straight to the batcher: the event loop, which all calls share,
 is not woken for it.
@@ -7,17 +7,16 @@ is not woken for it.
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.computing_threads import computing_threads
 from serving.errors import InvalidImage
 from serving.modelspec import Preprocessing
 from serving.photo_formats import FORMATS
 from serving.preprocess import Postponed, preprocess
-from serving.thread_priority import go_behind_the_event_loop
 from serving.turns import Priority, PriorityTurns
 
 log = logging.getLogger(__name__)
@@ -50,38 +49,49 @@ class Decoders:
     """
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(
-            threads, thread_name_prefix="decode", initializer=go_behind_the_event_loop
-        )
-        self._lock = threading.Lock()
+        """Raises Unavailable where there can't be so many."""
+        self._changed = threading.Condition()  # guards all that follows
         self._waiting: PriorityTurns[_Waiting] = PriorityTurns()
         self._postponed: PriorityTurns[_Waiting] = PriorityTurns()
         self._large = False  # one is being decoded
+        self._closing = False
+        self._threads = computing_threads("decoding", threads, self._loop)
 
     def start(self, jobs: Sequence[Job], caller: Hashable, priority: Priority) -> None:
         """Run the jobs of one call, in their order."""
-        with self._lock:
+        with self._changed:
             for job in jobs:
                 self._waiting.put(priority, caller, _Waiting(job, caller, priority))
-        for _ in jobs:
-            self._pool.submit(self._next)
+            self._changed.notify(len(jobs))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Begin no further job, and end the threads. Blocks until those that run are done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _next(self) -> None:
-        """Whose turn it is when a thread is free, whoever asked for it."""
+    def _loop(self) -> None:
+        while self._next():
+            pass
+
+    def _next(self) -> bool:
+        """Do the job whose turn it is, once there is one; False where there will be no other."""
         mine = False  # the one large picture is this thread's
 
         def before_large() -> None:
             nonlocal mine
-            with self._lock:
+            with self._changed:
                 if self._large and not mine:
                     self._postponed.put(one.priority, one.caller, one)
                     raise Postponed
                 self._large = mine = True
 
-        with self._lock:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                return False
             one = self._waiting.pop()
         while True:
             try:
@@ -91,11 +101,11 @@ class Decoders:
             except Exception:  # no memory left: the large ones behind it would wait for ever
                 log.exception("a photo was not decoded")
             if not mine:
-                return
-            with self._lock:
-                if not self._postponed:
+                return True
+            with self._changed:
+                if self._closing or not self._postponed:
                     self._large = False
-                    return
+                    return True
                 one = self._postponed.pop()
 
 

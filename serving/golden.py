@@ -32,7 +32,7 @@ def check_golden(
     run: Run,
     precision: str,
     device: str,
-    familiarity: Familiarity | None = None,
+    familiarity: Familiarity | None,
 ) -> None:
     """Raises BrokenVersion unless `run` gives the answers of the machine that exported.
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from serving.thread_priority import go_behind_the_event_loop
+from serving.computing_threads import computing_threads
 
 # Runs a batch and returns what hands the answers out. Neither may raise.
 Work = Callable[[], Callable[[], object]]
@@ -33,18 +33,14 @@ class Source(Protocol):
 
 
 class InferenceThreads:
-    def __init__(self, name: str, count: int = 1) -> None:
+    def __init__(self, count: int = 1) -> None:
+        """Raises Unavailable where there can't be so many."""
         self.count = count
         self.changed = threading.Condition()  # guards every source; notify when one is due earlier
         self._sources: deque[Source] = deque()  # the first has its turn
         self._running = 0  # threads that run a batch
         self._closing = False
-        self._threads = [
-            threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True)
-            for i in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = computing_threads("inference", count, self._loop)
 
     def add(self, source: Source) -> None:
         """Draw from this source too; the lock must be held."""
@@ -63,7 +59,6 @@ class InferenceThreads:
             thread.join()
 
     def _loop(self) -> None:
-        go_behind_the_event_loop()
         while (work := self._next()) is not None:
             deliver = work()
             with self.changed:  # before the answers are out: what they cause finds a thread free

@@ -1,41 +1,46 @@
 """Values of the core to messages of the protocol."""
 
 from protos.pawprint.v1 import classifier_pb2 as pb
-from serving.answers import Result
+from serving.batching import Answer
 from serving.catalogue import Catalogue, ServedVersion
-from serving.classification import Classified
+from serving.classification import Inferred, best_labels, familiarity_of
+from serving.errors import InvalidImage
 from serving.modelspec import Familiarity, RobustnessSummary, Trust
 
 
 def classify_response(
-    classified: Classified, served: ServedVersion, total_s: float
+    inferred: Inferred, served: ServedVersion, top_k: int, total_s: float
 ) -> pb.ClassifyResponse:
+    """top_k: 0 means 1."""
     return pb.ClassifyResponse(
-        results=[_image_result(result) for result in classified.results],
+        results=[_image_result(answer, served, top_k or 1) for answer in inferred.answers],
         model=served.engine.manifest.name,
         version=served.engine.manifest.version,
         timings=pb.Timings(
-            decode_ms=1e3 * classified.inferred.decode_s,
-            queue_ms=1e3 * classified.inferred.queue_s,
-            inference_ms=1e3 * classified.inferred.inference_s,
+            decode_ms=1e3 * inferred.decode_s,
+            queue_ms=1e3 * inferred.queue_s,
+            inference_ms=1e3 * inferred.inference_s,
             total_ms=1e3 * total_s,
         ),
     )
 
 
-def _image_result(result: Result) -> pb.ImageResult:
-    if result.error is not None:
-        return pb.ImageResult(error=pb.ImageError(message=result.error))
-    return pb.ImageResult(
-        classification=pb.Classification(
-            labels=[
-                pb.Label(name=label.name, index=label.index, probability=label.probability)
-                for label in result.labels
-            ],
-            familiarity=result.familiarity,
-            unfamiliar=result.unfamiliar,
-        )
+def _image_result(
+    answer: Answer | InvalidImage, served: ServedVersion, top_k: int
+) -> pb.ImageResult:
+    if isinstance(answer, InvalidImage):
+        return pb.ImageResult(error=pb.ImageError(message=str(answer)))
+    engine = served.engine
+    found = pb.Classification(
+        labels=[
+            pb.Label(name=label.name, index=label.index, probability=label.probability)
+            for label in best_labels(answer.outputs[0], engine.manifest.labels, top_k)
+        ]
     )
+    if engine.familiarity is not None:
+        found.familiarity = familiarity_of(answer)
+        found.unfamiliar = engine.familiarity.tells(found.familiarity)
+    return pb.ImageResult(classification=found)
 
 
 def list_models_response(catalogue: Catalogue) -> pb.ListModelsResponse:

@@ -36,10 +36,8 @@ from serving.loading import (
 from serving.observed_run import ObservedRun, OnBatch
 from serving.repository import Repository
 from serving.settings import ServerSettings
-from serving.splits import read_splits
 from serving.troubles import ALL, Troubles
 from serving.unmet import other_answers, unmet, without_effect
-from serving.version_policy import read_policy
 from serving.version_state import VersionState, states_of
 from serving.wiring import batch_settings, catalogue_of, warm_sizes
 from serving.wishes import Wishes
@@ -421,13 +419,10 @@ class ModelControl:
 
     def _update(self, name: str, before: LoadedModel | None = None) -> LoadedModel:
         """before: as if this were served now."""
-        splits = [
-            read_splits(text, kind).get(name)
-            for kind, text in (("canary", self.settings.canary), ("shadow", self.settings.shadow))
-        ]
+        splits = [of_kind.get(name) for of_kind in self.settings.splits.values()]
         numbers = {version_number(split.reference) for split in splits if split} - {0}
         wanted = Wanted(
-            policy=read_policy(self.settings.versions),
+            policy=self.settings.policy,
             also=frozenset(numbers | self._wishes.pinned(name)),
             never=frozenset(self._wishes.barred_now(name)),
         )

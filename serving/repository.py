@@ -372,8 +372,10 @@ class Repository:
         Raises NotFound, BrokenVersion.
         """
         entries = self._analysis(name, version)
-        if entries is None:
-            return None
+        return None if entries is None else self._listed(name, version, file, entries)
+
+    def _listed(self, name: str, version: int, file: str, entries: dict[str, FileEntry]) -> bytes:
+        """One file of the analysis that these digests are of. Raises BrokenVersion."""
         where = f"{ANALYSIS}/{file}"
         if where not in entries:
             raise BrokenVersion(f"{where} is not listed in {ANALYSIS_DIGESTS}")
@@ -401,19 +403,29 @@ class Repository:
         return read_json(Familiarity, data, FAMILIARITY_FILE)
 
     def findings(self, name: str, version: int) -> Findings | None:
-        """The headline figures of a version's analysis; None if there is none.
+        """The headline figures of a version's analysis, all of the same one; None if there is none.
 
         Raises NotFound, BrokenVersion.
         """
-        data = self.read_analysis(name, version, "summary.json")
-        if data is None:
-            return None
-        robustness = read_json(RobustnessSummary, data, "summary.json")
+        while (entries := self._analysis(name, version)) is not None:
+            try:
+                return self._findings(name, version, entries)
+            except BrokenVersion:
+                if self._analysis(name, version) == entries:
+                    raise
+                # It was replaced while it was read.
+        return None
+
+    def _findings(self, name: str, version: int, entries: dict[str, FileEntry]) -> Findings:
+        summary = self._listed(name, version, "summary.json", entries)
         trust = None
-        if "trust.json" in self.analysis_files(name, version):
-            data = self.read_analysis(name, version, "trust.json")
-            trust = None if data is None else read_json(Trust, data, "trust.json")
-        return Findings(robustness=robustness, trust=trust)
+        if f"{ANALYSIS}/trust.json" in entries:
+            trust = read_json(
+                Trust, self._listed(name, version, "trust.json", entries), "trust.json"
+            )
+        return Findings(
+            robustness=read_json(RobustnessSummary, summary, "summary.json"), trust=trust
+        )
 
     def analysis_files(self, name: str, version: int) -> list[str]:
         """What read_analysis can read, sorted. Raises NotFound, BrokenVersion."""

@@ -85,7 +85,7 @@ class Server:
         )
         self._health = Health()
         self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._threads = InferenceThreads("inference", runs_at_once(settings))
+        self._threads = InferenceThreads(runs_at_once(settings))
         self.control = ModelControl(
             settings,
             open_repository(settings.models),
@@ -239,11 +239,11 @@ class Server:
         if self._admin:
             await self._admin.stop(0)
         self.control.close()
-        self._classifier.close()
         if self._metrics_server:
             self._metrics_server.close()
         if self._tracing:
             await self._tracing.close()
+        await self._classifier.close()
         await asyncio.to_thread(self._threads.close)
 
     def _stop_watching(self) -> None:

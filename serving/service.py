@@ -8,12 +8,11 @@ from protos.pawprint.v1 import classifier_pb2 as pb
 from protos.pawprint.v1 import classifier_pb2_grpc
 from serving.classification import Classifier
 from serving.edge import Call, Edge
+from serving.errors import InvalidRequest
 from serving.malformed import Parse
 from serving.messages import classify_response, get_model_response, list_models_response
 from serving.status import Failure
 from serving.turns import Priority
-
-PRIORITIES = {pb.PRIORITY_LOW: Priority.LOW}
 
 
 class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
@@ -70,19 +69,23 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServiceServicer):
         call.photos = len(request.images)
         priority = _priority_of(request)
         self._edge.rank(call, priority)
-        classified = await self._classifier.classify(
+        labels = len(served.engine.manifest.labels)
+        if not 0 <= request.top_k <= labels:
+            raise InvalidRequest(
+                f"top_k must be 0 to {labels}, the number of labels; got {request.top_k}"
+            )
+        call.inferred = await self._classifier.infer(
             served,
             request.images,
-            top_k=request.top_k,
             admitted=lambda: self._edge.charge(call),
             deadline=call.deadline,
             caller=call.turn or caller,
             priority=priority,
             streamed=caller is not None,
         )
-        call.inferred = classified.inferred
-        return classify_response(classified, served, time.monotonic() - call.start)
+        total_s = time.monotonic() - call.start
+        return classify_response(call.inferred, served, request.top_k, total_s)
 
 
 def _priority_of(request: pb.ClassifyRequest) -> Priority:
-    return PRIORITIES.get(request.priority, Priority.HIGH)
+    return Priority.LOW if request.priority == pb.PRIORITY_LOW else Priority.HIGH

@@ -98,23 +98,10 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
                 "admin_port and several workers don't go together: what an operator loads, one of "
                 "them would have; publish, or move an alias, and send SIGHUP"
             )
-        for name in ("models", "host", "admin_host", "metrics_host"):
-            if not getattr(self, name):  # to the system no host is every network
-                raise InvalidRequest(f"{name} must not be empty")
-            if name != "models" and getattr(self, name).startswith("["):
-                raise InvalidRequest(
-                    f"{name} is an address alone, without brackets: ::1, not {getattr(self, name)}"
-                )
+        if not self.models:
+            raise InvalidRequest("models must not be empty")
         for name in ("host", "admin_host", "metrics_host"):
-            host = getattr(self, name)
-            try:
-                host.encode("idna")  # as the system is asked for it
-                if re.fullmatch(r"[0-9.*]+", host):  # it takes `127.1` and `*`; gRPC doesn't
-                    ipaddress.ip_address(host)
-            except ValueError as error:
-                raise InvalidRequest(
-                    f"{name} is no address: {host!r}; every network is 0.0.0.0"
-                ) from error
+            _check_host(name, getattr(self, name))
         check_ranges(
             self,
             (
@@ -184,6 +171,19 @@ class ServerSettings(ControlSettings, EdgeSettings, GpuSettings):
     @property
     def decoders(self) -> int:
         return self.decode_threads or usable_cores()
+
+
+def _check_host(name: str, host: str) -> None:
+    if not host:  # to the system it is every network
+        raise InvalidRequest(f"{name} must not be empty")
+    if host.startswith("["):
+        raise InvalidRequest(f"{name} is an address alone, without brackets: ::1, not {host}")
+    try:
+        host.encode("idna")  # as the system is asked for it
+        if re.fullmatch(r"[0-9.*]+", host):  # it takes `127.1` and `*`; gRPC doesn't
+            ipaddress.ip_address(host)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} is no address: {host!r}; every network is 0.0.0.0") from error
 
 
 def differing(now: ServerSettings, read: ServerSettings) -> tuple[list[str], list[str]]:

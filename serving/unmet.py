@@ -7,8 +7,7 @@ from serving.control_settings import ControlSettings
 from serving.errors import listed
 from serving.loading import LoadedModel
 from serving.modelspec import Manifest, widths_of
-from serving.splits import Split, read_splits
-from serving.version_policy import read_policy
+from serving.splits import Split
 from serving.wiring import version_of
 
 
@@ -20,15 +19,14 @@ def unmet(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[
 def without_effect(models: Mapping[str, LoadedModel], settings: ControlSettings) -> list[str]:
     """One sentence for each canary and shadow that is the version which calls get in any case, as
     after a promotion: nothing is missing, but neither is anything tried."""
-    canaries = read_splits(settings.canary, "canary")
     said, tried = [], set()
-    for name, split in canaries.items():
+    for name, split in settings.splits["canary"].items():
         if split.share and (model := models.get(name)):
             if _is_default(split, model):
                 said.append(f"canary of {name}: {split.reference} is what all calls get already")
             else:
                 tried.add(name)
-    for name, split in read_splits(settings.shadow, "shadow").items():
+    for name, split in settings.splits["shadow"].items():
         # The calls of a canary are copied to it all the same.
         if split.share and name not in tried and (model := models.get(name)):
             if _is_default(split, model):
@@ -44,8 +42,8 @@ def other_answers(models: Mapping[str, LoadedModel], settings: ControlSettings) 
     get: its labels, as after a class was renamed; and, for those who send pixels or read the
     outputs by their place, what its graph takes and gives."""
     said = []
-    for kind, text in (("canary", settings.canary), ("shadow", settings.shadow)):
-        for name, split in read_splits(text, kind).items():
+    for kind, splits in settings.splits.items():
+        for name, split in splits.items():
             if not split.share or (model := models.get(name)) is None:
                 continue
             tried, usual = version_of(split, model), model.default_version
@@ -93,7 +91,7 @@ def _is_default(split: Split, model: LoadedModel) -> bool:
 
 def _versions(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:
     """Not each number has to be there of each model: the setting is one for all."""
-    numbers = read_policy(settings.versions).numbers
+    numbers = settings.policy.numbers
     there = {n: m.served | m.refused.keys() for n, m in models.items()}
     for number in sorted(numbers.difference(*there.values())):
         yield f"versions asks for {number}, which no model has"
@@ -103,8 +101,8 @@ def _versions(models: Mapping[str, LoadedModel], settings: ControlSettings) -> I
 
 
 def _splits(models: Mapping[str, LoadedModel], settings: ControlSettings) -> Iterator[str]:
-    for kind, text in (("canary", settings.canary), ("shadow", settings.shadow)):
-        for name, split in read_splits(text, kind).items():
+    for kind, splits in settings.splits.items():
+        for name, split in splits.items():
             model = models.get(name)
             if model is None:
                 yield f"{kind} of {name}: no model of this name is served"

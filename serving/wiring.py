@@ -9,7 +9,7 @@ from serving.device import cuda_problem
 from serving.layout import version_number
 from serving.loading import LoadedModel
 from serving.settings import ServerSettings
-from serving.splits import Split, read_splits
+from serving.splits import Split
 
 _CPU_BATCH, _CUDA_BATCH = 2, 16
 
@@ -20,16 +20,15 @@ def catalogue_of(
     settings: ServerSettings,
 ) -> Catalogue:
     """served: what answers, by model and version."""
-    canaries = read_splits(settings.canary, "canary")
-    shadows = read_splits(settings.shadow, "shadow")
+    splits = settings.splits
     return Catalogue(
         {
             name: _served_model(
                 name,
                 model,
                 {version: served[name, version] for version in model.versions},
-                canaries.get(name),
-                shadows.get(name),
+                splits["canary"].get(name),
+                splits["shadow"].get(name),
             )
             for name, model in sorted(models.items())
             if model.served

@@ -32,7 +32,6 @@ from serving.settings import ServerSettings, differing, read_settings, taken_ove
 from serving.storage import open_repository
 from serving.tls import ShownCertificate
 from serving.tokens import read_tokens
-from serving.version_policy import read_policy
 from serving.worker import ANSWERS, BEAT_S, CAN_NOT_ANSWER, INDEX, SETTINGS
 from serving.worker_metrics import LOOPBACK, WorkerMetrics
 
@@ -343,7 +342,7 @@ def check_models(settings: ServerSettings) -> None:
         repository = open_repository(settings.models)
         names = repository.stamps().keys()
         check_only(settings, names)
-        policy = read_policy(settings.versions)
+        policy = settings.policy
         if policy.newest or settings.canary or settings.shadow:  # which have versions of their own
             return
         for name in settings.model_names or names:

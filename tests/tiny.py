@@ -258,10 +258,12 @@ def manifest_of(
     )
 
 
-def attach_trust(models: Path, name: str, version: int, *thresholds: tuple[float, float]) -> None:
+def attach_trust(
+    models: Path, name: str, version: int, *thresholds: tuple[float, float], photos: int = 64
+) -> None:
     """An analysis that found for fp32: (accuracy, from which probability on)."""
     summary = {
-        "photos": 64, "clean_accuracy": 0.9, "robust_accuracy": [], "corruption_accuracy": 0.5,
+        "photos": photos, "clean_accuracy": 0.9, "robust_accuracy": [], "corruption_accuracy": 0.5,
         "created": "2026-01-02T00:00:00+00:00",
     }  # fmt: skip
     rows = [

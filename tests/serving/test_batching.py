@@ -46,7 +46,7 @@ class Model:
 
 @pytest.fixture
 async def thread() -> AsyncIterator[InferenceThreads]:
-    thread = InferenceThreads("test")
+    thread = InferenceThreads()
     yield thread
     await asyncio.to_thread(thread.close)
 
@@ -362,7 +362,7 @@ async def test_models_on_one_thread_take_turns(model: Model, thread: InferenceTh
 
 
 async def test_close_finishes_what_waits(model: Model) -> None:
-    thread = InferenceThreads("test")
+    thread = InferenceThreads()
     b = batcher(model, thread)
     first = await occupied(model, b)
     (task,) = await queued(ask(b, 1, 2, 3, 4, 5, 6))
@@ -856,7 +856,7 @@ def test_settings_are_checked(change: dict[str, float]) -> None:
 
 async def test_several_threads_share_what_waits(model: Model) -> None:
     """Two batches run at once; what gathers meanwhile is split between those that become free."""
-    threads = InferenceThreads("test", 2)
+    threads = InferenceThreads(2)
     model.gate.clear()
     b = batcher(model, threads, max_batch=8)
     waiting = [asyncio.create_task(ask(b, row)) for row in (1, 2)]
@@ -872,7 +872,7 @@ async def test_several_threads_share_what_waits(model: Model) -> None:
 
 
 async def test_a_thread_wakes_another_for_what_it_leaves(model: Model) -> None:
-    threads = InferenceThreads("test", 2)
+    threads = InferenceThreads(2)
     b = batcher(model, threads)
     model.gate.clear()
     with b.admit(3) as call:
@@ -888,7 +888,7 @@ async def test_a_thread_wakes_another_for_what_it_leaves(model: Model) -> None:
 
 
 async def test_a_thread_that_runs_a_batch_has_no_share_of_the_next(model: Model) -> None:
-    threads = InferenceThreads("test", 2)
+    threads = InferenceThreads(2)
     b = batcher(model, threads)
     first = await occupied(model, b)
     (others,) = await queued(ask(b, 1, 2, 3, 4))
@@ -900,7 +900,7 @@ async def test_a_thread_that_runs_a_batch_has_no_share_of_the_next(model: Model)
 
 
 async def test_a_thread_rests_while_another_runs_all_that_is_here(model: Model) -> None:
-    threads, taken = InferenceThreads("test", 2), 0
+    threads, taken = InferenceThreads(2), 0
     b = batcher(model, threads)
     take = b.take
 
@@ -920,7 +920,7 @@ async def test_a_thread_rests_while_another_runs_all_that_is_here(model: Model) 
 
 
 async def test_a_batch_is_told_whether_it_is_alone(model: Model) -> None:
-    threads = InferenceThreads("test", 2)
+    threads = InferenceThreads(2)
     b = batcher(model, threads)
     await ask(b, 1)
     model.begun.acquire()

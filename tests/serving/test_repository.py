@@ -10,7 +10,7 @@ from serving.errors import BrokenVersion, InvalidRequest, NotFound
 from serving.layout import contained, files_below
 from serving.modelspec import FileEntry
 from serving.repository import Repository
-from tests.tiny import build_version
+from tests.tiny import attach_trust, build_version
 
 
 @pytest.fixture
@@ -162,6 +162,27 @@ def attach(repository: Repository, text: str) -> None:
         (folder / "report.html").write_text(text)
         (folder / f"{text}.png").write_bytes(b"picture")
         repository.attach_analysis("pets", 1, folder)
+
+
+def test_findings_are_of_one_analysis_also_where_it_is_replaced_meanwhile(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_trust(repository.root, "pets", 1, (0.9, 0.5))
+    old = repository.findings("pets", 1)
+    read, summaries = Repository._read, 0
+
+    def replaced_meanwhile(self: Repository, name: str, version: int, file: str) -> bytes:
+        nonlocal summaries
+        data = read(self, name, version, file)
+        if file == "analysis/summary.json":
+            summaries += 1
+            if summaries == 1:
+                attach_trust(repository.root, "pets", 1, (0.9, 0.7), photos=32)
+        return data
+
+    monkeypatch.setattr(Repository, "_read", replaced_meanwhile)
+    found = repository.findings("pets", 1)
+    assert found == repository.findings("pets", 1) != old and found.robustness.photos == 32
 
 
 def test_an_analysis_without_its_digests_is_none(repository: Repository) -> None:
