@@ -13,7 +13,7 @@ from trainer.augment import Augmentation
 from trainer.backbones import Classifier
 from trainer.balance import class_weights
 from trainer.config import TrainConfig
-from trainer.data import PhotoData
+from trainer.data import PhotoData, targets_of
 from trainer.distributed import ALONE, World
 from trainer.features import plain
 from trainer.losses import make_distillation, make_loss
@@ -166,15 +166,18 @@ class Learner:
 
     def withstand(self) -> Bools | None:
         """Which of the val photos stand against the adversary, [n], where there is one."""
-        if self.adversary is None:
+        if (adversary := self.adversary) is None:
             return None
-        val = self.data.splits["val"]
-        stand = [np.empty(0, np.bool_)]
-        for start in self.world.share(range(0, len(val), _ATTACKED_AT_ONCE)):
-            photos = val[start : start + _ATTACKED_AT_ONCE]
+
+        def standing(photos: Sequence[Photo]) -> torch.Tensor:
             images = self._val.get(photos, [0] * len(photos)).to(self._device)
-            labels = torch.tensor([photo.label for photo in photos], device=self._device)
-            stand.append(self.adversary.withstanding(self._model, images, labels).cpu().numpy())
+            labels = torch.from_numpy(targets_of(photos)).to(self._device)
+            return adversary.withstanding(self._model, images, labels).cpu()
+
+        mine = self.world.share(self.data.splits["val"])
+        stand = [np.empty(0, np.bool_)]
+        for start in range(0, len(mine), _ATTACKED_AT_ONCE):
+            stand.append(halved(standing, mine[start : start + _ATTACKED_AT_ONCE]).numpy())
         return self.world.join(np.concatenate(stand))
 
 
