@@ -126,12 +126,11 @@ class Step:
         pieces = [torch.split(tensor, sizes) for tensor in (inputs, goals, labels)]
         said = [None] * parts if taught is None else torch.split(taught, sizes)
         for i, (part, goal, label, soft) in enumerate(zip(*pieces, said, strict=True)):
-            with (
-                self._world.unsynced(self._model) if i + 1 < parts else nullcontext(),
-                torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None),
-            ):
-                logits = self._forward(part).float()
-                loss = self._loss(logits, goal, soft)
+            with self._world.unsynced(self._model) if i + 1 < parts else nullcontext():
+                # Not around the backward pass, whose operators take the types of the forward's.
+                with torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None):
+                    logits = self._forward(part).float()
+                    loss = self._loss(logits, goal, soft)
                 share = self._world.size / total  # gradients are averaged over the processes
                 self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item()
