@@ -24,6 +24,7 @@ class Step:
     """Computes a batch in `parts`, and in twice as many from when the GPU's memory overflows.
 
     A batch of too few photos for so many is computed in fewer. Batch norm sees a part at a time.
+    `scaler`: of the loss, so that gradients fit into fp16; disabled in other precisions.
     """
 
     def __init__(
