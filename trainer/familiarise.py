@@ -28,7 +28,7 @@ class Familiarised:
 
     judges: Judges
     compared: tuple[Photo, ...]
-    known: Doubles  # their distances, by the file in fp32
+    known: Doubles  # their distances [n], by the net in fp32
     look: Callable[[OnnxRunner, tuple[Photo, ...]], Floats]
 
     @property
