@@ -106,10 +106,11 @@ class Step:
                         "try a smaller --batch-size, a larger --accumulate, or a smaller --size or "
                         "backbone"
                     ) from error
-                self.parts = min(2 * parts, most)
-                torch.cuda.empty_cache()
             except TorchDynamoException as error:
                 raise FailedCheck(uncompilable(error)) from error
+            # Not within `except`: until its end the error holds all that the pass had made.
+            self.parts = min(2 * parts, most)
+            torch.cuda.empty_cache()
 
     def _add_up(
         self,
