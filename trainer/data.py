@@ -76,6 +76,8 @@ class PhotoData:
         return units_by(photos, self.groups, 2)
 
     def describe(self) -> Dataset:
+        """Photos of each label in each split; and a digest that other photos, contents, labels or
+        splits change."""
         counts = {}
         for split in SPLITS:
             found = Counter(photo.label for photo in self.splits[split])

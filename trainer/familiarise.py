@@ -8,6 +8,7 @@ import onnx
 
 from serving.errors import first_line
 from trainer.data import PhotoData, targets_of
+from trainer.evaluation import run_photos
 from trainer.exporter import feature_runner
 from trainer.familiar_graph import attach
 from trainer.familiarity import FEWEST, Doubles, Judges, judges_by_folds, judges_of
@@ -19,7 +20,6 @@ from trainer.split import Ints, spread, stratified_folds
 
 _MOST = 2000  # photos learnt from, and held out: enough for a threshold of one in a hundred
 FOLDS = 10
-_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Familiarised:
 
     judges: Judges
     compared: tuple[Photo, ...]
-    known: Doubles  # their distances, by the file in fp32
+    known: Doubles  # their distances [n], by the net in fp32
     look: Callable[[OnnxRunner, tuple[Photo, ...]], Floats]
 
     @property
@@ -59,13 +59,8 @@ def familiarised(run: Run, exported: onnx.ModelProto) -> Familiarised | None:
     data, console = run.data, run.console
 
     def look(runner: OnnxRunner, photos: tuple[Photo, ...]) -> Floats:
-        parts = []
         with console.bar("Familiar photos", len(photos)) as advance:
-            for start in range(0, len(photos), _AT_ONCE):
-                some = photos[start : start + _AT_ONCE]
-                parts.append(runner.run(np.stack(data.squares.get(some)))[0])
-                advance(len(some), "")
-        return np.concatenate(parts)
+            return run_photos(runner, photos, data.squares, advance)[0]
 
     try:
         if run.features is not None:

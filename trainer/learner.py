@@ -13,7 +13,7 @@ from trainer.augment import Augmentation
 from trainer.backbones import Classifier
 from trainer.balance import class_weights
 from trainer.config import TrainConfig
-from trainer.data import PhotoData
+from trainer.data import PhotoData, targets_of
 from trainer.distributed import ALONE, World
 from trainer.features import plain
 from trainer.losses import make_distillation, make_loss
@@ -84,7 +84,7 @@ class Learner:
             )
         last = config.cutmix > 0 and channels_last(prefix, config.size)
         self._mix = make_mix(config.mixup, config.cutmix, self._classes, channels_last=last)
-        self._step = Step(
+        self.step = Step(
             self._model,
             self.optimizer,
             device=device,
@@ -99,21 +99,7 @@ class Learner:
     def freeze(self, modules: Sequence[nn.Module]) -> None:
         """These stages of the classifier, from now on, and no others."""
         self.classifier.freeze(modules)
-        self._step.follow()
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler:
-        """Of the loss, so that gradients fit into fp16; disabled in other precisions."""
-        return self._step.scaler
-
-    @property
-    def parts(self) -> int:
-        """In which a batch is computed: more than the settings say once memory ran out."""
-        return self._step.parts
-
-    @parts.setter
-    def parts(self, parts: int) -> None:
-        self._step.parts = parts
+        self.step.follow()
 
     def learn(
         self,
@@ -136,19 +122,19 @@ class Learner:
         """
         set_rate(self.optimizer, rate)
         again = [0] * len(batch) if repeats is None else repeats
-        mine, views = self._step.share(batch), self._views_of(view, self._step.share(again))
+        mine, views = self.step.share(batch), self._views_of(view, self.step.share(again))
         photos = [self._photos[j] for j in mine]
         inputs = self._train.get(photos, views).to(self._device)
         labels = torch.from_numpy(self._targets[mine]).to(self._device)
         taught = None if self._taught is None else self._taught.get(photos, views).to(self._device)
         if self.adversary is not None:
-            parts = min(self.parts, len(inputs))
+            parts = min(self.step.parts, len(inputs))
             inputs = self.adversary.attack(self._model, inputs, labels, progress, parts)
         draw = np.random.default_rng([self.config.seed, step, self.world.rank])
         mixed, goals = self._mix(inputs, labels, draw)
         self._model.train()
         self.classifier.train()  # puts what is frozen back into evaluation mode
-        return self._step(mixed, goals, labels, taught, len(batch))
+        return self.step(mixed, goals, labels, taught, len(batch))
 
     def _views_of(self, view: int, repeats: Sequence[int]) -> list[int]:
         if self._views is None:
@@ -166,15 +152,18 @@ class Learner:
 
     def withstand(self) -> Bools | None:
         """Which of the val photos stand against the adversary, [n], where there is one."""
-        if self.adversary is None:
+        if (adversary := self.adversary) is None:
             return None
-        val = self.data.splits["val"]
-        stand = [np.empty(0, np.bool_)]
-        for start in self.world.share(range(0, len(val), _ATTACKED_AT_ONCE)):
-            photos = val[start : start + _ATTACKED_AT_ONCE]
+
+        def standing(photos: Sequence[Photo]) -> torch.Tensor:
             images = self._val.get(photos, [0] * len(photos)).to(self._device)
-            labels = torch.tensor([photo.label for photo in photos], device=self._device)
-            stand.append(self.adversary.withstanding(self._model, images, labels).cpu().numpy())
+            labels = torch.from_numpy(targets_of(photos)).to(self._device)
+            return adversary.withstanding(self._model, images, labels).cpu()
+
+        mine = self.world.share(self.data.splits["val"])
+        stand = [np.empty(0, np.bool_)]
+        for start in range(0, len(mine), _ATTACKED_AT_ONCE):
+            stand.append(halved(standing, mine[start : start + _ATTACKED_AT_ONCE]).numpy())
         return self.world.join(np.concatenate(stand))
 
 

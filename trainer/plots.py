@@ -74,6 +74,7 @@ def draw_training(history: Sequence[Epoch]) -> Figure:
 
 
 def draw_confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
+    """`matrix` [K, K] as of `confusion_matrix`; its colours are shares of each class."""
     names = [short_label(label) for label in labels]
     room = 0.09 * max(map(len, names))  # inches that the names take
     side = min(_MAX_SIDE, 2.5 + (0.4 if len(labels) <= _MAX_NUMBERS else 0.2) * len(labels))
@@ -97,6 +98,8 @@ def draw_confusion(matrix: Ints, labels: Sequence[str]) -> Figure:
 
 
 def draw_reliability(probabilities: Floats, uncalibrated: Floats, targets: Ints) -> Figure:
+    """Accuracy against confidence (Guo et al. 2017, section 2), with the temperature and before
+    it: [n, K] each; targets [n]."""
     figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="grey", label="perfect")

@@ -12,6 +12,7 @@ _PACKAGES = ("pawprint", "torch", "torchvision", "onnx", "onnxscript", *ONNX_RUN
 
 
 def software(backbone: str) -> dict[str, str]:
+    """Python and the packages, with their versions; timm for a backbone of its own alone."""
     extra = ("timm",) if backbone.startswith(PREFIX) else ()
     packages = versions_of((*_PACKAGES, *extra, "numpy", "scipy"))
     return {"python": platform.python_version(), **packages}

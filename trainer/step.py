@@ -24,6 +24,7 @@ class Step:
     """Computes a batch in `parts`, and in twice as many from when the GPU's memory overflows.
 
     A batch of too few photos for so many is computed in fewer. Batch norm sees a part at a time.
+    `scaler`: of the loss, so that gradients fit into fp16; disabled in other precisions.
     """
 
     def __init__(
@@ -105,10 +106,11 @@ class Step:
                         "try a smaller --batch-size, a larger --accumulate, or a smaller --size or "
                         "backbone"
                     ) from error
-                self.parts = min(2 * parts, most)
-                torch.cuda.empty_cache()
             except TorchDynamoException as error:
                 raise FailedCheck(uncompilable(error)) from error
+            # Not within `except`: until its end the error holds all that the pass had made.
+            self.parts = min(2 * parts, most)
+            torch.cuda.empty_cache()
 
     def _add_up(
         self,
@@ -126,12 +128,11 @@ class Step:
         pieces = [torch.split(tensor, sizes) for tensor in (inputs, goals, labels)]
         said = [None] * parts if taught is None else torch.split(taught, sizes)
         for i, (part, goal, label, soft) in enumerate(zip(*pieces, said, strict=True)):
-            with (
-                self._world.unsynced(self._model) if i + 1 < parts else nullcontext(),
-                torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None),
-            ):
-                logits = self._forward(part).float()
-                loss = self._loss(logits, goal, soft)
+            with self._world.unsynced(self._model) if i + 1 < parts else nullcontext():
+                # Not around the backward pass, whose operators take the types of the forward's.
+                with torch.autocast(self._kind, self._dtype, enabled=self._dtype is not None):
+                    logits = self._forward(part).float()
+                    loss = self._loss(logits, goal, soft)
                 share = self._world.size / total  # gradients are averaged over the processes
                 self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item()

@@ -114,9 +114,9 @@ def fine_tune(
     else:
         classifier.load_state_dict(last.model)
         learner.optimizer.load_state_dict(last.optimizer)
-        learner.scaler.load_state_dict(last.scaler)
+        learner.step.scaler.load_state_dict(last.scaler)
         average.resume(last.average, last.average_steps)
-        learner.parts = last.parts
+        learner.step.parts = last.parts
         first_logits, best_logits = (last.logits[name].numpy() for name in ("first", "best"))
         history = [Epoch(*row) for row in last.history]  # type: ignore[arg-type]
         if recall is not None:
@@ -155,8 +155,8 @@ def fine_tune(
                 fail(loss, f"in epoch {epoch}, step {i + 1} of {batches} (with {first_files})")
             average.update()
             loss_sum, right = loss_sum + loss, right + hits
-            more = learner.parts > config.accumulate
-            parts = f", batches in {learner.parts} parts" if more else ""
+            more = learner.step.parts > config.accumulate
+            parts = f", batches in {learner.step.parts} parts" if more else ""
             advance(
                 len(batch), f"epoch {epoch}/{config.epochs} loss {loss / len(batch):.3f}{parts}"
             )
@@ -175,11 +175,11 @@ def fine_tune(
                     epoch=epoch,
                     model=classifier.state_dict(),
                     optimizer=learner.optimizer.state_dict(),
-                    scaler=learner.scaler.state_dict(),
+                    scaler=learner.step.scaler.state_dict(),
                     best=kept,
                     average=average.state,
                     average_steps=average.steps,
-                    parts=learner.parts,
+                    parts=learner.step.parts,
                     logits={
                         "first": torch.from_numpy(first_logits),
                         "best": torch.from_numpy(best_logits),

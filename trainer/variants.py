@@ -78,6 +78,7 @@ class Bench:
         onnx.save(model, path)
 
     def measure(self, path: Path, precision: str) -> Candidate:
+        """Parity on `images`, and the test photos through the file at `path`."""
         names = outputs_of(self.familiarised is not None)
         runner = OnnxRunner(path, names, precision=precision)
         test = self.data.splits["test"]

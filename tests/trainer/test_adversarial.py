@@ -120,6 +120,22 @@ def test_a_batch_in_parts_is_attacked_in_parts(photos: MakePhotos):
     assert in_training and max(in_training) <= 2
 
 
+def test_where_memory_runs_out_fewer_photos_are_measured_at_once(photos: MakePhotos):
+    """The error is torch's own; what raises it here stands for a GPU with room for two photos."""
+
+    def end(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = Run(photos, "tiny", per_class=20, thaw=1.0, adversarial="pgd-2@2/255")
+    solve_head(run, 0.3)
+    learner = run.learner()
+    expected = learner.withstand()
+    assert expected is not None and 0 < np.mean(expected) < 1
+    run.classifier.head.register_forward_pre_hook(end)
+    assert np.array_equal(learner.withstand(), expected)
+
+
 def test_a_step_learns_from_what_the_adversary_makes_of_the_photos(photos: MakePhotos):
     run = Run(photos, "tiny", thaw=1.0, adversarial="fast@4/255")
     learner = run.learner()
