@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 _POLL_S = 0.2
 _LINGER_S = 10.0
+# NCCL's own ten minutes are soon over where one machine still reads the photos that another has in
+# its cache. A process that has died is not waited for: torchrun ends all, or its peers notice.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,15 @@ def joined() -> Iterator[World]:
     world = World(rank, size, store, of_job)
     try:
         require_same_devices(world, store, "GPU" if gpus else "CPU")
-        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+        dist.init_process_group(
+            "nccl" if gpus else "gloo",
+            timeout=_PATIENCE,
+            store=store,
+            rank=rank,
+            world_size=size,
+        )
+        # NCCL connects at the first collective, and waits no longer for it than for the meeting.
+        world.sum(0)
         yield world
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
