@@ -1,8 +1,11 @@
 """A small version trained on cartoons, once for all tests of the analysis."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from tests.commands import run_python
 from trainer.cartoons import write_cartoons
+from trainer.train import main as train
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see trainer.train
 
@@ -24,8 +28,9 @@ class Trained:
 def trained_once(tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     write_cartoons(folder / "cartoons", per_class=80, seed=5)
-    run(
-        *("trainer.train", "--data", folder / "cartoons", "--name", "cartoon", "--size", 32),
+    run_here(
+        train,
+        *("--data", folder / "cartoons", "--name", "cartoon", "--size", 32),
         *("--backbone", "tiny", "--weights", "none", "--epochs", 12, "--out", folder / "models"),
     )
     return Trained(models=folder / "models", data=folder / "cartoons")
@@ -36,6 +41,19 @@ def trained(trained_once, tmp_path) -> Trained:
     """A copy that a test may spoil."""
     shutil.copytree(trained_once.models, tmp_path / "models")
     return Trained(models=tmp_path / "models", data=trained_once.data)
+
+
+def run_here(main: Callable[[list[str]], int], *arguments: object, status: int = 0) -> str:
+    """Run one of our commands in this process, as torch takes seconds to import; returns stdout and
+    stderr together."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            got = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # argparse
+            got = int(ended.code or 0)
+    assert got == status, said.getvalue()
+    return said.getvalue()
 
 
 def run(module: str, *arguments: object, status: int = 0, **options: object) -> str:

@@ -1,9 +1,7 @@
 """The command `analyze` on a real version, as a user would run it."""
 
-import contextlib
 import copy
 import html
-import io
 import itertools
 import json
 import os
@@ -21,7 +19,7 @@ from serving.client import Client
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
-from tests.analysis.conftest import run
+from tests.analysis.conftest import run, run_here
 from tests.browser import browse
 from tests.commands import ASCII_LOCALE, run_python
 from tests.tiny import build_version
@@ -35,6 +33,7 @@ from trainer.analysis.subject import load_subject
 from trainer.analysis.workspace import Task, Workspace, run_tasks
 from trainer.cartoons import write_cartoons
 from trainer.onnx_runner import OnnxRunner
+from trainer.train import main as train
 
 ANALYZE = "trainer.analysis.analyze"
 SMALL = ("--budget", "quick", "--photos", 4, "--linf", "8/255", "--l2", "1", "--ideal", "none")
@@ -57,15 +56,8 @@ def analyze(trained, *flags, status=0):
 
 
 def here(*arguments, status=0):
-    """Run `analyze` in this process (torch takes seconds to import); returns what it printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            got = main([str(argument) for argument in arguments])
-        except SystemExit as ended:  # argparse
-            got = ended.code
-    assert got == status, said.getvalue()
-    return said.getvalue()
+    """Run `analyze` in this process; returns what it printed."""
+    return run_here(main, *arguments, status=status)
 
 
 def report_of(trained):
@@ -487,8 +479,9 @@ def test_compare_puts_two_versions_side_by_side(trained, tmp_path, monkeypatch):
     """The second is trained against an adversary, sees both ways, and has an int8 file that is
     judged too."""
     shutil.copytree(trained.models, tmp_path / "twice")
-    run(
-        *("trainer.train", "--data", trained.data, "--name", "cartoon", "--size", 32),
+    run_here(
+        train,
+        *("--data", trained.data, "--name", "cartoon", "--size", 32),
         *("--backbone", "tiny", "--weights", "none", "--epochs", 6, "--out", tmp_path / "twice"),
         *("--adversarial", "fast@1/255", "--learning-rate", 0.003),
         *("--int8", "--max-accuracy-loss", 0.5, "--mirror"),

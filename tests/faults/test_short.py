@@ -24,8 +24,11 @@ async def test_a_soak_of_twelve_seconds_counts_every_answer(tmp_path: Path) -> N
     assert await soak(tmp_path, seconds=12, rate=20)
 
 
-async def test_operations_under_callers_are_as_the_rules_say(tmp_path: Path) -> None:
-    assert await controlled(tmp_path, operations=25, seed=1)
+@pytest.mark.parametrize("operations", [10, pytest.param(40, marks=pytest.mark.slow)])
+async def test_operations_under_callers_are_as_the_rules_say(
+    tmp_path: Path, operations: int
+) -> None:
+    assert await controlled(tmp_path, operations=operations, seed=1)
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def killed_in_epoch_4(arguments: list[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_with_9_the_same_command_goes_on_to_the_same_version(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
 ):
@@ -347,7 +347,7 @@ def killed_once_it_is_to(do: str, arguments: list[str]) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("asked", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_killed_once_it_is_published_the_same_command_publishes_it_no_second_time(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, asked: bool
 ):

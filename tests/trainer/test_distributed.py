@@ -209,27 +209,25 @@ def test_processes_with_other_photos_end_before_they_train(photos: MakePhotos, t
         assert "error: the photos of process 1 are not those of process 0" in said
 
 
-@pytest.mark.parametrize(
-    ("own", "differs"),
-    [
-        (["--learning-rate", "0.003"], "learning_rate is 0.001, there 0.003"),  # and none would see
-        (["--checkpoints", "none"], "checkpoints is '', there 'none'"),  # and wait for ever
-        (["--name", "forms"], "name is 'shapes', there 'forms'"),
-        (["--weights", "tiny.pth"], "weights is 'none', there 'pre-trained'"),
-    ],
-)
 def test_processes_with_other_settings_end_before_they_open_a_photo(
-    photos: MakePhotos, tmp_path: Path, own: list[str], differs: str
+    photos: MakePhotos, tmp_path: Path
 ):
     train = [
         *("-m", "trainer.train", "--data", photos(per_class=6), "--name", "shapes"),
         *("--out", tmp_path / "models", "--backbone", "tiny", "--size", 32, "--epochs", 1),
         *("--learning-rate", 0.001, "--weight-decay", 0.01, "--thaw", 1, "--weights", "none"),
     ]
+    own = ["--name", "forms", "--weights", "tiny.pth"]
+    own += ["--learning-rate", "0.003"]  # none would see
+    own += ["--checkpoints", "none"]  # and wait for ever
+    differ = (
+        "checkpoints is '', there 'none'; learning_rate is 0.001, there 0.003; "
+        "name is 'shapes', there 'forms'; weights is 'none', there 'pre-trained';"
+    )
     for process in together(train, [*train, *own]):
         out, said = process.communicate(timeout=120)
         assert process.returncode == 2 and "Opening photos" not in out
-        assert f"error: the settings of process 1 are not those of process 0: {differs};" in said
+        assert f"error: the settings of process 1 are not those of process 0: {differ}" in said
 
 
 def test_processes_with_other_weights_end_before_they_train(photos: MakePhotos, tmp_path: Path):
@@ -245,6 +243,7 @@ def test_processes_with_other_weights_end_before_they_train(photos: MakePhotos, 
         assert process.returncode == 2 and ") of process 1 are not those of process 0" in said
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_version_that_the_first_process_finds(
     photos: MakePhotos, tmp_path: Path
 ):
@@ -304,6 +303,7 @@ def test_the_first_process_alone_exports_writes_and_has_a_cache(photos: MakePhot
     assert Repository(first / "models").versions("shapes") == [1]
 
 
+@pytest.mark.slow
 def test_two_processes_doubt_and_drop_the_labels_that_one_does(tmp_path: Path):
     generator = np.random.default_rng(0)
     for number in range(48):
