@@ -206,8 +206,8 @@ GROUPS = {
         ),
         "unfamiliar": (
             "SHARE",
-            "of ordinary photos that callers may be told are unlike what was learnt from; with "
-            "more of them more strange pictures are, too",
+            "share of ordinary photos that may be called unfamiliar; a larger one finds more of "
+            "the pictures that show none of the classes",
         ),
     },
     "the run": {
