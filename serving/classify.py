@@ -247,17 +247,31 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda photos: progress.advance(task, photos)
 
 
+_EPILOG = """\
+examples:
+  classify cat.jpg holiday/                       # by the only model of a server on this machine
+  classify holiday/ --model pets --top-k 3 --csv  # three labels each, for other programs
+  classify holiday/ --model pets --accuracy 0.95  # says which answers are not sure enough
+  PAWPRINT_TOKEN=$TOKEN classify holiday/ --address pets.example:50051 --tls
+  classify s3://bucket/photos --out s3://bucket/labels  # very many, to Parquet
+
+exit status:
+  0  every photo was classified; with --out: every part is written, and photos that could not be
+     classified are rows with an error
+  1  some photos could not be classified, or the server does not answer, is full or fails
+  2  wrong arguments, or no such model
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="classify",
-        description="Classify photos with a running server (see `serve`). Folders are searched "
-        "for photos, links to folders too; hidden files are passed over. Photos are streamed. "
-        "Where a version can tell, those that are unlike all that it has learnt from are marked "
+        description="Classify photos with a running server (see `serve`). Folders are searched\n"
+        "for photos, links to folders too; hidden files are passed over. Photos are streamed.\n"
+        "Where a version can tell, those that are unlike all that it has learnt from are marked\n"
         "as unfamiliar.",
-        epilog="Status 0: every photo was classified; with --out: every part is written, and "
-        "photos that could not be classified are rows with an error. 1: some photos could not be "
-        "classified, or the server does not answer, is full or fails. 2: wrong arguments, or no "
-        "such model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER")
     parser.add_argument(

@@ -74,20 +74,36 @@ GROUPS = {
 }
 _ALL = ("cores", "decode_threads")  # their default, 0, is all of them
 
+_EPILOG = """\
+examples:
+  serve                                          # all of models/, for callers on this machine
+  serve --models s3://bucket/models --check      # load and prove them, and end
+  serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --tokens tokens.toml
+  serve --canary pets=2:0.1 --metrics-port 9464  # a tenth of the calls go to version 2
+  serve --config serve.toml                      # settings from a file
+
+Every setting can also stand in the environment (ENVIRONMENTMAX_BATCH=8) or in the file of
+--config (max_batch = 8). A flag comes before the environment, and the environment before the file.
+
+SIGTERM and SIGINT let running calls finish. SIGHUP makes the server read the file again and look
+at the repository.
+
+exit status:
+  0  stopped by a signal; with --check: all is sound
+  1  there is no model to serve; with --check: a version is refused or missing
+  2  a wrong setting, or a port, a device or a store that can't be used
+"""
+
 
 def parser(settings: Iterable[Field[Any]], environment: str) -> argparse.ArgumentParser:
     """environment: what the names of variables begin with."""
     flags = Parser(
         prog="serve",
         usage="serve [--models DIR] [--check] [--config FILE] [flags]",
-        description="Answer Classify calls over gRPC with the models of a repository: the newest "
+        description="Answer Classify calls over gRPC with the models of a repository: the newest\n"
         "sound version of each, and the versions that aliases name.",
-        epilog=f"Every setting can also stand in the environment ({environment}MAX_BATCH=8) or in "
-        "the file of --config (max_batch = 8). A flag comes before the environment, and the "
-        "environment before the file. SIGTERM and SIGINT let running calls finish; the status is "
-        "then 0. SIGHUP makes the server read the file again and look at the repository. Status "
-        "1: there is no model to serve. Status 2: a wrong setting, or a port, a device or a store "
-        "that can't be used.",
+        epilog=_EPILOG.replace("ENVIRONMENT", environment),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags.add_argument("--config", metavar="FILE", help="TOML file of settings")
     flags.add_argument(

@@ -83,6 +83,16 @@ def test_every_command_of_a_page_can_be_given(page: Path, capsys: pytest.Capture
         assert not wrong, f"{shlex.join([name, *words])}: {capsys.readouterr().err}"
 
 
+@pytest.mark.parametrize("name", ["analyze", "classify", "serve", "train"])
+def test_every_example_of_help_can_be_given(name: str, capsys: pytest.CaptureFixture) -> None:
+    help_text = PARSERS[name]().format_help()
+    lines = help_text.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
+    assert lines
+    for line in lines:
+        given, *words = ours(shlex.split(line, comments=True))
+        assert given == name and not unknown_to(PARSERS[name](), words), capsys.readouterr().err
+
+
 def test_the_commands_of_the_pages_are_found() -> None:
     found = [words for page in PAGES for words in commands(page.read_text())]
     assert {name for name, *_ in found} == PARSERS.keys()

@@ -27,10 +27,10 @@ exit status:
   130  interrupted
 
 examples:
-  analyze cats --data photos/                        the default version of cats
-  analyze cats/2 --data photos/ --budget quick       a first look
+  analyze cats --data photos/                      # the default version of cats
+  analyze cats/2 --data photos/ --budget quick     # a first look
   analyze cats/2 --data photos/ --fail-under worst@1/255=0.2 --fail-under clean=0.9
-  analyze --compare cats/1 cats/2 --data photos/     side by side, and which images fool both
+  analyze --compare cats/1 cats/2 --data photos/   # side by side, and which images fool both
   analyze --compare cats cats/2 --data photos/ --fail-under change=-0.02
   torchrun --nproc-per-node 4 -m trainer.analysis.analyze cats/2 --data photos/
 """
