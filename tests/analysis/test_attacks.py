@@ -167,6 +167,21 @@ def test_square_breaks_a_net_that_masks_its_gradient(norm):
     assert torch.equal(predicted(model, seen.adversarial) != goal.labels, seen.success)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_has_no_gradient_even_where_rounding_undoes_what_it_found(norm):
+    asked = []
+
+    def ask(module, inputs):
+        asked.append(inputs[0].requires_grad)
+
+    model, images = convnet(5), pictures(24, SIDE)
+    goal = Goal(labels=predicted(model, images))
+    ball = Ball(norm=norm, epsilon=2.5 / 255 if norm == "linf" else 0.8)
+    model.register_forward_pre_hook(ask)
+    square(model, images, goal, ball, queries=100, generator=seeded())
+    assert asked and not any(asked)
+
+
 def hyperplane(side, offset):
     """A two-class linear model; every value of the picture 0.5 (128) is far from 0 and 1."""
     weight = torch.randn(1, 3 * side * side, generator=seeded(5))
