@@ -110,10 +110,11 @@ def test_pgd_reaches_the_targets_in_a_large_ball():
     assert torch.equal(predicted(model, result.adversarial), goal.targets)
 
 
-def test_one_step_of_size_epsilon_of_pgd_is_fgsm():
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_one_step_of_pgd_is_fgsm(norm):
     model, images = convnet(4), pictures(6, SIDE)
-    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=2 / 255)
-    one = pgd(model, images, goal, ball, steps=1, step_size=2 / 255, generator=seeded())
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm=norm, epsilon=EPSILON[norm])
+    one = pgd(model, images, goal, ball, steps=1, generator=seeded())
     assert torch.equal(one.adversarial, fgsm(model, images, goal, ball).adversarial)
 
 
