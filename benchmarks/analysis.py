@@ -175,8 +175,7 @@ def ours(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Callable:
         if name == "fgsm":
             return fgsm(ready, images, goal, ball).adversarial
         if name == "pgd":
-            size = step_size(levels)
-            return pgd(ready, images, goal, ball, step_size=size, **settings).adversarial
+            return pgd(ready, images, goal, ball, **settings).adversarial
         if name == "ensemble":
             return ensemble(ball, settings)
         return apgd_cross_entropy(ready, images, goal, ball, **settings).adversarial
@@ -257,6 +256,7 @@ WORKERS = {"ours": ours, "torchattacks": torchattacks, "foolbox": foolbox, "art"
 
 
 def step_size(levels: int) -> float:
+    """That of our PGD."""
     return 2.5 * levels / 255 / STEPS
 
 

@@ -139,9 +139,10 @@ def probably_wrong(logits: Floats, labels: Ints) -> Floats:
         return np.zeros(len(labels))
     noise = fit_label_noise(logits, labels)
     p = np.exp(log_softmax(logits.astype(np.float64) / noise.temperature))
-    own = p[np.arange(len(labels)), labels] * (1 - noise.shares[labels])
+    own, shares = p[np.arange(len(labels)), labels], noise.shares[labels]
     drawn = p @ noise.shares / logits.shape[1]
-    wrong: Floats = drawn / (own + drawn)
+    by_chance = own * shares / logits.shape[1]  # drawn, and the right one all the same
+    wrong: Floats = (drawn - by_chance) / (own * (1 - shares) + drawn)
     wrong[logits.argmax(axis=1) == labels] = 0.0
     if np.mean(wrong > PROBABLY) > _PLAUSIBLE and noise.gain <= 0.5 * math.log(len(labels)):
         return np.zeros(len(labels))

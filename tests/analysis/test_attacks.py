@@ -110,10 +110,11 @@ def test_pgd_reaches_the_targets_in_a_large_ball():
     assert torch.equal(predicted(model, result.adversarial), goal.targets)
 
 
-def test_one_step_of_size_epsilon_of_pgd_is_fgsm():
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_one_step_of_pgd_is_fgsm(norm):
     model, images = convnet(4), pictures(6, SIDE)
-    goal, ball = Goal(labels=predicted(model, images)), Ball(norm="linf", epsilon=2 / 255)
-    one = pgd(model, images, goal, ball, steps=1, step_size=2 / 255, generator=seeded())
+    goal, ball = Goal(labels=predicted(model, images)), Ball(norm=norm, epsilon=EPSILON[norm])
+    one = pgd(model, images, goal, ball, steps=1, generator=seeded())
     assert torch.equal(one.adversarial, fgsm(model, images, goal, ball).adversarial)
 
 
@@ -165,6 +166,21 @@ def test_square_breaks_a_net_that_masks_its_gradient(norm):
     seen = square(model, images, goal, ball, queries=300, generator=seeded())
     assert seen.success.sum() >= 4
     assert torch.equal(predicted(model, seen.adversarial) != goal.labels, seen.success)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_has_no_gradient_even_where_rounding_undoes_what_it_found(norm):
+    asked = []
+
+    def ask(module, inputs):
+        asked.append(inputs[0].requires_grad)
+
+    model, images = convnet(5), pictures(24, SIDE)
+    goal = Goal(labels=predicted(model, images))
+    ball = Ball(norm=norm, epsilon=2.5 / 255 if norm == "linf" else 0.8)
+    model.register_forward_pre_hook(ask)
+    square(model, images, goal, ball, queries=100, generator=seeded())
+    assert asked and not any(asked)
 
 
 def hyperplane(side, offset):

@@ -8,7 +8,7 @@ from trainer.analysis.assemble import Attacked, Clean
 from trainer.analysis.report import below
 from trainer.analysis.robustness import proportion, size_of, worst_case
 from trainer.analysis.sanity import check_all
-from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON
+from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, k255
 from trainer.analysis.sweep import Plan, choose_targets
 
 CAT, DOG = [0.9, 0.1], [0.2, 0.8]
@@ -381,6 +381,12 @@ def test_what_a_check_finds_does_not_speak_of_a_fault_that_it_did_not_find():
     for left in (0.0, 0.5):
         finding = check_all(report(), GOOD | {"huge_accuracy": left})[0]["finding"]
         assert "More than 5.0 % means" in finding, "the bound, whatever is left"
+
+
+def test_a_check_names_a_size_as_it_is_given():
+    """That of `--linf`, not a decimal fraction."""
+    black_box = check_all(report(square=(2, 0)), GOOD)[2]["finding"]
+    assert f"20.0 % against 30.0 % at L∞ {k255(EPSILONS[0])}" in black_box
 
 
 def test_one_photo_more_is_no_evidence_but_two_are():

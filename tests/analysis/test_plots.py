@@ -66,6 +66,12 @@ def test_the_interval_is_a_band_where_one_size_was_tried_too():
     assert len(across) == 2, "from the photos as they are to the size"
 
 
+def test_levels_are_whole_where_all_photos_fall_at_one():
+    svg = plots.smallest_perturbations({"linf": [1 / 255, 1 / 255]}, 2)
+    below = re.findall(r">([0-9.]+)</text>", svg[: svg.index("L-infinity, k/255")])
+    assert below == ["0", "1"]
+
+
 def test_many_descents_are_their_quartiles():
     curves = {f"class {k}": [(0, 0.0), (10, k / 20), (20, 1.0)] for k in range(21)}
     svg = plots.descent(curves)

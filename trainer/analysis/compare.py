@@ -188,10 +188,10 @@ def render(made: dict[str, Any]) -> str:
         f"served fp32 files. In brackets: 95 % intervals.</p>{_table(names, rows)}"
         f"<h2>Is {escape(names[1])} right more often?</h2>"
         f"<p>{escape(in_a_sentence(made['paired']))}.</p>"
-        '<p class="soft">Of all photos that neither was trained on (2,000 at random); copies and '
-        "bursts count once. Photos that both have right, or both wrong, tell nothing of the "
-        "change: p is of the exact test of McNemar on the others. In brackets: the 95 % interval "
-        "of the change (Agresti and Min 2005).</p>"
+        '<p class="soft">Of all photos that neither was trained on (at most 2,000, at random); '
+        "copies and bursts count once. Photos that both have right, or both wrong, tell nothing of "
+        "the change: p is of the exact test of McNemar on the others. In brackets: the 95 % "
+        "interval of the change (Agresti and Min 2005).</p>"
         "<h2>Do adversarial images transfer?</h2>"
         f"<p>PGD at {k255(made['epsilon'])}, run to its last step, makes images against one "
         "version; they are shown to both. The table has the share that is turned, of the "

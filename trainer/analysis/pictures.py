@@ -28,14 +28,13 @@ def png_bytes(pixels: Pixels, *, packed: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(image: Image.Image | Path) -> str:
+def data_uri(image: Path) -> str:
     """The picture as a data: address, so that a page needs no other file. WebP stays as it is."""
-    if isinstance(image, Path) and image.suffix == ".webp":
+    if image.suffix == ".webp":
         data = image.read_bytes()
     else:
         buffer = io.BytesIO()
-        picture = Image.open(image) if isinstance(image, Path) else image
-        picture.save(buffer, "WEBP", quality=85)
+        Image.open(image).save(buffer, "WEBP", quality=85)
         data = buffer.getvalue()
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 

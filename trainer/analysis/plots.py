@@ -67,6 +67,8 @@ def smallest_perturbations(found: Mapping[str, Sequence[float]], photos: int) ->
             ylabel="share of photos turned",
             ylim=(0, 1.03),
         )
+        if norm == "linf":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # whole levels
         axes.grid(alpha=0.25)
     return _svg(figure, "share of photos turned against the size of the perturbation")
 

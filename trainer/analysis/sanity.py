@@ -79,7 +79,7 @@ def _black_box(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if point["correct"] < best:
                 found.append(
                     f"{percent(point['accuracy'])} against {percent(best / point['photos'])} "
-                    f"({black['norm']}, epsilon {point['epsilon']:.3g})"
+                    f"at {NORMS[black['norm']]} {epsilon_text(point['epsilon'], black['norm'])}"
                 )
     return _check(
         "An attack without gradients is no stronger than those with them",

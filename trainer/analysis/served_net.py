@@ -12,22 +12,18 @@ from trainer.onnx_runner import OnnxRunner
 
 
 class ServedNet(nn.Module):
-    """`net`, but where no gradient is asked for the served file answers, in half of the time.
+    """Answers in half of the time that the net takes, and has no gradient.
 
     Takes images float32 [n, 3, S, S] in [0, 1] on the CPU, between the 256 levels of a picture too;
     returns logits [n, K].
     """
 
-    def __init__(self, net: nn.Module, read: Callable[[], bytes]) -> None:
+    def __init__(self, read: Callable[[], bytes]) -> None:
         """read: for the served file, when it is asked for the first time."""
         super().__init__()
-        self._net = net
         self._runner = functools.cache(lambda: OnnxRunner(_of_floats(read()), ("logits",)))
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            logits: Tensor = self._net(images)
-            return logits
         levels = (255 * images).permute(0, 2, 3, 1)
         return torch.from_numpy(self._runner().run(np.ascontiguousarray(levels.numpy()))[0])
 

@@ -133,7 +133,7 @@ def load_subject(repository: Repository, name: str, version: int, device: torch.
         manifest=manifest,
         net=net,
         model=model,
-        asked=ServedNet(model, lambda: read("fp32")) if device.type == "cpu" else model,
+        asked=ServedNet(lambda: read("fp32")) if device.type == "cpu" else model,
         runners={p: OnnxRunner(read(p), names, precision=p) for p in order},
         familiarity=familiarity,
     )

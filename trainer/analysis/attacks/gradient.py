@@ -37,21 +37,19 @@ def pgd(
     *,
     steps: int,
     generator: torch.Generator,
-    step_size: float | None = None,
     restarts: int = 1,
 ) -> AttackResult:
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
-    The first run starts at the image itself, so that one step of size epsilon is FGSM; further
-    restarts start at random in the ball. step_size: pixel units; None is 2.5 epsilon / steps
-    (section 5.1 there).
+    The first run starts at the image itself, so that one step is FGSM; further restarts start at
+    random in the ball. A step is of size 2.5 epsilon / steps (section 5.1 there).
     """
     pursuit = Pursuit(model, images, goal, ball)
     for restart in range(restarts):
         start = pursuit.originals
         if restart > 0:
             start = random_start(start, pursuit.ball, generator)
-        _climb(pursuit, start, steps=steps, step_size=step_size)
+        _climb(pursuit, start, steps=steps)
         if len(pursuit.rows) == 0:
             break
     return pursuit.result()
@@ -79,7 +77,7 @@ def pgd_to_the_end(
     return round_in_ball(best, images, ball)
 
 
-def _climb(pursuit: Pursuit, iterates: Tensor, *, steps: int, step_size: float | None) -> None:
+def _climb(pursuit: Pursuit, iterates: Tensor, *, steps: int) -> None:
     for _ in range(steps):
         logits, _, gradient = input_gradient(pursuit.model, iterates, pursuit.goal.cross_entropy)
         pursuit.count()
@@ -88,8 +86,7 @@ def _climb(pursuit: Pursuit, iterates: Tensor, *, steps: int, step_size: float |
         if len(iterates) == 0:
             return
         ball = pursuit.ball
-        size = step_size if step_size is not None else 2.5 * ball.column(iterates) / steps
-        step = size * steepest(gradient, ball.norm)
+        step = 2.5 * ball.column(iterates) / steps * steepest(gradient, ball.norm)
         iterates = project(iterates + step, pursuit.originals, ball)
     pursuit.conclude(iterates)
 

@@ -58,7 +58,8 @@ def square(
             break
         share = _SHARE / 2 ** sum(query / queries > edge for edge in _HALVINGS)
         trial = propose(best, pursuit.originals, pursuit.ball, share, draw)
-    pursuit.conclude(best)
+    # What rounding undid stays undone: to repair it takes the gradient.
+    pursuit.settle(best, torch.ones_like(pursuit.rows, dtype=torch.bool))
     return pursuit.result()
 
 
