@@ -92,13 +92,14 @@ async def test_reflection_lists_and_describes_the_services(running: Running) -> 
 
 async def test_a_server_that_is_closed_leaves_no_thread_and_no_port(models: Path) -> None:
     def threads() -> set[threading.Thread]:
-        return {t for t in threading.enumerate() if t.name.startswith(("decode", "inference"))}
+        return {t for t in threading.enumerate() if t.name.startswith(("decoding", "inference"))}
 
     before, port = threads(), free_port()
     async with running_server(models, metrics_port=port) as running:
         async with AsyncClient(running.address) as client:
             await client.classify([jpeg()], model="pets")
-        assert {thread.name[:6] for thread in threads() - before} == {"decode", "infere"}
+        kinds = {thread.name.partition("-")[0] for thread in threads() - before}
+        assert kinds == {"decoding", "inference"}
         socket.create_connection(("127.0.0.1", port)).close()
     await until(lambda: not threads() - before)
     with pytest.raises(ConnectionRefusedError):

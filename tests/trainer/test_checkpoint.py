@@ -26,6 +26,7 @@ from serving.repository import Repository
 from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
+from tests.warm import Warm, run_warm
 from trainer.averaging import MovingAverage
 from trainer.backbones import build
 from trainer.checkpoint import Checkpoint, Checkpoints
@@ -214,16 +215,11 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 def killed_in_epoch_4(arguments: list[str]) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "trainer.train", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 3/"):
-                process.kill()
+    process = Warm("-m", "trainer.train", *arguments)
+    for line in process.stdout:
+        if line.startswith("Epoch 3/"):
+            process.kill()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
@@ -343,7 +339,7 @@ main(sys.argv[2:])
 
 def killed_once_it_is_to(do: str, arguments: list[str]) -> None:
     """`do`: note, the last thing before the version is there, or delete, the first one after."""
-    done = subprocess.run([sys.executable, "-c", KILLED, do, *arguments], cwd=ROOT)
+    done = run_warm("-c", KILLED, do, *arguments)
     assert done.returncode == -signal.SIGKILL
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +11,11 @@ import pytest
 import torch
 
 from serving.repository import Repository
-from tests.conftest import ROOT
 from tests.object_store import BUCKET, running_store
 from tests.tiny import build_version
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.processes import together
+from tests.warm import run_warm
 from trainer.compare import configurations
 from trainer.data import PhotoData, load_data
 from trainer.defaults import with_defaults
@@ -105,7 +103,7 @@ def test_killed_after_some_ways_the_same_command_publishes_the_others_alone(
 ):
     out = tmp_path / "models"
     arguments = comparing(photos(per_class=8), tmp_path)
-    stopped = subprocess.run([sys.executable, "-c", STOPPED, *arguments], cwd=ROOT)
+    stopped = run_warm("-c", STOPPED, *arguments)
     assert stopped.returncode == -signal.SIGKILL
     repository = Repository(out)
     assert repository.names() == ["shapes-fine-tuned", "shapes-frozen"]

@@ -27,6 +27,7 @@ from tests.commands import run_python, unread
 from tests.conftest import ROOT
 from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos, write_photos
+from tests.warm import run_warm
 from trainer import fitting
 from trainer.backbones import WEIGHTS, build, load_version, version_state
 from trainer.cartoons import draw_cartoon
@@ -59,7 +60,7 @@ class Trained:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "trainer.train", *arguments, timeout=300)
+    return run_warm("-m", "trainer.train", *arguments, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """`train --tune`: settings searched on val, resumed, refused, and trained with in the end."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import tomllib
@@ -16,9 +14,9 @@ import pytest
 import torch
 
 from serving.repository import Repository
-from tests.conftest import ROOT
 from tests.small_disk import small_disk
 from tests.trainer.conftest import MakePhotos
+from tests.warm import Warm, run_warm
 from trainer.config import TrainConfig
 from trainer.metrics import accuracy, nll
 from trainer.search_space import draw, searched, start
@@ -84,16 +82,13 @@ def test_killed_it_goes_on_to_the_trials_in_all_and_publishes_the_best(
 ):
     data, out = photos(per_class=10), tmp_path / "models"
     journal = out / ".tune/shapes.journal"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.train", *arguments(data, out, 50)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Warm("-m", "trainer.train", *arguments(data, out, 50))
     deadline = time.monotonic() + 150
     while not (journal.exists() and '"best"' in journal.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.returncode is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
 
     found = {}
     for trials in (4, 5):
@@ -141,12 +136,8 @@ def test_killed_while_it_writes_its_journal_it_goes_on_from_the_defaults(
     photos: MakePhotos, tmp_path: Path, line: int
 ):
     search = arguments(photos(per_class=10), Path("models"), 1)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for code in (["-c", KILLED_WRITING, str(line)], ["-m", "trainer.train"]):
-        done = subprocess.run(
-            [sys.executable, *code, *search],
-            cwd=tmp_path, env=environment, capture_output=True, timeout=100,
-        )  # fmt: skip
+        done = run_warm(*code, *search, cwd=tmp_path)
         if "-c" in code:
             assert done.returncode == -signal.SIGKILL
             assert (tmp_path / "models/.tune/shapes.journal.lock").is_symlink()
