@@ -641,11 +641,11 @@ def test_killed_before_the_rename_nothing_is_there_to_be_served(photos: MakePhot
     out, data = tmp_path / "models", photos(per_class=8)
     kill = (
         "import os, signal, serving.repository as repository\n"
-        "repository.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)"
+        "repository.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import sys; from trainer.train import main; main(sys.argv[1:])"
     )
-    process = start(out, data, code=kill, epochs=1)
-    process.communicate(timeout=200)
-    assert process.returncode == -signal.SIGKILL
+    arguments = ["--data", data, "--name", "shapes", "--out", out, *SCRATCH, "--epochs", 1]
+    assert run_warm("-c", kill, *arguments).returncode == -signal.SIGKILL
     (left,) = (out / "shapes").iterdir()  # it came as far as the worst moment
     assert (left / "manifest.json").is_file() and left.name.startswith(".staging-")
     repository = Repository(out)
@@ -747,7 +747,7 @@ sys.exit(main(sys.argv[1:]))
     arguments = ["--data", photos(per_class=12), "--name", "x", "--out", tmp_path / "models"]
     arguments += ["--backbone", "tiny", "--weights", tmp_path / "tiny.pth", "--size", 1024]
     without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = run_python("-c", code, *arguments, "--epochs", epochs, env=without_gpu)
+    done = run_warm("-c", code, *arguments, "--epochs", epochs, env=without_gpu)
     *others, said = done.stderr.splitlines()
     assert done.returncode == 1 and not any("Traceback" in line for line in others)
     assert said.startswith("error: this machine has too little memory; end what else runs on it")
