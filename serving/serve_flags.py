@@ -82,7 +82,7 @@ examples:
   serve --canary pets=2:0.1 --metrics-port 9464  # a tenth of the calls go to version 2
   serve --config serve.toml                      # settings from a file
 
-Every setting can also stand in the environment (ENVIRONMENTMAX_BATCH=8) or in the file of
+Every setting can also stand in the environment ({environment}MAX_BATCH=8) or in the file of
 --config (max_batch = 8). A flag comes before the environment, and the environment before the file.
 
 SIGTERM and SIGINT let running calls finish. SIGHUP makes the server read the file again and look
@@ -102,7 +102,7 @@ def parser(settings: Iterable[Field[Any]], environment: str) -> argparse.Argumen
         usage="serve [--models DIR] [--check] [--config FILE] [flags]",
         description="Answer Classify calls over gRPC with the models of a repository: the newest\n"
         "sound version of each, and the versions that aliases name.",
-        epilog=_EPILOG.replace("ENVIRONMENT", environment),
+        epilog=_EPILOG.format(environment=environment),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags.add_argument("--config", metavar="FILE", help="TOML file of settings")

@@ -29,6 +29,7 @@ from trainer.probe import MOST_FITS, Head, Probe, Solver, fit_head, fit_probe
 from trainer.results import Fitted
 from trainer.split import Ints
 from trainer.stages import frozen_stages
+from trainer.timm_nets import PREFIX
 from trainer.tracking import figures_of
 from trainer.training import Epoch, FineTuned, fine_tune
 
@@ -42,7 +43,18 @@ def fit(run: Run) -> tuple[Run, Fitted]:
     The run comes back with what was found out of its photos: those whose label is probably wrong.
     Raises PawprintError (FailedCheck, InvalidData).
     """
+    if run.config.epochs > 0 and run.config.backbone.startswith(PREFIX):
+        _require_export(run)
     return _probe_then_fine_tune(run) if run.config.probes else (run, _from_drawn_head(run))
+
+
+def _require_export(run: Run) -> None:
+    """Raises FailedCheck if the net can't be exported, as some of timm can't: now, rather than
+    after the last epoch. Those of torchvision can."""
+    classifier = copy.deepcopy(run.classifier).cpu()
+    digest = functools.cache(classifier.backbone_digest)
+    cached = graph_cache_of(run.config, classifier, digest, run.console.line)
+    run.exporter.prepare(classifier, cached, run.world)
 
 
 def _from_drawn_head(run: Run) -> Fitted:

@@ -86,8 +86,8 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
             raise
         print(
             f"error: {whose} has too little memory; end what else runs on it and run the same "
-            "command, which goes on after the last epoch, or try a smaller --batch-size, --size or "
-            "backbone",
+            "command, which goes on from a checkpoint if there is one, or try a smaller "
+            "--batch-size, --size or backbone",
             file=sys.stderr,
         )
         return FAILED

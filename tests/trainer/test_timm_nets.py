@@ -97,6 +97,27 @@ def test_nets_that_cannot_be_backbones_say_why_in_one_line(name: str, message: s
     assert "\n" not in str(said.value)
 
 
+class Strange(torch.nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features + torch.linalg.eigvalsh(features[..., :4, :4]).mean()  # ONNX has no such
+
+
+def test_a_net_that_cannot_be_exported_says_so_before_it_learns(
+    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    @timm.models.register_model
+    def inexportable(pretrained: bool = False, **options: object) -> torch.nn.Module:
+        net = timm.create_model("test_resnet", **options)
+        net.act1 = Strange()
+        return net
+
+    arguments = ["--data", str(photos()), "--name", "x", "--out", str(tmp_path / "models")]
+    arguments += ["--backbone", "timm/inexportable", "--weights", "none", "--size", "64"]
+    assert main([*arguments, "--epochs", "1"]) == 1
+    said = capsys.readouterr()
+    assert "error: the net can't be exported to ONNX" in said.err and "Epoch" not in said.out
+
+
 def test_a_size_that_the_net_cannot_take():
     with pytest.raises(InvalidRequest, match=r"timm/maxvit_pico_rw_256 can't take 50 x 50 px: "):
         build("timm/maxvit_pico_rw_256", 3, 50)
