@@ -11,9 +11,11 @@ import runpy
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Warm:
         what = (self.args[1:], dict(env), cwd, out_end, err_end)
         self._process = _context.Process(target=_become, args=what)
         self._process.start()
+        weakref.finalize(self, _end, self._process)  # of a test that failed
         for end in (out_end, err_end):
             end.close()
         self.stdout, self.stderr = (os.fdopen(os.dup(c.fileno())) for c in (out, err))
@@ -73,6 +76,11 @@ def run_warm(
     out, err = process.communicate(timeout)
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _end(process: BaseProcess) -> None:
+    if process.is_alive():
+        process.kill()
 
 
 def _become(
