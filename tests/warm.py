@@ -47,7 +47,6 @@ class Warm:
         self.stdout, self.stderr = (os.fdopen(os.dup(c.fileno())) for c in (out, err))
         for connection in (out, err):
             connection.close()
-        self.pid = self._process.pid
 
     def kill(self) -> None:
         self._process.kill()

@@ -44,17 +44,10 @@ def fit(run: Run) -> tuple[Run, Fitted]:
     Raises PawprintError (FailedCheck, InvalidData).
     """
     if run.config.epochs > 0 and run.config.backbone.startswith(PREFIX):
-        _require_export(run)
+        # Some of timm can't be exported: now, rather than after the last epoch. Torchvision's can.
+        classifier = copy.deepcopy(run.classifier).cpu()
+        _prepare_export(run, classifier, functools.cache(classifier.backbone_digest))
     return _probe_then_fine_tune(run) if run.config.probes else (run, _from_drawn_head(run))
-
-
-def _require_export(run: Run) -> None:
-    """Raises FailedCheck if the net can't be exported, as some of timm can't: now, rather than
-    after the last epoch. Those of torchvision can."""
-    classifier = copy.deepcopy(run.classifier).cpu()
-    digest = functools.cache(classifier.backbone_digest)
-    cached = graph_cache_of(run.config, classifier, digest, run.console.line)
-    run.exporter.prepare(classifier, cached, run.world)
 
 
 def _from_drawn_head(run: Run) -> Fitted:
@@ -165,13 +158,19 @@ def _features(run: Run) -> Floats:
     if exports:
         # ONNX Runtime takes half of PyTorch's time on a CPU. Where the backbone stays as it is, its
         # export is due anyway; a net that can't be exported says so before it is trained.
-        cached = graph_cache_of(config, classifier, digest, console.line)
-        run.exporter.prepare(classifier, cached, run.world, weights=digest())
+        _prepare_export(run, classifier, digest)
         open_net = run.exporter.features
     with console.bar("Features of the frozen backbone", len(photos)) as advance:
         return extract(
             classifier, photos, run.data.squares, cache, advance, open_net, world=run.world
         )
+
+
+def _prepare_export(run: Run, classifier: Classifier, digest: Callable[[], str]) -> None:
+    """Of `classifier`, on the CPU, whose backbone has that digest; from the cache where it lies
+    there. Raises FailedCheck if it can't be exported."""
+    cached = graph_cache_of(run.config, classifier, digest, run.console.line)
+    run.exporter.prepare(classifier, cached, run.world, weights=digest())
 
 
 def _probe(run: Run, features: Floats) -> Probe:
