@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -125,8 +126,8 @@ class AsyncClient:
         routing_key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        """See Client.classify. Files are read in the event loop."""
-        data = [encoded(photo) for photo in several(photos)]
+        """See Client.classify."""
+        data = [await _off_the_loop(encoded, photo) for photo in several(photos)]
         asked = Asked(model, version, top_k, low_priority, routing_key)
         method = self._stub.Classify
         if data and self.max_batch > 1:
@@ -169,10 +170,7 @@ class AsyncClient:
             try:
                 for index, photo in enumerate(several(photos)):
                     await slots.acquire()
-                    if isinstance(photo, bytes):
-                        data = state.read(index, photo)
-                    else:  # a file is read, or a picture encoded
-                        data = await asyncio.to_thread(state.read, index, photo)
+                    data = await _off_the_loop(partial(state.read, index), photo)
                     if isinstance(data, StreamedResult):
                         arrived.put_nowait(data)
                     else:
@@ -252,6 +250,13 @@ class AsyncClient:
             if self._closed:
                 raise Unavailable(CLOSED_MEANWHILE) from None
             raise
+
+
+async def _off_the_loop(read: Callable[[Photo], T], photo: Photo) -> T:
+    """In a thread where a file is read, or a picture encoded."""
+    if isinstance(photo, bytes):
+        return read(photo)
+    return await asyncio.to_thread(read, photo)
 
 
 def _raise_if_closed() -> None:

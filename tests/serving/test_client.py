@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -255,6 +256,22 @@ async def test_an_async_stream_answers_each_photo_once(
             assert bad[index] in answer.result.error
         else:
             assert answer.result.error is None
+
+
+async def test_a_file_that_is_slow_to_read_holds_up_no_other_call(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "slow.jpg"
+    os.mkfifo(pipe)
+    given_up = threading.Timer(20, lambda: pipe.write_bytes(b""))  # a loop that waits is let go
+    given_up.start()
+    async with AsyncClient(server.address) as client:
+        slow = asyncio.create_task(client.classify([pipe], model="pets"))
+        assert (await client.classify([jpeg()], model="pets")).version == 1
+        assert not slow.done()
+        given_up.cancel()
+        await asyncio.to_thread(pipe.write_bytes, jpeg())
+        assert (await slow).results[0].error is None
 
 
 def test_a_stream_reads_no_further_than_is_in_flight(client: Client) -> None:
