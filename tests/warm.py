@@ -22,9 +22,7 @@ from typing import Any
 from tests.conftest import ROOT
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["trainer.pipeline", "trainer.compare", "trainer.tune", "torch.export._trace", "onnxscript"]
-)
+_context.set_forkserver_preload(["tests.warmed"])
 
 
 class Warm:

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_python
+from tests.quick_exports import read_operators_once
 from trainer.cartoons import write_cartoons
 from trainer.train import main as train
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see trainer.train
+read_operators_once()
 
 
 @dataclass(frozen=True, kw_only=True)

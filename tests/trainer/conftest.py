@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.quick_exports import read_operators_once
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see trainer.train
+read_operators_once()
 
 MakePhotos = Callable[..., Path]
 
