@@ -741,7 +741,7 @@ import trainer.pipeline
 from trainer.train import main
 with open("/proc/self/statm") as file:
     now = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), -1))
+resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 29), -1))
 sys.exit(main(sys.argv[1:]))
 """
     arguments = ["--data", photos(per_class=12), "--name", "x", "--out", tmp_path / "models"]
