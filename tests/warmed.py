@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import trainer.analysis.carry_out
 import trainer.compare
 import trainer.pipeline
 import trainer.tune  # noqa: F401

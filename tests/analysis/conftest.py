@@ -4,14 +4,12 @@ import contextlib
 import io
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.commands import run_python
 from tests.quick_exports import read_operators_once
 from trainer.cartoons import write_cartoons
 from trainer.train import main as train
@@ -56,11 +54,3 @@ def run_here(main: Callable[[list[str]], int], *arguments: object, status: int =
             got = int(ended.code or 0)
     assert got == status, said.getvalue()
     return said.getvalue()
-
-
-def run(module: str, *arguments: object, status: int = 0, **options: object) -> str:
-    """Run one of our commands in a process of its own; returns stdout and stderr together."""
-    how = {"stderr": subprocess.STDOUT, "timeout": None, **options}
-    done = run_python("-m", module, *arguments, **how)
-    assert done.returncode == status, done.stdout
-    return done.stdout

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from serving.client import Client
 from serving.modelspec import Preprocessing
 from serving.preprocess import preprocess
 from serving.repository import Repository
-from tests.analysis.conftest import run, run_here
+from tests.analysis.conftest import run_here
 from tests.browser import browse
 from tests.commands import ASCII_LOCALE, run_python
 from tests.tiny import build_version
+from tests.warm import Warm, run_warm
 from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
 from trainer.analysis.carry_out import _classes
@@ -372,13 +372,21 @@ def test_one_that_other_code_has_begun_is_named_once(trained, monkeypatch):
     assert [said in text for text in (begun, other, anew, goes_on)] == [False, False, True, False]
 
 
+def of_two(rank):
+    """What torchrun sets."""
+    given = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    return {**os.environ, **given}
+
+
 def test_two_processes_give_the_same_report(trained, tmp_path):
     analyze(trained, *SMALL)
     alone = figures(report_of(trained))
-    run(
-        *("torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0),
-        *("-m", ANALYZE, "cartoon", "--data", trained.data, "--models", trained.models, *SMALL),
-    )
+    processes = [
+        Warm("-m", ANALYZE, *command(trained, *SMALL), env=of_two(rank)) for rank in (0, 1)
+    ]
+    for process in processes:
+        said = process.communicate(240)
+        assert process.returncode == 0, said
     together = figures(report_of(trained))
     assert together["worst_case"] == alone["worst_case"]
     assert together["attacks"] == alone["attacks"]
@@ -387,12 +395,8 @@ def test_two_processes_give_the_same_report(trained, tmp_path):
 
 def test_the_first_process_makes_the_pieces_of_another_that_never_comes_to_them(trained):
     """It has ended, or keeps them in a folder of another machine, as of a bucket's versions."""
-    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    run(
-        *(ANALYZE, "cartoon", "--data", trained.data, "--models", trained.models, *SMALL),
-        env={**os.environ, **given},
-        timeout=240,
-    )
+    done = run_warm("-m", ANALYZE, *command(trained, *SMALL), env=of_two(0), timeout=240)
+    assert done.returncode == 0, done.stderr
     assert len(report_of(trained)["attacks"]) > 1
 
 
@@ -480,6 +484,7 @@ def test_a_mistake_in_asking_the_server_is_no_trouble_that_passes(trained, start
     assert "no.pem can't be read" in analyze(trained, *SMALL, *missing, status=2)
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_meanwhile_costs_no_report(trained, start, monkeypatch):
     server = start(trained.models)
 
@@ -692,12 +697,14 @@ def test_an_altered_version_is_refused(trained, file):
 
 def test_a_full_disk_leaves_the_version_as_it_was(trained):
     before = sorted(p for p in (trained.models / "cartoon/1").rglob("*"))
-    said = run(
-        ANALYZE,
-        *command(trained, *SMALL),
-        status=75,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-    )
-    assert "as it was" in said and "Traceback" not in said
+    code = f"""
+import resource, sys
+from {ANALYZE} import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.exit(main(sys.argv[1:]))
+"""
+    done = run_warm("-c", code, *command(trained, *SMALL))
+    assert done.returncode == 75
+    assert "as it was" in done.stderr and "Traceback" not in done.stderr
     assert sorted(p for p in (trained.models / "cartoon/1").rglob("*")) == before
     assert Repository(trained.models).verify("cartoon", 1) == []

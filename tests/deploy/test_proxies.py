@@ -37,6 +37,10 @@ COMMANDS = {
     "envoy": ("envoy.yaml", "-c envoy.yaml --use-dynamic-base-id --concurrency 1"),
 }
 each = pytest.mark.parametrize("name", COMMANDS)
+_slow = ("haproxy", "caddy")
+nginx_alone = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _slow else n for n in COMMANDS]
+)
 CLIENTS = 5  # so many that some watch the health of the server that leaves
 
 
@@ -164,7 +168,7 @@ async def test_a_refusal_says_when_to_try_again(proxied: Begin, name: str, tmp_p
         assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
 
 
-@each
+@nginx_alone
 async def test_a_server_that_drains_or_dies_costs_no_call(proxied: Begin, name: str) -> None:
     proxy = await asyncio.to_thread(proxied, name)
     ended, answered = threading.Event(), [0] * (2 * CLIENTS)

@@ -205,7 +205,11 @@ def test_a_release_that_is_tried_again_is_of_the_same_version_and_copies_it_once
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another process 1")
 @pytest.mark.parametrize(
     ("which", "chosen"),
-    [("initContainers", False), ("initContainers", True), ("containers", True)],
+    [
+        ("initContainers", False),
+        pytest.param("initContainers", True, marks=pytest.mark.slow),
+        ("containers", True),
+    ],
 )
 def test_a_release_that_is_stopped_ends_at_once(tmp_path: Path, which: str, chosen: bool) -> None:
     """Not when the kubelet kills it. Its sh is process 1 of the container: to such a process a

@@ -267,6 +267,7 @@ async def ready_calls(address: str, ids: list[str]) -> None:
             assert all(answer.ready for answer in await asyncio.gather(*calls))
 
 
+@pytest.mark.slow
 def test_once_its_log_is_read_again_a_server_tells_what_was_lost(
     stalled: Callable[..., Stalled],
 ) -> None:

@@ -45,6 +45,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWar
 WEIGHTS = np.random.default_rng(0).bytes(20 * MIB)  # bytes that nothing compresses
 
 
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az")]
+
+
 @pytest.fixture(scope="module", params=["s3", "gs", "az"])
 def store(
     request: pytest.FixtureRequest,
@@ -477,6 +480,7 @@ def test_a_first_analysis_whose_upload_is_cut_off_is_none(
     remote.promote("pets", 1)
 
 
+@pytest.mark.parametrize("store", ["s3", *LATER], indirect=True)
 def test_an_analysis_that_is_cut_off_anywhere_is_the_one_before_or_the_new_one(
     remote: RemoteRepository, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,7 @@ def test_a_worker_that_hangs_is_replaced_and_costs_its_own_calls_alone(models: P
     assert status == 0 and err.count("hangs") == 1 and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_before_it_serves_is_replaced(models: Path, start) -> None:
     program = "import serving.workers as w; w.FIRST_PATIENCE = 15; "
     program += "from serving.launch import serve; serve()"
@@ -264,6 +265,7 @@ def test_a_worker_that_hangs_before_it_serves_is_replaced(models: Path, start) -
     assert status == 0 and err.count("hangs") == 1
 
 
+@pytest.mark.slow
 def test_workers_that_hang_while_they_load_are_not_waited_for(tmp_path: Path) -> None:
     pytest.importorskip("s3fs")
     log = tmp_path / "log"
@@ -571,6 +573,7 @@ def test_versions_that_a_model_or_a_share_of_calls_has_may_be_asked_for(models: 
     check(versions="alias", only="pets")
 
 
+@pytest.mark.slow
 def test_a_model_that_a_bucket_lacks_is_no_setting_of_workers_that_are_replaced(
     models: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

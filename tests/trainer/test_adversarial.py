@@ -215,6 +215,7 @@ def test_a_net_that_the_training_made_no_harder_to_fool_is_not_said_to_be(photos
         _fine_tune(run)
 
 
+@pytest.mark.slow
 def test_it_buys_robust_accuracy(photos: MakePhotos):
     """The same net, photos and seed, trained plainly and against an adversary."""
     withstood, size = {}, 8 / 255

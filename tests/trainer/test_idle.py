@@ -116,6 +116,7 @@ def test_a_share_of_what_the_photos_bring_is_named(
     assert "--val-fraction has no part" not in said
 
 
+@pytest.mark.slow
 def test_how_many_photos_stay_in_their_splits_is_said(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

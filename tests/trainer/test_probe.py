@@ -276,6 +276,7 @@ def test_an_epoch_takes_a_step_for_each_batch():
     assert moved(10) == pytest.approx(5 * moved(90), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_probe_solved_by_steps_is_as_good():
     x, labels = blobs()
     one, other = (

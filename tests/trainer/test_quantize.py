@@ -143,6 +143,7 @@ def test_weights_are_as_fine_as_8_bits_allow_and_neighbours_fit_into_16(tmp_path
     assert any(fine)
 
 
+@pytest.mark.slow
 def test_hard_swish_and_means_are_in_integers_too(tmp_path: Path):
     torch.manual_seed(0)
     net = settled(build("mobilenet_v3_small", CLASSES, 64), 64)

@@ -86,6 +86,7 @@ def test_a_port_that_another_program_has_is_one_line(
     assert "address already in use" in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_who_waits_for_the_first_process(photos: MakePhotos, tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

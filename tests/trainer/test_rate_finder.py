@@ -74,6 +74,7 @@ def test_the_command_suggests_a_rate_that_learns_and_publishes_nothing(
     assert not [path for path in models.glob("shapes/*") if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_what_is_named_changes_nothing_that_is_found(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -173,6 +174,7 @@ def test_without_epochs_there_is_nothing_to_find(photos: MakePhotos, capsys):
     assert "epochs must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_plot_and_not_the_rate(photos: MakePhotos, tmp_path: Path, capsys):
     with small_disk(tmp_path / "disk", 4096) as disk:
         assert main(

@@ -175,6 +175,7 @@ def test_trained_published_rebuilt_and_analysed(
     assert report["model"]["backbone"] == CNN
 
 
+@pytest.mark.slow
 def test_a_version_of_timm_where_timm_is_missing(
     monkeypatch: pytest.MonkeyPatch, photos: MakePhotos, tmp_path: Path
 ):

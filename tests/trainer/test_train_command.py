@@ -416,6 +416,7 @@ def test_the_next_probe_with_a_cache_exports_nothing_and_is_the_same(
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_head_does_not_depend_on_what_filled_the_cache_before(trained: Trained, tmp_path: Path):
     """Fine-tuning takes features from PyTorch, a head alone from ONNX Runtime."""
     weights = trained.repository.root / "shapes/1" / "weights.safetensors"
@@ -506,6 +507,7 @@ def test_labels_with_dollars_and_plots_that_fail_cost_no_training(
     assert ("Warning: not all plots could be drawn" in capsys.readouterr().out) is broken
 
 
+@pytest.mark.slow
 def test_a_probe_alone_is_tracked_and_balanced_where_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -597,7 +599,11 @@ def interrupted(process: subprocess.Popen[str], at: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("code", ["", _HANGS], ids=["", "hangs on the way out"])
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param("", marks=pytest.mark.slow), _HANGS],
+    ids=["", "hangs on the way out"],
+)
 def test_ctrl_c_leaves_no_version_and_says_so_in_one_line(
     photos: MakePhotos, tmp_path: Path, code: str
 ):

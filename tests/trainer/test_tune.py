@@ -77,6 +77,7 @@ def test_settings_drawn_are_valid_and_the_first_are_the_defaults():
         assert settings["learning_rate"] <= (0.3 if steep else 0.01)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_trials_in_all_and_publishes_the_best(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
