@@ -5,6 +5,7 @@ from html import escape
 from serving.errors import PawprintError
 from serving.layout import ANALYSIS
 from serving.modelspec import Familiarity, Manifest
+from serving.percent import percent
 from serving.repository import Repository
 
 PICTURES_A_VERSION = 8
@@ -77,11 +78,11 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
     findings = repository.findings(name, version)
     if findings is not None:
         robust = "<br>".join(
-            f"{100 * point.accuracy:.0f} % at {255 * point.epsilon:.3g}/255"
+            f"{percent(point.accuracy)} at {255 * point.epsilon:.3g}/255"
             for point in findings.robustness.robust_accuracy
             if point.norm == "linf"
         )
-        corrupted = f"{100 * findings.robustness.corruption_accuracy:.1f} %"
+        corrupted = percent(findings.robustness.corruption_accuracy)
         report = f'<a href="{name}/{version}/{ANALYSIS}/report.html">report</a>'
     familiarity = repository.familiarity(manifest)
     ways = ", seen both ways" if manifest.configuration.get("mirror") else ""
@@ -93,8 +94,8 @@ def _row(repository: Repository, manifest: Manifest, title: str) -> str:
             title if first else f"&nbsp;&nbsp;{escape(precision)}",
             escape(manifest.created[:10]) if first else "",
             f"{escape(manifest.backbone)}{ways}" if first else "",
-            f"{100 * metrics.accuracy:.1f} %",
-            f"{100 * metrics.accuracy_low:.1f} to {100 * metrics.accuracy_high:.1f} %, "
+            percent(metrics.accuracy),
+            f"{percent(metrics.accuracy_low)} to {percent(metrics.accuracy_high)}, "
             f"n = {metrics.photos}",
             f"{metrics.ece:.3f}",
             _unfamiliar(familiarity, precision),
@@ -113,7 +114,7 @@ def _unfamiliar(familiarity: Familiarity | None, precision: str) -> str:
     if familiarity is None:
         return ""
     share = familiarity.unfamiliar.get(precision)
-    told = "not measured" if share is None else f"{100 * share:.1f} %"
+    told = "not measured" if share is None else percent(share)
     return (
         f'<span title="of the test photos: a familiarity of {familiarity.threshold:g} or less, '
         f'compared with {familiarity.photos:,} photos">{told}</span>'

@@ -16,6 +16,7 @@ from PIL import Image
 
 from serving.client import Client
 from serving.modelspec import Preprocessing
+from serving.percent import percent
 from serving.preprocess import preprocess
 from serving.repository import Repository
 from tests.analysis.conftest import run_here
@@ -27,7 +28,7 @@ from trainer.analysis import run as analysis_run
 from trainer.analysis.analyze import main
 from trainer.analysis.carry_out import _classes
 from trainer.analysis.headline import in_words, side_by_side
-from trainer.analysis.report import MOST_CLASSES, NAMED, percent, render
+from trainer.analysis.report import MOST_CLASSES, NAMED, render
 from trainer.analysis.strangers import GIVEN, STRANGERS
 from trainer.analysis.subject import load_subject
 from trainer.analysis.workspace import Task, Workspace, run_tasks

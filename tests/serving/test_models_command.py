@@ -179,7 +179,7 @@ def test_show_and_page_say_which_photos_are_unfamiliar(models, root: Path) -> No
     models("page")
     title = '"of the test photos: a familiarity of 0.01 or less, compared with 99 photos"'
     found = re.findall(f"title={title}>(.*?)<", (root / "index.html").read_text())
-    assert found == ["0.0 %", "not measured"]
+    assert found == ["0 %", "not measured"]
     odd = {"model.int8.onnx": model, "familiarity.json": b"{}"}
     build_version(root, "pets", familiar=True, extra_files=odd)
     status, out, _ = models("show", "pets")
@@ -279,6 +279,26 @@ def test_page(models, root: Path) -> None:
     assert status == 0 and out.strip() == str(root / "index.html")
     page = (root / "index.html").read_text()
     assert "birds" in page and "pets" in page
+
+
+def test_the_page_rounds_no_share_to_all_or_none(models, root: Path) -> None:
+    summary = {
+        "photos": 500,
+        "clean_accuracy": 1.0,
+        "robust_accuracy": [
+            {"norm": "linf", "epsilon": k / 255, "accuracy": share}
+            for k, share in ((1, 0.996), (2, 0.002), (4, 0.0))
+        ],
+        "corruption_accuracy": 0.9996,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    repository = Repository(root)
+    with repository.staging("pets") as folder:
+        (folder / "summary.json").write_text(json.dumps(summary))
+        repository.attach_analysis("pets", 2, folder)
+    models("page")
+    page = (root / "index.html").read_text()
+    assert "<td>99.60 % at 1/255<br>0.20 % at 2/255<br>0 % at 4/255</td><td>99.96 %</td>" in page
 
 
 @pytest.mark.parametrize("summary", [b"{}", b"no JSON", b"[" * 100_000])

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from serving.percent import percent
 from serving.repository import Repository
 from trainer.analysis.attacks.ball import Ball
 from trainer.analysis.attacks.gradient import pgd
 from trainer.analysis.lattice import to_uint8
 from trainer.analysis.paired import in_a_sentence, paired
 from trainer.analysis.photos import Photos, at_random, load_photos
-from trainer.analysis.report import percent
 from trainer.analysis.robustness import proportion
 from trainer.analysis.seeds import generator_of
 from trainer.analysis.settings import BUDGETS, REFERENCE_EPSILON, Budget, k255

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import listed
+from serving.percent import percent
 from serving.visible import visible
 from trainer.analysis.paired import in_a_sentence
-from trainer.analysis.report import NAMED, percent, threshold_text, whole
+from trainer.analysis.report import NAMED, threshold_text, whole
 from trainer.analysis.settings import k255
 from trainer.analysis.trust import USUAL
 

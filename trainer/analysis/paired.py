@@ -38,7 +38,7 @@ def paired(one: Bools, other: Bools) -> dict[str, Any]:
 
 def in_a_sentence(p: dict[str, Any]) -> str:
     """Of what `paired` gives."""
-    verdict = "chance alone does as much" if p["p_value"] > _SHOWN else "more than chance does"
+    verdict = "chance alone may do as much" if p["p_value"] > _SHOWN else "more than chance does"
     return (
         f"{p['correct'][0]} and {p['correct'][1]} of {p['photos']} photos are right "
         f"({p['gained']} gained, {p['lost']} lost): {points(p['change'])} points "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 
+from serving.percent import percent
 from trainer.analysis import plots
 from trainer.analysis.pictures import data_uri
 from trainer.analysis.settings import k255
@@ -49,13 +50,6 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         named=NAMED,
         most=MOST_CLASSES,
     )
-
-
-def percent(share: float) -> str:
-    """Enough digits that 0.999 does not read as 100 %."""
-    if share < 5e-5 or share > 1 - 5e-5:
-        return f"{100 * share:.0f} %"
-    return f"{100 * share:.2f} %" if share > 0.99 or share < 0.01 else f"{100 * share:.1f} %"
 
 
 def whole(share: float) -> str:

@@ -9,7 +9,8 @@ Each check reads figures that were measured; None means that it does not apply.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.analysis.report import NORMS, epsilon_text, percent
+from serving.percent import percent
+from trainer.analysis.report import NORMS, epsilon_text
 from trainer.analysis.settings import REFERENCE_EPSILON, k255
 
 _NOTHING = 0.05  # accuracy that counts as none

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from serving.percent import percent
 from trainer.analysis.ideal import FourierRecipe, IdealImages, LessonRecipe, fourier, lesson
 from trainer.analysis.objectives import total_variation
 from trainer.analysis.pictures import captioned, png_bytes, save_animation, strip
-from trainer.analysis.report import percent
 from trainer.analysis.seeds import generator_of
 from trainer.analysis.settings import IDEAL_GOAL, Budget
 from trainer.analysis.subject import Subject
