@@ -26,7 +26,7 @@ from serving.repository import Repository
 from tests.conftest import ROOT
 from tests.trainer.conftest import MakePhotos
 from tests.trainer.test_training import Run
-from tests.warm import Warm, run_warm
+from tests.warm import run_warm
 from trainer.averaging import MovingAverage
 from trainer.backbones import build
 from trainer.checkpoint import Checkpoint, Checkpoints
@@ -214,13 +214,25 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
+# At its end, when the checkpoint of the third is whole; the first call is of the start.
+KILLED_IN_EPOCH_4 = """
+import itertools, os, signal, sys
+from trainer.learner import Learner
+from trainer.train import main
+evaluate, calls = Learner.evaluate, itertools.count()
+def killed(self):
+    if next(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(self)
+Learner.evaluate = killed
+main(sys.argv[1:])
+"""
+
+
 def killed_in_epoch_4(arguments: list[str]) -> None:
-    process = Warm("-m", "trainer.train", *arguments)
-    for line in process.stdout:
-        if line.startswith("Epoch 3/"):
-            process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    done = run_warm("-c", KILLED_IN_EPOCH_4, *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "Epoch 3/" in done.stdout and "Epoch 4/" not in done.stdout
 
 
 @pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
