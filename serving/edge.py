@@ -18,7 +18,13 @@ import grpc
 
 from serving.catalogue import Catalogue, ServedVersion
 from serving.classification import Inferred
-from serving.errors import DeadlineExceeded, InvalidRequest, PawprintError, Unavailable
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PawprintError,
+    Unauthenticated,
+    Unavailable,
+)
 from serving.malformed import ARRIVES_S, Parse
 from serving.shares import Held, InLine, Shares
 from serving.status import Failure, failure_of
@@ -205,7 +211,7 @@ class Edge:
         whole = _call(context, method)
         slots = asyncio.Semaphore(self._limits.max_stream_in_flight)
         sending = asyncio.Lock()  # gRPC allows one message on its way at a time
-        wrong: InvalidRequest | None = None
+        wrong: PawprintError | None = None
 
         async def answer(request: M, size: int, place: InLine) -> None:
             call = Call(
@@ -242,6 +248,8 @@ class Edge:
                     async with asyncio.TaskGroup() as group:
 
                         def begin(request: M, size: int) -> InLine:
+                            if self._tokens is not None and whole.token is not None:
+                                self._tokens.check(whole.token)
                             place = self._calls.join(
                                 whole.turn, low=priority(request) is Priority.LOW
                             )
@@ -252,8 +260,8 @@ class Edge:
 
                         try:
                             await self._read(context, parse, slots, begin)
-                        except InvalidRequest as error:
-                            wrong = error
+                        except (InvalidRequest, Unauthenticated) as error:
+                            wrong = error  # once what was asked before it is answered
                 if wrong:
                     raise wrong
                 if self._draining:
@@ -294,7 +302,7 @@ class Edge:
         let in, until no more come or the server drains.
 
         With the bytes of its message: one that is too large is refused by itself, and the stream
-        goes on. Raises InvalidRequest for what can't be parsed.
+        goes on. Raises InvalidRequest for what can't be parsed, and whatever `begin` raises.
         """
         # One for all of them: a race of each against the event is four tasks and futures a request.
         reading = asyncio.timeout(0 if self._draining else None)

@@ -79,10 +79,16 @@ class Tokens:
             raise Unauthenticated("the token is not one that this server knows")
         return found
 
+    def check(self, token: Token) -> None:
+        """That a token identified earlier is still known: a stream may be older than the file.
+        Raises Unauthenticated."""
+        self._refresh()
+        if all(known.sha256 != token.sha256 for known in self._tokens):
+            raise Unauthenticated(f"the token {token.name!r} is no longer one that is known here")
+
     def charge(self, token: Token, photos: int) -> None:
         """Count photos against a token's rate. Raises Overloaded, with the time to wait."""
-        # A stream may be older than the file, and what is owed outlasts a change of it. Who has but
-        # a stream open identifies itself no more.
+        # A stream may be older than the file, and what is owed outlasts a change of it.
         self._refresh()
         token = next((known for known in self._tokens if known.name == token.name), token)
         if not token.photos_per_s:

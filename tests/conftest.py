@@ -30,6 +30,7 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: tests wait, too."""
     return len(os.sched_getaffinity(0)) + 1

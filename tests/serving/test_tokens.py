@@ -301,6 +301,34 @@ def test_a_changed_rate_holds_for_open_streams_too_and_what_is_owed_stays(file: 
         tokens.charge(call, 1)
 
 
+@pytest.mark.parametrize("left", ["", entry("shop", "its next secret")])
+async def test_an_open_stream_ends_when_its_token_is_removed(
+    models: Path, file: Path, left: str
+) -> None:
+    request = pb.ClassifyStreamRequest(request=pb.ClassifyRequest(model="pets", images=[jpeg()]))
+    async with (
+        running_server(models, tokens=str(file)) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        shop, slow = (
+            stub.ClassifyStream(metadata=(("authorization", f"Bearer {token}"),))
+            for token in ("secret", "calm")
+        )
+        for stream in (shop, slow):
+            await stream.write(request)
+            assert (await stream.read()).WhichOneof("outcome") == "response"
+        file.write_text(left + entry("slow", "calm"))
+        await asyncio.sleep(1.1)  # as long as the server relies on what it has read
+        for stream in (shop, slow):
+            await stream.write(request)
+        assert (await slow.read()).WhichOneof("outcome") == "response"
+        slow.cancel()
+        with pytest.raises(grpc.aio.AioRpcError, match="'shop' is no longer one") as refused:
+            await shop.read()
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_over_a_long_time_a_bucket_gives_its_rate() -> None:
     bucket, granted, now = Bucket(10.0, 20.0, 20.0, 0.0), 0, 0.0
     while now < 100:
