@@ -9,6 +9,7 @@ from typing import Any
 from serving.errors import InvalidRequest, to_install
 from trainer.config import TrainConfig
 from trainer.console import Console
+from trainer.listing import find_photos, require_there
 from trainer.packages import outdated, require_packages
 
 FROM_SCRATCH = {
@@ -21,6 +22,7 @@ FROM_SCRATCH = {
 WITHOUT_BATCH_NORM = {"learning_rate": 3e-4}
 # Robustness is learnt by all stages, from pictures that are never the same.
 ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
+_LARGEST_BATCH = 4096  # with which every other setting goes together
 
 
 def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> TrainConfig:
@@ -31,17 +33,20 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     """
     if not given.get("data"):
         raise InvalidRequest("--data is required; see train --help")
+    defaults: dict[str, Any] = {"name": _name(given["data"])}
+    if given.get("weights") == "none":
+        defaults |= FROM_SCRATCH
+    elif given.get("adversarial"):
+        defaults |= ADVERSARIAL
+    # Packages take seconds to import: what is wrong by itself is said at once.
+    TrainConfig(**{"batch_size": _LARGEST_BATCH, **defaults, **given})
+    require_there(given["data"])
     require_packages()
     console = console or Console(to_stderr=False, silent=True)
     for package in outdated():
         console.line(f"Warning: {package}; {to_install('train')}")
     from trainer.auto import choose_batch_size, choose_workers
 
-    defaults: dict[str, Any] = {"name": _name(given["data"])}
-    if given.get("weights") == "none":
-        defaults |= FROM_SCRATCH
-    elif given.get("adversarial"):
-        defaults |= ADVERSARIAL
     defaults |= _chosen({**given, **defaults}, console)
     backbone = given.get("backbone", defaults.get("backbone", TrainConfig.backbone))
     if not {"size", "interpolation"} <= given.keys():
@@ -81,7 +86,6 @@ def _chosen(given: Mapping[str, Any], console: Console) -> dict[str, Any]:
     if not wanted:
         return {}
     from trainer.auto import choose
-    from trainer.listing import find_photos
 
     datasets = Path(given["datasets"]) if "datasets" in given else None
     photos = find_photos(given["data"], datasets, console.track)

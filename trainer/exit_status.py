@@ -28,11 +28,16 @@ def status_of(error: Exception) -> int:
     return WRONG if never else MAY_PASS
 
 
+def failed(message: str, status: int) -> int:
+    """Say it on stderr; returns the status."""
+    print(f"error: {visible(message)}", file=sys.stderr)
+    return status
+
+
 def fail(error: Exception) -> int:
     """Say on stderr what a PawprintError or an OSError is, and where; returns the status."""
     said = str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         said = f"{place}{error.strerror or error}"
-    print(f"error: {visible(said)}", file=sys.stderr)
-    return status_of(error)
+    return failed(said, status_of(error))

@@ -33,17 +33,14 @@ def find_photos(
     Paths are relative to the table's own folder. Raises InvalidData naming the row or the
     shard that is wrong, InvalidRequest, Unavailable.
     """
+    require_there(where)
     if is_shards(str(where)):
         return find_shard_photos(str(where), progress)
     data = Path(where)
-    if data.suffix.lower() not in SUFFIXES or is_dir(data):
+    if not _is_table(data):
         if exists(data):
             return find_files(data)
-        if str(data) in NAMED:
-            return find_named(str(data), datasets or default_cache(os.environ) / "datasets")
-        raise InvalidData(
-            f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
-        )
+        return find_named(str(data), datasets or default_cache(os.environ) / "datasets")
     if exists(data) and not is_file(data):  # a pipe, which might never end, is read twice
         raise InvalidData(f"{data} is neither a file nor a folder")
     rows = _parquet(data) if data.suffix.lower() == ".parquet" else _csv(data)
@@ -66,6 +63,20 @@ def find_photos(
     return sorted(
         found, key=lambda each: (SPLITS.index(each.split) if each.split else 0, each.file)
     )
+
+
+def require_there(where: str | Path) -> None:
+    """Raises InvalidData for what can only be a folder, and is none, nor a data set's name."""
+    data = Path(where)
+    if is_shards(str(where)) or _is_table(data) or exists(data) or str(data) in NAMED:
+        return
+    raise InvalidData(
+        f"no folder {data}, and no data set of that name; there are {', '.join(NAMED)}"
+    )
+
+
+def _is_table(data: Path) -> bool:
+    return data.suffix.lower() in SUFFIXES and not is_dir(data)
 
 
 def _found(row: Mapping[str, Any], number: int, table: Path) -> Found:

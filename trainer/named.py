@@ -1,22 +1,22 @@
 """Public data sets by name, with their official splits, read and fetched by torchvision's loaders,
 and by one like them."""
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 from PIL import Image
-from torchvision import datasets
 
 from serving.errors import Unavailable, first_line
 from trainer.alone import alone
-from trainer.cats_vs_dogs import cats_vs_dogs
 from trainer.errors import InvalidData
 from trainer.tree import SPLITS, Found
 
@@ -38,6 +38,14 @@ class Named:
     entries: Callable[[Any, Path], list[Entry]] = lambda loaded, _: [
         (Path(path), label) for path, label in (loaded[i] for i in range(len(loaded)))
     ]
+
+
+def _of(module: str, name: str) -> Loader:
+    """Imported when it is called, as torchvision takes seconds, and a folder needs none of it."""
+    return lambda root, **how: getattr(importlib.import_module(module), name)(root, **how)
+
+
+_torchvision = partial(_of, "torchvision.datasets")
 
 
 def _paths(loader: Loader) -> Loader:
@@ -79,30 +87,36 @@ _TWO: _Splits = {split: {"split": split} for split in ("train", "test")}
 _CIFAR: _Splits = {"train": {"train": True}, "test": {"train": False}}
 
 NAMED: dict[str, Named] = {
-    "cats-vs-dogs": Named(loader=_paths(cats_vs_dogs), folder="cats-vs-dogs", splits={None: {}}),
+    "cats-vs-dogs": Named(
+        loader=_paths(_of("trainer.cats_vs_dogs", "cats_vs_dogs")),
+        folder="cats-vs-dogs",
+        splits={None: {}},
+    ),
     "oxford-iiit-pet": Named(
-        loader=datasets.OxfordIIITPet,
+        loader=_torchvision("OxfordIIITPet"),
         folder="oxford-iiit-pet",
         splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
         entries=_pets,
     ),
-    "flowers102": Named(loader=_paths(datasets.Flowers102), folder="flowers-102", splits=_THREE),
-    "food101": Named(loader=_paths(datasets.Food101), folder="food-101", splits=_TWO),
-    "fgvc-aircraft": Named(
-        loader=_paths(datasets.FGVCAircraft), folder="fgvc-aircraft-2013b", splits=_THREE
+    "flowers102": Named(
+        loader=_paths(_torchvision("Flowers102")), folder="flowers-102", splits=_THREE
     ),
-    "dtd": Named(loader=_paths(datasets.DTD), folder="dtd", splits=_THREE),
-    "eurosat": Named(loader=_paths(datasets.EuroSAT), folder="eurosat", splits={None: {}}),
+    "food101": Named(loader=_paths(_torchvision("Food101")), folder="food-101", splits=_TWO),
+    "fgvc-aircraft": Named(
+        loader=_paths(_torchvision("FGVCAircraft")), folder="fgvc-aircraft-2013b", splits=_THREE
+    ),
+    "dtd": Named(loader=_paths(_torchvision("DTD")), folder="dtd", splits=_THREE),
+    "eurosat": Named(loader=_paths(_torchvision("EuroSAT")), folder="eurosat", splits={None: {}}),
     "imagenette": Named(  # its val is what results are reported on
-        loader=_paths(datasets.Imagenette),
+        loader=_paths(_torchvision("Imagenette")),
         folder="imagenette2",
         splits={"train": {"split": "train"}, "test": {"split": "val"}},
     ),
     "cifar10": Named(
-        loader=datasets.CIFAR10, folder="cifar-10-batches-py", splits=_CIFAR, entries=_cifar
+        loader=_torchvision("CIFAR10"), folder="cifar-10-batches-py", splits=_CIFAR, entries=_cifar
     ),
     "cifar100": Named(
-        loader=datasets.CIFAR100, folder="cifar-100-python", splits=_CIFAR, entries=_cifar
+        loader=_torchvision("CIFAR100"), folder="cifar-100-python", splits=_CIFAR, entries=_cifar
     ),
 }
 

@@ -3,8 +3,6 @@
 import os
 from collections.abc import Mapping
 
-import torch
-
 from serving.cores import usable_cores
 from trainer.ranks import processes_here
 
@@ -12,6 +10,8 @@ from trainer.ranks import processes_here
 def keep_to_cores() -> None:
     """PyTorch starts a thread for each core of the machine. Where a quota leaves fewer, they use it
     up while they wait for each other, and all are halted until the next period."""
+    import torch  # takes seconds: who only asks for the number of cores does without
+
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 

@@ -22,9 +22,6 @@ NEEDED = [
     ("models", "grpc", "client"),
 ]
 
-# With which a command imports what it needs: `analyze --help` is told without torch.
-ENOUGH = {"analyze": ("pets", "--data", "photos")}
-
 
 def said(command: str, first: str, *arguments: str) -> str:
     """What the command says on stderr once `first` has run; it must end with status 2."""
@@ -41,11 +38,15 @@ def to_install(extra: str) -> str:
     )
 
 
-def enough(command: str) -> tuple[str, ...]:
-    return ENOUGH.get(command, ("--help",))
+def enough(command: str, folder: Path) -> tuple[str, ...]:
+    """With which a command imports what it needs: `analyze` looks for its version first."""
+    if command != "analyze":
+        return ("--help",)
+    (folder / "pets" / "1").mkdir(parents=True)
+    return ("pets", "--data", str(folder), "--models", str(folder))
 
 
-def signalled(command: str, package: str, number: signal.Signals) -> str:
+def signalled(command: str, package: str, number: signal.Signals, *arguments: str) -> str:
     """The program that is sent this signal when it imports the package."""
     return f"""
 import os, signal, sys
@@ -55,7 +56,7 @@ class Signalled:
             os.kill(os.getpid(), {int(number)})
 sys.meta_path.insert(0, Signalled())
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.argv = {[command, *enough(command)]!r}
+sys.argv = {[command, *arguments]!r}
 from serving.launch import {command}
 sys.exit({command}())
 """
@@ -64,8 +65,11 @@ sys.exit({command}())
 @pytest.mark.parametrize(
     ("command", "package"), [("serve", "numpy"), ("analyze", "torch"), ("classify", "grpc")]
 )
-def test_ctrl_c_while_packages_are_imported_says_nothing(command: str, package: str) -> None:
-    done = run_python("-c", signalled(command, package, signal.SIGINT))
+def test_ctrl_c_while_packages_are_imported_says_nothing(
+    tmp_path: Path, command: str, package: str
+) -> None:
+    code = signalled(command, package, signal.SIGINT, *enough(command, tmp_path))
+    done = run_python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
@@ -83,7 +87,7 @@ def container() -> list[str]:
 def test_a_container_that_is_stopped_while_packages_are_imported_ends(
     container: list[str], command: str, package: str, number: signal.Signals
 ) -> None:
-    code = signalled(command, package, number)
+    code = signalled(command, package, number, "--help")
     done = subprocess.run(
         [*container, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -109,8 +113,10 @@ def test_a_container_that_is_stopped_while_it_calls_ends(
 
 
 @pytest.mark.parametrize(("command", "package", "extra"), NEEDED)
-def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra: str) -> None:
-    assert said(command, f"sys.modules['{package}'] = None", *enough(command)) == (
+def test_a_package_that_is_missing_is_one_line(
+    tmp_path: Path, command: str, package: str, extra: str
+) -> None:
+    assert said(command, f"sys.modules['{package}'] = None", *enough(command, tmp_path)) == (
         f"error: this needs the package {package}; {to_install(extra)}\n"
     )
 
@@ -124,7 +130,7 @@ def test_a_package_that_is_missing_is_one_line(command: str, package: str, extra
         ("serving.probe", "grpc", "serve"),
         ("trainer.train", "rich", "train"),
         ("trainer.analysis.analyze", "torch", "train"),
-        ("trainer.make_shards", "torchvision", "train"),
+        ("trainer.make_shards", "rich", "train"),
     ],
 )
 def test_so_it_is_where_python_is_given_the_module(
@@ -133,7 +139,8 @@ def test_so_it_is_where_python_is_given_the_module(
     """As torchrun is."""
     (tmp_path / f"{package}.py").write_text("raise ImportError('no file')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = run_python("-m", module, *enough(module.rpartition(".")[2]), env=environment)
+    arguments = enough(module.rpartition(".")[2], tmp_path / "models")
+    done = run_python("-m", module, *arguments, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",
@@ -150,7 +157,8 @@ def test_a_package_that_can_not_be_loaded_is_one_line(
     """As where a library of the system is missing, or two packages don't fit each other."""
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(f"raise {kind}('libcudart.so.13: no file')\n")
-    assert said(command, f"sys.path.insert(0, {str(tmp_path)!r})", *enough(command)) == (
+    arguments = enough(command, tmp_path / "models")
+    assert said(command, f"sys.path.insert(0, {str(tmp_path)!r})", *arguments) == (
         f"error: this needs the package {package}, which can't be loaded (libcudart.so.13: no "
         f"file); {to_install(extra)}\n"
     )
@@ -158,10 +166,29 @@ def test_a_package_that_can_not_be_loaded_is_one_line(
 
 @pytest.mark.parametrize("package", ["torch", "onnxscript", "tensorboard"])
 def test_train_asks_for_its_packages_before_any_work(tmp_path: Path, package: str) -> None:
-    photos = str(tmp_path / "there are none")
-    assert said("train", f"sys.modules['{package}'] = None", "--data", photos) == (
+    """But says first what is wrong by itself, as they take seconds to import."""
+    lacks = f"sys.modules['{package}'] = None"
+    assert said("train", lacks, "--data", str(tmp_path)) == (
         f"error: this needs the package {package}; {to_install('train')}\n"
     )
+    nowhere = ("--data", str(tmp_path / "photos"))
+    assert said("train", lacks, *nowhere).startswith("error: no folder")
+    assert said("train", lacks, "--data", str(tmp_path), "--epochs", "-1").startswith(
+        "error: epochs must be 0 to 10000"
+    )
+
+
+def test_analyze_asks_for_its_version_and_photos_first(tmp_path: Path) -> None:
+    (tmp_path / "pets" / "1").mkdir(parents=True)
+    lacks, models = "sys.modules['torch'] = None", ("--models", str(tmp_path))
+    there = ("--data", str(tmp_path))
+    assert said("analyze", lacks, "dogs", *there, *models) == (
+        "error: no model 'dogs'; models here: pets\n"
+    )
+    for given in (("pets",), ("--compare", "pets", "pets/1")):
+        nowhere = ("--data", str(tmp_path / "photos"))
+        assert said("analyze", lacks, *given, *nowhere, *models).startswith("error: no folder")
+        assert said("analyze", lacks, *given, *there, *models).startswith("error: this needs")
 
 
 @pytest.mark.parametrize("command", ["train", "analyze", "serve", "classify", "models"])

@@ -38,7 +38,8 @@ def test_packages_older_than_asked_for_are_told_before_any_work(
         (folder / "METADATA").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     assert packages.outdated() == ["onnx is 1.18.2, older than the 1.19 that Pawprint asks for"]
-    assert main(["--data", str(tmp_path / "none")]) == 2
+    (tmp_path / "photos").mkdir()
+    assert main(["--data", str(tmp_path / "photos")]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("Warning: onnx is 1.18.2") and "'.[train]'" in said.out
     assert said.err.startswith("error: ")

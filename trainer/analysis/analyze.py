@@ -10,10 +10,20 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serving.access import add_access_flags
+from serving.access import add_access_flags, advised
 from serving.commandline import Parser
+from serving.errors import BrokenVersion, InvalidRequest, PawprintError, in_utf8
 from serving.launch import go_on
+from serving.repository import Repository
+from serving.storage import open_repository
 from trainer.analysis.settings import BUDGETS, MOST_DRAWN, REFERENCE_EPSILON, k255, read_epsilon
+from trainer.exit_status import FAILED, failed, status_of
+from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.listing import require_there
+
+TOLD = (PawprintError, OSError, KeyboardInterrupt)  # without a traceback
+_INTERRUPTED = "interrupted; the same command goes on from what is finished"
+LAST_WORDS = f"error: {_INTERRUPTED}"
 
 _EPILOG = """\
 The result is stored in the version's analysis/ folder: report.html to read, report.json for
@@ -40,7 +50,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # As in `train`, before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return go_on("trainer.analysis.carry_out", "train", options)  # what takes seconds to import
+    try:
+        found = _find(options)
+    except TOLD as error:
+        return fail(error, options)
+    # Torch takes seconds to import: what is wrong by itself has been said by then.
+    return go_on("trainer.analysis.carry_out", "train", options, *found)
+
+
+@ends_when_interrupted(LAST_WORDS)
+def _find(options: argparse.Namespace) -> tuple[Repository, list[tuple[str, int]]]:
+    """The repository and the versions that the options name. Raises PawprintError, OSError."""
+    repository = open_repository(options.models)
+    versions = [repository.find(text) for text in options.compare or [options.model]]
+    if not options.data:  # as of a shell's variable that is not set: "" is the current folder
+        raise InvalidRequest("data must not be empty")
+    require_there(in_utf8("data", options.data))
+    return repository, versions
+
+
+def fail(error: BaseException, options: argparse.Namespace) -> int:
+    """Say on stderr what one of TOLD is; returns the status."""
+    if isinstance(error, BrokenVersion):
+        return failed(str(error), FAILED)
+    if isinstance(error, PawprintError):
+        return failed(advised(error, options), status_of(error))
+    if isinstance(error, OSError):
+        said = f"{error}; the version is as it was, what is finished is kept"
+        return failed(said, status_of(error))
+    return failed(_INTERRUPTED, INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:

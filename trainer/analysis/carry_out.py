@@ -1,4 +1,4 @@
-"""What `analyze` does once its flags are read."""
+"""What `analyze` does once its versions are found."""
 
 import argparse
 import difflib
@@ -11,58 +11,49 @@ from typing import Any
 
 import torch
 
-from serving.access import access_of, advised
+from serving.access import access_of
 from serving.cores import usable_cores
-from serving.errors import BrokenVersion, InvalidRequest, PawprintError, in_utf8, listed
+from serving.errors import InvalidRequest, listed
 from serving.layout import ANALYSIS
-from serving.storage import open_repository
-from serving.visible import visible
+from serving.repository import Repository
 from trainer.analysis import compare
+from trainer.analysis.analyze import LAST_WORDS, TOLD, fail
 from trainer.analysis.gate import CHANGE, Condition, check, measured, parse_condition
 from trainer.analysis.headline import headline, in_words, side_by_side
 from trainer.analysis.over_grpc import Server
 from trainer.analysis.run import AnalysisConfig, analyse
 from trainer.analysis.settings import MOST_DRAWN
 from trainer.console import Console, reader_may_leave
-from trainer.exit_status import FAILED, status_of
-from trainer.interrupt import INTERRUPTED, ends_when_interrupted
+from trainer.exit_status import FAILED, failed, status_of
+from trainer.interrupt import ends_when_interrupted
 from trainer.ranks import place_of
 from trainer.threads import keep_to_cores, own_cores
 
 _OF_ONE_VERSION = ("linf", "l2", "strangers", "ideal", "recipe", "over_grpc")
-_INTERRUPTED = "interrupted; the same command goes on from what is finished"
 
 
-@ends_when_interrupted(f"error: {_INTERRUPTED}")
-def main(options: argparse.Namespace) -> int:
+@ends_when_interrupted(LAST_WORDS)
+def main(
+    options: argparse.Namespace, repository: Repository, versions: Sequence[tuple[str, int]]
+) -> int:
+    """The exit status; `versions`: those that the options name."""
     keep_to_cores()
     # Rounded to ten bits, as a GPU's convolutions are unless told, a net turns where the served
     # file does not: of 20 smallest perturbations 4 were undone.
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return _compare(options) if options.compare else _analyse(options)
-    except KeyboardInterrupt:
-        return _failed(_INTERRUPTED, INTERRUPTED)
-    except BrokenVersion as error:
-        return _failed(str(error), FAILED)
-    except PawprintError as error:
-        return _failed(advised(error, options), status_of(error))
-    except OSError as error:
-        said = f"{error}; the version is as it was, what is finished is kept"
-        return _failed(said, status_of(error))
+        if options.compare:
+            return _compare(options, repository, versions)
+        ((name, version),) = versions
+        return _analyse(options, repository, name, version)
+    except TOLD as error:
+        return fail(error, options)
 
 
-def _failed(message: str, status: int) -> int:
-    print(f"error: {visible(message)}", file=sys.stderr)
-    return status
-
-
-def _analyse(options: argparse.Namespace) -> int:
+def _analyse(options: argparse.Namespace, repository: Repository, name: str, version: int) -> int:
     conditions = [parse_condition(text) for text in options.fail_under]
-    repository = open_repository(options.models)
-    name, version = repository.find(options.model)
     config = AnalysisConfig(
-        data=_data(options.data),
+        data=options.data,
         datasets=options.datasets,
         budget=options.budget,
         seed=options.seed,
@@ -114,7 +105,9 @@ def _server(options: argparse.Namespace, name: str, version: int) -> Server | No
     return Server(address=options.over_grpc, name=name, version=version, access=access)
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(
+    options: argparse.Namespace, repository: Repository, versions: Sequence[tuple[str, int]]
+) -> int:
     given = [flag for flag in _OF_ONE_VERSION if getattr(options, flag)]
     if given:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
@@ -125,12 +118,10 @@ def _compare(options: argparse.Namespace) -> int:
             "--fail-under can't be had with --compare but for change, such as change=-0.02: "
             "analyse each version by itself"
         )
-    repository = open_repository(options.models)
-    versions = [repository.find(text) for text in options.compare]
     made = compare.compare(
         repository,
         versions,
-        _data(options.data),
+        options.data,
         budget=options.budget,
         photos=options.photos,
         seed=options.seed,
@@ -148,19 +139,11 @@ def _compare(options: argparse.Namespace) -> int:
     try:  # last: the figures are out, whatever becomes of the page
         page.write_text(compare.render(made), encoding="utf-8")
     except OSError as error:
-        return _failed(f"{error}; the figures are above, there is no page", status_of(error))
+        return failed(f"{error}; the figures are above, there is no page", status_of(error))
     if not options.json:
         with reader_may_leave():
             print(page)
     return _gated(made, conditions)
-
-
-def _data(text: str) -> str:
-    """Raises InvalidRequest, also where it is empty, as of a shell's variable that is not set: that
-    would be the folder that the command is called in."""
-    if not text:
-        raise InvalidRequest("data must not be empty")
-    return in_utf8("data", text)
 
 
 def _classes(text: str | None, labels: Sequence[str]) -> tuple[str, ...] | None:
