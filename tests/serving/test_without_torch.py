@@ -93,6 +93,7 @@ def test_it_serves_and_classifies(environment: Path, tmp_path: Path) -> None:
 
 def test_a_command_that_needs_torch_says_so_in_one_line(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
+    (tmp_path / "models" / "pets" / "1").mkdir(parents=True)  # which `analyze` looks for first
     for command in (["train", "--data", "photos"], ["analyze", "pets", "--data", "photos"]):
         done = run([environment / command[0], *command[1:]], tmp_path)
         assert done.returncode == 2
