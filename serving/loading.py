@@ -20,6 +20,7 @@ class LoadedModel:
     restarting: dict[int, str] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)  # to versions that are here
     refused: dict[int, Refusal] = field(default_factory=dict)
+    unfollowed: dict[str, int] = field(default_factory=dict)  # alias -> a refused version
     alias_problem: str = ""
     kept: bool = False  # nothing that is wanted can be served: these versions are those of before
 
@@ -68,6 +69,7 @@ def update_model(
         restarting=look.restarting,
         aliases=aliases,
         refused=look.refused,
+        unfollowed={alias: v for alias, v in named.items() if v in look.refused},
         alias_problem=alias_problem,
         kept=kept,
     )
@@ -112,8 +114,9 @@ class _Look:
                 aliases[alias] = version
             elif self._try(earlier):
                 aliases[alias] = earlier
-            refusal = self.refused.get(version)
-            if refusal is not None and refusal != self._before.refused.get(version):
+            refusal, before = self.refused.get(version), self._before
+            as_before = before.unfollowed.get(alias), before.refused.get(version)
+            if refusal is not None and as_before != (version, refusal):
                 kept = f"it stays with {earlier}" if alias in aliases else "it is not served"
                 log.error("alias %r of %s: its version is refused, and %s", alias, self._name, kept)
         return aliases

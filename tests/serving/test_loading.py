@@ -118,6 +118,27 @@ async def test_a_broken_alias_target_is_said_and_the_newest_answers(
     assert "calls that name no version are answered by 2" in caplog.text
 
 
+async def test_an_alias_that_moves_to_a_version_refused_before_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that is whole, and gives other answers here: it can be promoted."""
+    build_version(tmp_path, "pets")
+    repository = Repository(tmp_path)
+    repository.promote("pets", 1)
+    said = "alias 'stable' of pets: its version is refused, and it stays with 1"
+    async with running_server(tmp_path, control="none") as running:
+        build_version(tmp_path, "pets", seed=2, golden=golden_of(seed=3))
+        await running.server.control.rescan()
+        assert "not served: pets/2: its probabilities differ" in caplog.text
+        for times in (1, 2):
+            repository.promote("pets", 2)
+            for _ in range(2):
+                await running.server.control.rescan()
+            assert caplog.messages.count(said) == times
+            assert repository.rollback("pets") == 1
+            await running.server.control.rescan()
+
+
 async def test_a_malformed_alias_does_not_stop_the_model(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
