@@ -24,6 +24,7 @@ from serving.catalogue import ServedVersion
 from serving.edge import Call, Edge
 from serving.gpu_memory import gpu_memory
 from serving.log_output import lines_dropped
+from serving.shadowing import OUTCOMES
 from serving.troubles import Troubles
 from serving.version_state import VersionState
 
@@ -306,8 +307,11 @@ class _Readings(Collector):
             "Photos of copied calls: whether the shadow's first label was the one answered",
             labels=(*VERSION, "shadow_version", "outcome"),
         )
-        for (name, version, shadow, outcome), photos in list(self._shadow_counts.items()):
-            shadows.add_metric((name, str(version), str(shadow), outcome), photos)
+        counts = dict(self._shadow_counts)
+        for name, version, shadow in dict.fromkeys(key[:3] for key in counts):
+            for outcome in OUTCOMES:  # from 0, or one that never agrees would have no share at all
+                photos = counts.get((name, version, shadow, outcome), 0)
+                shadows.add_metric((name, str(version), str(shadow), outcome), photos)
         yield shadows
         memory = gpu_memory()
         if memory is not None:

@@ -21,6 +21,8 @@ MAX_IN_FLIGHT = 16
 # A copy that takes longer is given up.
 TIMEOUT_S = 30.0
 
+OUTCOMES = ("agreed", "differed", "failed", "skipped")
+
 Answers = Sequence[Answer | InvalidImage]
 Ask = Callable[[ServedVersion, float], Awaitable[Answers]]  # version, deadline -> answers
 

@@ -290,6 +290,22 @@ async def test_shadows_are_counted(models: Path, port: int) -> None:
             assert said.value("pawprint_model_loaded", version=version, default=default) == 1
 
 
+async def test_a_shadow_that_never_agrees_has_a_share_too(models: Path, port: int) -> None:
+    """Prometheus divides nothing by something to nothing: its panel would be empty."""
+    build_version(models, "pets", labels=("kitten", "puppy"))
+    settings = {"versions": "1", "shadow": "pets=2:1.0", "metrics_port": port}
+    Repository(models).promote("pets", 1)
+    async with running_server(models, **settings) as running:
+        async with AsyncClient(running.address) as client:
+            await client.classify([jpeg(seed=seed) for seed in range(3)], model="pets")
+        counts = running.server._classifier.shadowing.counts
+        await until(lambda: sum(counts.values()) == 3)
+        said = await scrape(port)
+    shadow = "pawprint_shadow_photos_total"
+    found = {s.labels["outcome"]: s.value for s in said.samples if s.name == shadow}
+    assert found == {"agreed": 0, "differed": 3, "failed": 0, "skipped": 0}
+
+
 async def test_a_cancelled_call_is_counted_as_cancelled(running: Running, port: int) -> None:
     held = HeldModel(running.server)
     async with AsyncClient(running.address) as client:
