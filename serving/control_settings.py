@@ -47,9 +47,10 @@ class ControlSettings:
             raise InvalidRequest(f"only must name models, with commas, got {self.only!r}")
         for model, shadow in splits["shadow"].items():
             canary = splits["canary"].get(model)
-            if canary and canary.reference == shadow.reference:
+            if canary and canary.share == 1 and canary.reference == shadow.reference:
                 raise InvalidRequest(
-                    f"canary and shadow of {model} are the same version: nothing could be compared"
+                    f"canary and shadow of {model} are the same version, which gets all calls: "
+                    "nothing could be compared"
                 )
 
     @property

@@ -150,7 +150,8 @@ class Operations:
         )
         of, against = field_name, "shadow" if field_name == "canary" else "canary"
         if of in ("canary", "shadow") and getattr(world, against).get(name, ("",))[0] == reference:
-            return None  # refused: they would be the same version
+            if (float(share) if of == "canary" else world.canary[name][1]) == 1:
+                return None  # refused: nothing could be compared
         return "", f"{field_name}={value}"
 
     # --- doing them

@@ -1,6 +1,7 @@
 """Canary and shadow: whose calls go where, and what is counted."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import grpc
@@ -72,9 +73,10 @@ def test_a_second_canary_of_a_model_is_refused() -> None:
         ServerSettings(canary="pets=2:0.1,birds=1:0.1,pets=3:0.1")
 
 
-def test_canary_and_shadow_of_one_version_are_refused() -> None:
+def test_a_shadow_of_the_canary_that_gets_all_calls_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="nothing could be compared"):
         ServerSettings(canary="pets=2:1", shadow="pets=2:1")
+    ServerSettings(canary="pets=2:0", shadow="pets=2:1")  # as when a canary is taken back
 
 
 async def test_a_split_to_what_calls_get_already_is_told(
@@ -231,6 +233,19 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         agreed = sum(one == other for one, other in zip(labels, others, strict=True))
         assert counts == {k: v for k, v in (("agreed", agreed), ("differed", 40 - agreed)) if v}
         assert await counted(running, 40) == counts  # calls to the shadow itself are not copied
+
+
+async def test_a_shadow_that_is_the_canary_gets_copies_of_all_other_calls(two: Path) -> None:
+    async with (
+        running_server(two, canary="pets=canary:0.5", shadow="pets=canary:1") as running,
+        AsyncClient(running.address) as client,
+    ):
+        calls = [
+            await client.classify([jpeg()], model="pets", routing_key=f"user-{i}")
+            for i in range(20)
+        ]
+        answered = Counter(call.version for call in calls)
+        assert answered[2] > 0 and sum((await counted(running, answered[1])).values()) < 20
 
 
 async def test_a_shadow_gets_its_share_of_the_calls(two: Path) -> None:
