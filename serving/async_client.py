@@ -155,11 +155,12 @@ class AsyncClient:
         version: str | int = "",
         top_k: int = 1,
         low_priority: bool = False,
+        routing_key: str = "",
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[StreamedResult, None]:
         """See Client.stream."""
-        asked = Asked(model, version, top_k, low_priority, routing_key="")
+        asked = Asked(model, version, top_k, low_priority, routing_key)
         state = StreamState(self.address, asked, self.max_batch)
         outbox: Outbox[asyncio.Queue[pb.ClassifyStreamRequest | None]] = Outbox(asyncio.Queue)
         arrived: asyncio.Queue[StreamedResult | BaseException | None] = asyncio.Queue()

@@ -180,6 +180,7 @@ class Client:
         version: str | int = "",
         top_k: int = 1,
         low_priority: bool = False,
+        routing_key: str = "",
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout_s: float | None = None,
     ) -> Generator[StreamedResult, None, None]:
@@ -190,7 +191,7 @@ class Client:
         token's rate, is sent again when it says. timeout_s: the longest wait for the next
         answer while a photo has none.
         """
-        asked = Asked(model, version, top_k, low_priority, routing_key="")
+        asked = Asked(model, version, top_k, low_priority, routing_key)
         state = StreamState(self.address, asked, self.max_batch)
         outbox: Outbox[queue.SimpleQueue[pb.ClassifyStreamRequest | None]]
         outbox = Outbox(queue.SimpleQueue)

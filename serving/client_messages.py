@@ -162,6 +162,8 @@ def classify_request(
         raise InvalidRequest(
             f"the photos have {size:,} bytes; no message can hold more than {_MAX_MESSAGE_BYTES:,}"
         )
+    if not isinstance(routing_key, str):
+        raise TypeError(f"routing_key must be a string, got {routing_key!r}")
     with _text_alone():
         return pb.ClassifyRequest(
             model=model,

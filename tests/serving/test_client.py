@@ -122,6 +122,12 @@ def test_a_name_that_no_message_can_hold_is_told(client: Client) -> None:
             ask()
 
 
+def test_a_routing_key_that_is_no_text_is_told(client: Client) -> None:
+    for ask in (client.classify, lambda *a, **k: list(client.stream(*a, **k))):
+        with pytest.raises(TypeError, match="routing_key must be a string, got 17"):
+            ask([jpeg()], model="pets", routing_key=17)
+
+
 def test_photos_that_cannot_be_read_are_errors_of_their_own(client: Client) -> None:
     """Whatever Python and Pillow raise for them."""
     cut, closed = Image.open(io.BytesIO(jpeg()[:-100])), noise(8)

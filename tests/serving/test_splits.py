@@ -9,7 +9,7 @@ import pytest
 
 from protos.inference import grpc_service_pb2 as pb
 from protos.inference import grpc_service_pb2_grpc
-from serving.client import AsyncClient
+from serving.client import AsyncClient, Client
 from serving.errors import InvalidRequest
 from serving.repository import Repository
 from serving.settings import ServerSettings
@@ -233,6 +233,25 @@ async def test_shadow_answers_are_compared_and_only_counted(two: Path) -> None:
         agreed = sum(one == other for one, other in zip(labels, others, strict=True))
         assert counts == {k: v for k, v in (("agreed", agreed), ("differed", 40 - agreed)) if v}
         assert await counted(running, 40) == counts  # calls to the shadow itself are not copied
+
+
+async def test_a_stream_has_the_version_of_its_key(two: Path) -> None:
+    photos = [jpeg()] * 4
+    async with running_server(two, canary="pets=canary:0.5") as running:
+        with Client(running.address) as blocking:
+            for client in (AsyncClient(running.address), AsyncClient(running.address, max_batch=2)):
+                async with client:
+                    seen = set()
+                    for key in map(str, range(8)):
+                        call = await client.classify(photos[:1], model="pets", routing_key=key)
+                        stream = client.stream(photos, model="pets", routing_key=key)
+                        assert {a.response.version async for a in stream} == {call.version}
+                        seen.add(call.version)
+                    assert seen == {1, 2}
+            answers = await asyncio.to_thread(
+                lambda: [*blocking.stream(photos, model="pets", routing_key=key)]
+            )
+            assert {answer.response.version for answer in answers} == {call.version}
 
 
 async def test_a_shadow_that_is_the_canary_gets_copies_of_all_other_calls(two: Path) -> None:
