@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InvalidRequest, to_install
+from trainer.auto import choose, choose_batch_size, choose_workers
 from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.listing import find_photos, require_there
 from trainer.packages import outdated, require_packages
+from trainer.shards import is_shards, shards_name
 
 FROM_SCRATCH = {
     "epochs": 15,
@@ -45,8 +47,6 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
     console = console or Console(to_stderr=False, silent=True)
     for package in outdated():
         console.line(f"Warning: {package}; {to_install('train')}")
-    from trainer.auto import choose_batch_size, choose_workers
-
     defaults |= _chosen({**given, **defaults}, console)
     backbone = given.get("backbone", defaults.get("backbone", TrainConfig.backbone))
     if not {"size", "interpolation"} <= given.keys():
@@ -69,8 +69,6 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
 
 def _name(data: str) -> str:
     """The folder's own, the table's or the shards', as far as a model may have it."""
-    from trainer.shards import is_shards, shards_name
-
     if is_shards(data):
         name = shards_name(data)
     else:
@@ -85,8 +83,6 @@ def _chosen(given: Mapping[str, Any], console: Console) -> dict[str, Any]:
         wanted.discard("backbone")  # the weights are those of one net
     if not wanted:
         return {}
-    from trainer.auto import choose
-
     datasets = Path(given["datasets"]) if "datasets" in given else None
     photos = find_photos(given["data"], datasets, console.track)
     found = choose(len(photos), gpu=_gpu_bytes() is not None)

@@ -22,6 +22,7 @@ from trainer.given import read_settings
 from trainer.idle import idle
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.ranks import place_of
+from trainer.threads import keep_to_cores
 
 if TYPE_CHECKING:
     from serving.modelspec import Familiarity, Manifest
@@ -51,8 +52,6 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
         console = Console(to_stderr=as_json, silent=not leads)
         given = read_settings(flags, os.environ, file)
         config = with_defaults(given, console)
-        from trainer.threads import keep_to_cores  # torch takes seconds to import: --help does not
-
         keep_to_cores()
         if as_comparison:
             from trainer.compare import compare
