@@ -10,7 +10,7 @@ import dataclasses
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def tune(
                 f"none of {len(done)} trials came to an end; the last: {last}. For other settings "
                 f"delete {journal}; with these, a larger --tune tries more"
             )
-        complete.sort(key=lambda trial: trial.value, reverse=True)
+        complete = best_first(complete)
         found = complete[0].user_attrs["settings"]
         _write(run, done, complete, {**given, **found})
     return dataclasses.replace(config, **found)
@@ -102,6 +102,17 @@ def least_of(targets: Ints, balance: str) -> float:
         return 1 / len(targets)
     counts = np.bincount(targets)
     return float(1 / (np.sum(counts > 0) * counts.max()))
+
+
+def best_first(complete: Sequence[Any]) -> list[Any]:
+    """Trials by what they reach on val, and equal ones by the loss. `score` alone won't do: two
+    mean recalls may differ by less than what one photo counts."""
+
+    def worth(trial: Any) -> tuple[float, float]:
+        best = Epoch(**trial.user_attrs["best"])
+        return best.judged, -best.val_loss
+
+    return sorted(complete, key=worth, reverse=True)
 
 
 def _optuna() -> Any:

@@ -1,5 +1,6 @@
 """`train --tune`: settings searched on val, resumed, refused, and trained with in the end."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -23,7 +24,7 @@ from trainer.search_space import draw, searched, start
 from trainer.tiny import Tiny
 from trainer.train import main
 from trainer.training import Epoch, FineTuned, best_of, fine_tune
-from trainer.tune import least_of, score, searching
+from trainer.tune import best_first, least_of, score, searching
 
 optuna = pytest.importorskip("optuna")
 
@@ -53,6 +54,19 @@ def test_where_classes_are_balanced_no_loss_outweighs_a_photo_of_the_most_freque
 
     assert epoch(0, 9.0) > epoch(1, 0.01)
     assert epoch(1, 0.2) > epoch(1, 0.3)
+
+
+def test_the_best_has_the_highest_mean_recall_however_little_that_is():
+    def trial(recall: float, loss: float) -> Any:
+        epoch = Epoch(1, 0.5, 0.5, loss, 0.9, None, recall)
+        value = score(epoch, least_of(np.repeat([0, 1], [10, 9]), "weights"))
+        return optuna.trial.create_trial(
+            value=value, user_attrs={"best": dataclasses.asdict(epoch)}
+        )
+
+    of_ten, of_nine = trial((9 / 10 + 1) / 2, 1.0), trial((1 + 8 / 9) / 2, 0.2)
+    sure = trial((9 / 10 + 1) / 2, 0.3)
+    assert best_first([of_nine, of_ten, sure]) == [sure, of_ten, of_nine]
 
 
 def test_what_is_given_is_not_searched():
