@@ -41,6 +41,7 @@ from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure, no_n
 
 _SHOWN = 5  # of the table
 _KILLED = "killed"
+_VERSIONS = ("teacher", "split_like")  # settings that name one
 
 
 def tune(
@@ -77,7 +78,9 @@ def tune(
                 f"delete {journal}; with these, a larger --tune tries more"
             )
         complete = best_first(complete)
-        found = complete[0].user_attrs["settings"]
+        found = dict(complete[0].user_attrs["settings"])
+        # Another version of that name may be published before the best is trained.
+        found |= {name: getattr(run.config, name) for name in _VERSIONS if given.get(name)}
         _write(run, done, complete, {**given, **found})
     return dataclasses.replace(config, **found)
 

@@ -229,6 +229,18 @@ def test_trained_with_the_best_it_learns_what_the_trial_did(
         assert trial.intermediate_values[epoch["epoch"]] == pytest.approx(expected)
 
 
+def test_the_best_is_trained_by_the_teacher_and_on_the_split_of_the_search(
+    photos: MakePhotos, tmp_path: Path
+):
+    """Whichever version these names stand for by then."""
+    *one, _, _ = given = arguments(photos(per_class=10), tmp_path, 1)
+    assert main([*one, "--epochs", "1"]) == 0
+    named = ["--name", "small", "--teacher", "shapes", "--split-like", "shapes"]
+    assert main([*given, *named]) == 0
+    settings = tomllib.loads((tmp_path / "small-tuned.toml").read_text())
+    assert (settings["teacher"], settings["split_like"]) == ("shapes/1", "shapes/1")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
