@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from serving.durable import replace_file
-from serving.errors import InvalidRequest
 from serving.modelspec import Manifest
 from serving.storage import open_repository
 from trainer.config import TrainConfig
@@ -17,6 +16,7 @@ from trainer.distributed import World, joined
 from trainer.figures import line_plot
 from trainer.finished_ways import FinishedWays
 from trainer.idle import idle
+from trainer.instead import require_comparable
 from trainer.pipeline import train
 from trainer.preparing import decisive_settings, prepare
 from trainer.publish import SETTINGS_OF_VARIANTS
@@ -86,17 +86,8 @@ def configurations(
     settings: Mapping[str, Any], make: Callable[[Mapping[str, Any]], TrainConfig]
 ) -> dict[str, TrainConfig]:
     """way -> its settings, of one backbone and size. Raises InvalidRequest."""
-    for name in ("teacher", "adversarial", "wise_ft", "drop_label_errors"):
-        if settings.get(name):
-            flag = name.replace("_", "-")
-            raise InvalidRequest(f"--compare can't be given --{flag}, which not all four ways have")
-    if settings.get("head_solver") == "none":
-        raise InvalidRequest("--compare can't be given --head-solver none: one way is a head alone")
-    if settings.get("epochs") == 0:
-        raise InvalidRequest("--compare needs --epochs of at least 1: three of its ways fine-tune")
+    require_comparable(settings)
     pretrained = settings.get("weights", TrainConfig.weights)
-    if pretrained == "none":
-        raise InvalidRequest("--compare needs pre-trained weights; give --weights imagenet or FILE")
     chosen = make({**settings, "weights": pretrained})
     fine = {k: v for k, v in settings.items() if k not in ("weights", "thaw", "name")}
     fine |= {"backbone": chosen.backbone, "size": chosen.size}

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.durable import replace_file
-from serving.errors import InvalidRequest
 from trainer.balance import batches_of, make_order
 from trainer.batches import batch_count
 from trainer.config import TrainConfig
@@ -69,8 +68,6 @@ def find_rate(config: TrainConfig, console: Console) -> RangeTest:
     """Try rates on the train photos and publish nothing; <name>-learning-rate.json and .png lie in
     the model repository. Raises PawprintError.
     """
-    if config.epochs == 0:
-        raise InvalidRequest("epochs must be at least 1 to look for a learning rate, got 0")
     with joined() as world, deterministic(config.deterministic):
         run = prepare(config, console, world)
         if config.probes:

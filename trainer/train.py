@@ -20,6 +20,7 @@ from trainer.exit_status import FAILED, fail
 from trainer.flags import parser
 from trainer.given import read_settings
 from trainer.idle import idle
+from trainer.instead import require_comparable, require_rates, require_search
 from trainer.interrupt import INTERRUPTED, ends_when_interrupted
 from trainer.ranks import place_of
 from trainer.threads import keep_to_cores
@@ -51,6 +52,12 @@ def _train(flags: dict[str, Any], last_words: str) -> int:
         leads = rank == 0
         console = Console(to_stderr=as_json, silent=not leads)
         given = read_settings(flags, os.environ, file)
+        if as_comparison:
+            require_comparable(given)
+        elif rate_only:
+            require_rates(given)
+        elif trials is not None:
+            require_search(given, trials)
         config = with_defaults(given, console)
         keep_to_cores()
         if as_comparison:

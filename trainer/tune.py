@@ -20,7 +20,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 
 from serving.durable import replace_file
-from serving.errors import InvalidRequest, lacks
+from serving.errors import InvalidRequest
 from serving.whole_file import names_disk
 from trainer.alone import only_one
 from trainer.checkpoint import differences
@@ -32,9 +32,9 @@ from trainer.distributed import ALONE
 from trainer.errors import FailedCheck
 from trainer.figures import line_plot
 from trainer.fitting import freeze_early_stages, make_learner, start_from_probe
+from trainer.instead import import_optuna
 from trainer.mlflow_run import MlflowRun, mlflow_run
 from trainer.preparing import Run, decisive_settings, prepare
-from trainer.ranks import place_of
 from trainer.search_space import draw, searched, start
 from trainer.split import Ints
 from trainer.training import Epoch, FineTuned, best_of, fine_tune, measure, no_number
@@ -53,9 +53,8 @@ def tune(
     search itself in its .tune/; of a repository in a bucket, in the folder on this machine that
     stands for it. Raises PawprintError.
     """
-    optuna = _optuna()
+    optuna = import_optuna()
     names = searched(given)
-    _check(config, trials, names)
     with deterministic(config.deterministic):
         run = prepare(config, console, ALONE)
         folder = run.repository.root / ".tune"
@@ -118,28 +117,6 @@ def best_first(complete: Sequence[Any]) -> list[Any]:
     return sorted(complete, key=worth, reverse=True)
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InvalidRequest(lacks("--tune", "optuna", error, "tune")) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _check(config: TrainConfig, trials: int, names: tuple[str, ...]) -> None:
-    if not 1 <= trials <= 10_000:
-        raise InvalidRequest(f"--tune must be 1 to 10000 trials, got {trials}")
-    if config.epochs == 0:
-        raise InvalidRequest("epochs must be at least 1 for --tune, got 0")
-    if config.adversarial:
-        raise InvalidRequest("--tune looks at the accuracy on clean photos: not with adversarial")
-    if (place_of(os.environ) or (0, 1))[1] > 1:
-        raise InvalidRequest("--tune runs in one process; leave out torchrun")
-    if not names:
-        raise InvalidRequest("every setting that --tune searches is given; leave some out")
-
-
 def searching(folder: Path, name: str) -> AbstractContextManager[None]:
     """While no other process searches: a trial that still runs is then one of a killed process."""
     return only_one(folder / f"{name}.lock", f"tuning {name}")
@@ -158,7 +135,7 @@ def _mend(path: Path) -> None:
 def _open(path: Path, run: Run, names: tuple[str, ...]) -> Any:
     """The study in `path`, new or gone on with. Raises InvalidRequest if its settings differ, or it
     is damaged."""
-    optuna = _optuna()
+    optuna = import_optuna()
     _mend(path)
     journal = optuna.storages.journal
     # The first epochs say little; nor does a median of few trials.
@@ -208,7 +185,7 @@ def _try(
     study: Any, run: Run, names: tuple[str, ...], trials: int, search: MlflowRun | None
 ) -> None:
     """One trial more, from the net as `run` has it, which is left as it is."""
-    optuna, console = _optuna(), run.console
+    optuna, console = import_optuna(), run.console
     number = len(_finished(study)) + 1
     (seed,) = np.random.SeedSequence([run.config.seed, number]).generate_state(1).tolist()
     study.sampler = optuna.samplers.TPESampler(seed=seed)

@@ -178,6 +178,24 @@ def test_train_asks_for_its_packages_before_any_work(tmp_path: Path, package: st
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--compare", "--wise-ft"), "--compare can't be given --wise-ft"),
+        (("--compare", "--weights", "none"), "--compare needs pre-trained weights"),
+        (("--find-rate", "--epochs", "0"), "epochs must be at least 1 to look for a learning rate"),
+        (("--tune", "0"), "--tune must be 1 to 10000 trials, got 0"),
+        (("--tune", "3", "--adversarial", "pgd-3@4/255"), "--tune looks at the accuracy on clean"),
+    ],
+)
+def test_what_does_not_suit_a_search_or_a_comparison_is_said_first(
+    flags: Sequence[str], message: str
+) -> None:
+    """Not once the data set is downloaded."""
+    lacks = "sys.modules['torch'] = None"
+    assert said("train", lacks, "--data", "food101", *flags).startswith(f"error: {message}")
+
+
 def test_analyze_asks_for_its_version_and_photos_first(tmp_path: Path) -> None:
     (tmp_path / "pets" / "1").mkdir(parents=True)
     lacks, models = "sys.modules['torch'] = None", ("--models", str(tmp_path))
