@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.console import Console
 from trainer.data import PhotoData
 from trainer.distributed import World, joined
-from trainer.figures import line_plot
+from trainer.figures import line_plot, log_times
 from trainer.finished_ways import FinishedWays
 from trainer.idle import idle
 from trainer.instead import require_comparable
@@ -156,4 +156,5 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
             below, above = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
             errors = [[max(0.0, below)], [max(0.0, above)]]
             axes.errorbar(row.seconds, row.accuracy, errors, fmt="o", capsize=3, label=row.way)
-        axes.set(xscale="log", xlabel="time, s", ylabel="accuracy on the test photos")
+        log_times(axes)
+        axes.set(xlabel="time, s", ylabel="accuracy on the test photos")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from serving.whole_file import names_disk
@@ -37,3 +38,11 @@ def line_plot(path: Path) -> Iterator[Axes]:
     axes.grid(alpha=0.3)
     axes.legend()
     save_png(figure, path)
+
+
+def log_times(axes: Axes) -> None:
+    """The x axis on a log scale, in plain numbers, also where its values are much alike: there
+    matplotlib's own labels run into each other."""
+    axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from trainer.figures import save_png
+from trainer.figures import line_plot, log_times, save_png
 from trainer.mistakes import draw_mistakes
 from trainer.plots import draw_confusion, draw_reliability, draw_training, save_plots
 from trainer.training import Epoch
@@ -106,3 +106,19 @@ def test_a_saved_plot_has_the_pixels_that_matplotlib_would_save(tmp_path: Path):
         for name in ("ours", "theirs")
     )
     assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("seconds", [(62, 64, 67, 70), (14, 19, 25, 30), (14, 300, 4000, 22000)])
+def test_times_that_are_much_alike_have_labels_that_can_be_read(
+    tmp_path: Path, seconds: tuple[int, ...]
+):
+    with line_plot(tmp_path / "plot.png") as axes:
+        for each in seconds:
+            axes.plot(each, 0.5, "o", label=str(each))
+        log_times(axes)
+    ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+    left, right = axes.get_xlim()
+    labels = [t.label1 for t in ticks if t.label1.get_text() and left <= t.get_loc() <= right]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert len(boxes) >= 2
+    assert all(one.x1 < other.x0 for one, other in zip(boxes, boxes[1:], strict=False))
