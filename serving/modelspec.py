@@ -87,6 +87,12 @@ class Metrics:
     def __post_init__(self) -> None:
         _check_photos(self.photos)
 
+    @property
+    def mean_recall(self) -> float:
+        """Over the classes that have test photos: each counts alike."""
+        shares = [right / photos for right, photos in self.per_class.values() if photos]
+        return sum(shares) / len(shares)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:

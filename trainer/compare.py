@@ -33,6 +33,7 @@ class Row:
     seconds: float
     megabytes: float  # of model.onnx
     latency_ms: float
+    mean_recall: float | None = None  # where classes are balanced
 
 
 def compare(
@@ -67,7 +68,7 @@ def compare(
                 continue
             published = train(config, console, world, data)
             if published is not None:
-                row = _row(way, published.manifest, published.how)
+                row = _row(way, published.manifest, published.how, config)
                 if checkpoints != "none":
                     finished.note(way, asdict(row))
                 console.line(f"Published {row.version}: {row.trained}")  # now: what comes may fail
@@ -120,7 +121,7 @@ def _require_all(
     return data, found
 
 
-def _row(way: str, manifest: Manifest, how: str) -> Row:
+def _row(way: str, manifest: Manifest, how: str, config: TrainConfig) -> Row:
     variant = manifest.variants["fp32"]
     return Row(
         way=way,
@@ -132,6 +133,7 @@ def _row(way: str, manifest: Manifest, how: str) -> Row:
         seconds=manifest.training_seconds,
         megabytes=manifest.files[variant.file].size / 1e6,
         latency_ms=variant.latency_ms,
+        mean_recall=None if config.balance == "none" else variant.metrics.mean_recall,
     )
 
 
@@ -142,12 +144,17 @@ def _say(rows: Sequence[Row], console: Console) -> None:
             (
                 row.way,
                 f"{row.accuracy:.4f} ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})  "
-                f"{row.seconds:.0f} s  {row.megabytes:.1f} MB  {row.latency_ms:.1f} ms a photo  "
+                f"{_recall(row)}{row.seconds:.0f} s  {row.megabytes:.1f} MB  "
+                f"{row.latency_ms:.1f} ms a photo  "
                 f"[{row.version}: {row.trained}]",
             )
             for row in rows
         ],
     )
+
+
+def _recall(row: Row) -> str:
+    return "" if row.mean_recall is None else f"mean recall {row.mean_recall:.4f}  "
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:

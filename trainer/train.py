@@ -26,7 +26,7 @@ from trainer.ranks import place_of
 from trainer.threads import keep_to_cores
 
 if TYPE_CHECKING:
-    from serving.modelspec import Familiarity, Manifest
+    from serving.modelspec import Familiarity, Manifest, Metrics
     from trainer.results import Published
 
 _INTERRUPTED = "error: interrupted; nothing was published"
@@ -147,6 +147,7 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
                 f"{metrics.accuracy:.4f}  ({metrics.correct} of {metrics.photos}; 95 % interval "
                 f"{metrics.accuracy_low:.4f} to {metrics.accuracy_high:.4f})",
             ),
+            *_mean_recall(metrics, config),
             ("calibration", f"ECE {metrics.ece:.4f}, temperature {manifest.temperature:.3f}"),
             *_familiarity(published.familiarity),
             (
@@ -166,6 +167,11 @@ def _summary(published: "Published", config: TrainConfig, console: Console) -> N
             f"Callers get version {published.stable}, which stable names; to give them this one: "
             f"models promote {manifest.name}/{manifest.version} --models {config.out}"
         )
+
+
+def _mean_recall(metrics: "Metrics", config: TrainConfig) -> Iterator[tuple[str, str]]:
+    if config.balance != "none":  # it is what the net was chosen by
+        yield "mean recall", f"{metrics.mean_recall:.4f}  on test, each class alike"
 
 
 def _familiarity(told: "Familiarity | None") -> Iterator[tuple[str, str]]:

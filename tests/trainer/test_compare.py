@@ -49,7 +49,8 @@ def test_four_ways_are_four_versions_in_one_table(
         return load_data(*what)
 
     monkeypatch.setattr("trainer.preparing.load_data", opening)
-    assert main(comparing(photos(per_class=12), tmp_path)) == 0
+    compared = [*comparing(photos(per_class=12), tmp_path), "--balance", "weights"]
+    assert main(compared) == 0
     assert len(opened) == 1
     captured = capsys.readouterr()
     rows = json.loads(captured.out)
@@ -61,6 +62,8 @@ def test_four_ways_are_four_versions_in_one_table(
         name, number = row["version"].split("/")
         metrics = repository.manifest(name, int(number)).variants["fp32"].metrics
         assert row["accuracy"] == metrics.accuracy and row["seconds"] > 0
+        assert row["mean_recall"] == metrics.mean_recall
+        assert f"mean recall {metrics.mean_recall:.4f}" in captured.err
     assert rows[0]["trained"] == "linear probe" and "scratch" in rows[3]["trained"]
     assert "Ways of transfer learning" in captured.err
 

@@ -532,8 +532,11 @@ def test_a_probe_alone_is_tracked_and_balanced_where_asked(
         measured = Repository(tmp_path / "models").manifest(balance, 1).variants["fp32"].metrics
         assert found["nll/test"] == pytest.approx(measured.nll, rel=1e-5)
         assert ("mean recall/cross-validated" in found) == (balance == "weights")
-    said = capsys.readouterr().out
-    assert "mean recall" in said and "Fine-tuning" not in said
+        said = capsys.readouterr().out
+        recall = np.mean([right / photos for right, photos in measured.per_class.values()])
+        told = re.findall(r"mean recall +(\S+)  on test, each class alike", said)
+        assert told == ([f"{recall:.4f}"] if balance == "weights" else [])
+    assert "Fine-tuning" not in said
     assert not torch.allclose(kept[0]["classifier.1.bias"], kept[1]["classifier.1.bias"])
 
 
