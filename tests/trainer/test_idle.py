@@ -41,7 +41,12 @@ RUNS = (
 )
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize(
+    "run",
+    # With a teacher two nets are trained.
+    [pytest.param(run, marks=[pytest.mark.slow] if "teacher" in run else []) for run in RUNS],
+    ids=str,
+)
 def test_what_is_named_changes_no_bit_of_the_version(
     photos: MakePhotos, tmp_path: Path, run: dict[str, Any]
 ) -> None:

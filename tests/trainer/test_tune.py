@@ -146,7 +146,8 @@ main(sys.argv[2:])
 
 
 # Before there is a trial; within the draw of the first.
-@pytest.mark.parametrize("line", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [2, 5])
 def test_killed_while_it_writes_its_journal_it_goes_on_from_the_defaults(
     photos: MakePhotos, tmp_path: Path, line: int
 ):
