@@ -15,6 +15,7 @@ HEAD_INITS = ("uniform", "normal", "glorot", "kaiming")
 POLICIES = ("crop", "standard", "trivial", "rand")
 BALANCES = ("none", "sampling", "weights")
 PRECISIONS = ("fp32", "bf16", "fp16")
+LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class TrainConfig:
                 "split"
             )
         _range("epochs", self.epochs, 0, 10_000)
-        _range("batch_size", self.batch_size, 2, 4096)
+        _range("batch_size", self.batch_size, 2, LARGEST_BATCH)
         _range("learning_rate", self.learning_rate, 1e-8, 10.0)
         _range("weight_decay", self.weight_decay, 0.0, 1.0)
         _range("warmup", self.warmup, 0.0, 0.9)

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.errors import InvalidRequest, to_install
 from trainer.auto import choose, choose_batch_size, choose_workers
-from trainer.config import TrainConfig
+from trainer.config import LARGEST_BATCH, TrainConfig
 from trainer.console import Console
 from trainer.listing import find_photos, require_there
 from trainer.packages import outdated, require_packages
@@ -24,7 +24,6 @@ FROM_SCRATCH = {
 WITHOUT_BATCH_NORM = {"learning_rate": 3e-4}
 # Robustness is learnt by all stages, from pictures that are never the same.
 ADVERSARIAL = {"epochs": 20, "learning_rate": 5e-4, "thaw": 1.0}
-_LARGEST_BATCH = 4096  # with which every other setting goes together
 
 
 def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> TrainConfig:
@@ -40,8 +39,9 @@ def with_defaults(given: Mapping[str, Any], console: Console | None = None) -> T
         defaults |= FROM_SCRATCH
     elif given.get("adversarial"):
         defaults |= ADVERSARIAL
-    # Packages take seconds to import: what is wrong by itself is said at once.
-    TrainConfig(**{"batch_size": _LARGEST_BATCH, **defaults, **given})
+    # Packages take seconds to import: what is wrong by itself is said at once. With the largest
+    # batch every other setting goes together.
+    TrainConfig(**{"batch_size": LARGEST_BATCH, **defaults, **given})
     require_there(given["data"])
     require_packages()
     console = console or Console(to_stderr=False, silent=True)

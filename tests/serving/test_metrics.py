@@ -275,15 +275,20 @@ async def test_a_version_that_was_let_go_is_counted_to_its_end_and_then_forgotte
             await running.server.control.rescan()
 
 
+async def scrape_of_three_shadowed(running: Running, port: int) -> Scrape:
+    """Once three photos, and their copies, are answered."""
+    async with AsyncClient(running.address) as client:
+        await client.classify([jpeg(seed=seed) for seed in range(3)], model="pets")
+    counts = running.server._classifier.shadowing.counts
+    await until(lambda: sum(counts.values()) == 3)
+    return await scrape(port)
+
+
 async def test_shadows_are_counted(models: Path, port: int) -> None:
     build_version(models, "pets")  # the same weights: every first label agrees
     settings = {"versions": "all", "shadow": "pets=1:1.0", "metrics_port": port}
     async with running_server(models, **settings) as running:
-        async with AsyncClient(running.address) as client:
-            await client.classify([jpeg(seed=seed) for seed in range(3)], model="pets")
-        counts = running.server._classifier.shadowing.counts
-        await until(lambda: sum(counts.values()) == 3)
-        said = await scrape(port)
+        said = await scrape_of_three_shadowed(running, port)
         agreed = {"version": "2", "shadow_version": "1", "outcome": "agreed"}
         assert said.value("pawprint_shadow_photos_total", model="pets", **agreed) == 3
         for version, default in (("1", "false"), ("2", "true")):
@@ -296,11 +301,7 @@ async def test_a_shadow_that_never_agrees_has_a_share_too(models: Path, port: in
     settings = {"versions": "1", "shadow": "pets=2:1.0", "metrics_port": port}
     Repository(models).promote("pets", 1)
     async with running_server(models, **settings) as running:
-        async with AsyncClient(running.address) as client:
-            await client.classify([jpeg(seed=seed) for seed in range(3)], model="pets")
-        counts = running.server._classifier.shadowing.counts
-        await until(lambda: sum(counts.values()) == 3)
-        said = await scrape(port)
+        said = await scrape_of_three_shadowed(running, port)
     shadow = "pawprint_shadow_photos_total"
     found = {s.labels["outcome"]: s.value for s in said.samples if s.name == shadow}
     assert found == {"agreed": 0, "differed": 3, "failed": 0, "skipped": 0}
